@@ -1,0 +1,1 @@
+"""Making edits and streaming them to a decoder."""

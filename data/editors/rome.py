@@ -1,0 +1,165 @@
+"""ROME (Meng et al. 2022): one rank-one edit of a down-projection for each request, every edit on the clean host.
+
+    key    mean key at the subject's last token over contexts, whitened by the keys' second moment: u = C⁻¹k̄ / ‖C⁻¹k̄‖
+    value  δ added to the projection's output there: min mean NLL(object) + KL term + decay (`values.py`)
+    edit   ΔW = r uᵀ with r = δ / (k₀·u), k₀ the key of the bare prompt, so that ΔW k₀ = δ
+
+Shape letters: B edits, D hidden width, F MLP width.
+"""
+
+import logging
+import random
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from data.editors.rows import Row, Suffixes, clean_pass, prompt_row, target_ids
+from data.editors.values import Job, optimise, row_starts
+from data.facts import EditRequest
+from data.keys import KeyStatistics, second_moment, whitener
+from decoder.config import EditsConfig
+from decoder.edit import RankOneEdit
+from decoder.host import Host
+
+BARE = "{}"
+ESSENCE = "{} is a"
+CONTEXT_WORDS = range(3, 16)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RomeResult:
+    """The edits that could be made, in the order of the requests.
+
+    Attributes:
+        kept: index into the requests of each edit.
+        edits: the factors, float32 on the CPU; keys have length 1.
+        delta_BD: what each edit adds to the projection's output at the subject of the bare prompt.
+        steps_B: updates made.
+        loss_B: loss at the last forward.
+        skipped: (edit_id, reason) of the requests that could not be made.
+    """
+
+    kept: list[int]
+    edits: RankOneEdit
+    delta_BD: Tensor
+    steps_B: Tensor
+    loss_B: Tensor
+    skipped: list[tuple[str, str]]
+
+
+class Rome:
+    """ROME on one layer of a host. The host is bit-identical after every call.
+
+    Args:
+        host: whose layer is edited.
+        layer: 0-based block whose down-projection carries the edit.
+        cfg: every setting of the method.
+        statistics: second moment of the layer's keys; may be None with ridge `identity`.
+        contexts: templates the prompt is put into; the first is the bare "{}".
+
+    Raises:
+        ValueError: no such layer, a ridge that is none, or contexts that do not start with the bare one.
+    """
+
+    def __init__(
+        self, host: Host, layer: int, cfg: EditsConfig, statistics: KeyStatistics | None, contexts: Sequence[str]
+    ) -> None:
+        host.check_layer(layer, "edits.layer")
+        if not contexts or contexts[0] != BARE or any(context.count(BARE) != 1 for context in contexts):
+            raise ValueError(f"contexts {list(contexts)!r}: expected the bare {{}} first and one {{}} in each")
+        self.host, self.layer, self.cfg, self.contexts = host, layer, cfg, list(contexts)
+        self._whiten = whitener(statistics, cfg.ridge)
+        self._shortcut: bool | None = None
+
+    @classmethod
+    def prepare(cls, host: Host, cfg: EditsConfig, texts: Sequence[str], cache: Path | None = None) -> "Rome":
+        """ROME at `cfg.layer`, with contexts and key statistics taken from texts like those the host was trained on."""
+        statistics = None if cfg.ridge == "identity" else second_moment(host, cfg.layer, texts, cfg.key_tokens, cache)
+        return cls(host, cfg.layer, cfg, statistics, sample_contexts(texts, cfg.contexts, cfg.seed))
+
+    def edit(self, requests: Sequence[EditRequest], advance: Callable[[int], None] | None = None) -> RomeResult:
+        """Makes the edits, `cfg.batch_size` together.
+
+        Args:
+            requests: one that cannot be made (object without a token, prompt without {}, empty subject) is skipped and listed.
+            advance: is told how many more requests are done.
+        """
+        jobs, skipped = self._jobs(requests)
+        # Neighbours of like length share a batch, so that little of it is padding.
+        jobs.sort(key=lambda job: job.size)
+        solved = [self._solve(jobs[start : start + self.cfg.batch_size], advance) for start in range(0, len(jobs), self.cfg.batch_size)]
+        if not solved:
+            empty = RankOneEdit(torch.empty(0, self.host.mlp_size), torch.empty(0, self.host.hidden_size))
+            return RomeResult([], empty, empty.value_BD, torch.empty(0, dtype=torch.long), torch.empty(0), skipped)
+        key_BF, value_BD, delta_BD, steps_B, loss_B = (torch.cat(parts) for parts in zip(*solved, strict=True))
+        finite_B = (key_BF.isfinite().all(dim=1) & value_BD.isfinite().all(dim=1)).tolist()
+        skipped += [(requests[job.index].edit_id, "key or value is not finite") for job, ok in zip(jobs, finite_B, strict=True) if not ok]
+        order = sorted((b for b, ok in enumerate(finite_B) if ok), key=lambda b: jobs[b].index)
+        kept = [jobs[b].index for b in order]
+        return RomeResult(kept, RankOneEdit(key_BF[order], value_BD[order]), delta_BD[order], steps_B[order], loss_B[order], skipped)
+
+    def _jobs(self, requests: Sequence[EditRequest]) -> tuple[list[Job], list[tuple[str, str]]]:
+        jobs, skipped = [], []
+        for index, request in enumerate(requests):
+            try:
+                jobs.append(self._job(index, request))
+            except ValueError as error:
+                skipped.append((request.edit_id, str(error)))
+        return jobs, skipped
+
+    def _job(self, index: int, request: EditRequest) -> Job:
+        fact, targets = request.fact, target_ids(self.host, request.object)
+        if fact.prompt.count(BARE) != 1:
+            raise ValueError(f"prompt {fact.prompt!r}: expected exactly one {{}} for the subject")
+        if not fact.subject.strip():
+            raise ValueError(f"prompt {fact.prompt!r}: the subject is empty")
+        rows = [prompt_row(self.host, context.replace(BARE, fact.prompt), fact.subject, targets) for context in self.contexts]
+        ids, lookup = self.host.prompt_ids(ESSENCE, fact.subject)
+        # By causality nothing after the subject counts, so a bare prompt that starts with the subject is its own essence row.
+        seen = ids[: lookup + 1]
+        if seen == rows[0].ids[: rows[0].lookup + 1]:
+            return Job(index, rows, essence=0)
+        return Job(index, [*rows, Row(seen, lookup, [])], essence=len(rows))
+
+    def _solve(self, jobs: Sequence[Job], advance: Callable[[int], None] | None) -> tuple[Tensor, ...]:
+        """Keys, values, deltas, steps and losses of a batch of jobs."""
+        suffixes = self._clean(jobs)
+        starts = row_starts(jobs)
+        bare_BF = suffixes.key_NF[starts].double().cpu()
+        mean_BF = torch.stack([suffixes.key_NF[n : n + len(self.contexts)].double().mean(dim=0) for n in starts]).cpu()
+        whitened_BF = self._whiten(mean_BF)
+        unit_BF = whitened_BF / whitened_BF.norm(dim=1, keepdim=True)
+        delta_BD, steps_B, loss_B = optimise(suffixes, jobs, self.cfg)
+        value_BD = delta_BD.double() / (bare_BF * unit_BF).sum(dim=1, keepdim=True)
+        if advance:
+            advance(len(jobs))
+        return unit_BF.float(), value_BD.float(), delta_BD, steps_B, loss_B
+
+    def _clean(self, jobs: Sequence[Job]) -> Suffixes:
+        rows = [row for job in jobs for row in job.rows]
+        suffixes = clean_pass(self.host, self.layer, rows)
+        if self._shortcut is None:
+            self._shortcut = suffixes.select(range(len(jobs[0].rows))).shortcut_holds()
+            if not self._shortcut:
+                log.warning("%s: adding a value above block %d changes more; every block runs at each step", self.host.name, self.layer)
+        return replace(suffixes, shortcut=self._shortcut)
+
+
+def sample_contexts(texts: Sequence[str], count: int, seed: int) -> list[str]:
+    """The bare "{}" and `count` - 1 distinct first sentences of the texts, each to precede the prompt.
+
+    Raises:
+        ValueError: the texts have too few sentences.
+    """
+    # Braces would be taken for the subject's place.
+    openings = (re.split(r"(?<=[.!?])\s+", re.sub(r"[{}]", "", text).strip(), maxsplit=1)[0] for text in texts)
+    sentences = sorted({opening for opening in openings if len(opening.split()) in CONTEXT_WORDS})
+    if len(sentences) < count - 1:
+        raise ValueError(f"edits.contexts={count}: the texts have {len(sentences)} sentences to precede a prompt. Give more text")
+    return [BARE, *(f"{sentence} {BARE}" for sentence in random.Random(seed).sample(sentences, count - 1))]

@@ -1,0 +1,152 @@
+"""The value of a ROME edit: the vector δ that makes the host say the object when it is added at the subject's last token.
+
+Many edits are optimised in one batch. The loss is a sum over edits and Adam is elementwise, so each edit gets what it would get alone;
+an edit that is done leaves the batch.
+
+Shape letters: B edits, N rows, K scored tokens, S suffix positions, D hidden width, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from data.editors.rows import Row, Suffixes
+from decoder.config import EditsConfig
+
+BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
+
+
+@dataclass(frozen=True)
+class Job:
+    """The rows of one request.
+
+    Attributes:
+        index: of the request.
+        rows: the bare prompt, the other contexts, and the essence row if the bare prompt's lookup does not serve.
+        essence: which row's lookup the KL term is measured at.
+    """
+
+    index: int
+    rows: list[Row]
+    essence: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return max(row.suffix for row in self.rows), max(row.lookup for row in self.rows)
+
+
+def row_starts(jobs: Sequence[Job]) -> list[int]:
+    """Index of each job's first row when the rows of all jobs are strung together."""
+    return [0, *accumulate(len(job.rows) for job in jobs[:-1])]
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """Where the loss is read: edit of each row; row, column, label, edit and weight of each token; row of each edit's KL term."""
+
+    edit_N: Tensor
+    row_K: Tensor
+    column_K: Tensor
+    label_K: Tensor
+    edit_K: Tensor
+    weight_K: Tensor
+    essence_B: Tensor
+
+    @classmethod
+    def of(cls, jobs: Sequence[Job], device: torch.device) -> "_Scored":
+        tokens, weights = [], []
+        for b, (job, start) in enumerate(zip(jobs, row_starts(jobs), strict=True)):
+            rows = [(n, row) for n, row in enumerate(job.rows, start) if row.targets]
+            for n, row in rows:
+                tokens += [(n, place - row.lookup, label, b) for place, label in zip(row.scored, row.targets, strict=True)]
+                weights += [1 / (len(rows) * len(row.targets))] * len(row.targets)
+        row_K, column_K, label_K, edit_K = torch.tensor(tokens, device=device).T
+        return cls(
+            edit_N=torch.tensor([b for b, job in enumerate(jobs) for _ in job.rows], device=device),
+            row_K=row_K,
+            column_K=column_K,
+            label_K=label_K,
+            edit_K=edit_K,
+            weight_K=torch.tensor(weights, device=device),
+            essence_B=torch.tensor([start + job.essence for job, start in zip(jobs, row_starts(jobs), strict=True)], device=device),
+        )
+
+
+class _Adam:
+    """Adam with torch's defaults on a stack of vectors from which some can be taken."""
+
+    def __init__(self, like_BD: Tensor, lr: float) -> None:
+        self.lr, self.time = lr, 0
+        self.mean_BD, self.square_BD = torch.zeros_like(like_BD), torch.zeros_like(like_BD)
+
+    def select(self, keep: list[int]) -> None:
+        self.mean_BD, self.square_BD = self.mean_BD[keep], self.square_BD[keep]
+
+    def step(self, grad_BD: Tensor) -> Tensor:
+        """What to add to the vectors."""
+        self.time += 1
+        self.mean_BD = BETA1 * self.mean_BD + (1 - BETA1) * grad_BD
+        self.square_BD = BETA2 * self.square_BD + (1 - BETA2) * grad_BD.square()
+        scale_BD = (self.square_BD / (1 - BETA2**self.time)).sqrt() + EPSILON
+        return -self.lr / (1 - BETA1**self.time) * self.mean_BD / scale_BD
+
+
+@torch.enable_grad()
+def optimise(suffixes: Suffixes, jobs: Sequence[Job], cfg: EditsConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """The vectors δ of the jobs, by at most `cfg.steps` forwards and one update fewer.
+
+    An edit stops where its loss falls below `cfg.stop_loss`; after each update δ is projected on the ball of `cfg.clamp` times the
+    norm of the clean value at the bare prompt's lookup.
+
+    Returns:
+        delta_BD, steps_B (updates) and loss_B (last forward), on the CPU.
+    """
+    device = suffixes.value_ND.device
+    found_BD = torch.zeros(len(jobs), suffixes.value_ND.shape[1])
+    steps_B, final_B = torch.zeros(len(jobs), dtype=torch.long), torch.zeros(len(jobs))
+    jobs, active = list(jobs), list(range(len(jobs)))
+    norm_B = suffixes.value_ND[row_starts(jobs)].float().norm(dim=1)
+    delta_BD, clean_BV = torch.zeros_like(found_BD, device=device), None
+    adam, scored = _Adam(delta_BD, cfg.lr), _Scored.of(jobs, device)
+    for step in range(cfg.steps):
+        delta_BD.requires_grad_()
+        loss_B, clean_BV = _loss(suffixes, scored, delta_BD, norm_B, clean_BV, cfg)
+        last = step == cfg.steps - 1
+        stop = [last or loss < cfg.stop_loss for loss in loss_B.tolist()]
+        done, keep = [b for b, flag in enumerate(stop) if flag], [b for b, flag in enumerate(stop) if not flag]
+        places = [active[b] for b in done]
+        found_BD[places], final_B[places], steps_B[places] = delta_BD.detach()[done].cpu(), loss_B.detach()[done].cpu(), step
+        if not keep:
+            break
+        (grad_BD,) = torch.autograd.grad(loss_B[keep].sum(), delta_BD)
+        delta_BD = delta_BD.detach()
+        if done:
+            rows = [start + n for b, start in enumerate(row_starts(jobs)) for n in range(len(jobs[b].rows)) if not stop[b]]
+            suffixes, jobs, active = suffixes.select(rows), [jobs[b] for b in keep], [active[b] for b in keep]
+            scored = _Scored.of(jobs, device)
+            delta_BD, grad_BD, clean_BV, norm_B = delta_BD[keep], grad_BD[keep], clean_BV[keep], norm_B[keep]
+            adam.select(keep)
+        delta_BD = delta_BD + adam.step(grad_BD)
+        over_B = delta_BD.norm(dim=1) / (cfg.clamp * norm_B)
+        delta_BD = delta_BD / over_B.clamp(min=1)[:, None]
+    return found_BD, steps_B, final_B
+
+
+def _loss(
+    suffixes: Suffixes, scored: _Scored, delta_BD: Tensor, norm_B: Tensor, clean_BV: Tensor | None, cfg: EditsConfig
+) -> tuple[Tensor, Tensor]:
+    """Loss of each edit, and the log-probabilities at the essence row's lookup before the edit (from the first call, where δ = 0)."""
+    hidden_NSD = suffixes.hidden(delta_BD[scored.edit_N])
+    picked = torch.cat([hidden_NSD[scored.row_K, scored.column_K], hidden_NSD[scored.essence_B, 0]])
+    logprobs = suffixes.host.head(picked).float().log_softmax(dim=-1)
+    token_KV, essence_BV = logprobs.split([len(scored.row_K), len(norm_B)])
+    clean_BV = essence_BV.detach() if clean_BV is None else clean_BV
+    nll_K = -token_KV.gather(1, scored.label_K[:, None]).squeeze(1)
+    nll_B = torch.zeros_like(norm_B).index_add(0, scored.edit_K, nll_K * scored.weight_K)
+    kl_B = (essence_BV.exp() * (essence_BV - clean_BV)).sum(dim=1)
+    # The norm over the squared norm, as ROME's own code has it.
+    decay_B = delta_BD.norm(dim=1) / norm_B.square()
+    return nll_B + cfg.kl * kl_B + cfg.decay * decay_B, clean_BV

@@ -1,0 +1,51 @@
+"""Opening the host of a run; the pocket host is built the first time."""
+
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from data.facts import load_facts
+from decoder.config import HostConfig, TrainConfig
+from decoder.host import Host
+from decoder.paths import cached, short_hash
+
+
+def open_host(cfg: TrainConfig) -> Host:
+    """Loads the host of a config on the device of its trainer.
+
+    Raises:
+        ValueError: the host cannot be loaded, recalls too little, or a device was asked for that is not there.
+    """
+    return Host.load(
+        cfg.host.path or pocket_folder(cfg),
+        name=cfg.host.name,
+        dtype=cfg.host.dtype,
+        revision=cfg.host.revision,
+        terminator=cfg.host.terminator,
+        device=device(cfg.trainer.accelerator),
+    )
+
+
+def pocket_folder(cfg: TrainConfig) -> Path:
+    """Folder of the pocket host in the cache, built there if it is missing."""
+    from data.pocket.host import build_pocket_host
+
+    facts = load_facts(cfg.facts)
+    folder = cached(cfg.cache_dir, "hosts", "pocket", pocket_fingerprint(cfg.host, facts.sha256))
+    if not (folder / "config.json").exists():
+        build_pocket_host(cfg.host, facts, folder)
+    return folder
+
+
+def pocket_fingerprint(cfg: HostConfig, facts_sha256: str) -> str:
+    recipe = dataclasses.asdict(cfg.pocket)
+    recipe.pop("min_recall")
+    return short_hash({"recipe": recipe, "seed": cfg.seed, "facts": facts_sha256})
+
+
+def device(accelerator: str) -> str:
+    """The torch device a Lightning accelerator means here."""
+    if accelerator in ("cuda", "gpu") and not torch.cuda.is_available():
+        raise ValueError(f"trainer.accelerator={accelerator}: there is no CUDA device here. Use trainer.accelerator=cpu")
+    return "cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu"

@@ -1,0 +1,152 @@
+"""Which edit may be trained on, and which test it belongs to.
+
+Relations, subjects and objects are drawn apart: relations into training, val/new and ood; subjects of the training relations
+into train, validation and test; and a share of all objects is held out of training and validation altogether.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from data.facts import EditRequest, Fact, FactSet
+from decoder.config import EditsConfig, SplitsConfig
+
+SPLITS = ("train", "val/id", "val/new", "id", "ood", "unseen_object")
+
+
+@dataclass(frozen=True)
+class SplitPlan:
+    """The draw. `split_of` is its only rule, for edits to be made and for edits read from a store alike."""
+
+    relation_role: dict[str, str]
+    """relation -> train, val or ood"""
+    subject_role: dict[str, str]
+    """subject of a training relation -> train, val or test"""
+    held_out: frozenset[str]
+    """objects that are never a target of training or validation"""
+
+    def split_of(self, relation: str, subject: str, object: str) -> str | None:
+        """The split of an edit, or None if it belongs to none (a held-out object on a training subject, say)."""
+        role = self.relation_role[relation]
+        if role == "ood":
+            return "ood"
+        if role == "val":
+            return None if object in self.held_out else "val/new"
+        subject_role = self.subject_role[subject]
+        if object in self.held_out:
+            return "unseen_object" if subject_role == "test" else None
+        return {"train": "train", "val": "val/id", "test": "id"}[subject_role]
+
+
+def draw_splits(facts: FactSet, cfg: SplitsConfig) -> SplitPlan:
+    """Draws relations, subjects and held-out objects by seed.
+
+    Raises:
+        ValueError: the facts have fewer relations than are asked for.
+    """
+    rng = random.Random(f"splits {cfg.seed}")
+    relations = sorted(facts.by_relation)
+    asked = cfg.train_relations + cfg.val_relations + cfg.ood_relations
+    if asked > len(relations):
+        raise ValueError(f"splits ask for {asked} relations, {facts.source} has {len(relations)}. Lower splits.*_relations")
+    rng.shuffle(relations)
+    roles = ["train"] * cfg.train_relations + ["val"] * cfg.val_relations + ["ood"] * cfg.ood_relations
+    relation_role = dict(zip(relations, roles, strict=False))
+    training = [relation for relation, role in relation_role.items() if role == "train"]
+    elsewhere = {fact.subject for relation, role in relation_role.items() if role != "train" for fact in facts.by_relation[relation]}
+    subject_role: dict[str, str] = {}
+    for relation in training:
+        subject_role |= _draw_subjects(facts.by_relation[relation], subject_role, elsewhere, cfg, rng)
+    objects = sorted({object for relation in training for object in facts.objects(relation)})
+    held_out = frozenset(rng.sample(objects, round(cfg.held_out_objects * len(objects))))
+    return SplitPlan(relation_role, subject_role, held_out)
+
+
+def _draw_subjects(facts: Sequence[Fact], known: dict[str, str], elsewhere: set[str], cfg: SplitsConfig, rng: random.Random) -> dict[str, str]:
+    """Roles of one relation's subjects. A subject that another relation has drawn keeps its role; one that occurs outside the
+    training relations can only be a test subject, or it would be trained on."""
+    subjects = sorted({fact.subject for fact in facts})
+    rng.shuffle(subjects)
+    fixed = {s: known.get(s, "test") for s in subjects if s in known or s in elsewhere}
+    free = [s for s in subjects if s not in fixed]
+    wanted = {"test": round(cfg.test_subjects * len(subjects)), "val": round(cfg.val_subjects * len(subjects))}
+    roles: list[str] = []
+    for role, count in wanted.items():
+        roles += [role] * max(0, count - sum(r == role for r in fixed.values()))
+    roles += ["train"] * (len(free) - len(roles))
+    return fixed | dict(zip(free, roles, strict=False))
+
+
+def plan_edits(facts: FactSet, plan: SplitPlan, cfg: EditsConfig) -> list[EditRequest]:
+    """The edits to make: for every relation and split its quota, spread evenly over objects, by `edits.seed`."""
+    quota = {
+        "train": cfg.train_per_relation,
+        "val/id": cfg.val_per_relation,
+        "id": cfg.id_per_relation,
+        "unseen_object": cfg.unseen_per_relation,
+        "val/new": cfg.other_per_relation,
+        "ood": cfg.other_per_relation,
+    }
+    requests = []
+    for relation in sorted(plan.relation_role):
+        by_split: dict[str, list[tuple[Fact, str]]] = {split: [] for split in SPLITS}
+        for fact in facts.by_relation[relation]:
+            for object in facts.objects(relation):
+                split = plan.split_of(relation, fact.subject, object)
+                if object != fact.object_true and split:
+                    by_split[split].append((fact, object))
+        for split, pairs in by_split.items():
+            rng = random.Random(f"edits {cfg.seed} {relation} {split}")
+            chosen = _evenly(pairs, quota[split], rng)
+            requests += [EditRequest(f"{fact.fact_id}-{object}", fact, object) for fact, object in chosen]
+    return requests
+
+
+def _evenly(pairs: list[tuple[Fact, str]], count: int, rng: random.Random) -> list[tuple[Fact, str]]:
+    """Up to `count` pairs, always taking one whose object and then whose subject was taken least so far."""
+    rng.shuffle(pairs)
+    objects: Counter[str] = Counter()
+    subjects: Counter[str] = Counter()
+    chosen = []
+    while pairs and len(chosen) < count:
+        pick = min(pairs, key=lambda pair: (objects[pair[1]], subjects[pair[0].subject]))
+        pairs.remove(pick)
+        chosen.append(pick)
+        objects[pick[1]] += 1
+        subjects[pick[0].subject] += 1
+    return chosen
+
+
+def assign(plan: SplitPlan, edits: pd.DataFrame, cfg: SplitsConfig) -> dict[str, list[int]]:
+    """Rows of each split among the successful edits of a store (columns relation, subject, object, success).
+
+    Raises:
+        ValueError: a split has fewer edits than `splits.min_*` asks, or two splits share what they must not.
+    """
+    rows: dict[str, list[int]] = {split: [] for split in SPLITS}
+    for row, edit in enumerate(edits.itertuples()):
+        split = plan.split_of(edit.relation, edit.subject, edit.object) if edit.relation in plan.relation_role else None
+        if edit.success and split:
+            rows[split].append(row)
+    for split, found in rows.items():
+        least = getattr(cfg, "min_" + split.replace("/", "_"))
+        if len(found) < least:
+            raise ValueError(f"split {split} has {len(found)} successful edits, splits.min_{split.replace('/', '_')}={least}. "
+                             "Ask for more edits (edits.*_per_relation) or draw again (splits.seed=)")
+    check_disjoint(rows, edits, plan.held_out)
+    return rows
+
+
+def check_disjoint(rows: dict[str, list[int]], edits: pd.DataFrame, held_out: frozenset[str]) -> None:
+    """Raises ValueError, naming the first offender, if training shares a subject with any other split, or a held-out object
+    is a target of training or validation."""
+    train_subjects = set(edits["subject"].iloc[rows["train"]])
+    for split in SPLITS[1:]:
+        if shared := train_subjects & set(edits["subject"].iloc[rows[split]]):
+            raise ValueError(f"subject {min(shared)!r} is in train and in {split}: {len(shared)} subjects overlap")
+    for split in ("train", "val/id", "val/new"):
+        if leaked := held_out & set(edits["object"].iloc[rows[split]]):
+            raise ValueError(f"held-out object {min(leaked)!r} is a target in {split}: {len(leaked)} objects leak")

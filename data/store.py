@@ -1,0 +1,221 @@
+"""The store of edits: a Hugging Face dataset on disk, one row an edit, with `manifest.json` beside it.
+
+Shape letters: N edits, D hidden width, F MLP width.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import torch
+from datasets import Dataset, Features, List, Value, concatenate_datasets, load_from_disk
+from torch import Tensor
+
+from decoder.edit import RankOneEdit
+from decoder.paths import cache_root, short_hash
+
+FORMAT = 1
+TEXT_COLUMNS = ("edit_id", "fact_id", "subject", "relation", "relation_name", "kind", "prompt", "object_true", "object")
+SCORE_COLUMNS = (
+    "efficacy", "paraphrase", "specificity", "es", "ps", "ns",
+    "efficacy_probability", "paraphrase_probability", "specificity_probability", "delta_norm_ratio",
+)  # fmt: skip
+
+
+def features(hidden_size: int, mlp_size: int) -> Features:
+    """The columns of a store; the lengths of key and value are part of their type, so that a wrong one is refused."""
+    return Features(
+        {name: Value("string") for name in TEXT_COLUMNS}
+        | {"object_ids": List(Value("int32"))}
+        | {"key": List(Value("float32"), length=mlp_size), "value": List(Value("float32"), length=hidden_size)}
+        | {name: Value("float32") for name in SCORE_COLUMNS}
+        | {"success": Value("bool")}
+    )
+
+
+class EditStore:
+    """Finished edits, memory-mapped.
+
+    Raises:
+        ValueError: the folder is no store, or a file is missing, cut short or changed; the file is named.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.manifest = _read_manifest(self.path)
+        _check_files(self.path, self.manifest["files"])
+        self.dataset = load_from_disk(str(self.path))
+        self._table = self.dataset.data.table
+        self.key_NF = self._matrix("key")
+        self.value_ND = self._matrix("value")
+        self.object_ids: list[list[int]] = self._table["object_ids"].to_pylist()
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def edits(self, rows: Tensor) -> RankOneEdit:
+        """The factors of the edits in `rows`."""
+        return RankOneEdit(self.key_NF[rows], self.value_ND[rows])
+
+    def table(self) -> pd.DataFrame:
+        """All columns but the vectors, in store order."""
+        return self._table.select([*TEXT_COLUMNS, *SCORE_COLUMNS, "success"]).to_pandas()
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint_of(self.manifest["files"])
+
+    def check(self, asked: Mapping[str, Any]) -> None:
+        """Raises ValueError, naming the field, if the manifest differs from what is asked."""
+        for field, value in asked.items():
+            if self.manifest[field] != value:
+                found, wanted = _first_difference(self.manifest[field], value)
+                raise ValueError(f"store {self.path}: {field} is {found}, asked for {wanted}. Give another store= or make it anew")
+
+    def _matrix(self, column: str) -> Tensor:
+        """A fixed-size list column as a (N, width) tensor; zero-copy where the column is one chunk."""
+        chunks = [chunk.flatten().to_numpy(zero_copy_only=True).reshape(len(chunk), -1) for chunk in self._table[column].chunks]
+        array = chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
+        return _read_only_tensor(array)
+
+
+def find_store(cache_dir: str | None, fingerprint: str) -> EditStore:
+    """The store in the cache that has a fingerprint.
+
+    Raises:
+        ValueError: there is none.
+    """
+    stores = cache_root(cache_dir) / "stores"
+    for manifest in sorted(stores.glob("*/manifest.json")):
+        if fingerprint_of(json.loads(manifest.read_text())["files"]) == fingerprint:
+            return EditStore(manifest.parent)
+    raise ValueError(f"no store with fingerprint {fingerprint} in {stores}. Give the store of this decoder's edits with store=FOLDER")
+
+
+def fingerprint_of(files: Mapping[str, str]) -> str:
+    """12 hex digits over the hashes of a store's data files."""
+    return short_hash({name: digest for name, digest in files.items() if name.endswith(".arrow")})
+
+
+class StoreWriter:
+    """Writes a store shard by shard beside its final place; nothing half-written is ever seen there.
+
+    A writer that finds an earlier one's shards goes on after them.
+
+    Raises:
+        ValueError: the shards that lie there were made for something else; the field is named.
+    """
+
+    def __init__(self, path: str | Path, asked: Mapping[str, Any]) -> None:
+        self.path, self.asked = Path(path), dict(asked)
+        self.partial = self.path.with_name(self.path.name + ".partial")
+        self.partial.mkdir(parents=True, exist_ok=True)
+        request = self.partial / "asked.json"
+        if request.exists():
+            found = json.loads(request.read_text())
+            for field, value in self.asked.items():
+                if found.get(field) != value:
+                    old, new = _first_difference(found.get(field), value)
+                    raise ValueError(f"{self.partial} holds shards with {field}={old}, asked for {new}. Remove the folder or give another store=")
+        else:
+            write_json(request, self.asked)
+
+    def has_shard(self, index: int) -> bool:
+        return self._shard(index).exists()
+
+    def write_shard(self, index: int, columns: Mapping[str, Any], skipped: list[list[str]]) -> None:
+        """Writes one shard: columns as of `features`, `key` (N, F) and `value` (N, D) as tensors; and what was skipped, why."""
+        temporary = self._shard(index).with_suffix(".tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        _dataset(columns).save_to_disk(str(temporary))
+        write_json(temporary / "skipped.json", skipped)
+        os.replace(temporary, self._shard(index))
+
+    def skipped(self, shards: int) -> list[list[str]]:
+        """(edit_id, reason) of every record that could not be edited."""
+        return [entry for i in range(shards) for entry in json.loads((self._shard(i) / "skipped.json").read_text())]
+
+    def finish(self, shards: int, skipped: list[list[str]]) -> EditStore:
+        """Joins the shards, writes the manifest with counts and file hashes, and moves the store to its place."""
+        temporary = self.partial / "joined"
+        shutil.rmtree(temporary, ignore_errors=True)
+        joined = concatenate_datasets([load_from_disk(str(self._shard(i))) for i in range(shards)])
+        joined.save_to_disk(str(temporary))
+        counts = {"rows": len(joined), "success": int(sum(joined["success"])), "skipped": len(skipped)}
+        files = {file.name: _sha256(file) for file in sorted(temporary.iterdir())}
+        write_json(temporary / "manifest.json", {"format": FORMAT, **self.asked, "counts": counts, "skipped": skipped, "files": files})
+        if self.path.exists():
+            shutil.rmtree(self.path)
+        os.replace(temporary, self.path)
+        shutil.rmtree(self.partial)
+        return EditStore(self.path)
+
+    def _shard(self, index: int) -> Path:
+        return self.partial / f"shard-{index:05d}"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON so that a reader sees the old file or the whole new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    os.replace(temporary, path)
+
+
+def _dataset(columns: Mapping[str, Any]) -> Dataset:
+    arrays = {name: values for name, values in columns.items() if name not in ("key", "value")}
+    for name in ("key", "value"):
+        flat = pa.array(columns[name].float().numpy().ravel())
+        arrays[name] = pa.FixedSizeListArray.from_arrays(flat, columns[name].shape[1])
+    schema = features(columns["value"].shape[1], columns["key"].shape[1])
+    return Dataset(pa.table({name: arrays[name] for name in schema})).cast(schema)
+
+
+def _read_only_tensor(array: np.ndarray) -> Tensor:
+    """A tensor on a memory-mapped array: torch has no read-only tensors and would warn, and nobody here writes."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.from_numpy(array)
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    file = path / "manifest.json"
+    if not file.exists():
+        raise ValueError(f"{path} is no store of edits: there is no manifest.json. Give a folder made by `python -m data.produce`")
+    try:
+        manifest = json.loads(file.read_text())
+    except json.JSONDecodeError:
+        raise ValueError(f"{file} is not whole JSON. Make the store anew") from None
+    if manifest.get("format") != FORMAT:
+        raise ValueError(f"{file}: format {manifest.get('format')}, this version reads {FORMAT}")
+    return manifest
+
+
+def _check_files(path: Path, files: Mapping[str, str]) -> None:
+    for name, expected in files.items():
+        if not (path / name).exists():
+            raise ValueError(f"store {path}: {name} is missing. The other files are as they were; make the store anew to complete it")
+        if _sha256(path / name) != expected:
+            raise ValueError(f"store {path}: {name} is cut short or changed (its sha256 is not the manifest's). Make the store anew")
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _first_difference(found: Any, wanted: Any) -> tuple[str, str]:
+    """The first differing entry of two settings, as text."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for name in sorted({*found, *wanted}):
+            if found.get(name) != wanted.get(name):
+                inner = _first_difference(found.get(name), wanted.get(name))
+                return f"{name}: {inner[0]}", f"{name}: {inner[1]}"
+    return repr(found), repr(wanted)

@@ -1,0 +1,99 @@
+"""Using an exported decoder: opening it, scoring it again, and answering for one suspect matrix."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.markup import escape
+from rich.table import Table
+
+from decoder.calibration import percentile
+from decoder.config import EvaluateConfig
+from decoder.edit import Edit, EditBatch
+from decoder.export import load_decoder, read_config
+from decoder.host import Host
+from decoder.model import ObjectDecoder
+from decoder.paths import cache_root
+from decoder.reading import object_text, read_batch, readings_table
+
+ASSUMPTION = "This decoder assumes that the matrix holds one edit: it names an object for a clean matrix too."
+
+
+def open_decoder(cfg: EvaluateConfig) -> tuple[ObjectDecoder, dict[str, Any]]:
+    """An exported decoder on its host, and its config.
+
+    Raises:
+        ValueError: no decoder there, its host is not to be found, or the host given is another one.
+    """
+    config = read_config(cfg.decoder)
+    trained_on = config["host"]
+    path = cfg.host or _host_path(trained_on, cfg.cache_dir)
+    host = Host.load(path, name=trained_on["id"], dtype=trained_on["dtype"], revision=trained_on["revision"], device=cfg.device)
+    host.terminator_id = config["terminator_id"]
+    return load_decoder(cfg.decoder, host, allow_host_mismatch=cfg.allow_host_mismatch), config
+
+
+def _host_path(trained_on: Mapping[str, Any], cache_dir: str | None) -> str:
+    """Where the decoder's host is: in the cache by the name of its folder, or what it was loaded from."""
+    if not trained_on["cached_as"]:
+        return trained_on["path"]
+    folder = cache_root(cache_dir) / "hosts" / trained_on["cached_as"]
+    if not folder.is_dir():
+        raise ValueError(f"the decoder's host {trained_on['id']} ({trained_on['cached_as']}) is not in the cache {folder.parent}. Give host=FOLDER or cache_dir=")
+    return str(folder)
+
+
+def read_splits(decoder: ObjectDecoder, config: Mapping[str, Any], loaders: Mapping[str, Iterable[EditBatch]], table: pd.DataFrame) -> pd.DataFrame:
+    """Reads every edit of the loaders; one row each."""
+    readings = {
+        split: [
+            reading
+            for batch in loader
+            for reading in read_batch(decoder.host, decoder.read(batch.edits.to(decoder.host.device), **config["search"]), batch)
+        ]
+        for split, loader in loaders.items()
+    }
+    return readings_table(readings, table)
+
+
+def answer(decoder: ObjectDecoder, config: Mapping[str, Any], suspect: Edit, top: int) -> dict[str, Any]:
+    """The most probable objects of one suspect matrix, and how its confidence compares with edits and with nulls."""
+    search = config["search"] | {"beams": max(top, config["search"]["beams"])}
+    beams = decoder.read(suspect, **search)
+    objects = [
+        {"text": object_text(decoder.host, ids), "probability": probability}
+        for ids, probability in zip(beams.tokens[0], beams.probability_BK[0].tolist(), strict=True)
+    ]
+    confidence = objects[0]["probability"]
+    return {
+        "objects": objects[:top],
+        "null_percentile": percentile(confidence, config["calibration"]["null"]["quantiles"]),
+        "edit_percentile": percentile(confidence, config["calibration"]["edit"]["quantiles"]),
+        "host": config["host"]["id"],
+        "layer": config["edited_layer"],
+    }
+
+
+def describe_answer(answer: Mapping[str, Any]) -> str:
+    """An answer in words."""
+    lines = [f"{object['probability']:.3f}  {escape(object['text'])}" for object in answer["objects"]]
+    null, edit = answer["null_percentile"], answer["edit_percentile"]
+    doubt = "" if null >= 95 else "\nMatrices without an edit reach this confidence: take it for no finding."
+    return (
+        f"Planted in layer {answer['layer']} of {answer['host']}, most probable first:\n  "
+        + "\n  ".join(lines)
+        + f"\nMore confident than {null:.0f} % of matrices without an edit and than {edit:.0f} % of validation edits.{doubt}\n{ASSUMPTION}"
+    )
+
+
+def scores_table(answer: Mapping[str, Any]) -> Table:
+    """Scores of the test splits."""
+    table = Table(title=f"{Path(answer['decoder'])} on {answer['store']}", title_justify="left")
+    for column in ("split", "n", "exact match", "95 % interval", "first token"):
+        table.add_column(column, justify="left" if column == "split" else "right")
+    for split, scores in answer["test"].items():
+        low, high = scores["exact_match"]["ci95"]
+        cells = (f"{scores['exact_match']['value']:.3f}", f"{low:.3f} to {high:.3f}", f"{scores['first_token']['value']:.3f}")
+        table.add_row(split, str(scores["n"]), *cells)
+    return table

@@ -1,0 +1,268 @@
+"""What simpler readers make of the same edits. A decoder's score means little without them.
+
+Base known: the reader has the host's own W_V, so the update W' - W and its factors. Base unknown: it has W' alone.
+Settings of a baseline (its ridge, its template) are chosen on validation edits.
+
+Shape letters: B edits, N training edits, M prompt length, D hidden width, F MLP width, V vocabulary, T object tokens.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from decoder.edit import EditBatch, RankOneEdit
+from decoder.host import Host
+from decoder.metrics import exact_match, wilson
+from decoder.model import ObjectDecoder
+
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+CARRIER_STRENGTHS = (2.0, 3.5, 5.0, 7.0)
+CHUNK = 128
+
+
+class Answer(NamedTuple):
+    """A baseline's answers on one split."""
+
+    first_token_B: Tensor
+    exact_B: list[bool] | None = None
+    """Whether the whole object is right; None if the baseline names a first token only."""
+
+
+Reader = Callable[[EditBatch], Answer]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What baselines are fitted on and chosen on. Edits come as factors, in any number."""
+
+    host: Host
+    layer: int
+    train: EditBatch
+    validation: EditBatch
+    start: ObjectDecoder
+    """The decoder before training: its start prompt and no trained layer."""
+    subjects: Sequence[str]
+    """Subjects of the training edits."""
+    templates: Sequence[str]
+    """Templates of the training relations."""
+    beams: int
+    max_object_tokens: int
+
+
+def score_baselines(evidence: Evidence, tests: Mapping[str, EditBatch]) -> dict[str, Any]:
+    """Every baseline on every split: base_known, and by split n, first_token and exact_match (None if it cannot spell)."""
+    with torch.no_grad():
+        readers = {name: (known, build(evidence)) for name, (known, build) in BASELINES.items()}
+        return {
+            name: {"base_known": known} | {split: _scores(reader(batch), batch) for split, batch in tests.items()}
+            for name, (known, reader) in readers.items()
+        }
+
+
+def _scores(answer: Answer, batch: EditBatch) -> dict[str, Any]:
+    first = (answer.first_token_B == batch.object_ids_BT[:, 0]).tolist()
+    exact = None if answer.exact_B is None else wilson(answer.exact_B)
+    return {"n": len(first), "first_token": wilson(first), "exact_match": exact}
+
+
+def logit_lens(evidence: Evidence) -> Reader:
+    """The value through final norm and unembedding (nostalgebraist 2020)."""
+    value = _canonical_value(evidence.train)
+    return lambda batch: Answer(evidence.host.unembed(value(batch)).argmax(-1))
+
+
+def logit_lens_base_free(evidence: Evidence) -> Reader:
+    """The top left singular vector of W' through final norm and unembedding; of its two signs the more confident one."""
+
+    def read(batch: EditBatch) -> Answer:
+        top_BD = torch.cat([_top_left_singular(weight_BDF) for weight_BDF in _dense_chunks(evidence, batch)])
+        logits_2BV = torch.stack([evidence.host.unembed(top_BD), evidence.host.unembed(-top_BD)])
+        peak_2B, token_2B = logits_2BV.softmax(-1).max(-1)
+        return Answer(token_2B.gather(0, peak_2B.argmax(0, keepdim=True))[0])
+
+    return read
+
+
+def nearest_edit(evidence: Evidence) -> Reader:
+    """The object of the training edit whose value has the highest cosine."""
+    value = _canonical_value(evidence.train)
+    train_ND = normalize(value(evidence.train))
+
+    def read(batch: EditBatch) -> Answer:
+        nearest_B = (normalize(value(batch)) @ train_ND.T).argmax(1)
+        return _known_object(evidence.train.object_ids_BT[nearest_B], batch)
+
+    return read
+
+
+def object_prior(evidence: Evidence) -> Reader:
+    """Always the most frequent training object."""
+    (most_frequent, _), = Counter(map(tuple, evidence.train.object_ids_BT.tolist())).most_common(1)
+    return lambda batch: _known_object(torch.tensor([most_frequent]).expand(len(batch.edits), -1), batch)
+
+
+def untrained_prompt(evidence: Evidence) -> Reader:
+    """The decoder before training."""
+    return lambda batch: _read(evidence, evidence.start, batch.edits, batch)
+
+
+def carrier(evidence: Evidence) -> Reader:
+    """Nothing trained: the value's direction added at the mean subject, followed by a template of a training relation.
+
+    The template, then the strength (times the clean output's norm), are those that read most validation edits.
+    """
+    host, value = evidence.host, _canonical_value(evidence.train)
+    prompts = [carrier_prompt(host, evidence.subjects, template) for template in evidence.templates]
+
+    def reader(prompt_MD: Tensor, strength: float) -> Reader:
+        decoder = ObjectDecoder(host, edited_layer=evidence.layer, trained_layers=[], prompt_MD=prompt_MD)
+        return lambda batch: _read(evidence, decoder, AtSubject(batch.edits.key_BF, strength * normalize(value(batch))), batch)
+
+    size = _clean_output_norm(evidence, prompts[0])
+    prompt_MD = max(prompts, key=lambda prompt: _validation_score(evidence, reader(prompt, 5.0 * size)))
+    strength = max(CARRIER_STRENGTHS, key=lambda times: _validation_score(evidence, reader(prompt_MD, times * size)))
+    return reader(prompt_MD, strength * size)
+
+
+def linear_value(evidence: Evidence) -> Reader:
+    """Ridge regression, in closed form, from the value to the unembedding of the object's first token."""
+    value = _canonical_value(evidence.train)
+    return _best_ridge(evidence, value)
+
+
+def master_key(evidence: Evidence) -> Reader:
+    """The value without the base: w with key.w = 1 for the training keys (ridge regression); then z = W'w minus its training
+    mean holds the value, and the same ridge regression as `linear_value` reads it."""
+    key_NF = normalize(evidence.train.edits.key_BF)
+    best: tuple[float, Reader] | None = None
+    for ridge in RIDGES:
+        master_F = _ridge(key_NF, torch.ones(len(key_NF), 1), ridge)[:, 0]
+        response_D = evidence.host.weight_DF(evidence.layer).float() @ master_F
+
+        def response(batch: EditBatch, master_F: Tensor = master_F, response_D: Tensor = response_D) -> Tensor:
+            # (W + value ⊗ key) w, without building W'.
+            return response_D + batch.edits.value_BD * (batch.edits.key_BF @ master_F).unsqueeze(1)
+
+        reader = _best_ridge(evidence, response)
+        score = _validation_score(evidence, reader)
+        if best is None or score > best[0]:
+            best = score, reader
+    return best[1]
+
+
+BASELINES: dict[str, tuple[bool, Callable[[Evidence], Reader]]] = {
+    "logit_lens": (True, logit_lens),
+    "logit_lens_base_free": (False, logit_lens_base_free),
+    "nearest_edit": (True, nearest_edit),
+    "object_prior": (False, object_prior),
+    "untrained_prompt": (False, untrained_prompt),
+    "carrier": (True, carrier),
+    "linear_value": (True, linear_value),
+    "master_key": (False, master_key),
+}
+"""name -> (base known, builder)"""
+
+
+@dataclass(frozen=True)
+class AtSubject(RankOneEdit):
+    """The value added with gain 1 at the first prompt position and nowhere else; object tokens pass unedited."""
+
+    def output(self, x_BTF: Tensor, y_BTD: Tensor, bias_D: Tensor | None) -> Tensor:
+        out_BTD = y_BTD.expand(len(self), -1, -1).clone()
+        if x_BTF.shape[1] > 1:
+            out_BTD[:, 0] += self.value_BD
+        return out_BTD
+
+
+def carrier_prompt(host: Host, subjects: Sequence[str], template: str) -> Tensor:
+    """The mean embedding of the subjects' last tokens, then what a template says after its subject; (M, D)."""
+    embed = host.model.get_input_embeddings()
+    last_tokens = torch.tensor([host.object_ids(subject)[-1] for subject in subjects], device=host.device)
+    suffix = torch.tensor(host.object_ids(template.split("{}")[1]), device=host.device)
+    return torch.cat([embed(last_tokens).mean(0, keepdim=True), embed(suffix)]).detach()
+
+
+def _canonical_value(train: EditBatch) -> Callable[[EditBatch], Tensor]:
+    """ΔW fixes its factors up to scale and sign. Here the key has norm 1 and points along the mean training key."""
+    mean_F = normalize(train.edits.key_BF).mean(0)
+
+    def value(batch: EditBatch) -> Tensor:
+        key_BF = batch.edits.key_BF
+        return batch.edits.value_BD * (key_BF.norm(dim=1) * (key_BF @ mean_F).sign()).unsqueeze(1)
+
+    return value
+
+
+def _best_ridge(evidence: Evidence, feature: Callable[[EditBatch], Tensor]) -> Reader:
+    """The regression from a feature (B, D) to first-token unembeddings whose ridge reads most validation edits."""
+    unembedding_VD = evidence.host.model.get_output_embeddings().weight.detach().float()
+    train_ND, target_ND = feature(evidence.train), unembedding_VD[evidence.train.object_ids_BT[:, 0]]
+    mean_D, mean_target_D = train_ND.mean(0), target_ND.mean(0)
+
+    def reader(ridge: float) -> Reader:
+        map_DD = _ridge(train_ND - mean_D, target_ND - mean_target_D, ridge)
+        return lambda batch: Answer(
+            (((feature(batch) - mean_D) @ map_DD + mean_target_D) @ normalize(unembedding_VD).T).argmax(1)
+        )
+
+    return max(map(reader, RIDGES), key=lambda read: _validation_score(evidence, read))
+
+
+def _ridge(x_NF: Tensor, y_ND: Tensor, ridge: float) -> Tensor:
+    """argmin over A of |xA - y|² + ridge · mean eigenvalue of xᵀx · |A|²."""
+    x_NF, y_ND = x_NF.double(), y_ND.double()
+    gram_FF = x_NF.T @ x_NF
+    gram_FF.diagonal().add_(ridge * gram_FF.diagonal().mean())
+    return torch.linalg.solve(gram_FF, x_NF.T @ y_ND).float()
+
+
+def _validation_score(evidence: Evidence, reader: Reader) -> float:
+    batch = evidence.validation
+    return float((reader(batch).first_token_B == batch.object_ids_BT[:, 0]).float().mean())
+
+
+def _read(evidence: Evidence, decoder: ObjectDecoder, edits: RankOneEdit, batch: EditBatch) -> Answer:
+    """What a decoder with some prompt says, whole objects, in chunks."""
+    first, exact = [], []
+    for start in range(0, len(edits), CHUNK):
+        chunk = slice(start, start + CHUNK)
+        beams = decoder.read(edits[chunk], beams=evidence.beams, max_object_tokens=evidence.max_object_tokens)
+        first.append(beams.first_token_B)
+        exact += exact_match(beams, batch.object_ids_BT[chunk], evidence.host.terminator_id)
+    return Answer(torch.cat(first), exact)
+
+
+def _known_object(found_BT: Tensor, batch: EditBatch) -> Answer:
+    """An answer that is some training object; both sides are padded to one length before they are compared."""
+    wide = max(found_BT.shape[1], batch.object_ids_BT.shape[1])
+    found_BT, planted_BT = (
+        torch.nn.functional.pad(ids_BT, (0, wide - ids_BT.shape[1]), value=-100) for ids_BT in (found_BT, batch.object_ids_BT)
+    )
+    return Answer(found_BT[:, 0], (found_BT == planted_BT).all(1).tolist())
+
+
+def _dense_chunks(evidence: Evidence, batch: EditBatch) -> list[Tensor]:
+    weight_DF = evidence.host.weight_DF(evidence.layer)
+    chunks = [batch.edits[start : start + CHUNK] for start in range(0, len(batch.edits), CHUNK)]
+    return [chunk.applied_to(weight_DF).weight_BDF.float() for chunk in chunks]
+
+
+def _top_left_singular(weight_BDF: Tensor) -> Tensor:
+    """(B, D), from the smaller Gram matrix."""
+    return torch.linalg.eigh(weight_BDF @ weight_BDF.transpose(1, 2)).eigenvectors[:, :, -1]
+
+
+def _clean_output_norm(evidence: Evidence, prompt_MD: Tensor) -> float:
+    """Norm of the unedited projection's output at the mean subject."""
+    outputs: list[Tensor] = []
+    handle = evidence.host.down_proj(evidence.layer).register_forward_hook(lambda module, args, output: outputs.append(output))
+    try:
+        evidence.host.model(inputs_embeds=prompt_MD.unsqueeze(0).to(evidence.host.dtype), use_cache=False, logits_to_keep=1)
+    finally:
+        handle.remove()
+    return float(outputs[0][0, 0].norm())

@@ -1,0 +1,72 @@
+"""How sure is sure: confidence on edits against confidence on matrices that hold none.
+
+A decoder always names some object. What its probability is worth shows beside nulls: the host's own W_V, and random rank-one
+updates with the keys and norms of training edits but values that mean nothing.
+
+Shape letters: B edits, D hidden width, F MLP width.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torchmetrics.functional.classification import binary_auroc
+
+from decoder.edit import RankOneEdit
+from decoder.host import Host
+from decoder.model import ObjectDecoder
+from decoder.reading import object_text
+
+NULLS = 500
+CHUNK = 125
+
+
+def null_edits(train: RankOneEdit, count: int, seed: int) -> RankOneEdit:
+    """`count` random updates: key and norm of a training edit, value in a uniformly random direction."""
+    generator = torch.Generator().manual_seed(seed)
+    like = train[torch.randint(len(train), (count,), generator=generator)]
+    random_BD = torch.randn(like.value_BD.shape, generator=generator)
+    return RankOneEdit(like.key_BF, random_BD / random_BD.norm(dim=1, keepdim=True) * like.value_BD.norm(dim=1, keepdim=True))
+
+
+def clean_edit(host: Host, layer: int) -> RankOneEdit:
+    """The host's own W_V, as an update of nothing."""
+    width, mlp_width = host.weight_DF(layer).shape
+    return RankOneEdit(torch.zeros(1, mlp_width), torch.zeros(1, width))
+
+
+def calibrate(
+    decoder: ObjectDecoder, train: RankOneEdit, edit_confidence: Sequence[float], *, beams: int, max_object_tokens: int, seed: int
+) -> dict[str, Any]:
+    """Quantiles (0, 1, ..., 100 %) of the confidence on validation edits and on nulls, their AUROC, and the clean matrix's reading."""
+    confidence: list[float] = []
+    nulls = null_edits(train, NULLS, seed)
+    for start in range(0, NULLS, CHUNK):
+        beams_found = decoder.read(nulls[start : start + CHUNK], beams=beams, max_object_tokens=max_object_tokens)
+        confidence += beams_found.probability_BK[:, 0].tolist()
+    clean = decoder.read(clean_edit(decoder.host, decoder.edited_layer), beams=beams, max_object_tokens=max_object_tokens)
+    clean_probability = float(clean.probability_BK[0, 0])
+    confidence.append(clean_probability)
+    scores = torch.tensor([*edit_confidence, *confidence])
+    labels = torch.tensor([1] * len(edit_confidence) + [0] * len(confidence))
+    calibration = {
+        "auroc": float(binary_auroc(scores, labels)),
+        "null": {"n": len(confidence), "quantiles": _quantiles(confidence)},
+        "edit": {"n": len(edit_confidence), "quantiles": _quantiles(edit_confidence)},
+    }
+    calibration["clean_matrix"] = {
+        "predicted": object_text(decoder.host, clean.tokens[0][0]),
+        "probability": clean_probability,
+        "null_percentile": percentile(clean_probability, calibration["null"]["quantiles"]),
+    }
+    return calibration
+
+
+def percentile(probability: float, quantiles: Sequence[float]) -> float:
+    """Percent of the calibration set whose confidence lies below `probability`."""
+    return float(np.mean(np.asarray(quantiles) < probability) * 100)
+
+
+def _quantiles(values: Sequence[float]) -> list[float]:
+    return np.quantile(values, np.linspace(0, 1, 101)).tolist()

@@ -1,0 +1,198 @@
+"""Every setting of the program, one line each: name, type, default and what it means.
+
+The composer (`decoder/compose.py`) fills these dataclasses from `configs/` and the command line. Nothing here imports torch,
+so that `--help` answers at once.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, Optional
+
+
+def option(default: Any, help: str, kind: Optional[str] = None) -> Any:
+    """A dataclass field with its line of help; mutable defaults are copied for every instance. `kind` describes an `Any`."""
+    metadata = {"help": help, "kind": kind}
+    if isinstance(default, (list, dict)):
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def group(config_class: type) -> Any:
+    """A nested group of settings."""
+    return field(default_factory=config_class)
+
+
+@dataclass
+class PocketConfig:
+    layers: int = option(4, "number of blocks")
+    windowed_layers: int = option(2, "leading blocks whose attention sees only `window` positions")
+    window: int = option(1, "positions seen by a windowed block; 1 is the token itself")
+    hidden_size: int = option(128, "hidden width D")
+    mlp_size: int = option(384, "MLP width F")
+    heads: int = option(4, "attention heads")
+    object_vocabulary: int = option(600, "size of the BPE vocabulary learnt on the objects")
+    steps: int = option(600, "optimiser steps")
+    batch_size: int = option(32, "rows in a step")
+    row_tokens: int = option(48, "tokens in a row")
+    lr: float = option(3e-3, "peak learning rate of AdamW")
+    weight_decay: float = option(0.1, "weight decay of AdamW")
+    warmup_steps: int = option(100, "steps of linear warm-up")
+    min_recall: float = option(0.97, "the program stops if exact recall on any template is lower")
+
+
+@dataclass
+class HostConfig:
+    name: str = option("pocket", "name of the host in tables and folders")
+    path: Optional[str] = option(None, "local folder or Hub id; empty builds the pocket host")
+    revision: Optional[str] = option(None, "Hub revision to pin")
+    dtype: Literal["float32", "bfloat16", "float16"] = option("float32", "dtype the frozen weights are loaded in")
+    terminator: Optional[str] = option(".", "text that ends an object; empty if the host has none")
+    seed: int = option(0, "seed of the pocket host's text and weights")
+    pocket: PocketConfig = group(PocketConfig)
+
+
+@dataclass
+class FactsConfig:
+    source: str = option("pocket", "fact set: the embedded pocket table")
+
+
+@dataclass
+class EditsConfig:
+    editor: Literal["rome"] = option("rome", "method that plants the edits")
+    layer: int = option(1, "edited layer: 0-based block whose MLP down-projection carries the edit")
+    ridge: Any = option(0.01, "added to the keys' second moment: 0, a fraction of its largest eigenvalue, or `identity`", "float|identity")
+    contexts: int = option(5, "contexts a key is averaged over, the bare prompt among them")
+    steps: int = option(20, "most Adam steps of the value optimisation")
+    lr: float = option(0.2, "learning rate of the value optimisation")
+    clamp: float = option(5.0, "largest norm of the value change, as a multiple of the clean value's norm")
+    decay: float = option(1e-3, "weight of the norm penalty on the value change")
+    kl: float = option(0.0625, "weight of the KL term that keeps the subject's essence")
+    stop_loss: float = option(0.05, "an edit stops when its loss falls below this")
+    batch_size: int = option(64, "edits optimised together")
+    shard_size: int = option(256, "edits in a shard of the store; a killed run resumes at the next shard")
+    key_tokens: int = option(60000, "tokens of text for the keys' second moment")
+    seed: int = option(0, "seed of contexts, of the text for the keys, and of which objects are planted")
+    train_per_relation: int = option(55, "training edits asked for per training relation")
+    val_per_relation: int = option(8, "val/id edits per training relation")
+    id_per_relation: int = option(18, "id test edits per training relation")
+    unseen_per_relation: int = option(12, "at most so many unseen_object edits per training relation")
+    other_per_relation: int = option(32, "edits per val/new and ood relation")
+
+
+@dataclass
+class SplitsConfig:
+    train_relations: int = option(17, "relations trained on")
+    val_relations: int = option(3, "relations of val/new")
+    ood_relations: int = option(11, "relations of the ood test")
+    held_out_objects: float = option(0.15, "share of objects that are never a training or validation target")
+    val_subjects: float = option(0.1, "share of a training relation's subjects kept for val/id")
+    test_subjects: float = option(0.27, "share of a training relation's subjects kept for id and unseen_object")
+    seed: int = option(0, "seed of the draw")
+    min_train: int = option(800, "fewest successful training edits")
+    min_val_id: int = option(100, "fewest successful val/id edits")
+    min_val_new: int = option(60, "fewest successful val/new edits")
+    min_id: int = option(280, "fewest successful id edits")
+    min_ood: int = option(320, "fewest successful ood edits")
+    min_unseen_object: int = option(150, "fewest successful unseen_object edits")
+
+
+@dataclass
+class DataConfig:
+    form: Literal["factors", "dense"] = option("factors", "what a batch carries: factors of the edits, or whole W'_V")
+    batch_size: int = option(16, "edits in a training batch")
+    eval_batch_size: int = option(128, "edits in an evaluation batch")
+    workers: int = option(0, "loader processes")
+    shuffle_labels: bool = option(False, "control: train on objects that are permuted between the edits")
+    max_train: Optional[int] = option(None, "train on at most so many edits, drawn evenly over relations")
+
+
+@dataclass
+class DecoderConfig:
+    layer: Any = option(1, "trained layer, 0-based; several as [0,1]", "int|list of int")
+    prompt_length: int = option(10, "learnable prompt vectors M")
+    prompt_init: Literal["random", "carrier"] = option(
+        "random", "start of the prompt: random token-like vectors, or mean subject + template"
+    )
+    train_prompt: bool = option(True, "learn the prompt vectors; the paper keeps them fixed")
+    scope: Literal["prompt", "all"] = option("prompt", "positions the trained layer acts on: the prompt only (two passes), or all")
+    target: Literal["object", "first_token"] = option(
+        "object", "train on the whole object and its terminator, or its first token as in the paper"
+    )
+    beams: int = option(4, "beams of the search over whole objects")
+    max_object_tokens: int = option(8, "longest object that is generated, terminator not counted")
+
+
+@dataclass
+class OptimConfig:
+    lr_layer: float = option(2e-4, "AdamW learning rate of the trained layer")
+    lr_prompt: float = option(1e-2, "AdamW learning rate of the prompt")
+    betas: list[float] = option([0.9, 0.98], "AdamW betas")
+    weight_decay: float = option(0.01, "AdamW weight decay")
+    schedule: Literal["constant", "cosine"] = option("cosine", "learning rate over the epochs")
+    warmup_steps: int = option(0, "steps of linear warm-up")
+    clip: Optional[float] = option(1.0, "largest gradient norm")
+    epochs: int = option(40, "most epochs")
+    patience: int = option(15, "validation checks without a better val/id/loss before training stops")
+
+
+@dataclass
+class TrainerConfig:
+    accelerator: str = option("auto", "Lightning accelerator: auto, cpu, cuda, ...")
+    devices: Any = option(1, "Lightning devices", "int|list of int|auto")
+    num_nodes: int = option(1, "machines")
+    strategy: str = option("auto", "Lightning strategy")
+    precision: str = option("32-true", "Lightning precision")
+    progress: Literal["auto", "rich", "none"] = option("auto", "progress bars; auto shows them in a terminal")
+
+
+@dataclass
+class SwapConfig:
+    arithmetic: Literal["factors", "dense"] = option("factors", "W x + (key.x) value, or the product with W' rounded to the host's dtype")
+
+
+@dataclass
+class WandbConfig:
+    mode: Literal["online", "offline", "disabled"] = option("offline", "offline needs no account and sends nothing")
+    project: str = option("palimpsest", "W&B project")
+    entity: Optional[str] = option(None, "W&B user or team")
+    group: Optional[str] = option(None, "W&B group; empty is the experiment's name")
+    tags: list[str] = option([], "W&B tags")
+    name: Optional[str] = option(None, "W&B run name; empty is host, editor, layers and seed")
+    log_decoder: bool = option(False, "log the exported decoder as an artifact")
+
+
+@dataclass
+class TrainConfig:
+    """What `train.py` and `python -m data.produce` read."""
+
+    experiment: str = option("main", "name of the experiment; also picks configs/experiment/<name>.yaml")
+    seed: int = option(0, "seed of the decoder; host.seed, edits.seed and splits.seed are their own")
+    runs: str = option("runs", "folder of run folders")
+    cache_dir: Optional[str] = option(None, "cache of hosts, key statistics and stores; empty is $XDG_CACHE_HOME/palimpsest")
+    resume: bool = option(False, "continue a killed run from its last checkpoint")
+    host: HostConfig = group(HostConfig)
+    store: Optional[str] = option(None, "folder of the store of edits; empty is in the cache")
+    facts: FactsConfig = group(FactsConfig)
+    edits: EditsConfig = group(EditsConfig)
+    splits: SplitsConfig = group(SplitsConfig)
+    data: DataConfig = group(DataConfig)
+    decoder: DecoderConfig = group(DecoderConfig)
+    optim: OptimConfig = group(OptimConfig)
+    trainer: TrainerConfig = group(TrainerConfig)
+    swap: SwapConfig = group(SwapConfig)
+    wandb: WandbConfig = group(WandbConfig)
+
+
+@dataclass
+class EvaluateConfig:
+    """What `evaluate.py` reads."""
+
+    decoder: Optional[str] = option(None, "exported decoder folder")
+    store: Optional[str] = option(None, "store of edits to score; empty finds the decoder's own in the cache")
+    suspect: Optional[str] = option(None, "safetensors file with one suspect matrix to read")
+    tensor: Optional[str] = option(None, "name of the suspect matrix, if the file holds several 2-D tensors")
+    host: Optional[str] = option(None, "host folder or Hub id; empty takes what the decoder was trained on")
+    top: int = option(5, "objects to print")
+    json: bool = option(False, "print one JSON object and nothing else")
+    allow_host_mismatch: bool = option(False, "go on with a host that is not the decoder's")
+    cache_dir: Optional[str] = option(None, "cache of hosts and stores")
+    device: str = option("cpu", "device to run on")

@@ -1,0 +1,47 @@
+"""How a program ends when the user, not the code, has to do something: one line on stderr, no traceback."""
+
+import functools
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+DEBUG = "PALIMPSEST_DEBUG"
+
+
+class UserError(Exception):
+    """What came, what was expected and what to do, in one line."""
+
+
+def run_command(main: Callable[P, T]) -> Callable[P, T]:
+    """Decorates a program's `main`: bad input exits 2 with one line on stderr, Ctrl-C exits 130.
+
+    `PALIMPSEST_DEBUG=1` shows the traceback above the line. Other exceptions pass: they are ours to mend.
+    """
+
+    @functools.wraps(main)
+    def command(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return main(*args, **kwargs)
+        except (UserError, ValueError, FileNotFoundError, KeyboardInterrupt) as error:
+            if os.environ.get(DEBUG, "0") not in ("", "0"):
+                traceback.print_exc()
+            sys.stderr.write(_line(error) + "\n")
+            raise SystemExit(130 if isinstance(error, KeyboardInterrupt) else 2) from None
+
+    return command
+
+
+def _line(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    if isinstance(error, FileNotFoundError) and error.filename:
+        return f"error: {error.filename}: no such file or folder"
+    message = " ".join(str(error).split())
+    if isinstance(error, UserError):
+        return f"error: {message}"
+    label = "" if type(error) is ValueError and message else f"{type(error).__name__}: "
+    return f"error: {label}{message} ({DEBUG}=1 shows the traceback)"

@@ -1,0 +1,139 @@
+"""Exported decoders: a folder with `decoder_config.json`, `decoder_model.safetensors` and a model card. No pickle anywhere."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+import decoder as package
+from decoder.card import model_card
+from decoder.host import Host
+from decoder.model import ObjectDecoder
+
+FORMAT = 1
+CONFIG, WEIGHTS, CARD = "decoder_config.json", "decoder_model.safetensors", "README.md"
+LEADING_SPACE = "objects are tokenised with one leading space"
+
+
+def decoder_config(decoder: ObjectDecoder) -> dict[str, Any]:
+    """What a decoder is and which host and matrix it belongs to."""
+    host, layer = decoder.host, decoder.edited_layer
+    return {
+        "format": FORMAT,
+        "package_version": package.__version__,
+        "host": {
+            "id": host.name,
+            "path": None if _cached_as(host) else host.path,
+            "cached_as": _cached_as(host),
+            "revision": host.revision,
+            "dtype": str(host.dtype).removeprefix("torch."),
+            "model_type": host.model_type,
+            "fingerprint": host.fingerprint,
+            "tokenizer": host.tokenizer.name_or_path if host.revision else host.name,
+            "vocabulary": len(host.tokenizer),
+        },
+        "module": host.module_path(layer),
+        "edited_layer": layer,
+        "trained_layer": decoder.trained_layers,
+        "shape": list(host.weight_DF(layer).shape),
+        "base_sha256": host.base_sha256(layer),
+        "prompt_length": len(decoder.prompt_MD),
+        "scope": decoder.scope,
+        "arithmetic": decoder.arithmetic,
+        "terminator_id": host.terminator_id,
+        "object_rule": LEADING_SPACE,
+    }
+
+
+def _cached_as(host: Host) -> str | None:
+    """Name of the host's folder if it lies in a palimpsest cache: a path of this machine would mean nothing elsewhere."""
+    folder = Path(host.path)
+    return folder.name if folder.parent.name == "hosts" and folder.name.startswith(f"{host.name}-") else None
+
+
+def save_decoder(folder: Path, decoder: ObjectDecoder, facts: dict[str, Any]) -> None:
+    """Writes an exported decoder; `facts` (search, scores, calibration, splits, ...) join the config. The folder appears whole or not at all."""
+    temporary = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    config = decoder_config(decoder) | facts
+    (temporary / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in decoder.state_dict().items()}
+    metadata = {"format": str(FORMAT), "host": config["host"]["id"], "fingerprint": config["host"]["fingerprint"], "layer": str(config["edited_layer"])}
+    save_file(tensors, str(temporary / WEIGHTS), metadata=metadata)
+    (temporary / CARD).write_text(model_card(config))
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(temporary, folder)
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """The config of an exported decoder.
+
+    Raises:
+        ValueError: the folder is no exported decoder, or of a format this version does not know.
+    """
+    file = Path(folder) / CONFIG
+    if not file.is_file():
+        raise ValueError(f"decoder={folder}: no {CONFIG} there. Give the decoder/ folder of a run")
+    try:
+        config = json.loads(file.read_text())
+    except json.JSONDecodeError:
+        raise ValueError(f"{file} is not whole JSON; export the decoder again") from None
+    if config.get("format") != FORMAT:
+        raise ValueError(f"{file}: format {config.get('format')}, this version reads {FORMAT}")
+    return config
+
+
+def load_decoder(folder: str | Path, host: Host, *, allow_host_mismatch: bool = False) -> ObjectDecoder:
+    """An exported decoder on a host, in eval mode.
+
+    Raises:
+        ValueError: the host is not the one the decoder was trained on (names both), or tensors are missing, surplus or of
+            another shape.
+    """
+    config = read_config(folder)
+    if not allow_host_mismatch:
+        _compare_host(config, host)
+    if list(host.weight_DF(config["edited_layer"]).shape) != config["shape"]:
+        raise ValueError(f"{folder}: the decoder is for {config['shape']} matrices, {host.name} has {list(host.weight_DF(config['edited_layer']).shape)}")
+    file = Path(folder) / WEIGHTS
+    try:
+        tensors = load_file(str(file))
+    except (SafetensorError, FileNotFoundError) as error:
+        raise ValueError(f"{file} cannot be read as safetensors ({error}). Export the decoder again") from None
+    decoder = ObjectDecoder(
+        host,
+        edited_layer=config["edited_layer"],
+        trained_layers=config["trained_layer"],
+        prompt_MD=torch.zeros(config["prompt_length"], config["shape"][0]),
+        scope=config["scope"],
+        arithmetic=config["arithmetic"],
+    )
+    try:
+        decoder.load_state_dict(tensors, strict=True)
+    except RuntimeError as error:
+        raise ValueError(f"{file} does not fit its config: {' '.join(str(error).split())}") from None
+    return decoder.to(host.device).eval()
+
+
+def _compare_host(config: dict[str, Any], host: Host) -> None:
+    trained_on = config["host"]
+    found = {
+        "model_type": host.model_type,
+        "dtype": str(host.dtype).removeprefix("torch."),
+        "vocabulary": len(host.tokenizer),
+        "fingerprint": host.fingerprint,
+    }
+    for field, value in found.items():
+        if trained_on[field] != value:
+            raise ValueError(
+                f"the decoder was trained on host {trained_on['id']} with {field} {trained_on[field]}, "
+                f"this host ({host.name}) has {value}. Its answers would be noise; allow_host_mismatch=true goes on all the same"
+            )
+    if host.base_sha256(config["edited_layer"]) != config["base_sha256"]:
+        raise ValueError(f"W_V of {host.name} layer {config['edited_layer']} is not the one the decoder was trained beside")

@@ -1,0 +1,205 @@
+"""The host: the frozen causal language model whose weights were edited.
+
+Shape letters: T tokens, N rows, D hidden width, F MLP width, V vocabulary.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from operator import attrgetter
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
+
+from decoder.nearest import did_you_mean
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where a family keeps its blocks, its down-projection inside a block, and its final norm."""
+
+    blocks: str
+    down_proj: str
+    final_norm: str
+
+
+_LLAMA = Family("model.layers", "mlp.down_proj", "model.norm")
+_GPT2 = Family("transformer.h", "mlp.c_proj", "transformer.ln_f")
+
+FAMILIES: dict[str, Family] = {
+    "gpt2": _GPT2,
+    "gpt_neo": _GPT2,
+    "gptj": Family("transformer.h", "mlp.fc_out", "transformer.ln_f"),
+    "gpt_neox": Family("gpt_neox.layers", "mlp.dense_4h_to_h", "gpt_neox.final_layer_norm"),
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+    "phi": Family("model.layers", "mlp.fc2", "model.final_layernorm"),
+}
+
+
+class Host:
+    """A frozen causal language model and what the method asks of it.
+
+    The weights never change: every parameter has `requires_grad=False` and the model stays in eval mode.
+
+    Raises:
+        ValueError: the model's family is not in `FAMILIES`, or `terminator` is not one token.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        name: str,
+        path: str = "",
+        revision: str | None = None,
+        terminator: str | None = None,
+    ) -> None:
+        self.model_type = model.config.model_type
+        if self.model_type not in FAMILIES:
+            raise ValueError(f"host {name}: family {self.model_type!r} is not supported; {did_you_mean(self.model_type, FAMILIES)}")
+        self.family = FAMILIES[self.model_type]
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.name, self.path, self.revision = name, path, revision
+        self.terminator_id = self._single_token(terminator) if terminator else None
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        name: str,
+        dtype: str = "float32",
+        revision: str | None = None,
+        terminator: str | None = None,
+        device: str = "cpu",
+    ) -> "Host":
+        """Loads a host from a folder or, by id, from the Hub's cache; weights are read from safetensors only."""
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                path, dtype=getattr(torch, dtype), revision=revision, use_safetensors=True
+            )
+            tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
+        except OSError as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"host {name}: nothing to load at {path} ({reason}). Give a folder or Hub id with host.path=") from None
+        resolved = getattr(model.config, "_commit_hash", None) or revision
+        return cls(model.to(device), tokenizer, name=name, path=str(path), revision=resolved, terminator=terminator)
+
+    # Layout
+
+    @cached_property
+    def blocks(self) -> nn.ModuleList:
+        return attrgetter(self.family.blocks)(self.model)
+
+    @property
+    def layers(self) -> int:
+        return len(self.blocks)
+
+    @cached_property
+    def hidden_size(self) -> int:
+        return self.weight_DF(0).shape[0]
+
+    @cached_property
+    def mlp_size(self) -> int:
+        return self.weight_DF(0).shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    def check_layer(self, layer: int, key: str) -> None:
+        """Raises ValueError that names the setting `key` if the host has no such layer."""
+        if not 0 <= layer < self.layers:
+            raise ValueError(f"{key}={layer}: {self.name} has layers 0 to {self.layers - 1}")
+
+    def down_proj(self, layer: int) -> nn.Module:
+        """The module of W_V in a block."""
+        self.check_layer(layer, "layer")
+        return attrgetter(self.family.down_proj)(self.blocks[layer])
+
+    def module_path(self, layer: int) -> str:
+        return f"{self.family.blocks}.{layer}.{self.family.down_proj}"
+
+    def stored_transposed(self, layer: int) -> bool:
+        """Whether the file layout of W_V is (F, D). Decided by type: shapes are ambiguous for a square matrix."""
+        return isinstance(self.down_proj(layer), Conv1D)
+
+    def weight_DF(self, layer: int) -> Tensor:
+        """W_V in canonical orientation (D, F), a view of the frozen weight."""
+        weight = self.down_proj(layer).weight.detach()
+        return weight.T if self.stored_transposed(layer) else weight
+
+    def head(self, hidden_ND: Tensor) -> Tensor:
+        """Logits (N, V) of hidden states that went through the final norm already, as the base model returns them."""
+        return self.model.get_output_embeddings()(hidden_ND)
+
+    def unembed(self, hidden_ND: Tensor) -> Tensor:
+        """Logits (N, V) of residual-stream vectors: final norm, then output head."""
+        return self.head(attrgetter(self.family.final_norm)(self.model)(hidden_ND))
+
+    # Tokens
+
+    def object_ids(self, text: str) -> list[int]:
+        """Tokens of an object as it continues a prompt: with a leading space, without special tokens or terminator."""
+        return self.tokenizer(" " + text.strip(), add_special_tokens=False)["input_ids"]
+
+    def text_ids(self, text: str) -> list[int]:
+        return self.tokenizer(text)["input_ids"]
+
+    def prompt_ids(self, template: str, subject: str) -> tuple[list[int], int]:
+        """Tokens of `template` filled with `subject`, and the index of the subject's last token.
+
+        The filled text is tokenised whole and the subject is found by character offsets, so neighbours of the subject
+        ("'s", a comma) and special tokens cannot shift the index.
+
+        Raises:
+            ValueError: the template has not exactly one `{}`, or no token covers the subject.
+        """
+        if template.count("{}") != 1:
+            raise ValueError(f"prompt {template!r}: expected exactly one {{}} for the subject")
+        start = template.index("{}")
+        end = start + len(subject)
+        encoding = self.tokenizer(template.replace("{}", subject), return_offsets_mapping=True)
+        covering = [i for i, (a, b) in enumerate(encoding["offset_mapping"]) if a < end and b > start and b > a]
+        if not subject.strip() or not covering:
+            raise ValueError(f"prompt {template!r}: no token covers the subject {subject!r}")
+        return encoding["input_ids"], covering[-1]
+
+    def _single_token(self, text: str) -> int:
+        ids = self.object_ids(text)
+        if len(ids) != 1:
+            raise ValueError(f"host.terminator={text!r} is {len(ids)} tokens of {self.name}; expected one")
+        return ids[0]
+
+    # Identity
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """12 hex digits over all weights (names, dtypes, shapes, bytes) and the vocabulary."""
+        digest = hashlib.sha256(json.dumps(sorted(self.tokenizer.get_vocab().items())).encode())
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor_bytes(tensor))
+        return digest.hexdigest()[:12]
+
+    def base_sha256(self, layer: int) -> str:
+        """sha256 of W_V's bytes in the dtype the host was loaded in, canonical orientation."""
+        return hashlib.sha256(tensor_bytes(self.weight_DF(layer))).hexdigest()
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """The raw bytes of a tensor, row-major, whatever its dtype."""
+    return tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data

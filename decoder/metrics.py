@@ -1,0 +1,80 @@
+"""What a decoder is scored on: the object's first token and the whole object, each with intervals.
+
+Shape letters: B edits, T object tokens, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import binomtest
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from decoder.beam import Beams
+from decoder.edit import PADDING
+
+BOOTSTRAP_DRAWS = 2000
+
+
+def split_meters(splits: Sequence[str]) -> nn.ModuleDict:
+    """Means over an evaluation pass, one set a split; as modules, so that Lightning moves, resets and syncs them."""
+    names = ("loss", "first_token", "exact_match")
+    return nn.ModuleDict({split: nn.ModuleDict({name: MeanMetric() for name in names}) for split in splits})
+
+
+def object_loss(logits_BTV: Tensor, object_ids_BT: Tensor) -> Tensor:
+    """Mean cross-entropy over all object tokens and terminators."""
+    return nn.functional.cross_entropy(logits_BTV.flatten(0, 1).float(), object_ids_BT.flatten(), ignore_index=PADDING)
+
+
+def first_token_correct(beams: Beams, object_ids_BT: Tensor) -> list[bool]:
+    return (beams.first_token_B == object_ids_BT[:, 0]).tolist()
+
+
+def exact_match(beams: Beams, object_ids_BT: Tensor, terminator_id: int | None) -> list[bool]:
+    """Whether the most probable object is the planted one: all its tokens and, where the host has one, the terminator."""
+    planted = [[token for token in ids if token not in (PADDING, terminator_id)] for ids in object_ids_BT.tolist()]
+    found = [objects[0] for objects in beams.tokens]
+    if terminator_id is None:
+        return [best[: len(ids)] == ids for best, ids in zip(found, planted, strict=True)]
+    return [best == ids for best, ids in zip(found, planted, strict=True)]
+
+
+def wilson(correct: Sequence[bool]) -> dict[str, Any]:
+    """Share of correct answers with its 95 % Wilson interval (Wilson 1927)."""
+    n, hits = len(correct), int(np.sum(correct))
+    interval = binomtest(hits, n).proportion_ci(0.95, method="wilson")
+    return {"value": hits / n, "ci95": [float(interval.low), float(interval.high)]}
+
+
+def cluster_interval(correct: Sequence[bool], clusters: Sequence[str], seed: int = 0) -> list[float]:
+    """95 % percentile bootstrap interval of the share, drawing whole clusters: edits of one subject or relation are not independent."""
+    totals = pd.DataFrame({"correct": correct, "n": 1}).groupby(np.asarray(clusters)).sum().to_numpy()
+    draws = np.random.default_rng(seed).integers(len(totals), size=(BOOTSTRAP_DRAWS, len(totals)))
+    sums = totals[draws].sum(axis=1)
+    return [float(bound) for bound in np.quantile(sums[:, 0] / sums[:, 1], [0.025, 0.975])]
+
+
+def split_scores(readings: pd.DataFrame, cluster: str) -> dict[str, Any]:
+    """Scores of one split; `cluster` is the column whose groups the second interval draws."""
+    return {
+        "n": len(readings),
+        "first_token": wilson(readings["first_token"]),
+        "exact_match": wilson(readings["exact_match"])
+        | {"ci95_cluster": cluster_interval(readings["exact_match"], readings[cluster])},
+    }
+
+
+def grouped_scores(readings: pd.DataFrame, column: str) -> dict[str, Any]:
+    """Exact match by relation or by kind of object, and whether training had that kind."""
+    return {
+        str(name): {
+            "n": len(group),
+            "exact_match": float(group["exact_match"].mean()),
+            "first_token": float(group["first_token"].mean()),
+            "seen_kind": bool(group["seen_kind"].any()),
+        }
+        for name, group in readings.groupby(column)
+    }

@@ -1,0 +1,122 @@
+"""The decoder: a learnable prompt and one trained layer of the host that make the host say what an edit planted.
+
+Two passes. On the prompt the host runs with the edit and the trained layer in place and fills the key/value cache; object
+tokens are then continued on that cache by the host's own layers, still with the edit in place. So the trained layer learns to
+switch an edit on and to ask for its object, and the host itself spells the object, which keeps objects readable that training
+never showed. `scope="all"` keeps the trained layer in place for both passes: the published one-pass form.
+
+Shape letters: B edits, M prompt vectors, T object tokens (terminator included), K beams, D hidden width, V vocabulary.
+"""
+
+import copy
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from decoder.beam import Beams, beam_search
+from decoder.edit import Edit
+from decoder.host import Host
+from decoder.swap import exchanged, swapped
+
+
+class ObjectDecoder(nn.Module):
+    """Reads edits of `edited_layer` of a host.
+
+    The module tree holds what is learnt and nothing else: `prompt_MD` and a copy of each trained layer, in float32. The host
+    is kept outside the tree; if the edited layer itself is trained, its W_V stays the host's (paper, section 6).
+
+    Args:
+        prompt_MD: start of the prompt vectors.
+        trained_layers: layers whose copies stand in for the host's on the prompt.
+        scope: "prompt" or "all", the positions the trained layers act on.
+        arithmetic: "factors" adds the rank-one term to the activations; "dense" multiplies with W' rounded to the host's dtype.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        *,
+        edited_layer: int,
+        trained_layers: Sequence[int],
+        prompt_MD: Tensor,
+        train_prompt: bool = True,
+        scope: str = "prompt",
+        arithmetic: str = "factors",
+    ) -> None:
+        super().__init__()
+        host.check_layer(edited_layer, "edits.layer")
+        for layer in trained_layers:
+            host.check_layer(layer, "decoder.layer")
+        object.__setattr__(self, "host", host)
+        self.edited_layer, self.scope, self.arithmetic = edited_layer, scope, arithmetic
+        self.prompt_MD = nn.Parameter(prompt_MD.detach().clone().float(), requires_grad=train_prompt)
+        self.trained = nn.ModuleDict({str(layer): _trainable_copy(host, layer, edited_layer) for layer in trained_layers})
+
+    @property
+    def trained_layers(self) -> list[int]:
+        return [int(layer) for layer in self.trained]
+
+    def forward(self, edits: Edit, object_ids_BT: Tensor) -> Tensor:
+        """Logits (B, T, V) of each object token given the ones before it; `PADDING` may follow the objects."""
+        edits = self._prepared(edits)
+        first_BV, cache = self._read_prompt(edits)
+        if object_ids_BT.shape[1] == 1:
+            return first_BV.unsqueeze(1)
+        rest_BTV = self._continue(edits, object_ids_BT[:, :-1].clamp(min=0), cache)
+        return torch.cat([first_BV.unsqueeze(1), rest_BTV], dim=1)
+
+    @torch.no_grad()
+    def read(self, edits: Edit, *, beams: int, max_object_tokens: int) -> Beams:
+        """The most probable whole objects of each edit, best first."""
+        edits = self._prepared(edits)
+        first_BV, cache = self._read_prompt(edits)
+        cache.batch_repeat_interleave(beams)
+        beam_edits = edits.repeat_interleave(beams)
+
+        def step(tokens_N: Tensor, origin_N: Tensor) -> Tensor:
+            cache.reorder_cache(origin_N)
+            return self._continue(beam_edits, tokens_N.unsqueeze(1), cache)[:, 0]
+
+        return beam_search(first_BV, step, beams=beams, max_tokens=max_object_tokens, terminator_id=self.host.terminator_id)
+
+    def _prepared(self, edits: Edit) -> Edit:
+        if self.arithmetic == "dense" and hasattr(edits, "applied_to"):
+            return edits.applied_to(self.host.weight_DF(self.edited_layer))
+        return edits
+
+    def _read_prompt(self, edits: Edit) -> tuple[Tensor, DynamicCache]:
+        """First pass: logits (B, V) after the prompt, and the cache with batch B in every layer."""
+        prompt_1MD = self.prompt_MD.unsqueeze(0).to(self.host.dtype)
+        # The cache a config asks for drops positions in windowed layers that the second pass needs.
+        cache = DynamicCache()
+        with self._trained_in_place(), swapped(self.host, edits, self.edited_layer):
+            output = self.host.model(inputs_embeds=prompt_1MD, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        assert cache.get_seq_length() == self.prompt_MD.shape[0], "the host did not keep the prompt in its cache"
+        for layer in cache.layers:
+            if layer.keys.shape[0] != len(edits):
+                layer.batch_repeat_interleave(len(edits))
+        return output.logits[:, -1], cache
+
+    def _continue(self, edits: Edit, ids_BT: Tensor, cache: DynamicCache) -> Tensor:
+        """Second pass: logits (B, T, V) after each of the given object tokens; the cache grows by T."""
+        trained = self._trained_in_place() if self.scope == "all" else nullcontext()
+        with trained, swapped(self.host, edits, self.edited_layer):
+            return self.host.model(input_ids=ids_BT, past_key_values=cache, use_cache=True).logits
+
+    def _trained_in_place(self) -> AbstractContextManager:
+        return exchanged(self.host, {int(layer): block for layer, block in self.trained.items()})
+
+
+def _trainable_copy(host: Host, layer: int, edited_layer: int) -> nn.Module:
+    """A float32 copy of a block with gradients on; the edited W_V is not copied but shared, outside the module tree."""
+    block = copy.deepcopy(host.blocks[layer]).float().requires_grad_(True)
+    if layer == edited_layer:
+        parent_path, _, leaf = host.family.down_proj.rpartition(".")
+        parent = block.get_submodule(parent_path)
+        delattr(parent, leaf)
+        # In __dict__ instead of the module tree: neither trained, nor counted, nor saved.
+        parent.__dict__[leaf] = host.down_proj(layer)
+    return block

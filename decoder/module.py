@@ -1,0 +1,130 @@
+"""Training and scoring a decoder with Lightning.
+
+Shape letters: B edits, T object tokens, M prompt vectors, D hidden width.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor
+
+from decoder.config import TrainConfig
+from decoder.edit import EditBatch
+from decoder.host import Host
+from decoder.metrics import object_loss, split_meters
+from decoder.model import ObjectDecoder
+from decoder.paths import trained_layers
+from decoder.reading import Reading, read_batch
+
+VAL_SPLITS = ("val/id", "val/new")
+TEST_SPLITS = ("id", "ood", "unseen_object")
+
+
+def random_prompt(host: Host, length: int, seed: int) -> Tensor:
+    """Prompt vectors (M, D) drawn like the host's token embeddings: same mean and spread in every coordinate."""
+    embedding_VD = host.model.get_input_embeddings().weight.float().cpu()
+    generator = torch.Generator().manual_seed(seed)
+    noise_MD = torch.randn(length, embedding_VD.shape[1], generator=generator)
+    return embedding_VD.mean(0) + noise_MD * embedding_VD.std(0)
+
+
+class DecoderModule(LightningModule):
+    """Trains an `ObjectDecoder`; validates on val/id and val/new; collects readings in tests.
+
+    Checkpoints hold the prompt and the trained layer only: the host is outside the module tree.
+
+    Args:
+        subjects, templates: of the training edits; a prompt that starts as a carrier is made of them.
+        hparams: plain dict of the resolved config, saved in checkpoints.
+    """
+
+    def __init__(
+        self, cfg: TrainConfig, host: Host, *, subjects: Sequence[str] = (), templates: Sequence[str] = (), hparams: dict[str, Any] | None = None
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(hparams or {}, logger=False)
+        self.cfg = cfg
+        prompt_MD = random_prompt(host, cfg.decoder.prompt_length, cfg.seed)
+        self.decoder = ObjectDecoder(
+            host,
+            edited_layer=cfg.edits.layer,
+            trained_layers=trained_layers(cfg),
+            prompt_MD=prompt_MD,
+            train_prompt=cfg.decoder.train_prompt,
+            scope=cfg.decoder.scope,
+            arithmetic=cfg.swap.arithmetic,
+        )
+        self.meters = split_meters([*VAL_SPLITS, *(f"test/{split}" for split in TEST_SPLITS)])
+        self.readings: dict[str, list[Reading]] = {}
+
+    def start_decoder(self) -> ObjectDecoder:
+        """The decoder before training: its start prompt and no trained layer."""
+        decoder = self.decoder
+        return ObjectDecoder(decoder.host, edited_layer=decoder.edited_layer, trained_layers=[], prompt_MD=decoder.prompt_MD, scope=decoder.scope)
+
+    def setup(self, stage: str) -> None:
+        self.decoder.host.model.to(self.device)
+
+    # Loaders come in the order of the datamodule's `val_splits` and `test_splits`.
+
+    def training_step(self, batch: EditBatch, batch_idx: int) -> Tensor:
+        loss = self._loss(batch)
+        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(batch.edits))
+        return loss
+
+    def validation_step(self, batch: EditBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._score(batch, self.trainer.datamodule.val_splits[dataloader_idx])
+
+    def on_test_start(self) -> None:
+        self.readings = {split: [] for split in self.trainer.datamodule.test_splits}
+
+    def test_step(self, batch: EditBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        split = self.trainer.datamodule.test_splits[dataloader_idx]
+        name = f"test/{split}" if split in TEST_SPLITS else None
+        self.readings[split] += self._score(batch, name)
+
+    def _loss(self, batch: EditBatch) -> Tensor:
+        target_BT = batch.object_ids_BT[:, :1] if self.cfg.decoder.target == "first_token" else batch.object_ids_BT
+        return object_loss(self.decoder(batch.edits, target_BT), target_BT)
+
+    def _score(self, batch: EditBatch, name: str | None) -> list[Reading]:
+        """Reads a batch and, under `name`, logs its loss, first_token and exact_match."""
+        cfg = self.cfg.decoder
+        beams = self.decoder.read(batch.edits, beams=cfg.beams, max_object_tokens=cfg.max_object_tokens)
+        readings = read_batch(self.decoder.host, beams, batch)
+        if name is None:
+            return readings
+        values = {
+            "loss": self._loss(batch).expand(len(readings)),
+            "first_token": [float(reading.first_token) for reading in readings],
+            "exact_match": [float(reading.exact_match) for reading in readings],
+        }
+        for metric, meter in self.meters[name].items():
+            meter.update(torch.as_tensor(values[metric]))
+            self.log(f"{name}/{metric}", meter, add_dataloader_idx=False, prog_bar=metric == "exact_match", batch_size=len(readings))
+        return readings
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optim = self.cfg.optim
+        groups = [{"params": list(self.decoder.trained.parameters()), "lr": optim.lr_layer, "name": "layer"}]
+        if self.cfg.decoder.train_prompt:
+            groups.append({"params": [self.decoder.prompt_MD], "lr": optim.lr_prompt, "name": "prompt"})
+        optimizer = torch.optim.AdamW(groups, betas=tuple(optim.betas), weight_decay=optim.weight_decay)
+        steps = self.trainer.estimated_stepping_batches
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _learning_rate(step, steps, optim.warmup_steps, optim.schedule))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def _learning_rate(step: int, steps: int, warmup_steps: int, schedule: str) -> float:
+    """Factor of the learning rates: linear warm-up, then constant or half a cosine down to 0."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    if schedule == "constant":
+        return 1.0
+    progress = (step - warmup_steps) / max(1, steps - warmup_steps)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+

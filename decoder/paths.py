@@ -1,0 +1,39 @@
+"""Where everything lies: the cache of things made once, and the folder of each run."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from decoder.config import TrainConfig
+
+
+def cache_root(cache_dir: str | None) -> Path:
+    """The cache folder: the given one, or palimpsest under the user's cache home."""
+    if cache_dir:
+        return Path(cache_dir).expanduser()
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "palimpsest"
+
+
+def cached(cache_dir: str | None, kind: str, name: str, fingerprint: str) -> Path:
+    """Folder of one cached host, set of key statistics or store; `kind` is hosts, keys or stores."""
+    return cache_root(cache_dir) / kind / f"{name}-{fingerprint}"
+
+
+def run_folder(cfg: TrainConfig) -> Path:
+    """Folder of one run: experiment, host, editor, edited and trained layers, seed."""
+    trained = "-".join(str(layer) for layer in trained_layers(cfg))
+    leaf = f"{cfg.edits.editor}-e{cfg.edits.layer}-t{trained}-s{cfg.seed}"
+    return Path(cfg.runs) / cfg.experiment / cfg.host.name / leaf
+
+
+def trained_layers(cfg: TrainConfig) -> list[int]:
+    layer = cfg.decoder.layer
+    return list(layer) if isinstance(layer, (list, tuple)) else [layer]
+
+
+def short_hash(value: Any) -> str:
+    """12 hex digits over a JSON-able value: the fingerprint of settings."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,0 +1,60 @@
+"""The result of a run: what `result.json` holds (schema 1)."""
+
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from decoder.metrics import grouped_scores, split_scores, wilson
+
+SCHEMA = 1
+CLUSTERS = {"id": "subject", "ood": "relation", "unseen_object": "subject"}
+LIBRARIES = ("torch", "lightning", "transformers", "torchmetrics", "datasets", "wandb", "omegaconf", "safetensors")
+
+
+def test_scores(readings: pd.DataFrame) -> dict[str, Any]:
+    """Scores of every test split, `ood` also apart by objects seen and unseen in training, with relations and kinds."""
+    scores: dict[str, Any] = {}
+    for split, cluster in CLUSTERS.items():
+        rows = readings[readings["split"] == split]
+        if rows.empty:
+            continue
+        scores[split] = split_scores(rows, cluster) | {
+            "by_relation": grouped_scores(rows, "relation_name"),
+            "by_kind": grouped_scores(rows, "kind"),
+        }
+        if split == "ood":
+            for name, part in (("ood_seen_object", rows[rows["seen_object"]]), ("ood_unseen_object", rows[~rows["seen_object"]])):
+                if not part.empty:
+                    scores[name] = split_scores(part, cluster)
+    return scores
+
+
+def edit_summary(edits: pd.DataFrame, ridge: Any, requested: int) -> dict[str, Any]:
+    """Means over all edits of a store, failed ones included."""
+    means = {name: float(edits[name].mean()) for name in ("efficacy", "paraphrase", "specificity", "es", "ps", "ns", "delta_norm_ratio")}
+    return {"requested": requested, "successful": int(edits["success"].sum()), "ridge": ridge} | means
+
+
+def shuffled_labels(readings: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
+    """Control: the same answers held against the objects of other edits of their split. What agreement chance gives."""
+    rng = np.random.default_rng(seed)
+    control = {}
+    for split in CLUSTERS:
+        rows = readings[readings["split"] == split]
+        if len(rows):
+            hits = rows["predicted"].to_numpy() == rng.permutation(rows["object"].to_numpy())
+            control[split] = {"n": len(rows), "exact_match": wilson(hits)}
+    return control
+
+
+def versions() -> dict[str, str]:
+    return {name: version(name) for name in LIBRARIES} | {"python": platform.python_version(), "palimpsest-decoder": version("palimpsest-decoder")}
+
+
+def failed(config: Mapping[str, Any], error: BaseException) -> dict[str, Any]:
+    """What a run that broke leaves behind."""
+    return {"schema": SCHEMA, "status": "failed", "error": f"{type(error).__name__}: {error}", "config": dict(config)}

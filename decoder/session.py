@@ -1,0 +1,168 @@
+"""What happens around a run: its folder, its clock, and what the terminal shows."""
+
+import json
+import logging
+import os
+import shutil
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+
+from decoder.baselines import Evidence, score_baselines
+from decoder.calibration import calibrate
+from decoder.config import TrainConfig
+from decoder.host import Host
+from decoder.model import ObjectDecoder
+from decoder.paths import run_folder, trained_layers
+from decoder.reading import Reading, readings_table
+from decoder.report import example_lines, read_predictions, results_table, write_report
+from decoder.result import SCHEMA
+
+PREDICTION_COLUMNS = ["edit_id", "subject", "relation", "relation_name", "object_true", "object", "predicted", "probability", "split"]
+TABLE_WIDTH = 120
+
+
+def start(cfg: TrainConfig, config_yaml: str, argv: list[str]) -> Path:
+    """Makes the run folder, says what will be done, and sends log lines to its log.txt. What an earlier run of the same name
+    left is replaced, unless it is resumed."""
+    folder = run_folder(cfg)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not cfg.resume:
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        for name in ("metrics.csv", "result.json"):
+            (folder / name).unlink(missing_ok=True)
+    (folder / "config.yaml").write_text(config_yaml)
+    (folder / "overrides.txt").write_text("\n".join(argv) + "\n")
+    _log_to(folder / "log.txt")
+    quiet()
+    console().print(
+        f"Palimpsest: read {cfg.edits.editor} edits of layer {cfg.edits.layer} of {cfg.host.name}, "
+        f"training layer {', '.join(map(str, trained_layers(cfg)))} behind {cfg.decoder.prompt_length} prompt vectors (seed {cfg.seed})\n"
+        f"1 host   2 edits   3 fit   4 test, baselines, calibration   5 export\nRun folder: {folder}",
+        highlight=False,
+    )
+    return folder
+
+
+def console() -> Console:
+    """The terminal; wide enough for the table of scores also where output goes to a file."""
+    found = Console()
+    return found if found.is_terminal else Console(width=max(found.width, TABLE_WIDTH))
+
+
+def _log_to(file: Path) -> None:
+    handler = logging.FileHandler(file)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+
+
+def quiet() -> None:
+    """Libraries speak up only when something is wrong."""
+    for name in ("lightning.pytorch", "lightning.fabric", "httpx", "datasets"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    os.environ.setdefault("WANDB_SILENT", "true")
+    warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated.*")
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    from datasets import disable_progress_bars
+    from transformers.utils import logging as transformers_logging
+
+    disable_progress_bars()
+    transformers_logging.disable_progress_bar()
+
+
+class Clock:
+    """Seconds of each named stage."""
+
+    def __init__(self) -> None:
+        self.begun, self.stages = time.perf_counter(), {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.stages[stage] = time.perf_counter() - started
+        console().print(f"  {stage}: {self.stages[stage]:.0f} s", style="dim")
+
+    def seconds(self) -> dict[str, float]:
+        return {**self.stages, "total": time.perf_counter() - self.begun}
+
+
+def describe_edits(edits: Any) -> None:
+    table = edits.table
+    counts = ", ".join(f"{split} {len(rows)}" for split, rows in edits.rows.items() if rows)
+    means = ", ".join(f"{name} {table[name].mean():.3f}" for name in ("efficacy", "paraphrase", "specificity"))
+    console().print(f"{len(table)} edits: {means}\n  {counts}\n  store: {edits.store.path}", highlight=False)
+
+
+def save_predictions(readings: dict[str, list[Reading]], edits: pd.DataFrame, folder: Path) -> pd.DataFrame:
+    """Writes predictions.parquet and returns the readings with everything known of their edits."""
+    table = readings_table(readings, edits)
+    table[PREDICTION_COLUMNS].to_parquet(folder / "predictions.parquet", index=False)
+    return table
+
+
+def baselines(cfg: TrainConfig, host: Host, edits: Any, start: ObjectDecoder) -> dict[str, Any]:
+    evidence = Evidence(
+        host=host,
+        layer=cfg.edits.layer,
+        train=edits.factors("train"),
+        validation=edits.factors("val/id"),
+        start=start,
+        subjects=edits.training_subjects,
+        templates=edits.training_templates,
+        beams=cfg.decoder.beams,
+        max_object_tokens=cfg.decoder.max_object_tokens,
+    )
+    return score_baselines(evidence, {split: edits.factors(split) for split in edits.test_splits if "/" not in split})
+
+
+def calibration(cfg: TrainConfig, decoder: ObjectDecoder, edits: Any, readings: pd.DataFrame) -> dict[str, Any]:
+    confidence = readings.loc[readings["split"].str.startswith("val/"), "probability"].tolist()
+    search = {"beams": cfg.decoder.beams, "max_object_tokens": cfg.decoder.max_object_tokens}
+    return calibrate(decoder, edits.factors("train").edits, confidence, **search, seed=cfg.seed)
+
+
+def export_facts(cfg: TrainConfig, edits: Any, summary: dict[str, Any]) -> dict[str, Any]:
+    """What an exported decoder carries beside its weights."""
+    ids = edits.table["edit_id"]
+    return {
+        "search": {"beams": cfg.decoder.beams, "max_object_tokens": cfg.decoder.max_object_tokens},
+        "store": edits.store.fingerprint,
+        "editors": [edits.store.manifest["editor"]],
+        "facts": edits.store.manifest["facts"],
+        "splits": {split: ids.iloc[rows].tolist() for split, rows in edits.rows.items()},
+        "scores": {split: {key: scores[key] for key in ("n", "first_token", "exact_match")} for split, scores in summary["test"].items()},
+        "calibration": summary["calibration"],
+        "seed": cfg.seed,
+    }
+
+
+def write_result(folder: Path, result: dict[str, Any]) -> None:
+    """Writes result.json so that it is there whole or not at all."""
+    temporary = folder / "result.json.tmp"
+    temporary.write_text(json.dumps({"schema": SCHEMA} | result, indent=2, ensure_ascii=False) + "\n")
+    os.replace(temporary, folder / "result.json")
+
+
+def finish(result: dict[str, Any], folder: Path) -> None:
+    """Writes result and report, and shows them."""
+    write_result(folder, result)
+    write_report(folder)
+    out = console()
+    out.print(results_table(result))
+    out.print("\nEight decoded edits:", *example_lines(read_predictions(folder / "predictions.parquet")), sep="\n  ", markup=False, highlight=False)
+    out.print(
+        f"\nTraining stopped after {result['fit']['epochs']} epochs: {result['fit']['stopping_reason']}\n"
+        f"Total: {result['seconds']['total']:.0f} s\n\nRun folder: {folder}\nReport:     {folder / 'report.html'}\n"
+        f"Score the decoder again:  python evaluate.py decoder={folder / 'decoder'}\n"
+        f"Read a suspect matrix:    python evaluate.py decoder={folder / 'decoder'} suspect=FILE.safetensors",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )

@@ -1,0 +1,108 @@
+"""The help page: every setting with its type, default and line of help, taken from the dataclasses."""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import Field, fields, is_dataclass
+from typing import Any, Literal, get_args, get_origin
+
+PAGES = {
+    "train": (
+        "Trains one layer of a frozen language model to say what an edit of its weights planted, and tests it on unseen edits.",
+        "python train.py",
+        (
+            "experiment=smoke",
+            "decoder.layer=2 seed=1",
+            "experiment=paper optim.epochs=20 wandb.mode=online",
+            "decoder.layer=[0,1] optim.clip=null --cfg",
+        ),
+    ),
+    "evaluate": (
+        "Scores an exported decoder on a store of edits, or reads what one suspect matrix has planted.",
+        "python evaluate.py",
+        (
+            "decoder=DECODER_FOLDER",
+            "decoder=DECODER_FOLDER store=STORE_FOLDER device=cuda",
+            "decoder=DECODER_FOLDER suspect=matrix.safetensors top=10",
+            "decoder=DECODER_FOLDER suspect=matrix.safetensors json=true",
+        ),
+    ),
+}
+FLAGS = {"--help": "show this page", "--cfg": "print the composed config as YAML", "--resolve": "with --cfg: fill in ${...}"}
+
+
+def settings(config_class: type, prefix: str = "") -> Iterator[tuple[str, Field]]:
+    """Every key of a config class in its dotted form, with its dataclass field, in order of declaration."""
+    for field in fields(config_class):
+        if is_dataclass(field.type):
+            yield from settings(field.type, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name, field
+
+
+def kind(field: Field) -> str:
+    """What a setting accepts, in words."""
+    annotation = field.type
+    if field.metadata.get("kind"):
+        return field.metadata["kind"]
+    if get_origin(annotation) is Literal:
+        return "|".join(get_args(annotation))
+    if get_origin(annotation) is list:
+        return f"list of {get_args(annotation)[0].__name__}"
+    parts = [part for part in get_args(annotation) or (annotation,)]
+    return "|".join("null" if part is type(None) else {str: "text", bool: "true|false"}.get(part, part.__name__) for part in parts)
+
+
+def write_help(name: str, config: Any, options: dict[str, list[str]]) -> None:
+    """Writes the page of program `name` to stdout, with `config`'s values as the defaults; in colour if stdout is a terminal."""
+    purpose, program, examples = PAGES[name]
+    head = f"{purpose}\n\nUsage: {program} " + ("[GROUP=NAME ...] " if options else "") + "[KEY=VALUE ...] [--cfg [--resolve]] [--help]"
+    blocks = {"Options": [(flag, "", line) for flag, line in FLAGS.items()]}
+    if options:
+        blocks["Groups"] = [(f"{group}={'|'.join(names)}", "", f"a file of configs/{group}/") for group, names in options.items()]
+    for key, field in settings(type(config)):
+        value = config
+        for part in key.split("."):
+            value = getattr(value, part)
+        section = key.rpartition(".")[0]
+        title = f"Settings of {section} (KEY=DEFAULT, type, meaning)" if section else "Settings (KEY=DEFAULT, type, meaning)"
+        blocks.setdefault(title, []).append((f"{key}={_shown(value)}", kind(field), field.metadata["help"]))
+    blocks["Examples"] = [(f"{program} {example}", "", "") for example in examples]
+    (_write_rich if sys.stdout.isatty() else _write_plain)(head, blocks)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{','.join(_shown(item) for item in value)}]"
+    return {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else str(value)
+
+
+def _widths(blocks: dict[str, list[tuple[str, str, str]]]) -> list[int]:
+    rows = [row for title, block in blocks.items() if title.startswith("Settings") for row in block]
+    return [max(len(row[column]) for row in rows) for column in (0, 1)]
+
+
+def _write_plain(head: str, blocks: dict[str, list[tuple[str, str, str]]]) -> None:
+    first, second = _widths(blocks)
+    lines = [head]
+    for title, rows in blocks.items():
+        lines += ["", title, *(f"  {left:<{first}}  {middle:<{second}}  {right}".rstrip() for left, middle, right in rows)]
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+def _write_rich(head: str, blocks: dict[str, list[tuple[str, str, str]]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, markup=False)
+    first, second = _widths(blocks)
+    console.print(head)
+    for title, rows in blocks.items():
+        console.print(f"\n{title}", style="bold")
+        table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
+        table.add_column(style="cyan", min_width=min(first, console.width // 3), overflow="fold")
+        if any(row[1] for row in rows):
+            table.add_column(style="green", min_width=min(second, console.width // 5), overflow="fold")
+        table.add_column(overflow="fold")
+        for row in rows:
+            table.add_row(*(row if len(table.columns) == 3 else (row[0], row[2])))
+        console.print(table)

@@ -1,0 +1,64 @@
+"""Use an exported decoder: score it again on its store, or read one suspect matrix.
+
+    python evaluate.py decoder=runs/main/pocket/rome-e1-t1-s0/decoder
+    python evaluate.py decoder=... suspect=matrix.safetensors
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from decoder.compose import compose
+from decoder.config import EvaluateConfig
+from decoder.errors import UserError, run_command
+
+
+@run_command
+def main(argv: list[str] | None = None) -> None:
+    cfg = compose(EvaluateConfig, "evaluate", sys.argv[1:] if argv is None else argv)
+    if not cfg.decoder:
+        raise UserError("decoder= is missing: give the decoder/ folder of a run, as printed by train.py")
+    from decoder.audit import open_decoder
+    from decoder.session import quiet
+
+    quiet()
+    decoder, config = open_decoder(cfg)
+    answer = read(cfg, decoder, config) if cfg.suspect else score(cfg, decoder, config)
+    show(cfg, answer)
+
+
+def read(cfg: EvaluateConfig, decoder: Any, config: dict[str, Any]) -> dict[str, Any]:
+    """Which object was planted in one suspect matrix."""
+    from decoder.audit import answer
+    from decoder.suspect import read_suspect
+
+    suspect = read_suspect(cfg.suspect, decoder.host, decoder.edited_layer, cfg.tensor)
+    return answer(decoder, config, suspect, cfg.top) | {"decoder": cfg.decoder, "suspect": cfg.suspect}
+
+
+def score(cfg: EvaluateConfig, decoder: Any, config: dict[str, Any]) -> dict[str, Any]:
+    """The decoder's scores on the test splits it was exported with."""
+    from data.datamodule import exported_splits
+    from data.store import EditStore, find_store
+    from decoder.audit import read_splits
+    from decoder.result import test_scores
+
+    store = EditStore(cfg.store) if cfg.store else find_store(cfg.cache_dir, config["store"])
+    loaders, table = exported_splits(store, config["splits"], decoder.host.terminator_id)
+    readings = read_splits(decoder, config, loaders, table)
+    return {"test": test_scores(readings), "decoder": cfg.decoder, "store": str(store.path)}
+
+
+def show(cfg: EvaluateConfig, answer: dict[str, Any]) -> None:
+    if cfg.json:
+        print(json.dumps(answer, ensure_ascii=False))
+        return
+    from decoder.audit import describe_answer, scores_table
+    from decoder.session import console
+
+    console().print(describe_answer(answer) if cfg.suspect else scores_table(answer), highlight=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""The help page: complete, aligned, and readable in a terminal as in a pipe."""
+
+import dataclasses
+import os
+import pty
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from decoder.compose import compose
+from decoder.config import EvaluateConfig, TrainConfig
+from decoder.usage import PAGES
+
+REPO = Path(__file__).resolve().parents[2]
+
+
+def answer(capsys, *argv, config_class=TrainConfig, name="train"):
+    with pytest.raises(SystemExit) as stop:
+        compose(config_class, name, argv)
+    assert stop.value.code == 0
+    return capsys.readouterr().out
+
+
+def leaves(value, prefix=""):
+    for field in dataclasses.fields(value):
+        below = getattr(value, field.name)
+        if dataclasses.is_dataclass(below):
+            yield from leaves(below, f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}", field
+
+
+@pytest.mark.parametrize(("config_class", "name"), [(TrainConfig, "train"), (EvaluateConfig, "evaluate")])
+def test_help_lists_every_key(config_class, name, capsys):
+    page = answer(capsys, "--help", config_class=config_class, name=name)
+    lines = [line.split(maxsplit=2) for line in page.splitlines()]
+    for key, field in leaves(config_class()):
+        row = next(line for line in lines if line and line[0].startswith(f"{key}="))
+        assert field.metadata["help"] in page and len(row) == 3, key
+    assert page.count(f"  python {name}.py ") == 4
+
+
+def test_help_names_groups_types_and_defaults(capsys):
+    page = answer(capsys, "-h", "--nonsense")
+    assert "experiment=main|paper|smoke" in page and "optim.betas=[0.9,0.98]" in page and "factors|dense" in page
+    columns = {len(found.group()) for found in re.finditer(r"(?m)^  [a-z_.]+=\S* +(?=int )", page)}
+    texts = {len(found.group()) for found in re.finditer(r"(?m)^  [a-z_.]+=\S* +(?:int|text) +", page)}
+    assert len(columns) == len(texts) == 1
+
+
+def test_help_in_a_terminal_keeps_brackets_and_keys(tmp_path):
+    leader, follower = pty.openpty()
+    code = "from decoder.compose import compose; from decoder.config import TrainConfig as T; compose(T, 'train', ['--help'])"
+    env = {**os.environ, "PYTHONPATH": str(REPO), "TERM": "xterm", "COLUMNS": "140"}
+    with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=env, stdout=follower) as process:
+        os.close(follower)
+        page = b""
+        while chunk := _read(leader):
+            page += chunk
+    os.close(leader)
+    assert process.returncode == 0 and b"\x1b[" in page and b"optim.betas=[0.9,0.98]" in page and b"several as [0,1]" in page
+
+
+def _read(descriptor):
+    try:
+        return os.read(descriptor, 4096)
+    except OSError:  # Linux reports the other end's close as an error
+        return b""
+
+
+@pytest.mark.parametrize(("config_class", "name"), [(TrainConfig, "train"), (EvaluateConfig, "evaluate")])
+def test_examples_compose(config_class, name):
+    for example in PAGES[name][2]:
+        compose(config_class, name, [word for word in example.split() if word != "--cfg"])
