@@ -72,6 +72,7 @@ def train(cfg: TrainConfig, folder: Path) -> dict:
         "seed": cfg.seed,
         "edits": result.edit_summary(edits.table, cfg.edits.ridge, edits.store.manifest["requests"]["count"]),
         "fit": fit,
+        "validation": result.validation_scores(readings),
         "test": scores,
         "baselines": baselines,
         "calibration": calibration,

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from decoder.host import Host
 
-BATCH_TOKENS = 8192  # positions in a batch, padding included
+BATCH_TOKENS = 2048  # positions in a batch, padding included; larger ones leave the cache of a CPU
 WINDOW = 1024  # texts sorted by length together
 
 log = logging.getLogger(__name__)

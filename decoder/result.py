@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from decoder import __version__
 from decoder.metrics import grouped_scores, split_scores, wilson
 
 SCHEMA = 1
@@ -33,6 +34,13 @@ def test_scores(readings: pd.DataFrame) -> dict[str, Any]:
     return scores
 
 
+def validation_scores(readings: pd.DataFrame) -> dict[str, Any]:
+    """Scores of val/id and val/new at the best checkpoint: what settings are chosen on."""
+    splits = {"val/id": "subject", "val/new": "relation"}
+    parts = {split: readings[readings["split"] == split] for split in splits}
+    return {split: split_scores(rows, splits[split]) for split, rows in parts.items() if len(rows)}
+
+
 def edit_summary(edits: pd.DataFrame, ridge: Any, requested: int) -> dict[str, Any]:
     """Means over all edits of a store, failed ones included."""
     means = {name: float(edits[name].mean()) for name in ("efficacy", "paraphrase", "specificity", "es", "ps", "ns", "delta_norm_ratio")}
@@ -52,7 +60,7 @@ def shuffled_labels(readings: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    return {name: version(name) for name in LIBRARIES} | {"python": platform.python_version(), "palimpsest-decoder": version("palimpsest-decoder")}
+    return {name: version(name) for name in LIBRARIES} | {"python": platform.python_version(), "palimpsest-decoder": __version__}
 
 
 def failed(config: Mapping[str, Any], error: BaseException) -> dict[str, Any]:

@@ -135,6 +135,12 @@ def test_singular_moment_falls_back_to_the_pseudo_inverse(caplog):
     assert whitener(statistics, 0.01)(vectors).isfinite().all() and not caplog.text
 
 
+def test_moment_that_only_rounding_keeps_regular_counts_as_singular(caplog):
+    statistics = KeyStatistics(torch.diag(torch.tensor([1.0, 0.5, 1e-12])), 3)
+    torch.testing.assert_close(whitener(statistics, 0)(torch.ones(1, 3)), torch.tensor([[1.0, 2.0, 0.0]], dtype=torch.float64))
+    assert "singular" in caplog.text
+
+
 @pytest.mark.parametrize("ridge", [-1, "identiy", float("nan"), True])
 def test_bad_ridge_is_refused(ridge):
     with pytest.raises(ValueError, match="edits.ridge"):

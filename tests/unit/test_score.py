@@ -117,6 +117,23 @@ def test_the_terminator_is_part_of_the_target():
     assert math.isnan(found["specificity"][0]) and math.isnan(found["paraphrase"][0])
 
 
+def test_the_terminator_is_no_part_of_the_comparison():
+    """On a pair of objects of unlike length whose order turns if the terminator's likelihood is counted."""
+    host = tiny_host(tiny_hosts.llama)
+
+    def both_means(text: str) -> tuple[float, float]:
+        return mean_nll(host.model, host, PROMPT, "Ada", text), mean_nll(host.model, host, PROMPT, "Ada", f"{text} .")
+
+    words = [f"{a}{b}" for a in ("red", "Rome", "Oslo", "city") for b in ("", " baker", " blue", " dark green")]
+    means = {word: both_means(word) for word in words}
+    one, other = next((a, b) for a in words for b in words if means[a][0] < means[b][0] and means[a][1] > means[b][1])
+    fact = Fact("f0", "Ada", "P0", "r", "k", PROMPT, (), other)
+    request = EditRequest("e", fact, one)
+    still = EditsConfig(layer=LAYER, ridge="identity", steps=1)  # no update: the value is zero
+    edits = Rome(host, LAYER, still, None, ["{}"]).edit([request]).edits
+    assert score(host, LAYER, [request], edits, FactSet((fact,), "test", ""))["es"] == [1.0]
+
+
 def test_scores_do_not_depend_on_the_other_edits(case):
     host, facts, requests, edits, found = case
     alone = score(host, LAYER, requests[3:4], edits[3], facts)

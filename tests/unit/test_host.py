@@ -1,0 +1,201 @@
+"""The host: where its parts are, how it reads prompts and objects, and what it is known by."""
+
+import copy
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, normalizers
+from torch import nn
+from transformers import GPT2Config, OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
+
+from data.facts import load_facts
+from data.pocket.tokenizer import build_tokenizer
+from decoder.config import FactsConfig
+from decoder.host import FAMILIES, Host
+
+
+@pytest.fixture(scope="module")
+def facts():
+    return load_facts(FactsConfig())
+
+
+@pytest.fixture(scope="module")
+def pocket(host_of, facts):
+    """A tiny host that reads with the pocket's tokenizer; it is not run."""
+    return Host(host_of("llama").model, build_tokenizer(facts, 600), name="pocket", terminator=".")
+
+
+def words(host, ids: list[int]) -> list[str]:
+    return host.tokenizer.convert_ids_to_tokens(ids)
+
+
+@pytest.mark.parametrize("bos", [False, True], ids=["", "bos"])
+@pytest.mark.parametrize(
+    ("template", "subject", "last"),
+    [
+        ("{} works as a", "Ada", "Ada"),
+        ("the city of {} is", "Ada of the north", "north"),
+        ("{}'s city is", "Ada of the small north", "north"),
+        ("{}, born in", "Ben", "Ben"),
+        ("a baker is {}", "Carl", "Carl"),
+        ("Ada of Ada is {} of Ada", "Ada", "Ada"),
+    ],
+)
+def test_subject_last(new_host, bos, template, subject, last):
+    host = new_host("llama", bos=bos)
+    ids, found = host.prompt_ids(template, subject)
+    assert words(host, ids)[found] == last
+    assert host.tokenizer.decode(ids[: found + 1]).endswith(subject)
+    assert words(host, ids)[0] == "<bos>" if bos else "<bos>" not in words(host, ids)
+    before = host.text_ids(template[: template.index("{}")] + subject)
+    assert found == len(before) - 1 and ids[: found + 1] == before
+
+
+@pytest.mark.parametrize("template", ["{} makes a living as", "The trade of {} is", "{}'s trade is", "{}, a person,", "{}."])
+@pytest.mark.parametrize("subject", ["Sena Medal", "Eibenstock", "CFMJ"])
+def test_subject_last_with_the_pocket_tokenizer(pocket, template, subject):
+    ids, found = pocket.prompt_ids(template, subject)
+    word = subject.split()[-1]
+    assert words(pocket, ids)[found].strip("▁") in word
+    assert "".join(words(pocket, ids[: found + 1])).replace("▁", " ").endswith(word)
+
+
+def test_trailing_space_is_no_part_of_a_subject(host_of, pocket):
+    for host, subject in ((host_of("llama"), "Ada"), (pocket, "Sena Medal")):
+        ids, found = host.prompt_ids("{} works as", subject + " ")
+        assert words(host, ids)[found].strip("▁") == subject.split()[-1]
+
+
+def test_bad_prompts_are_refused(host_of):
+    host = host_of("llama")
+    for template in ("works as a", "{} is {}"):
+        with pytest.raises(ValueError, match=r"exactly one \{\}"):
+            host.prompt_ids(template, "Ada")
+    for subject in ("", "  "):
+        with pytest.raises(ValueError, match="no token covers"):
+            host.prompt_ids("{} works as", subject)
+
+
+def test_objects_have_a_leading_space_and_nothing_else(new_host, pocket):
+    host = new_host("llama", bos=True)
+    assert words(host, host.object_ids("red Oslo")) == words(host, host.object_ids("  red Oslo ")) == ["red", "Oslo"]
+    assert words(host, host.text_ids("red Oslo")) == ["<bos>", "red", "Oslo"]
+    ids = pocket.object_ids("India")
+    assert words(pocket, ids)[0].startswith("▁") and pocket.tokenizer.decode(ids).strip() == "India"
+    full, _ = pocket.prompt_ids("{} lies within the borders of India.", "Sena Medal")
+    assert full[-len(ids) - 1 :] == [*ids, pocket.terminator_id], "an object reads as it stands in a sentence"
+
+
+def test_leading_space_is_not_doubled():
+    """Tokenizers that put a space before every text (Llama 2, Mistral) must not read an object as an empty word and the object."""
+    pieces = ["<unk>", "▁", "P", "a", "r", "i", "s", "Pa", "ri", "Pari", "Paris", "▁Paris", "i s", "▁i", "▁is"]
+    merges = [("P", "a"), ("r", "i"), ("Pa", "ri"), ("Pari", "s"), ("▁", "Paris"), ("▁", "i"), ("▁i", "s")]
+    tokenizer = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, merges, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    host = Host.__new__(Host)
+    host.tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+    assert words(host, host.text_ids("is Paris"))[-1] == "▁Paris"
+    assert words(host, host.object_ids("Paris")) == ["▁Paris"]
+
+
+def test_terminator_is_one_token(new_host, pocket):
+    assert words(pocket, [pocket.terminator_id]) == ["▁."]
+    assert new_host("llama", terminator=None).terminator_id is None
+    with pytest.raises(ValueError, match=r"host.terminator='of the' is 2 tokens of llama; expected one"):
+        new_host("llama", terminator="of the")
+
+
+def test_unknown_family_lists_the_known_ones(new_host):
+    sizes = {"hidden_size": 16, "ffn_dim": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "word_embed_proj_dim": 16}
+    model = OPTForCausalLM(OPTConfig(vocab_size=20, max_position_embeddings=16, **sizes))
+    with pytest.raises(ValueError, match="'opt' is not supported") as refusal:
+        Host(model, new_host("llama").tokenizer, name="stranger")
+    assert "stranger" in str(refusal.value) and all(family in str(refusal.value) for family in FAMILIES)
+
+
+def test_layout(any_host):
+    assert any_host.layers == 3 and any_host.hidden_size == 32 and any_host.mlp_size in (32, 48)
+    for layer in range(3):
+        projection = any_host.down_proj(layer)
+        assert any_host.model.get_submodule(any_host.module_path(layer)) is projection
+        weight_DF = any_host.weight_DF(layer)
+        assert weight_DF.shape == (32, any_host.mlp_size) and not weight_DF.requires_grad
+        assert weight_DF.data_ptr() == projection.weight.data_ptr(), "a view, not a copy"
+        x_1F = torch.randn(1, any_host.mlp_size)
+        bias_D = 0 if projection.bias is None else projection.bias
+        torch.testing.assert_close(x_1F @ weight_DF.T + bias_D, projection(x_1F), rtol=1e-5, atol=1e-5)
+    assert not any_host.model.training and not any(parameter.requires_grad for parameter in any_host.model.parameters())
+
+
+def test_unembed_is_final_norm_and_head(any_host):
+    caught: list[torch.Tensor] = []
+    handle = any_host.blocks[-1].register_forward_hook(lambda module, args, output: caught.append(output))
+    logits_1TV = any_host.model(torch.tensor([[3, 4, 5]]), use_cache=False).logits
+    handle.remove()
+    hidden_1TD = caught[0][0] if isinstance(caught[0], tuple) else caught[0]
+    torch.testing.assert_close(any_host.unembed(hidden_1TD[0]), logits_1TV[0])
+
+
+@pytest.mark.parametrize("layer", [3, -1, 99])
+def test_absent_layer_is_refused(host_of, layer):
+    with pytest.raises(ValueError, match=rf"layer={layer}: llama has layers 0 to 2"):
+        host_of("llama").down_proj(layer)
+
+
+def test_fingerprint_is_of_weights_and_vocabulary(new_host):
+    host = new_host("gpt2")
+    assert len(host.fingerprint) == 12 and new_host("gpt2").fingerprint == host.fingerprint
+    assert new_host("gpt2", seed=1).fingerprint != host.fingerprint
+    nudged = new_host("gpt2")
+    nudged.weight_DF(2)[0, 0] += 1e-3
+    assert nudged.fingerprint != host.fingerprint
+    half = new_host("gpt2")
+    half.model.to(torch.bfloat16)
+    assert half.fingerprint != host.fingerprint
+    tokenizer = copy.deepcopy(host.tokenizer)
+    tokenizer.add_tokens(["Lima"])
+    assert Host(host.model, tokenizer, name="gpt2").fingerprint != host.fingerprint
+
+
+def test_fingerprint_of_every_family(any_host):
+    int(any_host.fingerprint, 16)
+
+
+def test_base_sha256_is_of_one_matrix_in_canonical_orientation(new_host):
+    host, other = new_host("gpt2"), new_host("gpt2")
+    other.weight_DF(2)[0, 0] += 1e-3
+    assert host.base_sha256(1) == other.base_sha256(1) != host.base_sha256(2) != other.base_sha256(2)
+    linear = new_host("gpt2")
+    projection = nn.Linear(48, 32)
+    projection.weight.data.copy_(host.weight_DF(1))
+    linear.blocks[1].mlp.c_proj = projection
+    assert linear.base_sha256(1) == host.base_sha256(1)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_load_gives_the_saved_host(new_host, tmp_path, dtype):
+    host = new_host("qwen3 window")
+    host.model.to(getattr(torch, dtype))
+    host.model.save_pretrained(tmp_path)
+    host.tokenizer.save_pretrained(tmp_path)
+    loaded = Host.load(tmp_path, name="again", dtype=dtype, terminator=".")
+    assert loaded.fingerprint == host.fingerprint and loaded.dtype == getattr(torch, dtype)
+    assert (loaded.name, loaded.path, loaded.terminator_id) == ("again", str(tmp_path), host.terminator_id)
+
+
+def test_nothing_to_load_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="nothing to load") as refusal:
+        Host.load(tmp_path / "absent", name="gone")
+    assert "gone" in str(refusal.value) and "\n" not in str(refusal.value)
+    with pytest.raises(ValueError, match="nothing to load"):
+        Host.load(tmp_path, name="empty")
+
+
+def test_pickled_weights_are_never_loaded(host_of, tmp_path):
+    host = host_of("gpt2")
+    assert isinstance(host.model.config, GPT2Config)
+    host.model.config.save_pretrained(tmp_path)
+    host.tokenizer.save_pretrained(tmp_path)
+    torch.save(host.model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="nothing to load"):
+        Host.load(tmp_path, name="pickled")

@@ -1,0 +1,123 @@
+"""Scores and intervals against published and hand-made values.
+
+Shape letters: B edits, T object tokens, V vocabulary.
+"""
+
+import pandas as pd
+import pytest
+import torch
+
+from decoder.beam import Beams
+from decoder.edit import PADDING
+from decoder.metrics import cluster_interval, exact_match, first_token_correct, grouped_scores, object_loss, split_scores, wilson
+
+END = 9
+
+
+def beams(*best: list[int]) -> Beams:
+    """The best object of each edit, with a second one that must not count."""
+    return Beams([[ids, [1, 2]] for ids in best], torch.ones(len(best), 2), torch.tensor([ids[0] for ids in best]))
+
+
+@pytest.mark.parametrize(
+    ("hits", "n", "low", "high"),
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_wilson_equals_published_intervals(hits, n, low, high):
+    """Newcombe 1998, table I, method 3 (score interval without continuity correction); four digits are printed."""
+    found = wilson([True] * hits + [False] * (n - hits))
+    assert found["value"] == hits / n
+    assert found["ci95"] == pytest.approx([low, high], abs=6e-5)
+
+
+def test_cluster_interval_knows_that_answers_of_a_cluster_agree():
+    correct = [cluster % 2 == 0 for cluster in range(20) for _ in range(15)]
+    clusters = [f"s{cluster}" for cluster in range(20) for _ in range(15)]
+    low, high = cluster_interval(correct, clusters)
+    narrow_low, narrow_high = wilson(correct)["ci95"]
+    # 20 independent answers instead of 300: sqrt(15) = 3.9 times as wide.
+    assert (high - low) / (narrow_high - narrow_low) == pytest.approx(15**0.5, rel=0.15)
+    assert low < 0.5 < high
+
+
+def test_cluster_interval_of_independent_answers_is_near_wilson():
+    correct = [i % 4 == 0 for i in range(300)]
+    found = cluster_interval(correct, [str(i) for i in range(300)])
+    assert found == pytest.approx(wilson(correct)["ci95"], abs=0.015)
+    assert found == cluster_interval(correct, [str(i) for i in range(300)]), "drawn by a fixed seed"
+
+
+def test_cluster_interval_weighs_clusters_by_their_size():
+    low, high = cluster_interval([True] * 99 + [False], ["a"] * 99 + ["b"])
+    assert (low, high) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("best", "planted", "expected"),
+    [
+        ([4, 5], [4, 5, END], True),
+        ([4, 5], [4, 5, END, PADDING], True),
+        ([4], [4, 5, END], False),
+        ([4, 5, 6], [4, 5, END], False),
+        ([5, 4], [4, 5, END], False),
+        ([4, 6], [4, 5, END], False),
+        ([4], [4, END, PADDING, PADDING], True),
+    ],
+)
+def test_exact_match_with_terminator(best, planted, expected):
+    assert exact_match(beams(best), torch.tensor([planted]), END) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("best", "planted", "expected"),
+    [
+        ([4, 5, 7, 8], [4, 5], True),
+        ([4, 5, 7, 8], [4, 5, PADDING], True),
+        ([4, 6, 7, 8], [4, 5, PADDING], False),
+        ([4], [4, 5, PADDING], False),
+        ([4, END, 3], [4, END, PADDING], True),
+        ([4, 3, 3], [4, END, PADDING], False),
+    ],
+)
+def test_without_terminator_an_object_is_a_prefix(best, planted, expected):
+    assert exact_match(beams(best), torch.tensor([planted]), None) == [expected]
+
+
+def test_first_token_and_best_object_are_scored_apart():
+    found = Beams([[[4, 5], [6]]], torch.ones(1, 2), torch.tensor([6]))
+    planted_BT = torch.tensor([[4, 5, END]])
+    assert first_token_correct(found, planted_BT) == [False] and exact_match(found, planted_BT, END) == [True]
+
+
+def test_loss_is_the_mean_over_all_tokens_but_padding():
+    logits_BTV = torch.randn(2, 3, 10, generator=torch.Generator().manual_seed(0))
+    planted_BT = torch.tensor([[4, 5, END], [7, END, PADDING]])
+    logprobs = logits_BTV.log_softmax(-1)
+    said = [logprobs[b, t, planted_BT[b, t]] for b in range(2) for t in range(3) if planted_BT[b, t] != PADDING]
+    torch.testing.assert_close(object_loss(logits_BTV, planted_BT), -torch.stack(said).mean())
+    assert object_loss(logits_BTV.bfloat16(), planted_BT).dtype == torch.float32
+
+
+READINGS = pd.DataFrame(
+    {
+        "first_token": [True, True, False, True],
+        "exact_match": [True, False, False, True],
+        "subject": ["Ada", "Ada", "Ben", "Ben"],
+        "relation": ["P1", "P1", "P2", "P2"],
+        "seen_kind": [True, True, False, False],
+    }
+)
+
+
+def test_split_scores():
+    scores = split_scores(READINGS, "subject")
+    assert scores["n"] == 4 and scores["first_token"]["value"] == 0.75 and scores["exact_match"]["value"] == 0.5
+    assert scores["exact_match"]["ci95"] == wilson([True, False, False, True])["ci95"]
+    assert scores["exact_match"]["ci95_cluster"] == cluster_interval(READINGS["exact_match"], READINGS["subject"])
+
+
+def test_grouped_scores():
+    assert grouped_scores(READINGS, "relation") == {
+        "P1": {"n": 2, "exact_match": 0.5, "first_token": 1.0, "seen_kind": True},
+        "P2": {"n": 2, "exact_match": 0.5, "first_token": 0.5, "seen_kind": False},
+    }
