@@ -29,7 +29,6 @@ class PocketConfig:
     hidden_size: int = option(128, "hidden width D")
     mlp_size: int = option(384, "MLP width F")
     heads: int = option(4, "attention heads")
-    subject_spread: float = option(0.1, "spread of the embeddings of subjects' last tokens, which are not trained")
     object_vocabulary: int = option(600, "size of the BPE vocabulary learnt on the objects")
     steps: int = option(600, "optimiser steps")
     batch_size: int = option(32, "rows in a step")
@@ -63,11 +62,11 @@ class EditsConfig:
     ridge: Any = option(0.01, "added to the keys' second moment: 0, a fraction of its largest eigenvalue, or `identity`", "float|identity")
     contexts: int = option(5, "contexts a key is averaged over, the bare prompt among them")
     steps: int = option(20, "most Adam steps of the value optimisation")
-    lr: float = option(0.1, "learning rate of the value optimisation")
+    lr: float = option(0.2, "learning rate of the value optimisation")
     clamp: float = option(5.0, "largest norm of the value change, as a multiple of the clean value's norm")
     decay: float = option(1e-3, "weight of the norm penalty on the value change")
-    kl: float = option(0.0625, "weight of the KL term that keeps the subject's essence")
-    stop_loss: float = option(0.1, "an edit stops when its loss falls below this")
+    kl: float = option(1.0, "weight of the KL term that keeps the subject's essence")
+    stop_loss: float = option(0.05, "an edit stops when its loss falls below this")
     batch_size: int = option(64, "edits optimised together")
     shard_size: int = option(256, "edits in a shard of the store; a killed run resumes at the next shard")
     key_tokens: int = option(60000, "tokens of text for the keys' second moment")
@@ -99,7 +98,7 @@ class SplitsConfig:
 @dataclass
 class DataConfig:
     form: Literal["factors", "dense"] = option("factors", "what a batch carries: factors of the edits, or whole W'_V")
-    batch_size: int = option(16, "edits in a training batch")
+    batch_size: int = option(32, "edits in a training batch")
     eval_batch_size: int = option(128, "edits in an evaluation batch")
     workers: int = option(0, "loader processes")
     shuffle_labels: bool = option(False, "control: train on objects that are permuted between the edits")
@@ -109,7 +108,7 @@ class DataConfig:
 @dataclass
 class DecoderConfig:
     layer: Any = option(1, "trained layer, 0-based; several as [0,1]", "int|list of int")
-    prompt_length: int = option(10, "learnable prompt vectors M")
+    prompt_length: int = option(20, "learnable prompt vectors M")
     prompt_init: Literal["random", "carrier"] = option(
         "random", "start of the prompt: random token-like vectors, or mean subject + template"
     )

@@ -33,6 +33,7 @@ METHODS = {
     "shuffled_labels": "decoder, shuffled labels",
 }
 TABLED_EDITS = 40
+TABLED_PERCENTS = (5, 25, 50, 75, 95)  # of the 0, 1, ..., 100 % quantiles that a calibration has
 
 
 @dataclass(frozen=True)
@@ -196,6 +197,7 @@ def _page(result: dict, predictions: list[dict], history: dict) -> dict[str, Any
         "editor": ((result.get("config") or {}).get("edits") or {}).get("editor", "not recorded").upper(),
         "ridge": _ridge(result),
         "toy": _is_toy(result),
+        "tabled_percents": TABLED_PERCENTS,
         "splits": [split for split in SPLITS if split in (result.get("test") or {})],
         "tables": [table for table in (_grouped(result, SPLITS), _grouped(result, OOD_CELLS)) if table["groups"]],
         "scores_svg": plots.scores(score_rows(result), SPLITS),

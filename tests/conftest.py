@@ -71,7 +71,7 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
 def build_host(name: str, *, terminator: str | None = ".", bos: bool = False, seed: int = 0, **settings: Any) -> Host:
     kind, defaults = TINY[name]
     tokenizer = tiny_tokenizer(bos)
-    config = getattr(transformers, f"{kind}Config")(vocab_size=len(tokenizer), initializer_range=0.2, **(defaults | settings))
+    config = getattr(transformers, f"{kind}Config")(**({"vocab_size": len(tokenizer), "initializer_range": 0.2} | defaults | settings))
     class_name = f"{kind}LMHeadModel" if kind == "GPT2" else f"{kind}ForCausalLM"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -3,9 +3,7 @@
 Qwen3 rather than Qwen2: `AutoTokenizer` replaces whatever tokenizer lies beside a model of type qwen2 by Qwen2's own (transformers 5).
 
 The leading blocks attend to the token itself only, so a subject's last token is enriched alone, as in large models, and later blocks move
-the answer to the end of the sentence. The embedding of that token stays as it was drawn, so what is known of a subject has to go into the
-MLPs: with trained embeddings the keys of subjects that share an object are nearly parallel, and an edit of one spills over to the others.
-That is what ROME needs.
+the answer to the end of the sentence. That is what ROME needs.
 
 B rows, T tokens, N rows times tokens, V vocabulary.
 """
@@ -54,7 +52,6 @@ def build_pocket_host(cfg: HostConfig, facts: FactSet, folder: Path) -> None:
         raise ValueError(f"{folder} exists already; remove it to build the pocket host anew")
     tokenizer = build_tokenizer(facts, cfg.pocket.object_vocabulary)
     model = new_model(cfg.pocket, tokenizer, cfg.seed)
-    fix_subjects(model, tokenizer, facts, cfg.pocket.subject_spread, cfg.seed)
     train(model, tokenizer, facts, cfg)
     recall = measure_recall(model, tokenizer, facts)
     log.info("pocket host, seed %d: recall %s", cfg.seed, recall)
@@ -90,24 +87,11 @@ def new_model(cfg: PocketConfig, tokenizer: PreTrainedTokenizerBase, seed: int) 
     return model
 
 
-def fix_subjects(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerBase, facts: FactSet, spread: float, seed: int) -> None:
-    """Draws the embeddings of the subjects' last tokens and keeps gradients off them."""
-    rows = torch.tensor(sorted({tokenizer.encode(fact.subject)[-1] for fact in facts.facts}))
-    weight_VD = model.get_input_embeddings().weight
-    with torch.no_grad():
-        weight_VD[rows] = spread * torch.randn(len(rows), weight_VD.shape[1], generator=torch.Generator().manual_seed(seed))
-    weight_VD.register_hook(lambda grad_VD: grad_VD.index_fill(0, rows, 0.0))
-
-
 def train(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerBase, facts: FactSet, cfg: HostConfig) -> None:
     """Trains in place with AdamW, linear warm-up and linear decay."""
     recipe = cfg.pocket
     ids_NT, weights_NT = training_rows(facts, tokenizer, recipe.steps * recipe.batch_size, recipe.row_tokens, cfg.seed)
-    # Weight decay would shrink the embeddings that are to stay as drawn.
-    embedding = model.get_input_embeddings().weight
-    rest = [parameter for parameter in model.parameters() if parameter is not embedding]
-    groups = [{"params": [embedding], "weight_decay": 0.0}, {"params": rest, "weight_decay": recipe.weight_decay}]
-    optimiser = torch.optim.AdamW(groups, lr=recipe.lr, betas=BETAS, fused=True)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.lr, betas=BETAS, weight_decay=recipe.weight_decay, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: lr_share(step, recipe.warmup_steps, recipe.steps))
     batches = zip(ids_NT.split(recipe.batch_size), weights_NT.split(recipe.batch_size), strict=True)
     model.train()

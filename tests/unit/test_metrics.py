@@ -62,6 +62,8 @@ def test_cluster_interval_weighs_clusters_by_their_size():
         ([5, 4], [4, 5, END], False),
         ([4, 6], [4, 5, END], False),
         ([4], [4, END, PADDING, PADDING], True),
+        ([4, 5], [4, END, 5, END], False),
+        ([4], [4, END, 5, END], False),
     ],
 )
 def test_exact_match_with_terminator(best, planted, expected):

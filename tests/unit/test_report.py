@@ -62,12 +62,12 @@ def result():
         "baselines": baselines,
         "controls": {
             "shuffled_labels": {split: score(0.02) for split in splits},
-            "clean_matrix": {"predicted": "Paris", "probability": 0.12, "null_percentile": 0.41},
+            "clean_matrix": {"predicted": "Paris", "probability": 0.12, "null_percentile": 41.0},
         },
         "calibration": {
             "auroc": 0.987,
-            "null": {"n": 200, "quantiles": {"0.05": 0.04, "0.5": 0.11, "0.95": 0.34}},
-            "edit": {"n": 1000, "quantiles": {"0.05": 0.31, "0.5": 0.78, "0.95": 0.98}},
+            "null": {"n": 200, "quantiles": [0.34 * i / 100 for i in range(101)]},
+            "edit": {"n": 1000, "quantiles": [0.98 * i / 100 for i in range(101)]},
         },
         "seconds": {"host": 72.1, "edits": 160.44, "fit": 50.0, "test": 9.9, "total": 292.5},
         "versions": {"python": "3.12", "torch": "2.13.0"},

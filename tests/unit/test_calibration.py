@@ -1,0 +1,95 @@
+"""Confidence on edits against confidence on nulls.
+
+Shape letters: B edits, K beams, D hidden width, F MLP width.
+"""
+
+import pytest
+import torch
+
+from decoder.beam import Beams
+from decoder.calibration import NULLS, calibrate, clean_edit, null_edits, percentile
+from decoder.edit import RankOneEdit
+from decoder.model import ObjectDecoder
+
+TRAIN = RankOneEdit(
+    torch.randn(7, 48, generator=torch.Generator().manual_seed(0)), 2 * torch.randn(7, 32, generator=torch.Generator().manual_seed(1))
+)
+
+
+class Confident:
+    """Is as sure as it is told, and counts what it reads."""
+
+    def __init__(self, host, null: float, clean: float) -> None:
+        self.host, self.edited_layer, self.null, self.clean = host, 1, null, clean
+        self.read_edits: list[RankOneEdit] = []
+
+    def read(self, edits, *, beams, max_object_tokens):
+        self.read_edits.append(edits)
+        sure = [self.null if key.any() else self.clean for key in edits.key_BF]
+        probability_BK = torch.tensor(sure).unsqueeze(1) * torch.tensor([1.0] + [0.1] * (beams - 1))
+        return Beams([[self.host.object_ids("red Oslo")] * beams] * len(edits), probability_BK, torch.zeros(len(edits)))
+
+
+def test_nulls_have_the_keys_and_norms_of_training_edits():
+    nulls = null_edits(TRAIN, 200, seed=0)
+    assert len(nulls) == 200
+    rows = [next(n for n in range(7) if torch.equal(key, TRAIN.key_BF[n])) for key in nulls.key_BF]
+    assert set(rows) == set(range(7))
+    torch.testing.assert_close(nulls.norm(), TRAIN.norm()[rows])
+    torch.testing.assert_close(nulls.value_BD.norm(dim=1), TRAIN.value_BD[rows].norm(dim=1))
+
+
+def test_values_of_nulls_mean_nothing():
+    nulls = null_edits(TRAIN, 2000, seed=0)
+    direction_BD = nulls.value_BD / nulls.value_BD.norm(dim=1, keepdim=True)
+    # The mean of n random directions has length 1 / sqrt(n), here 0.022.
+    assert direction_BD.mean(0).norm() < 0.05
+    torch.testing.assert_close(direction_BD.T @ direction_BD / 2000, torch.eye(32) / 32, rtol=0, atol=0.006)
+
+
+def test_nulls_are_drawn_by_seed():
+    assert torch.equal(null_edits(TRAIN, 20, seed=0).value_BD, null_edits(TRAIN, 20, seed=0).value_BD)
+    assert not torch.equal(null_edits(TRAIN, 20, seed=0).value_BD, null_edits(TRAIN, 20, seed=1).value_BD)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_clean_edit_is_the_host_itself(host_of, name):
+    host = host_of(name)
+    assert torch.equal(clean_edit(host, 1).applied_to(host.weight_DF(1)).weight_BDF[0], host.weight_DF(1))
+
+
+@pytest.mark.parametrize(("null", "edit", "auroc"), [(0.2, 0.9, 1.0), (0.9, 0.2, 0.0), (0.5, 0.5, 0.5)])
+def test_auroc_of_separated_confidences(host_of, null, edit, auroc):
+    decoder = Confident(host_of("llama"), null=null, clean=null)
+    found = calibrate(decoder, TRAIN, [edit] * 40, beams=3, max_object_tokens=2, seed=0)
+    assert found["auroc"] == pytest.approx(auroc)
+    assert found["edit"] == {"n": 40, "quantiles": pytest.approx([edit] * 101)}
+    assert found["null"] == {"n": NULLS + 1, "quantiles": pytest.approx([null] * 101)}
+    assert sum(map(len, decoder.read_edits)) == NULLS + 1
+
+
+@pytest.mark.parametrize(("clean", "share"), [(0.1, 0.0), (0.9, 100.0)])
+def test_reading_of_the_clean_matrix(host_of, clean, share):
+    decoder = Confident(host_of("llama"), null=0.5, clean=clean)
+    found = calibrate(decoder, TRAIN, [0.5] * 10, beams=2, max_object_tokens=2, seed=0)["clean_matrix"]
+    assert found["predicted"] == "red Oslo" and found["probability"] == pytest.approx(clean)
+    # The clean matrix is one of the nulls: it is above all others, not above itself.
+    assert found["null_percentile"] == pytest.approx(share, abs=1.0)
+
+
+def test_percentile():
+    quantiles = torch.linspace(0, 1, 101).tolist()
+    assert [percentile(p, quantiles) for p in (-0.1, 0.0, 1.1)] == [0.0, 0.0, 100.0]
+    assert percentile(0.5, quantiles) == pytest.approx(50, abs=1) and percentile(0.951, quantiles) == pytest.approx(95, abs=1)
+    assert percentile(0.3, [0.3] * 101) == 0.0, "as sure as all is surer than none"
+
+
+def test_calibrate_a_real_decoder(host_of):
+    host = host_of("llama")
+    decoder = ObjectDecoder(host, edited_layer=1, trained_layers=[2], prompt_MD=torch.randn(3, 32))
+    found = calibrate(decoder, TRAIN, [0.5, 0.7], beams=2, max_object_tokens=2, seed=0)
+    for kind in ("null", "edit"):
+        assert len(found[kind]["quantiles"]) == 101 and found[kind]["quantiles"] == sorted(found[kind]["quantiles"])
+    assert 0 <= found["auroc"] <= 1 and found["null"]["quantiles"][0] < found["null"]["quantiles"][-1]
+    clean = decoder.read(clean_edit(host, 1), beams=2, max_object_tokens=2)
+    assert found["clean_matrix"]["probability"] == pytest.approx(float(clean.probability_BK[0, 0]))

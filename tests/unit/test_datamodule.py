@@ -1,0 +1,317 @@
+"""Making, opening and streaming a store of the planned edits, with an editor that draws its factors instead of optimising them.
+
+Shape letters: B edits, T object tokens, D hidden width, F MLP width.
+"""
+
+import dataclasses
+from collections import Counter
+from types import SimpleNamespace
+from zlib import crc32
+
+import pytest
+import torch
+
+import data.produce
+from data.datamodule import EditDataModule, EditRows, exported_splits
+from data.facts import load_facts
+from data.pocket.tokenizer import build_tokenizer
+from data.splits import draw_splits, plan_edits
+from data.store import SCORE_COLUMNS, EditStore
+from decoder.config import FactsConfig, TrainConfig
+from decoder.edit import PADDING, DenseEdit, RankOneEdit
+from decoder.host import Host
+from decoder.model import ObjectDecoder
+
+SHARD = 500
+
+
+class DrawnEdits:
+    """Draws factors by edit_id, so that they are the same in any sharding; can be killed."""
+
+    asked: list[str] = []
+    killed_at = 10**9
+
+    @classmethod
+    def prepare(cls, host, cfg, texts, cache):
+        editor = cls()
+        editor.width, editor.mlp_width = host.weight_DF(cfg.layer).shape
+        return editor
+
+    def edit(self, requests, advance):
+        if len(self.asked) + len(requests) > self.killed_at:
+            raise KeyboardInterrupt
+        self.asked += [request.edit_id for request in requests]
+        kept = [i for i, request in enumerate(requests) if not skips(request.edit_id)]
+        edits = RankOneEdit(self.draw(requests, kept, self.mlp_width), self.draw(requests, kept, self.width))
+        skipped = [(request.edit_id, "drawn to be skipped") for request in requests if skips(request.edit_id)]
+        return SimpleNamespace(kept=kept, edits=edits, skipped=skipped)
+
+    def draw(self, requests, kept, width):
+        return torch.stack(
+            [torch.randn(width, generator=torch.Generator().manual_seed(crc32(requests[i].edit_id.encode()) + width)) for i in kept]
+        )
+
+
+def skips(edit_id: str) -> bool:
+    return crc32(edit_id.encode()) % 97 == 0
+
+
+def drawn_scores(host, layer, requests, edits, facts):
+    success = [crc32(request.edit_id.encode()) % 41 > 0 for request in requests]
+    return {name: [1.0] * len(requests) for name in SCORE_COLUMNS} | {"success": success}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def drawn_edits():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data.produce, "load_editor", lambda name: DrawnEdits)
+        patch.setattr(data.produce, "score", drawn_scores)
+        patch.setattr(data.produce, "key_text", lambda facts, seed, sentences: [])
+        yield
+
+
+@pytest.fixture(autouse=True)
+def alive():
+    DrawnEdits.asked, DrawnEdits.killed_at = [], 10**9
+
+
+@pytest.fixture(scope="module")
+def facts():
+    return load_facts(FactsConfig())
+
+
+@pytest.fixture(scope="module")
+def host(new_host, facts):
+    tokenizer = build_tokenizer(facts, 600)
+    return Host(new_host("qwen3 window", vocab_size=len(tokenizer)).model, tokenizer, name="tiny", terminator=".")
+
+
+def config(path, **data_settings) -> TrainConfig:
+    cfg = TrainConfig(store=str(path))
+    cfg.edits.shard_size = SHARD
+    cfg.data = dataclasses.replace(cfg.data, **data_settings)
+    return cfg
+
+
+@pytest.fixture(scope="module")
+def path(host, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stores") / "store"
+    EditDataModule(config(folder), host).prepare_data()
+    return folder
+
+
+@pytest.fixture()
+def opened(path, host):
+    def make(**data_settings) -> EditDataModule:
+        edits = EditDataModule(config(path, **data_settings), host)
+        edits.prepare_data()
+        edits.setup()
+        return edits
+
+    return make
+
+
+def planned(facts, cfg) -> list[str]:
+    return [request.edit_id for request in plan_edits(facts, draw_splits(facts, cfg.splits), cfg.edits)]
+
+
+# Making
+
+
+def test_store_holds_every_planned_edit_or_why_not(path, facts):
+    store, wanted = EditStore(path), planned(facts, config(path))
+    skipped = [edit_id for edit_id, _ in store.manifest["skipped"]]
+    assert store.table()["edit_id"].tolist() == [edit_id for edit_id in wanted if not skips(edit_id)]
+    assert skipped == [edit_id for edit_id in wanted if skips(edit_id)] and skipped
+    assert store.manifest["counts"]["rows"] + len(skipped) == len(wanted)
+
+
+def test_store_that_is_there_is_opened(opened):
+    edits = opened()
+    edits.prepare_data()
+    edits.setup()
+    rows = edits.rows
+    edits.setup("test")
+    assert DrawnEdits.asked == [] and edits.rows is rows
+
+
+def test_setup_in_a_process_of_its_own_opens_the_store(path, host):
+    edits = EditDataModule(config(path), host)
+    edits.setup("fit")
+    assert DrawnEdits.asked == [] and edits.val_splits
+
+
+def test_killed_run_goes_on_at_the_next_shard(path, host, facts, tmp_path):
+    cfg = config(tmp_path / "store")
+    DrawnEdits.killed_at = 3 * SHARD - 1
+    with pytest.raises(KeyboardInterrupt):
+        EditDataModule(cfg, host).prepare_data()
+    assert not (tmp_path / "store").exists() and len(DrawnEdits.asked) == 2 * SHARD
+    DrawnEdits.asked, DrawnEdits.killed_at = [], 10**9
+    EditDataModule(cfg, host).prepare_data()
+    assert DrawnEdits.asked == planned(facts, cfg)[2 * SHARD :]
+    assert EditStore(tmp_path / "store").fingerprint == EditStore(path).fingerprint
+
+
+def test_killed_run_goes_on_with_shards_of_another_size(path, host, tmp_path):
+    cfg = config(tmp_path / "store")
+    DrawnEdits.killed_at = 3 * SHARD - 1
+    with pytest.raises(KeyboardInterrupt):
+        EditDataModule(cfg, host).prepare_data()
+    cfg.edits.shard_size, DrawnEdits.killed_at = SHARD // 2, 10**9
+    try:
+        EditDataModule(cfg, host).prepare_data()
+    except ValueError as refusal:
+        assert "shard_size" in str(refusal)
+    else:
+        assert EditStore(tmp_path / "store").table().equals(EditStore(path).table())
+
+
+@pytest.mark.parametrize(
+    ("group", "field", "value", "named"),
+    [("edits", "seed", 1, "seed: 0"), ("edits", "steps", 3, "steps: 20"), ("splits", "seed", 1, "requests")],
+)
+def test_store_made_for_something_else_is_refused(path, host, group, field, value, named):
+    cfg = config(path)
+    setattr(getattr(cfg, group), field, value)
+    with pytest.raises(ValueError, match=named):
+        EditDataModule(cfg, host).prepare_data()
+    assert EditStore(path), "it is kept"
+
+
+def test_batch_size_of_the_editor_does_not_matter(path, host):
+    cfg = config(path)
+    cfg.edits.batch_size = 3
+    EditDataModule(cfg, host).prepare_data()
+    assert DrawnEdits.asked == []
+
+
+# Streaming
+
+
+def test_splits_are_named_in_order(opened):
+    edits = opened(eval_batch_size=64)
+    assert edits.val_splits == ["val/id", "val/new"] and edits.test_splits == ["id", "ood", "unseen_object", "val/id", "val/new"]
+    for names, loaders in ((edits.val_splits, edits.val_dataloader()), (edits.test_splits, edits.test_dataloader())):
+        for split, loader in zip(names, loaders, strict=True):
+            batches = list(loader)
+            assert torch.cat([batch.row_B for batch in batches]).tolist() == edits.rows[split]
+            assert {len(batch.edits) for batch in batches[:-1]} <= {64}
+
+
+def test_empty_splits_have_no_loader(path, host):
+    edits = EditDataModule(config(path), host)
+    edits.setup()
+    edits.rows = edits.rows | {"val/new": [], "unseen_object": []}
+    assert edits.val_splits == ["val/id"] and edits.test_splits == ["id", "ood", "val/id"]
+    assert len(edits.val_dataloader()) == 1 and len(edits.test_dataloader()) == 3
+
+
+def test_training_rows_come_once_an_epoch_in_another_order(opened):
+    edits = opened()
+    torch.manual_seed(0)
+    loader = edits.train_dataloader()
+    first, second = (torch.cat([batch.row_B for batch in loader]).tolist() for _ in range(2))
+    assert sorted(first) == sorted(second) == sorted(edits.rows["train"]) and first != second != edits.rows["train"]
+    assert edits.table["success"].iloc[first].all() and not edits.table["success"].all()
+
+
+def test_batch_is_the_edits_and_their_objects(opened, host):
+    edits = opened()
+    batch = next(iter(edits.train_dataloader()))
+    table = edits.table.iloc[batch.row_B.tolist()]
+    assert torch.equal(batch.edits.key_BF, edits.store.key_NF[batch.row_B])
+    assert torch.equal(batch.edits.value_BD, edits.store.value_ND[batch.row_B])
+    wanted = [[*host.object_ids(object), host.terminator_id] for object in table["object"]]
+    longest = max(map(len, wanted))
+    assert batch.object_ids_BT.tolist() == [ids + [PADDING] * (longest - len(ids)) for ids in wanted]
+
+
+def test_padding_is_no_longer_than_the_batch_needs(opened):
+    edits = opened()
+    rows = EditRows(edits.store, list(range(len(edits.store))), 2)
+    lengths = [len(ids) + 1 for ids in edits.store.object_ids]
+    short, long = lengths.index(min(lengths)), lengths.index(max(lengths))
+    assert rows.__getitems__([short]).object_ids_BT.shape == (1, min(lengths))
+    both_BT = rows.__getitems__([short, long]).object_ids_BT
+    assert both_BT.shape == (2, max(lengths)) and (both_BT[0, min(lengths) :] == PADDING).all() and both_BT[1, -1] == 2
+
+
+def test_without_terminator_an_object_ends_with_its_last_token(opened):
+    store = opened().store
+    batch = EditRows(store, [4], None).__getitems__([0])
+    assert batch.object_ids_BT.tolist() == [store.object_ids[4]]
+
+
+def test_factors_and_whole_matrices_are_read_alike(opened, host):
+    layer = TrainConfig().edits.layer
+    decoder = ObjectDecoder(host, edited_layer=layer, trained_layers=[2], prompt_MD=torch.randn(4, 32))
+    factors, dense = (next(iter(opened(form=form).val_dataloader()[0])) for form in ("factors", "dense"))
+    assert isinstance(factors.edits, RankOneEdit) and isinstance(dense.edits, DenseEdit)
+    assert torch.equal(factors.object_ids_BT, dense.object_ids_BT) and torch.equal(factors.row_B, dense.row_B)
+    with torch.no_grad():
+        # float32; W x + (k.x) v against (W + v k') x.
+        torch.testing.assert_close(
+            decoder(dense.edits, dense.object_ids_BT), decoder(factors.edits, factors.object_ids_BT), rtol=1e-5, atol=1e-5
+        )
+
+
+def test_a_split_in_one_batch_is_factors_whatever_the_form(opened):
+    edits = opened(form="dense")
+    batch = edits.factors("ood")
+    assert isinstance(batch.edits, RankOneEdit) and batch.row_B.tolist() == edits.rows["ood"]
+
+
+def test_shuffled_labels_are_permuted_in_training_only(opened):
+    plain, shuffled = opened(), opened(shuffle_labels=True)
+    own, other = (
+        {row: tuple(ids) for batch in edits.train_dataloader() for row, ids in zip(batch.row_B.tolist(), unpadded(batch), strict=True)}
+        for edits in (plain, shuffled)
+    )
+    assert Counter(own.values()) == Counter(other.values()) and own.keys() == other.keys()
+    changed = sum(own[row] != other[row] for row in own) / len(own)
+    assert changed > 0.9
+    assert unpadded(shuffled.factors("train")) == unpadded(plain.factors("train"))
+    assert unpadded(next(iter(shuffled.val_dataloader()[0]))) == unpadded(next(iter(plain.val_dataloader()[0])))
+
+
+def unpadded(batch) -> list[list[int]]:
+    return [[token for token in ids if token != PADDING] for ids in batch.object_ids_BT.tolist()]
+
+
+def test_fewer_training_edits_are_drawn_evenly_over_relations(opened):
+    edits = opened(max_train=100)
+    assert len(edits.rows["train"]) == 100 and set(edits.rows["train"]) < set(opened().rows["train"])
+    per_relation = edits.table.iloc[edits.rows["train"]]["relation"].value_counts()
+    assert len(per_relation) == 17 and per_relation.max() - per_relation.min() <= 1
+
+
+def test_seen_objects_and_kinds(opened):
+    edits = opened()
+    training = edits.table.iloc[edits.rows["train"]]
+    ood = edits.table.iloc[edits.rows["ood"]]
+    assert training["seen_object"].all() and training["seen_kind"].all()
+    assert (ood["seen_object"] == [object in set(training["object"]) for object in ood["object"]]).all() and ood[
+        "seen_object"
+    ].nunique() == 2
+    assert (ood["seen_kind"] == [kind in set(training["kind"]) for kind in ood["kind"]]).all() and ood["seen_kind"].nunique() == 2
+    assert not edits.table.iloc[edits.rows["unseen_object"]]["seen_object"].any()
+
+
+def test_training_subjects_and_templates_are_of_training_only(opened):
+    edits = opened()
+    others = edits.table.iloc[[row for split in edits.test_splits for row in edits.rows[split]]]
+    assert edits.training_subjects and not set(edits.training_subjects) & set(others["subject"])
+    assert len(edits.training_templates) == 17 * 3
+    assert not set(edits.training_templates) & set(edits.table.iloc[edits.rows["ood"] + edits.rows["val/new"]]["prompt"])
+
+
+def test_exported_splits(opened, host):
+    edits = opened()
+    splits = {split: edits.table["edit_id"].iloc[rows].tolist() for split, rows in edits.rows.items()}
+    loaders, table = exported_splits(edits.store, splits | {"unseen_object": []}, host.terminator_id)
+    assert list(loaders) == ["id", "ood"]
+    assert torch.cat([batch.row_B for batch in loaders["ood"]]).tolist() == edits.rows["ood"]
+    assert table["seen_object"].tolist() == edits.table["seen_object"].tolist()
+    with pytest.raises(ValueError, match="lacks 1 of the decoder's id edits, P0-x first"):
+        exported_splits(edits.store, splits | {"id": [*splits["id"], "P0-x"]}, host.terminator_id)
