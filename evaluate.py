@@ -1,12 +1,11 @@
 """Use an exported decoder: score it again on its store, or read one suspect matrix.
 
-    python evaluate.py decoder=runs/main/pocket/rome-e1-t1-s0/decoder
-    python evaluate.py decoder=... suspect=matrix.safetensors
+python evaluate.py decoder=runs/main/pocket/rome-e1-t1-s0/decoder
+python evaluate.py decoder=... suspect=matrix.safetensors
 """
 
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 from decoder.compose import compose

@@ -1,8 +1,8 @@
 """Train a weight-to-object decoder: facts -> edits -> store -> decoder -> scores -> exported decoder.
 
-    python train.py                      the main job, on the pocket host
-    python train.py seed=1               another decoder on the same host, edits and splits
-    python train.py --help               every setting
+python train.py                      the main job, on the pocket host
+python train.py seed=1               another decoder on the same host, edits and splits
+python train.py --help               every setting
 """
 
 import sys
@@ -58,6 +58,7 @@ def train(cfg: TrainConfig, folder: Path) -> dict:
 
     with clock("test"):
         trainer.test(module, datamodule=edits, ckpt_path="best", verbose=False)
+        module.to(host.device)
         readings = session.save_predictions(module.readings, edits.table, folder)
         scores = result.test_scores(readings)
         baselines = session.baselines(cfg, host, edits, start)

@@ -20,7 +20,6 @@ from decoder.config import TrainConfig
 from decoder.edit import PADDING, EditBatch
 from decoder.host import Host
 
-
 EXPORT_BATCH = 128
 
 
@@ -104,8 +103,9 @@ class EditDataModule(LightningDataModule):
         return sorted(template for fact in facts for template in (fact.prompt, *fact.paraphrases))
 
     def factors(self, split: str) -> EditBatch:
-        """All edits of a split in one batch, as factors whatever `data.form` says."""
-        return EditRows(self.store, self.rows[split], self.host.terminator_id).__getitems__(list(range(len(self.rows[split]))))
+        """All edits of a split in one batch on the host's device, as factors whatever `data.form` says."""
+        rows = EditRows(self.store, self.rows[split], self.host.terminator_id)
+        return EditBatch(*(part.to(self.host.device) for part in rows.__getitems__(list(range(len(rows))))))
 
     def train_dataloader(self) -> DataLoader:
         planted = list(self.rows["train"])
@@ -123,12 +123,12 @@ class EditDataModule(LightningDataModule):
         weight_DF = self.host.weight_DF(self.cfg.edits.layer).cpu() if self.cfg.data.form == "dense" else None
         dataset = EditRows(self.store, self.rows[split], self.host.terminator_id, weight_DF, **rows)
         workers = self.cfg.data.workers
-        return DataLoader(
-            dataset, batch_size, shuffle=shuffle, collate_fn=_as_is, num_workers=workers, persistent_workers=workers > 0
-        )
+        return DataLoader(dataset, batch_size, shuffle=shuffle, collate_fn=_as_is, num_workers=workers, persistent_workers=workers > 0)
 
 
-def exported_splits(store: EditStore, splits: dict[str, list[str]], terminator_id: int | None) -> tuple[dict[str, DataLoader], pd.DataFrame]:
+def exported_splits(
+    store: EditStore, splits: dict[str, list[str]], terminator_id: int | None
+) -> tuple[dict[str, DataLoader], pd.DataFrame]:
     """Loaders of the test splits whose edit_ids an exported decoder lists, and the edits' table.
 
     Raises:
@@ -140,7 +140,9 @@ def exported_splits(store: EditStore, splits: dict[str, list[str]], terminator_i
     loaders = {}
     for split in ("id", "ood", "unseen_object"):
         if missing := [edit_id for edit_id in splits[split] if edit_id not in row_of]:
-            raise ValueError(f"store {store.path} lacks {len(missing)} of the decoder's {split} edits, {missing[0]} first. Give its own store=")
+            raise ValueError(
+                f"store {store.path} lacks {len(missing)} of the decoder's {split} edits, {missing[0]} first. Give its own store="
+            )
         if splits[split]:
             dataset = EditRows(store, [row_of[edit_id] for edit_id in splits[split]], terminator_id)
             loaders[split] = DataLoader(dataset, EXPORT_BATCH, collate_fn=_as_is)

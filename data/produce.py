@@ -24,6 +24,7 @@ from decoder.edit import RankOneEdit
 from decoder.errors import run_command
 from decoder.host import Host
 from decoder.paths import cache_root, cached, short_hash
+from decoder.session import quiet
 
 log = logging.getLogger(__name__)
 
@@ -41,19 +42,28 @@ def produce(cfg: TrainConfig, host: Host) -> EditStore:
     facts = load_facts(cfg.facts)
     requests = plan_edits(facts, draw_splits(facts, cfg.splits), cfg.edits)
     asked = request_manifest(cfg, host, facts, requests)
-    path = Path(cfg.store) if cfg.store else cached(cfg.cache_dir, "stores", f"{host.name}-{cfg.edits.editor}-e{cfg.edits.layer}", short_hash(asked))
+    path = (
+        Path(cfg.store)
+        if cfg.store
+        else cached(cfg.cache_dir, "stores", f"{host.name}-{cfg.edits.editor}-e{cfg.edits.layer}", short_hash(asked))
+    )
     if (path / "manifest.json").exists():
         store = EditStore(path)
         store.check(asked)
         return store
-    return _make(cfg, host, facts, requests, StoreWriter(path, asked))
+    return _make(cfg, host, facts, requests, StoreWriter(path, asked, cfg.edits.shard_size))
 
 
 def request_manifest(cfg: TrainConfig, host: Host, facts: FactSet, requests: list[EditRequest]) -> dict[str, Any]:
     """What a store must have been made from and with: all of its manifest that is known beforehand."""
     settings = {name: value for name, value in dataclasses.asdict(cfg.edits).items() if name not in (*SPEED_ONLY, "editor", "layer")}
     return {
-        "host": {"id": host.name, "revision": host.revision, "dtype": str(host.dtype).removeprefix("torch."), "fingerprint": host.fingerprint},
+        "host": {
+            "id": host.name,
+            "revision": host.revision,
+            "dtype": str(host.dtype).removeprefix("torch."),
+            "fingerprint": host.fingerprint,
+        },
         "module": host.module_path(cfg.edits.layer),
         "layer": cfg.edits.layer,
         "base_sha256": host.base_sha256(cfg.edits.layer),
@@ -96,8 +106,8 @@ def _columns(host: Host, requests: list[EditRequest], edits: RankOneEdit, scores
 
 @run_command
 def main(argv: list[str] | None = None) -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     cfg = compose(TrainConfig, "train", sys.argv[1:] if argv is None else argv)
+    quiet()
     store = produce(cfg, open_host(cfg))
     table = store.table()
     means = ", ".join(f"{name} {table[name].mean():.3f}" for name in ("efficacy", "paraphrase", "specificity"))

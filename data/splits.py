@@ -35,10 +35,10 @@ class SplitPlan:
             return "ood"
         if role == "val":
             return None if object in self.held_out else "val/new"
-        subject_role = self.subject_role[subject]
+        subject_role = self.subject_role.get(subject)
         if object in self.held_out:
             return "unseen_object" if subject_role == "test" else None
-        return {"train": "train", "val": "val/id", "test": "id"}[subject_role]
+        return {"train": "train", "val": "val/id", "test": "id"}.get(subject_role)
 
 
 def draw_splits(facts: FactSet, cfg: SplitsConfig) -> SplitPlan:
@@ -65,7 +65,9 @@ def draw_splits(facts: FactSet, cfg: SplitsConfig) -> SplitPlan:
     return SplitPlan(relation_role, subject_role, held_out)
 
 
-def _draw_subjects(facts: Sequence[Fact], known: dict[str, str], elsewhere: set[str], cfg: SplitsConfig, rng: random.Random) -> dict[str, str]:
+def _draw_subjects(
+    facts: Sequence[Fact], known: dict[str, str], elsewhere: set[str], cfg: SplitsConfig, rng: random.Random
+) -> dict[str, str]:
     """Roles of one relation's subjects. A subject that another relation has drawn keeps its role; one that occurs outside the
     training relations can only be a test subject, or it would be trained on."""
     subjects = sorted({fact.subject for fact in facts})
@@ -134,8 +136,10 @@ def assign(plan: SplitPlan, edits: pd.DataFrame, cfg: SplitsConfig) -> dict[str,
     for split, found in rows.items():
         least = getattr(cfg, "min_" + split.replace("/", "_"))
         if len(found) < least:
-            raise ValueError(f"split {split} has {len(found)} successful edits, splits.min_{split.replace('/', '_')}={least}. "
-                             "Ask for more edits (edits.*_per_relation) or draw again (splits.seed=)")
+            raise ValueError(
+                f"split {split} has {len(found)} successful edits, splits.min_{split.replace('/', '_')}={least}. "
+                "Ask for more edits (edits.*_per_relation) or draw again (splits.seed=)"
+            )
     check_disjoint(rows, edits, plan.held_out)
     return rows
 

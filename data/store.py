@@ -76,8 +76,8 @@ class EditStore:
     def check(self, asked: Mapping[str, Any]) -> None:
         """Raises ValueError, naming the field, if the manifest differs from what is asked."""
         for field, value in asked.items():
-            if self.manifest[field] != value:
-                found, wanted = _first_difference(self.manifest[field], value)
+            if self.manifest.get(field) != value:
+                found, wanted = _first_difference(self.manifest.get(field), value)
                 raise ValueError(f"store {self.path}: {field} is {found}, asked for {wanted}. Give another store= or make it anew")
 
     def _matrix(self, column: str) -> Tensor:
@@ -95,7 +95,7 @@ def find_store(cache_dir: str | None, fingerprint: str) -> EditStore:
     """
     stores = cache_root(cache_dir) / "stores"
     for manifest in sorted(stores.glob("*/manifest.json")):
-        if fingerprint_of(json.loads(manifest.read_text())["files"]) == fingerprint:
+        if fingerprint_of(_read_manifest(manifest.parent)["files"]) == fingerprint:
             return EditStore(manifest.parent)
     raise ValueError(f"no store with fingerprint {fingerprint} in {stores}. Give the store of this decoder's edits with store=FOLDER")
 
@@ -114,19 +114,21 @@ class StoreWriter:
         ValueError: the shards that lie there were made for something else; the field is named.
     """
 
-    def __init__(self, path: str | Path, asked: Mapping[str, Any]) -> None:
+    def __init__(self, path: str | Path, asked: Mapping[str, Any], shard_size: int) -> None:
         self.path, self.asked = Path(path), dict(asked)
         self.partial = self.path.with_name(self.path.name + ".partial")
         self.partial.mkdir(parents=True, exist_ok=True)
         request = self.partial / "asked.json"
         if request.exists():
             found = json.loads(request.read_text())
-            for field, value in self.asked.items():
+            for field, value in {**self.asked, "shard_size": shard_size}.items():
                 if found.get(field) != value:
                     old, new = _first_difference(found.get(field), value)
-                    raise ValueError(f"{self.partial} holds shards with {field}={old}, asked for {new}. Remove the folder or give another store=")
+                    raise ValueError(
+                        f"{self.partial} holds shards with {field}={old}, asked for {new}. Remove the folder or give another store="
+                    )
         else:
-            write_json(request, self.asked)
+            write_json(request, {**self.asked, "shard_size": shard_size})
 
     def has_shard(self, index: int) -> bool:
         return self._shard(index).exists()
@@ -135,7 +137,9 @@ class StoreWriter:
         """Writes one shard: columns as of `features`, `key` (N, F) and `value` (N, D) as tensors; and what was skipped, why."""
         temporary = self._shard(index).with_suffix(".tmp")
         shutil.rmtree(temporary, ignore_errors=True)
-        _dataset(columns).save_to_disk(str(temporary))
+        temporary.mkdir()
+        if columns["edit_id"]:
+            _dataset(columns).save_to_disk(str(temporary))
         write_json(temporary / "skipped.json", skipped)
         os.replace(temporary, self._shard(index))
 
@@ -147,7 +151,10 @@ class StoreWriter:
         """Joins the shards, writes the manifest with counts and file hashes, and moves the store to its place."""
         temporary = self.partial / "joined"
         shutil.rmtree(temporary, ignore_errors=True)
-        joined = concatenate_datasets([load_from_disk(str(self._shard(i))) for i in range(shards)])
+        parts = [load_from_disk(str(self._shard(i))) for i in range(shards) if (self._shard(i) / "state.json").exists()]
+        if not parts:
+            raise ValueError(f"store {self.path}: not one edit could be made; the first was skipped because {skipped[0][1]}")
+        joined = concatenate_datasets(parts)
         joined.save_to_disk(str(temporary))
         counts = {"rows": len(joined), "success": int(sum(joined["success"])), "skipped": len(skipped)}
         files = {file.name: _sha256(file) for file in sorted(temporary.iterdir())}

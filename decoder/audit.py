@@ -40,11 +40,16 @@ def _host_path(trained_on: Mapping[str, Any], cache_dir: str | None) -> str:
         return trained_on["path"]
     folder = cache_root(cache_dir) / "hosts" / trained_on["cached_as"]
     if not folder.is_dir():
-        raise ValueError(f"the decoder's host {trained_on['id']} ({trained_on['cached_as']}) is not in the cache {folder.parent}. Give host=FOLDER or cache_dir=")
+        raise ValueError(
+            f"the decoder's host {trained_on['id']} ({trained_on['cached_as']}) is not in {folder.parent}. "
+            "Give host=FOLDER, or the cache that has it with cache_dir="
+        )
     return str(folder)
 
 
-def read_splits(decoder: ObjectDecoder, config: Mapping[str, Any], loaders: Mapping[str, Iterable[EditBatch]], table: pd.DataFrame) -> pd.DataFrame:
+def read_splits(
+    decoder: ObjectDecoder, config: Mapping[str, Any], loaders: Mapping[str, Iterable[EditBatch]], table: pd.DataFrame
+) -> pd.DataFrame:
     """Reads every edit of the loaders; one row each."""
     readings = {
         split: [

@@ -19,6 +19,7 @@ from decoder.edit import EditBatch, RankOneEdit
 from decoder.host import Host
 from decoder.metrics import exact_match, wilson
 from decoder.model import ObjectDecoder
+from decoder.prompt import carrier_prompt
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 CARRIER_STRENGTHS = (2.0, 3.5, 5.0, 7.0)
@@ -102,8 +103,8 @@ def nearest_edit(evidence: Evidence) -> Reader:
 
 def object_prior(evidence: Evidence) -> Reader:
     """Always the most frequent training object."""
-    (most_frequent, _), = Counter(map(tuple, evidence.train.object_ids_BT.tolist())).most_common(1)
-    return lambda batch: _known_object(torch.tensor([most_frequent]).expand(len(batch.edits), -1), batch)
+    ((most_frequent, _),) = Counter(map(tuple, evidence.train.object_ids_BT.tolist())).most_common(1)
+    return lambda batch: _known_object(torch.tensor([most_frequent], device=batch.object_ids_BT.device).expand(len(batch.edits), -1), batch)
 
 
 def untrained_prompt(evidence: Evidence) -> Reader:
@@ -141,7 +142,7 @@ def master_key(evidence: Evidence) -> Reader:
     key_NF = normalize(evidence.train.edits.key_BF)
     best: tuple[float, Reader] | None = None
     for ridge in RIDGES:
-        master_F = _ridge(key_NF, torch.ones(len(key_NF), 1), ridge)[:, 0]
+        master_F = _ridge(key_NF, torch.ones_like(key_NF[:, :1]), ridge)[:, 0]
         response_D = evidence.host.weight_DF(evidence.layer).float() @ master_F
 
         def response(batch: EditBatch, master_F: Tensor = master_F, response_D: Tensor = response_D) -> Tensor:
@@ -179,14 +180,6 @@ class AtSubject(RankOneEdit):
         return out_BTD
 
 
-def carrier_prompt(host: Host, subjects: Sequence[str], template: str) -> Tensor:
-    """The mean embedding of the subjects' last tokens, then what a template says after its subject; (M, D)."""
-    embed = host.model.get_input_embeddings()
-    last_tokens = torch.tensor([host.object_ids(subject)[-1] for subject in subjects], device=host.device)
-    suffix = torch.tensor(host.object_ids(template.split("{}")[1]), device=host.device)
-    return torch.cat([embed(last_tokens).mean(0, keepdim=True), embed(suffix)]).detach()
-
-
 def _canonical_value(train: EditBatch) -> Callable[[EditBatch], Tensor]:
     """ΔW fixes its factors up to scale and sign. Here the key has norm 1 and points along the mean training key."""
     mean_F = normalize(train.edits.key_BF).mean(0)
@@ -206,9 +199,7 @@ def _best_ridge(evidence: Evidence, feature: Callable[[EditBatch], Tensor]) -> R
 
     def reader(ridge: float) -> Reader:
         map_DD = _ridge(train_ND - mean_D, target_ND - mean_target_D, ridge)
-        return lambda batch: Answer(
-            (((feature(batch) - mean_D) @ map_DD + mean_target_D) @ normalize(unembedding_VD).T).argmax(1)
-        )
+        return lambda batch: Answer((((feature(batch) - mean_D) @ map_DD + mean_target_D) @ normalize(unembedding_VD).T).argmax(1))
 
     return max(map(reader, RIDGES), key=lambda read: _validation_score(evidence, read))
 

@@ -32,14 +32,16 @@ def beam_search(
     """Searches for the most probable objects of at least one and at most `max_tokens` tokens.
 
     An object ends at the terminator; without one every object is `max_tokens` long. Probabilities are of the whole
-    sequence, not normalised by length: they are what the model says, and comparable between objects.
+    sequence, not normalised by length, so they can be compared between objects; given that there is an object: the first token
+    is never the terminator.
 
     Args:
         first_BV: logits of the first object token.
         step: (tokens (N,), origin row of each (N,)) -> logits (N, V) of the next token.
     """
     batch = len(first_BV)
-    log_BV = _object_start(first_BV, terminator_id).log_softmax(-1)
+    beams = min(beams, first_BV.shape[1])
+    log_BV = _object_start(first_BV.float(), terminator_id).log_softmax(-1)
     score_BK, token_BK = log_BV.topk(beams, dim=-1)
     paths_BKT = token_BK.unsqueeze(2)
     rows_B1 = torch.arange(batch, device=first_BV.device).unsqueeze(1) * beams
@@ -49,7 +51,7 @@ def beam_search(
     for length in range(1, max_tokens + 1):
         if done_BK.all() or (length == max_tokens and terminator_id is None):
             break
-        log_BKV = step(paths_BKT[:, :, -1].flatten(), origin_BK.flatten()).log_softmax(-1).view(batch, beams, -1)
+        log_BKV = step(paths_BKT[:, :, -1].flatten(), origin_BK.flatten()).float().log_softmax(-1).view(batch, beams, -1)
         log_BKV = _end_only(log_BKV, done_BK, terminator_id, must_end=length == max_tokens)
         score_BK, flat_BK = (score_BK.unsqueeze(2) + log_BKV).flatten(1).topk(beams, dim=-1)
         parent_BK, token_BK = flat_BK // log_BKV.shape[2], flat_BK % log_BKV.shape[2]

@@ -26,7 +26,7 @@ def null_edits(train: RankOneEdit, count: int, seed: int) -> RankOneEdit:
     """`count` random updates: key and norm of a training edit, value in a uniformly random direction."""
     generator = torch.Generator().manual_seed(seed)
     like = train[torch.randint(len(train), (count,), generator=generator)]
-    random_BD = torch.randn(like.value_BD.shape, generator=generator)
+    random_BD = torch.randn(like.value_BD.shape, generator=generator).to(like.value_BD.device)
     return RankOneEdit(like.key_BF, random_BD / random_BD.norm(dim=1, keepdim=True) * like.value_BD.norm(dim=1, keepdim=True))
 
 

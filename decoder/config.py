@@ -5,10 +5,10 @@ so that `--help` answers at once.
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, Optional
+from typing import Any, Literal
 
 
-def option(default: Any, help: str, kind: Optional[str] = None) -> Any:
+def option(default: Any, help: str, kind: str | None = None) -> Any:
     """A dataclass field with its line of help; mutable defaults are copied for every instance. `kind` describes an `Any`."""
     metadata = {"help": help, "kind": kind}
     if isinstance(default, (list, dict)):
@@ -42,10 +42,10 @@ class PocketConfig:
 @dataclass
 class HostConfig:
     name: str = option("pocket", "name of the host in tables and folders")
-    path: Optional[str] = option(None, "local folder or Hub id; empty builds the pocket host")
-    revision: Optional[str] = option(None, "Hub revision to pin")
+    path: str | None = option(None, "local folder or Hub id; empty builds the pocket host")
+    revision: str | None = option(None, "Hub revision to pin")
     dtype: Literal["float32", "bfloat16", "float16"] = option("float32", "dtype the frozen weights are loaded in")
-    terminator: Optional[str] = option(".", "text that ends an object; empty if the host has none")
+    terminator: str | None = option(None, "text that ends an object; empty if the host has none")
     seed: int = option(0, "seed of the pocket host's text and weights")
     pocket: PocketConfig = group(PocketConfig)
 
@@ -102,7 +102,7 @@ class DataConfig:
     eval_batch_size: int = option(128, "edits in an evaluation batch")
     workers: int = option(0, "loader processes")
     shuffle_labels: bool = option(False, "control: train on objects that are permuted between the edits")
-    max_train: Optional[int] = option(None, "train on at most so many edits, drawn evenly over relations")
+    max_train: int | None = option(None, "train on at most so many edits, drawn evenly over relations")
 
 
 @dataclass
@@ -110,7 +110,7 @@ class DecoderConfig:
     layer: Any = option(1, "trained layer, 0-based; several as [0,1]", "int|list of int")
     prompt_length: int = option(20, "learnable prompt vectors M")
     prompt_init: Literal["random", "carrier"] = option(
-        "random", "start of the prompt: random token-like vectors, or mean subject + template"
+        "random", "start of the prompt: random token-like vectors, or mean subjects + training templates"
     )
     train_prompt: bool = option(True, "learn the prompt vectors; the paper keeps them fixed")
     scope: Literal["prompt", "all"] = option("prompt", "positions the trained layer acts on: the prompt only (two passes), or all")
@@ -129,7 +129,7 @@ class OptimConfig:
     weight_decay: float = option(0.01, "AdamW weight decay")
     schedule: Literal["constant", "cosine"] = option("cosine", "learning rate over the epochs")
     warmup_steps: int = option(0, "steps of linear warm-up")
-    clip: Optional[float] = option(1.0, "largest gradient norm")
+    clip: float | None = option(1.0, "largest gradient norm")
     epochs: int = option(40, "most epochs")
     patience: int = option(15, "validation checks without a better val/id/loss before training stops")
 
@@ -153,10 +153,10 @@ class SwapConfig:
 class WandbConfig:
     mode: Literal["online", "offline", "disabled"] = option("offline", "offline needs no account and sends nothing")
     project: str = option("palimpsest", "W&B project")
-    entity: Optional[str] = option(None, "W&B user or team")
-    group: Optional[str] = option(None, "W&B group; empty is the experiment's name")
+    entity: str | None = option(None, "W&B user or team")
+    group: str | None = option(None, "W&B group; empty is the experiment's name")
     tags: list[str] = option([], "W&B tags")
-    name: Optional[str] = option(None, "W&B run name; empty is host, editor, layers and seed")
+    name: str | None = option(None, "W&B run name; empty is host, editor, layers and seed")
     log_decoder: bool = option(False, "log the exported decoder as an artifact")
 
 
@@ -167,10 +167,10 @@ class TrainConfig:
     experiment: str = option("main", "name of the experiment; also picks configs/experiment/<name>.yaml")
     seed: int = option(0, "seed of the decoder; host.seed, edits.seed and splits.seed are their own")
     runs: str = option("runs", "folder of run folders")
-    cache_dir: Optional[str] = option(None, "cache of hosts, key statistics and stores; empty is $XDG_CACHE_HOME/palimpsest")
+    cache_dir: str | None = option(None, "cache of hosts, key statistics and stores; empty is $XDG_CACHE_HOME/palimpsest")
     resume: bool = option(False, "continue a killed run from its last checkpoint")
     host: HostConfig = group(HostConfig)
-    store: Optional[str] = option(None, "folder of the store of edits; empty is in the cache")
+    store: str | None = option(None, "folder of the store of edits; empty is in the cache")
     facts: FactsConfig = group(FactsConfig)
     edits: EditsConfig = group(EditsConfig)
     splits: SplitsConfig = group(SplitsConfig)
@@ -186,13 +186,13 @@ class TrainConfig:
 class EvaluateConfig:
     """What `evaluate.py` reads."""
 
-    decoder: Optional[str] = option(None, "exported decoder folder")
-    store: Optional[str] = option(None, "store of edits to score; empty finds the decoder's own in the cache")
-    suspect: Optional[str] = option(None, "safetensors file with one suspect matrix to read")
-    tensor: Optional[str] = option(None, "name of the suspect matrix, if the file holds several 2-D tensors")
-    host: Optional[str] = option(None, "host folder or Hub id; empty takes what the decoder was trained on")
+    decoder: str | None = option(None, "exported decoder folder")
+    store: str | None = option(None, "store of edits to score; empty finds the decoder's own in the cache")
+    suspect: str | None = option(None, "safetensors file with one suspect matrix to read")
+    tensor: str | None = option(None, "name of the suspect matrix, if the file holds several 2-D tensors")
+    host: str | None = option(None, "host folder or Hub id; empty takes what the decoder was trained on")
     top: int = option(5, "objects to print")
     json: bool = option(False, "print one JSON object and nothing else")
     allow_host_mismatch: bool = option(False, "go on with a host that is not the decoder's")
-    cache_dir: Optional[str] = option(None, "cache of hosts and stores")
+    cache_dir: str | None = option(None, "cache of hosts and stores")
     device: str = option("cpu", "device to run on")

@@ -17,6 +17,7 @@ from decoder.model import ObjectDecoder
 
 FORMAT = 1
 CONFIG, WEIGHTS, CARD = "decoder_config.json", "decoder_model.safetensors", "README.md"
+REQUIRED = {"host", "edited_layer", "trained_layer", "shape", "base_sha256", "prompt_length", "scope", "arithmetic", "terminator_id"}
 LEADING_SPACE = "objects are tokenised with one leading space"
 
 
@@ -57,14 +58,22 @@ def _cached_as(host: Host) -> str | None:
 
 
 def save_decoder(folder: Path, decoder: ObjectDecoder, facts: dict[str, Any]) -> None:
-    """Writes an exported decoder; `facts` (search, scores, calibration, splits, ...) join the config. The folder appears whole or not at all."""
+    """Writes an exported decoder; `facts` (search, scores, calibration, splits, ...) join the config.
+
+    The folder appears whole or not at all.
+    """
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     config = decoder_config(decoder) | facts
     (temporary / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in decoder.state_dict().items()}
-    metadata = {"format": str(FORMAT), "host": config["host"]["id"], "fingerprint": config["host"]["fingerprint"], "layer": str(config["edited_layer"])}
+    metadata = {
+        "format": str(FORMAT),
+        "host": config["host"]["id"],
+        "fingerprint": config["host"]["fingerprint"],
+        "layer": str(config["edited_layer"]),
+    }
     save_file(tensors, str(temporary / WEIGHTS), metadata=metadata)
     (temporary / CARD).write_text(model_card(config))
     shutil.rmtree(folder, ignore_errors=True)
@@ -84,8 +93,11 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         config = json.loads(file.read_text())
     except json.JSONDecodeError:
         raise ValueError(f"{file} is not whole JSON; export the decoder again") from None
-    if config.get("format") != FORMAT:
-        raise ValueError(f"{file}: format {config.get('format')}, this version reads {FORMAT}")
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        found = config.get("format") if isinstance(config, dict) else "none"
+        raise ValueError(f"{file}: format {found}, this version reads {FORMAT}")
+    if absent := REQUIRED - config.keys():
+        raise ValueError(f"{file} lacks {', '.join(sorted(absent))}; export the decoder again")
     return config
 
 
@@ -100,7 +112,9 @@ def load_decoder(folder: str | Path, host: Host, *, allow_host_mismatch: bool = 
     if not allow_host_mismatch:
         _compare_host(config, host)
     if list(host.weight_DF(config["edited_layer"]).shape) != config["shape"]:
-        raise ValueError(f"{folder}: the decoder is for {config['shape']} matrices, {host.name} has {list(host.weight_DF(config['edited_layer']).shape)}")
+        raise ValueError(
+            f"{folder}: the decoder is for {config['shape']} matrices, {host.name} has {list(host.weight_DF(config['edited_layer']).shape)}"
+        )
     file = Path(folder) / WEIGHTS
     try:
         tensors = load_file(str(file))

@@ -84,11 +84,9 @@ class Host:
     ) -> "Host":
         """Loads a host from a folder or, by id, from the Hub's cache; weights are read from safetensors only."""
         try:
-            model = AutoModelForCausalLM.from_pretrained(
-                path, dtype=getattr(torch, dtype), revision=revision, use_safetensors=True
-            )
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype), revision=revision, use_safetensors=True)
             tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"host {name}: nothing to load at {path} ({reason}). Give a folder or Hub id with host.path=") from None
         resolved = getattr(model.config, "_commit_hash", None) or revision
@@ -148,7 +146,7 @@ class Host:
 
     def unembed(self, hidden_ND: Tensor) -> Tensor:
         """Logits (N, V) of residual-stream vectors: final norm, then output head."""
-        return self.head(attrgetter(self.family.final_norm)(self.model)(hidden_ND))
+        return self.head(attrgetter(self.family.final_norm)(self.model)(hidden_ND.to(self.dtype))).float()
 
     # Tokens
 
@@ -170,11 +168,12 @@ class Host:
         """
         if template.count("{}") != 1:
             raise ValueError(f"prompt {template!r}: expected exactly one {{}} for the subject")
+        subject = subject.strip()
         start = template.index("{}")
         end = start + len(subject)
         encoding = self.tokenizer(template.replace("{}", subject), return_offsets_mapping=True)
         covering = [i for i, (a, b) in enumerate(encoding["offset_mapping"]) if a < end and b > start and b > a]
-        if not subject.strip() or not covering:
+        if not subject or not covering:
             raise ValueError(f"prompt {template!r}: no token covers the subject {subject!r}")
         return encoding["input_ids"], covering[-1]
 

@@ -35,11 +35,17 @@ def first_token_correct(beams: Beams, object_ids_BT: Tensor) -> list[bool]:
 
 def exact_match(beams: Beams, object_ids_BT: Tensor, terminator_id: int | None) -> list[bool]:
     """Whether the most probable object is the planted one: all its tokens and, where the host has one, the terminator."""
-    planted = [[token for token in ids if token not in (PADDING, terminator_id)] for ids in object_ids_BT.tolist()]
+    planted = [_without_end(ids, terminator_id) for ids in object_ids_BT.tolist()]
     found = [objects[0] for objects in beams.tokens]
     if terminator_id is None:
         return [best[: len(ids)] == ids for best, ids in zip(found, planted, strict=True)]
     return [best == ids for best, ids in zip(found, planted, strict=True)]
+
+
+def _without_end(ids: list[int], terminator_id: int | None) -> list[int]:
+    """Without padding and the one terminator at the end."""
+    ids = [token for token in ids if token != PADDING]
+    return ids[:-1] if terminator_id is not None and ids[-1:] == [terminator_id] else ids
 
 
 def wilson(correct: Sequence[bool]) -> dict[str, Any]:
@@ -62,8 +68,7 @@ def split_scores(readings: pd.DataFrame, cluster: str) -> dict[str, Any]:
     return {
         "n": len(readings),
         "first_token": wilson(readings["first_token"]),
-        "exact_match": wilson(readings["exact_match"])
-        | {"ci95_cluster": cluster_interval(readings["exact_match"], readings[cluster])},
+        "exact_match": wilson(readings["exact_match"]) | {"ci95_cluster": cluster_interval(readings["exact_match"], readings[cluster])},
     }
 
 

@@ -83,6 +83,7 @@ class ObjectDecoder(nn.Module):
         return beam_search(first_BV, step, beams=beams, max_tokens=max_object_tokens, terminator_id=self.host.terminator_id)
 
     def _prepared(self, edits: Edit) -> Edit:
+        edits = edits.to(self.host.device)
         if self.arithmetic == "dense" and hasattr(edits, "applied_to"):
             return edits.applied_to(self.host.weight_DF(self.edited_layer))
         return edits
@@ -92,7 +93,7 @@ class ObjectDecoder(nn.Module):
         prompt_1MD = self.prompt_MD.unsqueeze(0).to(self.host.dtype)
         # The cache a config asks for drops positions in windowed layers that the second pass needs.
         cache = DynamicCache()
-        with self._trained_in_place(), swapped(self.host, edits, self.edited_layer):
+        with self._autocast(), self._trained_in_place(), swapped(self.host, edits, self.edited_layer):
             output = self.host.model(inputs_embeds=prompt_1MD, past_key_values=cache, use_cache=True, logits_to_keep=1)
         assert cache.get_seq_length() == self.prompt_MD.shape[0], "the host did not keep the prompt in its cache"
         for layer in cache.layers:
@@ -103,8 +104,13 @@ class ObjectDecoder(nn.Module):
     def _continue(self, edits: Edit, ids_BT: Tensor, cache: DynamicCache) -> Tensor:
         """Second pass: logits (B, T, V) after each of the given object tokens; the cache grows by T."""
         trained = self._trained_in_place() if self.scope == "all" else nullcontext()
-        with trained, swapped(self.host, edits, self.edited_layer):
+        with self._autocast(), trained, swapped(self.host, edits, self.edited_layer):
             return self.host.model(input_ids=ids_BT, past_key_values=cache, use_cache=True).logits
+
+    def _autocast(self) -> torch.autocast:
+        """Lets float32 trained layers meet the activations of a half-precision host."""
+        half = self.host.dtype != torch.float32
+        return torch.autocast(self.host.device.type, dtype=self.host.dtype if half else None, enabled=half)
 
     def _trained_in_place(self) -> AbstractContextManager:
         return exchanged(self.host, {int(layer): block for layer, block in self.trained.items()})

@@ -17,18 +17,11 @@ from decoder.host import Host
 from decoder.metrics import object_loss, split_meters
 from decoder.model import ObjectDecoder
 from decoder.paths import trained_layers
+from decoder.prompt import start_prompt
 from decoder.reading import Reading, read_batch
 
 VAL_SPLITS = ("val/id", "val/new")
 TEST_SPLITS = ("id", "ood", "unseen_object")
-
-
-def random_prompt(host: Host, length: int, seed: int) -> Tensor:
-    """Prompt vectors (M, D) drawn like the host's token embeddings: same mean and spread in every coordinate."""
-    embedding_VD = host.model.get_input_embeddings().weight.float().cpu()
-    generator = torch.Generator().manual_seed(seed)
-    noise_MD = torch.randn(length, embedding_VD.shape[1], generator=generator)
-    return embedding_VD.mean(0) + noise_MD * embedding_VD.std(0)
 
 
 class DecoderModule(LightningModule):
@@ -42,12 +35,18 @@ class DecoderModule(LightningModule):
     """
 
     def __init__(
-        self, cfg: TrainConfig, host: Host, *, subjects: Sequence[str] = (), templates: Sequence[str] = (), hparams: dict[str, Any] | None = None
+        self,
+        cfg: TrainConfig,
+        host: Host,
+        *,
+        subjects: Sequence[str] = (),
+        templates: Sequence[str] = (),
+        hparams: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(hparams or {}, logger=False)
         self.cfg = cfg
-        prompt_MD = random_prompt(host, cfg.decoder.prompt_length, cfg.seed)
+        prompt_MD = start_prompt(cfg.decoder, host, subjects, templates, cfg.seed)
         self.decoder = ObjectDecoder(
             host,
             edited_layer=cfg.edits.layer,
@@ -63,9 +62,11 @@ class DecoderModule(LightningModule):
     def start_decoder(self) -> ObjectDecoder:
         """The decoder before training: its start prompt and no trained layer."""
         decoder = self.decoder
-        return ObjectDecoder(decoder.host, edited_layer=decoder.edited_layer, trained_layers=[], prompt_MD=decoder.prompt_MD, scope=decoder.scope)
+        return ObjectDecoder(
+            decoder.host, edited_layer=decoder.edited_layer, trained_layers=[], prompt_MD=decoder.prompt_MD, scope=decoder.scope
+        )
 
-    def setup(self, stage: str) -> None:
+    def on_fit_start(self) -> None:
         self.decoder.host.model.to(self.device)
 
     # Loaders come in the order of the datamodule's `val_splits` and `test_splits`.
@@ -79,6 +80,7 @@ class DecoderModule(LightningModule):
         self._score(batch, self.trainer.datamodule.val_splits[dataloader_idx])
 
     def on_test_start(self) -> None:
+        self.decoder.host.model.to(self.device)
         self.readings = {split: [] for split in self.trainer.datamodule.test_splits}
 
     def test_step(self, batch: EditBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -114,7 +116,9 @@ class DecoderModule(LightningModule):
             groups.append({"params": [self.decoder.prompt_MD], "lr": optim.lr_prompt, "name": "prompt"})
         optimizer = torch.optim.AdamW(groups, betas=tuple(optim.betas), weight_decay=optim.weight_decay)
         steps = self.trainer.estimated_stepping_batches
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _learning_rate(step, steps, optim.warmup_steps, optim.schedule))
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: _learning_rate(step, steps, optim.warmup_steps, optim.schedule)
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
@@ -126,5 +130,3 @@ def _learning_rate(step: int, steps: int, warmup_steps: int, schedule: str) -> f
         return 1.0
     progress = (step - warmup_steps) / max(1, steps - warmup_steps)
     return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
-

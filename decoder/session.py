@@ -26,6 +26,12 @@ from decoder.result import SCHEMA
 
 PREDICTION_COLUMNS = ["edit_id", "subject", "relation", "relation_name", "object_true", "object", "predicted", "probability", "split"]
 TABLE_WIDTH = 120
+EXPECTED_WARNINGS = (
+    ".*LeafSpec.*is deprecated.*",
+    ".*does not have many workers.*",
+    ".*in eval mode at the start.*",  # the host's own modules inside the trained layer
+    ".*Experiment logs directory.*",  # a run of the same name is replaced
+)
 
 
 def start(cfg: TrainConfig, config_yaml: str, argv: list[str]) -> Path:
@@ -64,16 +70,17 @@ def _log_to(file: Path) -> None:
 
 def quiet() -> None:
     """Libraries speak up only when something is wrong."""
-    for name in ("lightning.pytorch", "lightning.fabric", "httpx", "datasets"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    os.environ.setdefault("WANDB_SILENT", "true")
-    warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated.*")
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    import lightning  # noqa: F401  sets its own log level when it is imported
     from datasets import disable_progress_bars
     from transformers.utils import logging as transformers_logging
 
+    for name in ("lightning.pytorch", "lightning.fabric", "httpx", "datasets"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     disable_progress_bars()
     transformers_logging.disable_progress_bar()
+    os.environ.setdefault("WANDB_SILENT", "true")
+    for message in EXPECTED_WARNINGS:
+        warnings.filterwarnings("ignore", message)
 
 
 class Clock:
@@ -156,7 +163,13 @@ def finish(result: dict[str, Any], folder: Path) -> None:
     write_report(folder)
     out = console()
     out.print(results_table(result))
-    out.print("\nEight decoded edits:", *example_lines(read_predictions(folder / "predictions.parquet")), sep="\n  ", markup=False, highlight=False)
+    out.print(
+        "\nEight decoded edits:",
+        *example_lines(read_predictions(folder / "predictions.parquet")),
+        sep="\n  ",
+        markup=False,
+        highlight=False,
+    )
     out.print(
         f"\nTraining stopped after {result['fit']['epochs']} epochs: {result['fit']['stopping_reason']}\n"
         f"Total: {result['seconds']['total']:.0f} s\n\nRun folder: {folder}\nReport:     {folder / 'report.html'}\n"

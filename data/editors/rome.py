@@ -67,9 +67,7 @@ class Rome:
         ValueError: no such layer, a ridge that is none, or contexts that do not start with the bare one.
     """
 
-    def __init__(
-        self, host: Host, layer: int, cfg: EditsConfig, statistics: KeyStatistics | None, contexts: Sequence[str]
-    ) -> None:
+    def __init__(self, host: Host, layer: int, cfg: EditsConfig, statistics: KeyStatistics | None, contexts: Sequence[str]) -> None:
         host.check_layer(layer, "edits.layer")
         if not contexts or contexts[0] != BARE or any(context.count(BARE) != 1 for context in contexts):
             raise ValueError(f"contexts {list(contexts)!r}: expected the bare {{}} first and one {{}} in each")

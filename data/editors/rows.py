@@ -190,9 +190,7 @@ def clean_pass(host: Host, layer: int, rows: list[Row]) -> Suffixes:
         block = host.blocks[layer].register_forward_hook(lambda module, args, output: caught.update(block=output))
         hooks.callback(projection.remove)
         hooks.callback(block.remove)
-        host.model.base_model(
-            input_ids=ids_NT, attention_mask=mask_NT, position_ids=positions_NT, past_key_values=cache, use_cache=True
-        )
+        host.model.base_model(input_ids=ids_NT, attention_mask=mask_NT, position_ids=positions_NT, past_key_values=cache, use_cache=True)
     for cached in cache.layers:
         cached.keys, cached.values = cached.keys[:, :, :prefix].clone(), cached.values[:, :, :prefix].clone()
     as_tuple = isinstance(caught["block"], tuple)

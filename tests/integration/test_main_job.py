@@ -9,7 +9,16 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 
-BASELINES = {"logit_lens", "logit_lens_base_free", "nearest_edit", "object_prior", "untrained_prompt", "carrier", "linear_value", "master_key"}
+BASELINES = {
+    "logit_lens",
+    "logit_lens_base_free",
+    "nearest_edit",
+    "object_prior",
+    "untrained_prompt",
+    "carrier",
+    "linear_value",
+    "master_key",
+}
 
 
 def result_of(folder: Path) -> dict:
@@ -23,7 +32,18 @@ def host_weight(cache: Path) -> torch.Tensor:
 
 def test_run_folder_has_every_file(smoke):
     folder, _ = smoke
-    expected = {"config.yaml", "overrides.txt", "checkpoints", "metrics.csv", "predictions.parquet", "decoder", "report.html", "result.json", "wandb", "log.txt"}
+    expected = {
+        "config.yaml",
+        "overrides.txt",
+        "checkpoints",
+        "metrics.csv",
+        "predictions.parquet",
+        "decoder",
+        "report.html",
+        "result.json",
+        "wandb",
+        "log.txt",
+    }
     assert {path.name for path in folder.iterdir()} == expected
     assert (folder / "overrides.txt").read_text().startswith("experiment=smoke")
 
@@ -52,7 +72,13 @@ def test_predictions_agree_with_the_scores(smoke):
 
 def test_terminal_shows_scores_examples_and_next_commands(smoke):
     folder, shown = smoke
-    for part in ("unseen_object", "nearest training edit", "decoder says:", "Training stopped", f"python evaluate.py decoder={folder / 'decoder'}"):
+    for part in (
+        "unseen_object",
+        "nearest training edit",
+        "decoder says:",
+        "Training stopped",
+        f"python evaluate.py decoder={folder / 'decoder'}",
+    ):
         assert part in shown
     assert shown.count("decoder says:") == 8
 
@@ -68,7 +94,9 @@ def test_offline_wandb_run_holds_config_curves_and_summary(smoke):
     (run_file,) = (smoke[0] / "wandb").glob("offline-run-*/*.wandb")
     wandb = Path(sys.executable).parent / "wandb"
     records = subprocess.run([wandb, "leet", "inspect", "--json", run_file], capture_output=True, text=True, check=True).stdout
-    summary = json.loads(subprocess.run([wandb, "leet", "inspect", "--summary", "--json", run_file], capture_output=True, text=True, check=True).stdout)
+    summary = json.loads(
+        subprocess.run([wandb, "leet", "inspect", "--summary", "--json", run_file], capture_output=True, text=True, check=True).stdout
+    )
     assert '"val/new/exact_match"' in records or "val/new/exact_match" in records
     assert summary["config"]["edits"]["ridge"] == result_of(smoke[0])["config"]["edits"]["ridge"]
     found = summary["summary"]

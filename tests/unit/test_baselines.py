@@ -10,10 +10,11 @@ import torch
 from torch.nn.functional import normalize
 
 from decoder import baselines
-from decoder.baselines import BASELINES, AtSubject, Evidence, carrier_prompt, score_baselines
+from decoder.baselines import BASELINES, AtSubject, Evidence, score_baselines
 from decoder.edit import PADDING, EditBatch, RankOneEdit
 from decoder.host import Host
 from decoder.model import ObjectDecoder
+from decoder.prompt import carrier_prompt
 
 LAYER, D, F = 1, 64, 96
 OBJECTS = ([20, 21], [22], [23], [24], [25])

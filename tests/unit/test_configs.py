@@ -26,8 +26,10 @@ def test_evaluate_composes():
     assert compose(EvaluateConfig, "evaluate", []) == EvaluateConfig()
 
 
-def test_main_is_the_dataclass_defaults():
-    assert compose(TrainConfig, "train", []) == TrainConfig()
+def test_main_is_the_dataclass_defaults_on_the_pocket_host():
+    defaults = TrainConfig()
+    defaults.host.terminator = "."
+    assert compose(TrainConfig, "train", []) == defaults
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)

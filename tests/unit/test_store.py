@@ -43,7 +43,7 @@ SHARDS = [columns(5, 0), columns(7, 1), columns(2, 2)]
 
 
 def write(path, shards=SHARDS, skipped=(), asked=ASKED) -> EditStore:
-    writer = StoreWriter(path, asked)
+    writer = StoreWriter(path, asked, 256)
     for index, shard in enumerate(shards):
         writer.write_shard(index, shard, list(skipped) if index == 0 else [])
     return writer.finish(len(shards), writer.skipped(len(shards)))
@@ -100,11 +100,11 @@ def test_fingerprint_is_of_the_edits(store, tmp_path):
 
 
 def test_killed_writer_goes_on_after_its_shards(tmp_path):
-    killed = StoreWriter(tmp_path / "store", ASKED)
+    killed = StoreWriter(tmp_path / "store", ASKED, 256)
     killed.write_shard(0, SHARDS[0], [["e9", "no token"]])
     killed.write_shard(1, SHARDS[1], [])
     assert not (tmp_path / "store").exists(), "nothing unfinished is seen in the store's place"
-    writer = StoreWriter(tmp_path / "store", ASKED)
+    writer = StoreWriter(tmp_path / "store", ASKED, 256)
     assert [writer.has_shard(index) for index in range(3)] == [True, True, False]
     writer.write_shard(2, SHARDS[2], [])
     store = writer.finish(3, writer.skipped(3))
@@ -113,12 +113,12 @@ def test_killed_writer_goes_on_after_its_shards(tmp_path):
 
 
 def test_half_written_shard_is_made_again(tmp_path):
-    killed = StoreWriter(tmp_path / "store", ASKED)
+    killed = StoreWriter(tmp_path / "store", ASKED, 256)
     killed.write_shard(0, SHARDS[0], [])
     whole, half = killed.partial / "shard-00000", killed.partial / "shard-00001.tmp"
     shutil.copytree(whole, half)
     (half / "skipped.json").rename(half / "half.json")
-    writer = StoreWriter(tmp_path / "store", ASKED)
+    writer = StoreWriter(tmp_path / "store", ASKED, 256)
     assert not writer.has_shard(1)
     writer.write_shard(1, SHARDS[1], [])
     assert writer.has_shard(1) and not half.exists() and not list(writer.partial.rglob("half.json"))
@@ -126,11 +126,11 @@ def test_half_written_shard_is_made_again(tmp_path):
 
 
 def test_killed_while_joining(tmp_path):
-    killed = StoreWriter(tmp_path / "store", ASKED)
+    killed = StoreWriter(tmp_path / "store", ASKED, 256)
     killed.write_shard(0, SHARDS[0], [])
     (killed.partial / "joined").mkdir()
     (killed.partial / "joined" / "data-00000-of-00001.arrow").write_bytes(b"half")
-    assert len(StoreWriter(tmp_path / "store", ASKED).finish(1, [])) == 5
+    assert len(StoreWriter(tmp_path / "store", ASKED, 256).finish(1, [])) == 5
 
 
 @pytest.mark.parametrize(
@@ -138,10 +138,10 @@ def test_killed_while_joining(tmp_path):
     [({"seed": 1}, r"seed.*0.*1"), ({"host": ASKED["host"] | {"dtype": "bfloat16"}}, r"host.*dtype: 'float32'.*dtype: 'bfloat16'")],
 )
 def test_shards_made_for_something_else_are_refused(tmp_path, change, words):
-    StoreWriter(tmp_path / "store", ASKED).write_shard(0, SHARDS[0], [])
+    StoreWriter(tmp_path / "store", ASKED, 256).write_shard(0, SHARDS[0], [])
     with pytest.raises(ValueError, match=words):
-        StoreWriter(tmp_path / "store", ASKED | change)
-    assert StoreWriter(tmp_path / "store", ASKED).has_shard(0), "the good shards are kept"
+        StoreWriter(tmp_path / "store", ASKED | change, 256)
+    assert StoreWriter(tmp_path / "store", ASKED, 256).has_shard(0), "the good shards are kept"
 
 
 def test_check_names_the_field(store):

@@ -1,0 +1,40 @@
+"""Where the prompt vectors start.
+
+Shape letters: M prompt vectors, D hidden width, V vocabulary.
+"""
+
+import random
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from decoder.config import DecoderConfig
+from decoder.host import Host
+
+
+def start_prompt(cfg: DecoderConfig, host: Host, subjects: Sequence[str], templates: Sequence[str], seed: int) -> Tensor:
+    """The prompt vectors (M, D) before training: random, or carriers of several training templates, one after the other."""
+    if cfg.prompt_init == "random":
+        return random_prompt(host, cfg.prompt_length, seed)
+    drawn = random.Random(seed).sample(sorted(templates), len(templates))
+    carriers = torch.cat([carrier_prompt(host, subjects, template) for template in drawn])
+    if len(carriers) < cfg.prompt_length:
+        raise ValueError(f"decoder.prompt_length={cfg.prompt_length}: the templates fill {len(carriers)} with decoder.prompt_init=carrier")
+    return carriers[-cfg.prompt_length :].float().cpu()
+
+
+def random_prompt(host: Host, length: int, seed: int) -> Tensor:
+    """Prompt vectors (M, D) drawn like the host's token embeddings: same mean and spread in every coordinate."""
+    embedding_VD = host.model.get_input_embeddings().weight.float().cpu()
+    generator = torch.Generator().manual_seed(seed)
+    noise_MD = torch.randn(length, embedding_VD.shape[1], generator=generator)
+    return embedding_VD.mean(0) + noise_MD * embedding_VD.std(0)
+
+
+def carrier_prompt(host: Host, subjects: Sequence[str], template: str) -> Tensor:
+    """The mean embedding of the subjects' last tokens, then what a template says after its subject; (M, D)."""
+    embed = host.model.get_input_embeddings()
+    last_tokens = torch.tensor([host.object_ids(subject)[-1] for subject in subjects], device=host.device)
+    suffix = torch.tensor(host.object_ids(template.split("{}")[1]), device=host.device)
+    return torch.cat([embed(last_tokens).mean(0, keepdim=True), embed(suffix)]).detach()
