@@ -6,6 +6,7 @@ python evaluate.py decoder=... suspect=matrix.safetensors
 
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 from decoder.compose import compose
@@ -43,7 +44,7 @@ def score(cfg: EvaluateConfig, decoder: Any, config: dict[str, Any]) -> dict[str
     from decoder.audit import read_splits
     from decoder.result import test_scores
 
-    store = EditStore(cfg.store) if cfg.store else find_store(cfg.cache_dir, config["store"])
+    store = EditStore(Path(cfg.store).expanduser()) if cfg.store else find_store(cfg.cache_dir, config["store"])
     loaders, table = exported_splits(store, config["splits"], decoder.host.terminator_id)
     readings = read_splits(decoder, config, loaders, table)
     return {"test": test_scores(readings), "decoder": cfg.decoder, "store": str(store.path)}

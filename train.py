@@ -24,7 +24,9 @@ def main(argv: list[str] | None = None) -> None:
     try:
         session.finish(train(cfg, folder), folder)
     except BaseException as error:
-        session.write_result(folder, result.failed(to_dict(cfg), error))
+        # What went wrong before anything was replaced says nothing about the finished run that lies there.
+        if not session.is_finished(folder):
+            session.write_result(folder, result.failed(to_dict(cfg), error))
         raise
 
 
@@ -37,17 +39,22 @@ def train(cfg: TrainConfig, folder: Path) -> dict:
     from decoder import result, session
     from decoder.export import save_decoder
     from decoder.module import DecoderModule
+    from decoder.paths import trained_layers
     from decoder.training import build_trainer, fit_summary, log_to_wandb
 
     clock = session.Clock()
     with clock("host"):
         host = open_host(cfg)
+        for layer in trained_layers(cfg):
+            host.check_layer(layer, "decoder.layer")
     with clock("edits"):
         edits = EditDataModule(cfg, host)
         edits.prepare_data()
         edits.setup()
     session.describe_edits(edits)
 
+    if not cfg.resume:
+        session.clear(folder)
     with clock("fit"):
         seed_everything(cfg.seed, workers=True, verbose=False)
         module = DecoderModule(cfg, host, subjects=edits.training_subjects, templates=edits.training_templates, hparams=to_dict(cfg))

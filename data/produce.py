@@ -43,7 +43,7 @@ def produce(cfg: TrainConfig, host: Host) -> EditStore:
     requests = plan_edits(facts, draw_splits(facts, cfg.splits), cfg.edits)
     asked = request_manifest(cfg, host, facts, requests)
     path = (
-        Path(cfg.store)
+        Path(cfg.store).expanduser()
         if cfg.store
         else cached(cfg.cache_dir, "stores", f"{host.name}-{cfg.edits.editor}-e{cfg.edits.layer}", short_hash(asked))
     )
@@ -106,7 +106,7 @@ def _columns(host: Host, requests: list[EditRequest], edits: RankOneEdit, scores
 
 @run_command
 def main(argv: list[str] | None = None) -> None:
-    cfg = compose(TrainConfig, "train", sys.argv[1:] if argv is None else argv)
+    cfg = compose(TrainConfig, "train", sys.argv[1:] if argv is None else argv, page="produce")
     quiet()
     store = produce(cfg, open_host(cfg))
     table = store.table()

@@ -94,9 +94,13 @@ def find_store(cache_dir: str | None, fingerprint: str) -> EditStore:
         ValueError: there is none.
     """
     stores = cache_root(cache_dir) / "stores"
-    for manifest in sorted(stores.glob("*/manifest.json")):
-        if fingerprint_of(_read_manifest(manifest.parent)["files"]) == fingerprint:
-            return EditStore(manifest.parent)
+    for file in sorted(stores.glob("*/manifest.json")):
+        try:
+            files = _read_manifest(file.parent)["files"]
+        except ValueError:
+            continue  # another store's damage is not this decoder's
+        if fingerprint_of(files) == fingerprint:
+            return EditStore(file.parent)
     raise ValueError(f"no store with fingerprint {fingerprint} in {stores}. Give the store of this decoder's edits with store=FOLDER")
 
 
@@ -116,6 +120,8 @@ class StoreWriter:
 
     def __init__(self, path: str | Path, asked: Mapping[str, Any], shard_size: int) -> None:
         self.path, self.asked = Path(path), dict(asked)
+        if self.path.exists() and not (self.path.is_dir() and not any(self.path.iterdir())):
+            raise ValueError(f"store={self.path} exists and is no store of edits. Give a new or an empty folder")
         self.partial = self.path.with_name(self.path.name + ".partial")
         self.partial.mkdir(parents=True, exist_ok=True)
         request = self.partial / "asked.json"
@@ -160,7 +166,7 @@ class StoreWriter:
         files = {file.name: _sha256(file) for file in sorted(temporary.iterdir())}
         write_json(temporary / "manifest.json", {"format": FORMAT, **self.asked, "counts": counts, "skipped": skipped, "files": files})
         if self.path.exists():
-            shutil.rmtree(self.path)
+            self.path.rmdir()
         os.replace(temporary, self.path)
         shutil.rmtree(self.partial)
         return EditStore(self.path)

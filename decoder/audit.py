@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from rich.markup import escape
 from rich.table import Table
 
@@ -20,6 +21,9 @@ from decoder.reading import object_text, read_batch, readings_table
 ASSUMPTION = "This decoder assumes that the matrix holds one edit: it names an object for a clean matrix too."
 
 
+NEEDED = ("search", "calibration", "store", "splits")
+
+
 def open_decoder(cfg: EvaluateConfig) -> tuple[ObjectDecoder, dict[str, Any]]:
     """An exported decoder on its host, and its config.
 
@@ -27,6 +31,10 @@ def open_decoder(cfg: EvaluateConfig) -> tuple[ObjectDecoder, dict[str, Any]]:
         ValueError: no decoder there, its host is not to be found, or the host given is another one.
     """
     config = read_config(cfg.decoder)
+    if absent := [name for name in NEEDED if name not in config]:
+        raise ValueError(f"decoder={cfg.decoder}: its config lacks {', '.join(absent)}; export the decoder again")
+    if cfg.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device={cfg.device}: there is no CUDA device here. Use device=cpu")
     trained_on = config["host"]
     path = cfg.host or _host_path(trained_on, cfg.cache_dir)
     host = Host.load(path, name=trained_on["id"], dtype=trained_on["dtype"], revision=trained_on["revision"], device=cfg.device)
@@ -64,8 +72,8 @@ def read_splits(
 
 def answer(decoder: ObjectDecoder, config: Mapping[str, Any], suspect: Edit, top: int) -> dict[str, Any]:
     """The most probable objects of one suspect matrix, and how its confidence compares with edits and with nulls."""
-    search = config["search"] | {"beams": max(top, config["search"]["beams"])}
-    beams = decoder.read(suspect, **search)
+    # The search of the calibration: another width could rank other objects first.
+    beams = decoder.read(suspect, **config["search"])
     objects = [
         {"text": object_text(decoder.host, ids), "probability": probability}
         for ids, probability in zip(beams.tokens[0], beams.probability_BK[0].tolist(), strict=True)

@@ -33,8 +33,10 @@ POSITIVE = {
 FRACTIONS = {"splits.held_out_objects", "splits.val_subjects", "splits.test_subjects", "host.pocket.min_recall"}
 
 
-def compose(config_class: type[C], name: str, argv: Iterable[str]) -> C:
-    """The checked config of a command line, as plain dataclasses; `name` picks `configs/<name>.yaml`.
+def compose(config_class: type[C], name: str, argv: Iterable[str], page: str | None = None) -> C:
+    """The checked config of a command line, as plain dataclasses.
+
+    `name` picks `configs/<name>.yaml`, `page` the help page where it is not the one of that name.
 
     Raises:
         UserError: an argument or a file is not understood, or a value is out of range.
@@ -42,7 +44,7 @@ def compose(config_class: type[C], name: str, argv: Iterable[str]) -> C:
     """
     flags, arguments = _split(list(argv))
     if "--help" in flags:
-        write_help(name, OmegaConf.to_object(_compose_tree(config_class, name, {})), _options(config_class))
+        write_help(page or name, OmegaConf.to_object(_compose_tree(config_class, name, {})), _options(config_class))
         raise SystemExit(0)
     if "--resolve" in flags and "--cfg" not in flags:
         raise UserError("--resolve goes with --cfg: write --cfg --resolve")
@@ -230,7 +232,12 @@ def _unknown(key: str, keys: dict[str, Field]) -> str:
     if siblings:
         return f"no such setting; {did_you_mean(key, siblings)}"
     namesakes = [known for known in keys if known.rpartition(".")[2] == key.rpartition(".")[2]]
-    nearest = namesakes or difflib.get_close_matches(key, keys, n=1)
+    leaves = difflib.get_close_matches(key.rpartition(".")[2], {known.rpartition(".")[2] for known in keys}, n=1, cutoff=0.7)
+    nearest = (
+        namesakes
+        or difflib.get_close_matches(key, [*keys, *{known.partition(".")[0] for known in keys}], n=1)
+        or [known for known in keys if known.rpartition(".")[2] in leaves]
+    )
     return "no such setting; " + (f"did you mean {' or '.join(nearest)}? " if nearest else "") + "--help lists them all"
 
 

@@ -191,7 +191,7 @@ class EvaluateConfig:
     suspect: str | None = option(None, "safetensors file with one suspect matrix to read")
     tensor: str | None = option(None, "name of the suspect matrix, if the file holds several 2-D tensors")
     host: str | None = option(None, "host folder or Hub id; empty takes what the decoder was trained on")
-    top: int = option(5, "objects to print")
+    top: int = option(4, "objects to print, at most the beams of the decoder")
     json: bool = option(False, "print one JSON object and nothing else")
     allow_host_mismatch: bool = option(False, "go on with a host that is not the decoder's")
     cache_dir: str | None = option(None, "cache of hosts and stores")

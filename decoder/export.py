@@ -18,6 +18,7 @@ from decoder.model import ObjectDecoder
 FORMAT = 1
 CONFIG, WEIGHTS, CARD = "decoder_config.json", "decoder_model.safetensors", "README.md"
 REQUIRED = {"host", "edited_layer", "trained_layer", "shape", "base_sha256", "prompt_length", "scope", "arithmetic", "terminator_id"}
+REQUIRED_HOST = {"id", "path", "cached_as", "revision", "dtype", "model_type", "fingerprint", "vocabulary"}
 LEADING_SPACE = "objects are tokenised with one leading space"
 
 
@@ -96,7 +97,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         found = config.get("format") if isinstance(config, dict) else "none"
         raise ValueError(f"{file}: format {found}, this version reads {FORMAT}")
-    if absent := REQUIRED - config.keys():
+    if absent := (REQUIRED - config.keys()) | (REQUIRED_HOST - config.get("host", {}).keys()):
         raise ValueError(f"{file} lacks {', '.join(sorted(absent))}; export the decoder again")
     return config
 

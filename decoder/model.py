@@ -73,6 +73,7 @@ class ObjectDecoder(nn.Module):
         """The most probable whole objects of each edit, best first."""
         edits = self._prepared(edits)
         first_BV, cache = self._read_prompt(edits)
+        beams = min(beams, first_BV.shape[1])
         cache.batch_repeat_interleave(beams)
         beam_edits = edits.repeat_interleave(beams)
 

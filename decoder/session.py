@@ -35,14 +35,9 @@ EXPECTED_WARNINGS = (
 
 
 def start(cfg: TrainConfig, config_yaml: str, argv: list[str]) -> Path:
-    """Makes the run folder, says what will be done, and sends log lines to its log.txt. What an earlier run of the same name
-    left is replaced, unless it is resumed."""
+    """Makes the run folder, says what will be done, and sends log lines to its log.txt."""
     folder = run_folder(cfg)
     folder.mkdir(parents=True, exist_ok=True)
-    if not cfg.resume:
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-        for name in ("metrics.csv", "result.json"):
-            (folder / name).unlink(missing_ok=True)
     (folder / "config.yaml").write_text(config_yaml)
     (folder / "overrides.txt").write_text("\n".join(argv) + "\n")
     _log_to(folder / "log.txt")
@@ -54,6 +49,20 @@ def start(cfg: TrainConfig, config_yaml: str, argv: list[str]) -> Path:
         highlight=False,
     )
     return folder
+
+
+def clear(folder: Path) -> None:
+    """Removes what an earlier run of the same name left, so that a folder never mixes two runs."""
+    for name in ("checkpoints", "decoder"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in ("metrics.csv", "result.json", "predictions.parquet", "report.html"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the folder has the result of a run that went through."""
+    file = folder / "result.json"
+    return file.exists() and json.loads(file.read_text()).get("status") == "ok"
 
 
 def console() -> Console:

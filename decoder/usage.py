@@ -16,13 +16,18 @@ PAGES = {
             "decoder.layer=[0,1] optim.clip=null --cfg",
         ),
     ),
+    "produce": (
+        "Makes the store of edits that train.py would use, and nothing else.",
+        "python -m data.produce",
+        ("edits.layer=1", "store=STORE_FOLDER edits.ridge=identity", "experiment=smoke --cfg"),
+    ),
     "evaluate": (
         "Scores an exported decoder on a store of edits, or reads what one suspect matrix has planted.",
         "python evaluate.py",
         (
             "decoder=DECODER_FOLDER",
             "decoder=DECODER_FOLDER store=STORE_FOLDER device=cuda",
-            "decoder=DECODER_FOLDER suspect=matrix.safetensors top=10",
+            "decoder=DECODER_FOLDER suspect=matrix.safetensors top=2",
             "decoder=DECODER_FOLDER suspect=matrix.safetensors json=true",
         ),
     ),

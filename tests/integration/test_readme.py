@@ -15,7 +15,7 @@ COMMANDS = re.findall(r"python (train|evaluate)\.py([^`\n#&]*)", README)
 
 
 def test_main_commands_are_there():
-    assert 'pip install -e . && python train.py' in README
+    assert "pip install -e . && python train.py" in README
     assert 'pip install -e ".[dev]" && pytest -q' in README
 
 
