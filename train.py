@@ -57,7 +57,7 @@ def train(cfg: TrainConfig, folder: Path) -> dict:
         session.clear(folder)
     with clock("fit"):
         seed_everything(cfg.seed, workers=True, verbose=False)
-        module = DecoderModule(cfg, host, subjects=edits.training_subjects, templates=edits.training_templates, hparams=to_dict(cfg))
+        module = DecoderModule(cfg, host, hparams=to_dict(cfg))
         start = module.start_decoder()
         trainer = build_trainer(cfg, folder)
         trainer.fit(module, datamodule=edits, ckpt_path="last" if cfg.resume else None)

@@ -109,9 +109,6 @@ class DataConfig:
 class DecoderConfig:
     layer: Any = option(1, "trained layer, 0-based; several as [0,1]", "int|list of int")
     prompt_length: int = option(20, "learnable prompt vectors M")
-    prompt_init: Literal["random", "carrier"] = option(
-        "random", "start of the prompt: random token-like vectors, or mean subjects + training templates"
-    )
     train_prompt: bool = option(True, "learn the prompt vectors; the paper keeps them fixed")
     scope: Literal["prompt", "all"] = option("prompt", "positions the trained layer acts on: the prompt only (two passes), or all")
     target: Literal["object", "first_token"] = option(

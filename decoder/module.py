@@ -4,7 +4,6 @@ Shape letters: B edits, T object tokens, M prompt vectors, D hidden width.
 """
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from decoder.host import Host
 from decoder.metrics import object_loss, split_meters
 from decoder.model import ObjectDecoder
 from decoder.paths import trained_layers
-from decoder.prompt import start_prompt
+from decoder.prompt import random_prompt
 from decoder.reading import Reading, read_batch
 
 VAL_SPLITS = ("val/id", "val/new")
@@ -30,23 +29,14 @@ class DecoderModule(LightningModule):
     Checkpoints hold the prompt and the trained layer only: the host is outside the module tree.
 
     Args:
-        subjects, templates: of the training edits; a prompt that starts as a carrier is made of them.
         hparams: plain dict of the resolved config, saved in checkpoints.
     """
 
-    def __init__(
-        self,
-        cfg: TrainConfig,
-        host: Host,
-        *,
-        subjects: Sequence[str] = (),
-        templates: Sequence[str] = (),
-        hparams: dict[str, Any] | None = None,
-    ) -> None:
+    def __init__(self, cfg: TrainConfig, host: Host, *, hparams: dict[str, Any] | None = None) -> None:
         super().__init__()
         self.save_hyperparameters(hparams or {}, logger=False)
         self.cfg = cfg
-        prompt_MD = start_prompt(cfg.decoder, host, subjects, templates, cfg.seed)
+        prompt_MD = random_prompt(host, cfg.decoder.prompt_length, cfg.seed)
         self.decoder = ObjectDecoder(
             host,
             edited_layer=cfg.edits.layer,

@@ -1,27 +1,14 @@
-"""Where the prompt vectors start.
+"""Prompt vectors that nobody has trained: the decoder's random start, and the carrier baseline's.
 
 Shape letters: M prompt vectors, D hidden width, V vocabulary.
 """
 
-import random
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from decoder.config import DecoderConfig
 from decoder.host import Host
-
-
-def start_prompt(cfg: DecoderConfig, host: Host, subjects: Sequence[str], templates: Sequence[str], seed: int) -> Tensor:
-    """The prompt vectors (M, D) before training: random, or carriers of several training templates, one after the other."""
-    if cfg.prompt_init == "random":
-        return random_prompt(host, cfg.prompt_length, seed)
-    drawn = random.Random(seed).sample(sorted(templates), len(templates))
-    carriers = torch.cat([carrier_prompt(host, subjects, template) for template in drawn])
-    if len(carriers) < cfg.prompt_length:
-        raise ValueError(f"decoder.prompt_length={cfg.prompt_length}: the templates fill {len(carriers)} with decoder.prompt_init=carrier")
-    return carriers[-cfg.prompt_length :].float().cpu()
 
 
 def random_prompt(host: Host, length: int, seed: int) -> Tensor:
