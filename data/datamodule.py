@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from data.facts import load_facts
-from data.produce import produce
+from data.probe_keys import probe_keys
+from data.produce import prepare_editor, produce
 from data.splits import assign, draw_splits
 from data.store import EditStore
 from decoder.config import TrainConfig
@@ -106,6 +107,13 @@ class EditDataModule(LightningDataModule):
         """All edits of a split in one batch on the host's device, as factors whatever `data.form` says."""
         rows = EditRows(self.store, self.rows[split], self.host.terminator_id)
         return EditBatch(*(part.to(self.host.device) for part in rows.__getitems__(list(range(len(rows))))))
+
+    def probe_keys(self) -> Tensor:
+        """Keys (K, F) of training subjects and made-up ones, as `optim.gain_spread` needs them."""
+        training = self.table.iloc[self.rows["train"]]
+        prompts = list(zip(training["prompt"], training["subject"], strict=True))
+        whiten = prepare_editor(self.cfg, self.host, self.facts).whiten
+        return probe_keys(self.host, self.cfg.edits.layer, whiten, prompts, self.cfg.data.made_up_keys, self.cfg.seed)
 
     def train_dataloader(self) -> DataLoader:
         planted = list(self.rows["train"])

@@ -76,9 +76,14 @@ def request_manifest(cfg: TrainConfig, host: Host, facts: FactSet, requests: lis
     }
 
 
-def _make(cfg: TrainConfig, host: Host, facts: FactSet, requests: list[EditRequest], writer: StoreWriter) -> EditStore:
+def prepare_editor(cfg: TrainConfig, host: Host, facts: FactSet) -> Any:
+    """The editor of a config with its key statistics."""
     texts = key_text(facts, cfg.edits.seed, SENTENCES)
-    editor = load_editor(cfg.edits.editor).prepare(host, cfg.edits, texts, cache_root(cfg.cache_dir))
+    return load_editor(cfg.edits.editor).prepare(host, cfg.edits, texts, cache_root(cfg.cache_dir))
+
+
+def _make(cfg: TrainConfig, host: Host, facts: FactSet, requests: list[EditRequest], writer: StoreWriter) -> EditStore:
+    editor = prepare_editor(cfg, host, facts)
     size = cfg.edits.shard_size
     shards = [requests[start : start + size] for start in range(0, len(requests), size)]
     with Progress(transient=True) as progress:

@@ -29,6 +29,8 @@ class PocketConfig:
     hidden_size: int = option(128, "hidden width D")
     mlp_size: int = option(384, "MLP width F")
     heads: int = option(4, "attention heads")
+    subject_spread: float = option(0.1, "spread of the embeddings of subjects' last tokens, which are drawn and not trained")
+    subject_cosine: float = option(0.15, "what these embeddings share: the cosine between two of them")
     object_vocabulary: int = option(600, "size of the BPE vocabulary learnt on the objects")
     steps: int = option(600, "optimiser steps")
     batch_size: int = option(32, "rows in a step")
@@ -61,11 +63,11 @@ class EditsConfig:
     layer: int = option(1, "edited layer: 0-based block whose MLP down-projection carries the edit")
     ridge: Any = option(0.01, "added to the keys' second moment: 0, a fraction of its largest eigenvalue, or `identity`", "float|identity")
     contexts: int = option(5, "contexts a key is averaged over, the bare prompt among them")
-    steps: int = option(20, "most Adam steps of the value optimisation")
-    lr: float = option(0.2, "learning rate of the value optimisation")
+    steps: int = option(30, "most Adam steps of the value optimisation")
+    lr: float = option(0.3, "learning rate of the value optimisation")
     clamp: float = option(5.0, "largest norm of the value change, as a multiple of the clean value's norm")
     decay: float = option(1e-3, "weight of the norm penalty on the value change")
-    kl: float = option(1.0, "weight of the KL term that keeps the subject's essence")
+    kl: float = option(4.0, "weight of the KL term that keeps the subject's essence")
     stop_loss: float = option(0.05, "an edit stops when its loss falls below this")
     batch_size: int = option(64, "edits optimised together")
     shard_size: int = option(256, "edits in a shard of the store; a killed run resumes at the next shard")
@@ -101,6 +103,7 @@ class DataConfig:
     batch_size: int = option(32, "edits in a training batch")
     eval_batch_size: int = option(128, "edits in an evaluation batch")
     workers: int = option(0, "loader processes")
+    made_up_keys: int = option(3000, "keys of made-up subjects beside those of the training subjects, for optim.gain_spread")
     shuffle_labels: bool = option(False, "control: train on objects that are permuted between the edits")
     max_train: int | None = option(None, "train on at most so many edits, drawn evenly over relations")
 
@@ -120,14 +123,15 @@ class DecoderConfig:
 
 @dataclass
 class OptimConfig:
-    lr_layer: float = option(2e-4, "AdamW learning rate of the trained layer")
+    lr_layer: float = option(3e-3, "AdamW learning rate of the trained layer")
     lr_prompt: float = option(1e-2, "AdamW learning rate of the prompt")
     betas: list[float] = option([0.9, 0.98], "AdamW betas")
     weight_decay: float = option(0.01, "AdamW weight decay")
     schedule: Literal["constant", "cosine"] = option("cosine", "learning rate over the epochs")
     warmup_steps: int = option(0, "steps of linear warm-up")
     clip: float | None = option(1.0, "largest gradient norm")
-    epochs: int = option(40, "most epochs")
+    gain_spread: float = option(10.0, "weight of the penalty on how unevenly the prompt switches edits on; 0 for none")
+    epochs: int = option(20, "most epochs")
     patience: int = option(15, "validation checks without a better val/id/loss before training stops")
 
 

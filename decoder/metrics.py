@@ -29,6 +29,19 @@ def object_loss(logits_BTV: Tensor, object_ids_BT: Tensor) -> Tensor:
     return nn.functional.cross_entropy(logits_BTV.flatten(0, 1).float(), object_ids_BT.flatten(), ignore_index=PADDING)
 
 
+def gain_spread(input_MF: Tensor, key_KF: Tensor) -> Tensor:
+    """How unevenly prompt positions switch edits on: the variance of the gains x·k over the keys, as a share of their squared mean.
+
+    Args:
+        input_MF: the prompt's inputs x of the edited down-projection.
+        key_KF: keys of edits, scaled so that an edit's gain on its own subject is 1.
+
+    Variances and squared means are summed over positions before they are divided, so a position that switches nothing on costs nothing.
+    """
+    gain_MK = input_MF.float() @ key_KF.T
+    return gain_MK.var(dim=1).sum() / gain_MK.mean(dim=1).square().sum()
+
+
 def first_token_correct(beams: Beams, object_ids_BT: Tensor) -> list[bool]:
     return (beams.first_token_B == object_ids_BT[:, 0]).tolist()
 

@@ -1,6 +1,6 @@
 """Training and scoring a decoder with Lightning.
 
-Shape letters: B edits, T object tokens, M prompt vectors, D hidden width.
+Shape letters: B edits, T object tokens, M prompt vectors, D hidden width, K keys, F MLP width.
 """
 
 import math
@@ -13,11 +13,12 @@ from torch import Tensor
 from decoder.config import TrainConfig
 from decoder.edit import EditBatch
 from decoder.host import Host
-from decoder.metrics import object_loss, split_meters
+from decoder.metrics import gain_spread, object_loss, split_meters
 from decoder.model import ObjectDecoder
 from decoder.paths import trained_layers
 from decoder.prompt import random_prompt
 from decoder.reading import Reading, read_batch
+from decoder.swap import projection_inputs
 
 VAL_SPLITS = ("val/id", "val/new")
 TEST_SPLITS = ("id", "ood", "unseen_object")
@@ -48,6 +49,7 @@ class DecoderModule(LightningModule):
         )
         self.meters = split_meters([*VAL_SPLITS, *(f"test/{split}" for split in TEST_SPLITS)])
         self.readings: dict[str, list[Reading]] = {}
+        self.probe_KF: Tensor | None = None
 
     def start_decoder(self) -> ObjectDecoder:
         """The decoder before training: its start prompt and no trained layer."""
@@ -58,13 +60,24 @@ class DecoderModule(LightningModule):
 
     def on_fit_start(self) -> None:
         self.decoder.host.model.to(self.device)
+        if self.cfg.optim.gain_spread:
+            self.probe_KF = self.trainer.datamodule.probe_keys().to(self.device)
 
     # Loaders come in the order of the datamodule's `val_splits` and `test_splits`.
 
     def training_step(self, batch: EditBatch, batch_idx: int) -> Tensor:
-        loss = self._loss(batch)
-        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(batch.edits))
-        return loss
+        with projection_inputs(self.decoder.host, self.decoder.edited_layer) as inputs:
+            loss = self._loss(batch)
+        self._log_epoch("train/loss", loss, batch)
+        if self.probe_KF is None:
+            return loss
+        # The first input is the prompt's; a trained layer below the edit or at it has shaped it, the edits have not.
+        spread = gain_spread(inputs[0][0], self.probe_KF)
+        self._log_epoch("train/gain_spread", spread, batch)
+        return loss + self.cfg.optim.gain_spread * spread
+
+    def _log_epoch(self, name: str, value: Tensor, batch: EditBatch) -> None:
+        self.log(name, value, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(batch.edits))
 
     def validation_step(self, batch: EditBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         self._score(batch, self.trainer.datamodule.val_splits[dataloader_idx])

@@ -56,6 +56,17 @@ def exchanged(host: Host, blocks: Mapping[int, nn.Module]) -> Iterator[None]:
             host.blocks[layer] = block
 
 
+@contextmanager
+def projection_inputs(host: Host, layer: int) -> Iterator[list[Tensor]]:
+    """Inside the block every forward appends the input (N, T, F) of the layer's down-projection to the list: its keys."""
+    inputs: list[Tensor] = []
+    handle = host.down_proj(layer).register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
+    try:
+        yield inputs
+    finally:
+        handle.remove()
+
+
 def _check(host: Host, edits: Edit, layer: int) -> None:
     expected = tuple(host.weight_DF(layer).shape)
     if edits.width() != expected:

@@ -63,6 +63,9 @@ class Rome:
         statistics: second moment of the layer's keys; may be None with ridge `identity`.
         contexts: templates the prompt is put into; the first is the bare "{}".
 
+    Attributes:
+        whiten: keys k (B, F) -> C⁻¹k.
+
     Raises:
         ValueError: no such layer, a ridge that is none, or contexts that do not start with the bare one.
     """
@@ -72,7 +75,7 @@ class Rome:
         if not contexts or contexts[0] != BARE or any(context.count(BARE) != 1 for context in contexts):
             raise ValueError(f"contexts {list(contexts)!r}: expected the bare {{}} first and one {{}} in each")
         self.host, self.layer, self.cfg, self.contexts = host, layer, cfg, list(contexts)
-        self._whiten = whitener(statistics, cfg.ridge)
+        self.whiten = whitener(statistics, cfg.ridge)
         self._shortcut: bool | None = None
 
     @classmethod
@@ -131,7 +134,7 @@ class Rome:
         starts = row_starts(jobs)
         bare_BF = suffixes.key_NF[starts].double().cpu()
         mean_BF = torch.stack([suffixes.key_NF[n : n + len(self.contexts)].double().mean(dim=0) for n in starts]).cpu()
-        whitened_BF = self._whiten(mean_BF)
+        whitened_BF = self.whiten(mean_BF)
         unit_BF = whitened_BF / whitened_BF.norm(dim=1, keepdim=True)
         delta_BD, steps_B, loss_B = optimise(suffixes, jobs, self.cfg)
         value_BD = delta_BD.double() / (bare_BF * unit_BF).sum(dim=1, keepdim=True)

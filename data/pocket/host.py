@@ -5,7 +5,7 @@ Qwen3 rather than Qwen2: `AutoTokenizer` replaces whatever tokenizer lies beside
 The leading blocks attend to the token itself only, so a subject's last token is enriched alone, as in large models, and later blocks move
 the answer to the end of the sentence. That is what ROME needs.
 
-B rows, T tokens, N rows times tokens, V vocabulary.
+B rows, T tokens, N rows times tokens, V vocabulary, S subjects, D hidden width.
 """
 
 import json
@@ -52,6 +52,7 @@ def build_pocket_host(cfg: HostConfig, facts: FactSet, folder: Path) -> None:
         raise ValueError(f"{folder} exists already; remove it to build the pocket host anew")
     tokenizer = build_tokenizer(facts, cfg.pocket.object_vocabulary)
     model = new_model(cfg.pocket, tokenizer, cfg.seed)
+    draw_subjects(model, tokenizer, facts, cfg)
     train(model, tokenizer, facts, cfg)
     recall = measure_recall(model, tokenizer, facts)
     log.info("pocket host, seed %d: recall %s", cfg.seed, recall)
@@ -87,11 +88,32 @@ def new_model(cfg: PocketConfig, tokenizer: PreTrainedTokenizerBase, seed: int) 
     return model
 
 
+def draw_subjects(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerBase, facts: FactSet, cfg: HostConfig) -> None:
+    """Draws the embeddings of the subjects' last tokens and keeps gradients off them.
+
+    Learnt embeddings gather subjects with the same object, and an edit of one then spills over to the others. Drawn ones keep subjects
+    apart, and the blocks have to look their facts up; what all of them share is the direction by which a decoder knows a subject.
+    """
+    rows_S = torch.tensor(sorted({tokenizer.encode(fact.subject)[-1] for fact in facts.facts}))
+    weight_VD = model.get_input_embeddings().weight
+    generator = torch.Generator().manual_seed(cfg.seed + 1)
+    own_SD = torch.randn(len(rows_S), weight_VD.shape[1], generator=generator)
+    shared_D = torch.randn(weight_VD.shape[1], generator=generator)
+    cosine = cfg.pocket.subject_cosine
+    with torch.no_grad():
+        weight_VD[rows_S] = cfg.pocket.subject_spread * ((1 - cosine) ** 0.5 * own_SD + cosine**0.5 * shared_D)
+    weight_VD.register_hook(lambda grad_VD: grad_VD.index_fill(0, rows_S, 0.0))
+
+
 def train(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerBase, facts: FactSet, cfg: HostConfig) -> None:
     """Trains in place with AdamW, linear warm-up and linear decay."""
     recipe = cfg.pocket
     ids_NT, weights_NT = training_rows(facts, tokenizer, recipe.steps * recipe.batch_size, recipe.row_tokens, cfg.seed)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.lr, betas=BETAS, weight_decay=recipe.weight_decay, fused=True)
+    # Weight decay would shrink the embeddings that are to stay as drawn.
+    embedding = model.get_input_embeddings().weight
+    rest = [parameter for parameter in model.parameters() if parameter is not embedding]
+    groups = [{"params": [embedding], "weight_decay": 0.0}, {"params": rest, "weight_decay": recipe.weight_decay}]
+    optimiser = torch.optim.AdamW(groups, lr=recipe.lr, betas=BETAS, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: lr_share(step, recipe.warmup_steps, recipe.steps))
     batches = zip(ids_NT.split(recipe.batch_size), weights_NT.split(recipe.batch_size), strict=True)
     model.train()

@@ -1,7 +1,9 @@
 """Scores and intervals against published and hand-made values.
 
-Shape letters: B edits, T object tokens, V vocabulary.
+Shape letters: B edits, T object tokens, V vocabulary, M prompt vectors, K keys, F MLP width.
 """
+
+import statistics
 
 import pandas as pd
 import pytest
@@ -9,7 +11,16 @@ import torch
 
 from decoder.beam import Beams
 from decoder.edit import PADDING
-from decoder.metrics import cluster_interval, exact_match, first_token_correct, grouped_scores, object_loss, split_scores, wilson
+from decoder.metrics import (
+    cluster_interval,
+    exact_match,
+    first_token_correct,
+    gain_spread,
+    grouped_scores,
+    object_loss,
+    split_scores,
+    wilson,
+)
 
 END = 9
 
@@ -98,6 +109,22 @@ def test_loss_is_the_mean_over_all_tokens_but_padding():
     said = [logprobs[b, t, planted_BT[b, t]] for b in range(2) for t in range(3) if planted_BT[b, t] != PADDING]
     torch.testing.assert_close(object_loss(logits_BTV, planted_BT), -torch.stack(said).mean())
     assert object_loss(logits_BTV.bfloat16(), planted_BT).dtype == torch.float32
+
+
+def test_gain_spread_is_the_variance_of_gains_over_their_squared_mean():
+    key_KF = torch.randn(7, 5, generator=torch.Generator().manual_seed(0)) + 1
+    input_MF = torch.randn(3, 5, generator=torch.Generator().manual_seed(1))
+    gains = [[sum(float(x * k) for x, k in zip(row, key, strict=True)) for key in key_KF] for row in input_MF]
+    variances = [statistics.variance(gain) for gain in gains]
+    means = [statistics.mean(gain) for gain in gains]
+    expected = sum(variances) / sum(mean**2 for mean in means)
+    assert float(gain_spread(input_MF, key_KF)) == pytest.approx(expected, rel=1e-5)
+    assert float(gain_spread(4 * input_MF, key_KF)) == pytest.approx(expected, rel=1e-5), "it is a share: scale is free"
+
+
+def test_an_even_prompt_has_no_gain_spread():
+    key_KF = torch.tensor([[1.0, 3.0], [1.0, -2.0], [1.0, 0.5]])
+    assert float(gain_spread(torch.tensor([[2.0, 0.0], [0.0, 0.0]]), key_KF)) == 0
 
 
 READINGS = pd.DataFrame(

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data.facts import load_facts
-from data.pocket.host import build_pocket_host, lr_share, measure_recall, new_model, save, weighted_loss
+from data.pocket.host import build_pocket_host, draw_subjects, lr_share, measure_recall, new_model, save, train, weighted_loss
 from data.pocket.text import draw_sentence, key_text, training_rows
 from data.pocket.tokenizer import build_tokenizer
 from decoder.config import FactsConfig, HostConfig, PocketConfig
@@ -96,6 +96,24 @@ def test_subjects_end_in_one_whole_token(facts, tokenizer):
     for fact in facts.facts:
         last_id = tokenizer.encode(fact.subject)[-1]
         assert tokenizer.convert_ids_to_tokens(last_id) == "▁" + fact.subject.split()[-1]
+
+
+def test_subjects_keep_the_embeddings_they_were_drawn(facts, tokenizer):
+    cfg = HostConfig()
+    cfg.pocket.steps, cfg.pocket.batch_size, cfg.pocket.warmup_steps = 3, 4, 1
+    model = new_model(cfg.pocket, tokenizer, seed=0)
+    draw_subjects(model, tokenizer, facts, cfg)
+    weight_VD = model.get_input_embeddings().weight
+    rows = sorted({tokenizer.encode(fact.subject)[-1] for fact in facts.facts})
+    others = sorted(set(range(len(weight_VD))) - set(rows))
+    before_VD = weight_VD.detach().clone()
+    train(model, tokenizer, facts, cfg)
+    assert torch.equal(weight_VD[rows], before_VD[rows]) and not torch.equal(weight_VD[others], before_VD[others])
+    drawn_SD = before_VD[rows]
+    assert drawn_SD.std() == pytest.approx(cfg.pocket.subject_spread, rel=0.1)
+    unit_SD = torch.nn.functional.normalize(drawn_SD)
+    cosine_SS = unit_SD @ unit_SD.T
+    assert float(cosine_SS.triu(1).sum() / (len(rows) * (len(rows) - 1) / 2)) == pytest.approx(cfg.pocket.subject_cosine, abs=0.05)
 
 
 def test_full_stop_is_one_token_and_ends_generation(tokenizer, model):

@@ -180,7 +180,7 @@ def test_update_moves_the_bare_key_by_delta(build):
 def test_scale_of_the_whitened_key_cancels(scale):
     host = tiny_host()
     rome, scaled = make(host), make(host)
-    scaled._whiten = lambda keys: scale * rome._whiten(keys)
+    scaled.whiten = lambda keys: scale * rome.whiten(keys)
     one, other = rome.edit(REQUESTS[:3]), scaled.edit(REQUESTS[:3])
     for b in range(3):
         assert relative(delta_weight(other, b), delta_weight(one, b)) < 1e-5

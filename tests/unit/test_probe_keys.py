@@ -1,0 +1,60 @@
+"""Probe keys against keys of edits made one at a time.
+
+Shape letters: K keys, F MLP width, B edits.
+"""
+
+import pytest
+import tiny_hosts
+import torch
+from tiny_hosts import tiny_host
+
+from data.keys import KeyStatistics, whitener
+from data.probe_keys import probe_keys
+from decoder.swap import projection_inputs
+
+LAYER = 1
+PROMPTS = [("{} was born in", "Ada"), ("the small {} works as", "Ben"), ("{} is a", "Carl"), ("{} lives in", "Ada")]
+
+
+@pytest.fixture(params=[tiny_hosts.qwen2, tiny_hosts.gpt2], ids=["qwen2", "gpt2"])
+def host(request):
+    return tiny_host(request.param)
+
+
+@pytest.fixture
+def whiten(host):
+    root_FF = torch.randn(host.mlp_size, host.mlp_size, generator=torch.Generator().manual_seed(0))
+    return whitener(KeyStatistics(root_FF @ root_FF.T, 100), 0.1)
+
+
+def plain_key(host, prompt: str, subject: str) -> torch.Tensor:
+    """Key at the subject's last token, from a whole forward of one prompt."""
+    ids, lookup = host.prompt_ids(prompt, subject)
+    with torch.no_grad(), projection_inputs(host, LAYER) as inputs:
+        host.model(torch.tensor([ids]), use_cache=False)
+    return inputs[0][0, lookup].double()
+
+
+def test_training_subjects_come_once_with_the_keys_of_their_edits(host, whiten):
+    found_KF = probe_keys(host, LAYER, whiten, PROMPTS, made_up=0, seed=0)
+    assert found_KF.shape == (3, host.mlp_size), "Ada's two prompts are the same up to Ada"
+    for prompt, subject in PROMPTS:
+        key_F = plain_key(host, prompt, subject)
+        whitened_F = whiten(key_F[None])[0]
+        expected_F = (whitened_F / (whitened_F @ key_F)).float()
+        assert (found_KF - expected_F).abs().max(dim=1).values.min() < 1e-4 * expected_F.abs().max()
+
+
+def test_made_up_subjects_follow_the_seed_and_are_not_the_known_ones(host, whiten):
+    known_KF = probe_keys(host, LAYER, whiten, PROMPTS, made_up=0, seed=0)
+    first_KF, again_KF, other_KF = (probe_keys(host, LAYER, whiten, PROMPTS, made_up=600, seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(first_KF, again_KF) and first_KF.shape == (603, host.mlp_size)
+    torch.testing.assert_close(first_KF[:3], known_KF)
+    torch.testing.assert_close(other_KF[:3], known_KF)
+    assert not torch.isclose(first_KF[3:], other_KF[3:]).all(dim=1).any()
+    assert torch.cdist(first_KF[3:], known_KF).min() > 0 and first_KF.isfinite().all()
+
+
+def test_no_hook_is_left(host, whiten):
+    probe_keys(host, LAYER, whiten, PROMPTS, made_up=2, seed=0)
+    assert not host.down_proj(LAYER)._forward_pre_hooks
