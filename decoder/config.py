@@ -57,7 +57,7 @@ class FactsConfig:
 
 @dataclass
 class EditsConfig:
-    editor: Literal["rome"] = option("rome", "method that plants the edits")
+    editor: Literal["rome", "r-rome", "p-rome"] = option("rome", "method that plants the edits")
     layer: int = option(1, "edited layer: 0-based block whose MLP down-projection carries the edit")
     ridge: Any = option(0.01, "added to the keys' second moment: 0, a fraction of its largest eigenvalue, or `identity`", "float|identity")
     contexts: int = option(5, "contexts a key is averaged over, the bare prompt among them")

@@ -13,7 +13,10 @@ from decoder.host import Host
 
 def random_prompt(host: Host, length: int, seed: int) -> Tensor:
     """Prompt vectors (M, D) drawn like the host's token embeddings: same mean and spread in every coordinate."""
-    embedding_VD = host.model.get_input_embeddings().weight.float().cpu()
+    embed = host.model.get_input_embeddings()
+    embedding_VD = embed.weight.float().cpu()
+    if scale := getattr(embed, "scalar_embed_scale", None):  # Gemma scales inside the module
+        embedding_VD = embedding_VD * scale
     generator = torch.Generator().manual_seed(seed)
     noise_MD = torch.randn(length, embedding_VD.shape[1], generator=generator)
     return embedding_VD.mean(0) + noise_MD * embedding_VD.std(0)

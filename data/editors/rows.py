@@ -61,7 +61,7 @@ def prompt_row(host: Host, template: str, subject: str, targets: list[int]) -> R
         ValueError: the template has no place for the subject, the subject is empty, or the row is longer than the host can read.
     """
     ids, lookup = host.prompt_ids(template, subject)
-    longest = getattr(host.model.config, "max_position_embeddings", None)
+    longest = host.longest_input
     if longest and len(ids) + len(targets) > longest:
         raise ValueError(f"prompt {template!r}: {len(ids) + len(targets)} tokens, {host.name} reads {longest}")
     return Row(ids + targets[:-1], lookup, targets)
