@@ -29,6 +29,7 @@ POSITIVE = {
     *(f"edits.{name}" for name in ("contexts", "steps", "batch_size", "shard_size", "key_tokens")),
     *(f"decoder.{name}" for name in ("prompt_length", "beams", "max_object_tokens")),
     *("data.batch_size", "data.eval_batch_size", "data.max_train", "optim.epochs", "optim.patience", "trainer.num_nodes", "top"),
+    "facts.per_relation",
 }
 FRACTIONS = {"splits.held_out_objects", "splits.val_subjects", "splits.test_subjects", "host.pocket.min_recall"}
 

@@ -52,7 +52,12 @@ class HostConfig:
 
 @dataclass
 class FactsConfig:
-    source: str = option("pocket", "fact set: the embedded pocket table")
+    source: str = option("pocket", "pocket (embedded), counterfact, zsre, zsre-alt, pararel, mquake, knowedit or plain")
+    path: str | None = option(None, "file, folder or Hub data set of any source but the pocket")
+    split: str = option("train", "split of a Hub data set")
+    min_per_relation: int = option(0, "leave out relations with fewer facts")
+    per_relation: int | None = option(None, "keep so many facts of each relation, drawn by facts.seed; empty keeps all")
+    seed: int = option(0, "seed of that draw")
 
 
 @dataclass
