@@ -90,13 +90,14 @@ def _make(cfg: TrainConfig, host: Host, facts: FactSet, requests: list[EditReque
             made = editor.edit(shard, lambda done: progress.update(task, advance=done))
             kept = [shard[i] for i in made.kept]
             scores = score(host, cfg.edits.layer, kept, made.edits, facts)
-            writer.write_shard(index, _columns(host, kept, made.edits, scores), made.skipped)
+            writer.write_shard(index, columns(host, kept, made.edits, scores), made.skipped)
     for edit_id, reason in (skipped := writer.skipped(len(shards))):
         log.warning("skipped %s: %s", edit_id, reason)
     return writer.finish(len(shards), skipped)
 
 
-def _columns(host: Host, requests: list[EditRequest], edits: RankOneEdit, scores: dict[str, Any]) -> dict[str, Any]:
+def columns(host: Host, requests: list[EditRequest], edits: RankOneEdit, scores: dict[str, Any]) -> dict[str, Any]:
+    """What a shard of the store holds of these edits."""
     columns: dict[str, Any] = {"edit_id": [r.edit_id for r in requests], "object": [r.object for r in requests]}
     for name in ("fact_id", "subject", "relation", "relation_name", "kind", "prompt", "object_true"):
         columns[name] = [getattr(r.fact, name) for r in requests]

@@ -16,12 +16,12 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from decoder.config import EvaluateConfig, TrainConfig
+from decoder.config import EvaluateConfig, ImportConfig, TrainConfig
 from decoder.errors import UserError
 from decoder.nearest import did_you_mean
 from decoder.usage import FLAGS, kind, settings, write_help
 
-C = TypeVar("C", TrainConfig, EvaluateConfig)
+C = TypeVar("C", TrainConfig, EvaluateConfig, ImportConfig)
 SELF = "_self_"
 POSITIVE = {
     *(f"host.pocket.{name}" for name in ("layers", "window", "hidden_size", "mlp_size", "heads", "object_vocabulary")),
@@ -71,7 +71,7 @@ def to_yaml(config: Any) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(asdict(config)))
 
 
-def check(config: TrainConfig | EvaluateConfig) -> None:
+def check(config: TrainConfig | EvaluateConfig | ImportConfig) -> None:
     """Raises UserError on the first value out of range; what needs torch or a host is checked where that is at hand."""
     tree = OmegaConf.structured(config)
     for key, _ in settings(type(config)):

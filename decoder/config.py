@@ -190,7 +190,7 @@ class EvaluateConfig:
 
     decoder: str | None = option(None, "exported decoder folder")
     store: str | None = option(None, "store of edits to score; empty finds the decoder's own in the cache")
-    suspect: str | None = option(None, "safetensors file with one suspect matrix to read")
+    suspect: str | None = option(None, "suspect to read: safetensors or npz file with one matrix, or checkpoint folder")
     tensor: str | None = option(None, "name of the suspect matrix, if the file holds several 2-D tensors")
     host: str | None = option(None, "host folder or Hub id; empty takes what the decoder was trained on")
     top: int = option(4, "objects to print, at most the beams of the decoder")
@@ -198,3 +198,19 @@ class EvaluateConfig:
     allow_host_mismatch: bool = option(False, "go on with a host that is not the decoder's")
     cache_dir: str | None = option(None, "cache of hosts and stores")
     device: str = option("cpu", "device to run on")
+
+
+@dataclass
+class ImportConfig:
+    """What `python -m data.import_edits` reads."""
+
+    host: HostConfig = group(HostConfig)
+    edited: str | None = option(None, "what was edited: a safetensors or npz file, a checkpoint folder, or a folder of many of them")
+    base: str | None = option(None, "the same before the edit, a file or checkpoint folder; empty takes the host's own weights")
+    facts: str | None = option(None, "what was planted: a fact set, by name of the edited file or in the order of their names")
+    schema: str = option("plain", "schema of the facts: plain, counterfact, zsre, zsre-alt, pararel, mquake or knowedit")
+    layer: int | None = option(None, "edited layer; empty finds it where whole checkpoints are given")
+    tensor: str | None = option(None, "name of the matrix in a file that has several")
+    store: str | None = option(None, "folder of the store to write")
+    tolerance: float = option(1e-4, "an update is of rank R when less than this share of its length is left over, rounding aside")
+    cache_dir: str | None = option(None, "cache of hosts")

@@ -117,4 +117,3 @@ def test_cut_and_missing_files_are_refused(host_of, tmp_path):
     file.write_bytes(b"")
     assert "not a whole safetensors file" in refusal(file, host)
     assert "no such file" in refusal(tmp_path / "absent.safetensors", host)
-    assert "no such file" in refusal(tmp_path, host)
