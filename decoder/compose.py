@@ -22,7 +22,8 @@ from decoder.nearest import did_you_mean
 from decoder.usage import FLAGS, kind, settings, write_help
 
 C = TypeVar("C", TrainConfig, EvaluateConfig, ImportConfig)
-SELF = "_self_"
+SELF, ALSO = "_self_", "also"
+TRAIN_KEYS = dict(settings(TrainConfig))
 POSITIVE = {
     *(f"host.pocket.{name}" for name in ("layers", "window", "hidden_size", "mlp_size", "heads", "object_vocabulary")),
     *(f"host.pocket.{name}" for name in ("steps", "batch_size", "row_tokens")),
@@ -141,8 +142,13 @@ def _compose_tree(config_class: type[C], name: str, overrides: dict[str, str]) -
         if group != SELF and option not in options[group]:
             raise UserError(f"{group}={option}: no such file in configs/{group}; {did_you_mean(option, options[group])}")
         body = own if group == SELF else _load(_folder() / group / f"{option}.yaml")
+        # What a file of a group sets outside its group, as a host sets the layer that is edited by default.
+        also = body.pop(ALSO, None) or {} if group not in (SELF, "experiment") else {}
         for key, value in _leaves(body if group in (SELF, "experiment") else {group: body}, _sections(keys)):
             _assign(tree, keys, key, value, f"{source}: ")
+        for key, value in _leaves(also, _sections(keys | TRAIN_KEYS)):
+            if key in keys or key not in TRAIN_KEYS:
+                _assign(tree, keys, key, value, f"{source}: {ALSO}: ")
         if group == "experiment":
             tree.experiment = option
     for key, text in overrides.items():

@@ -46,6 +46,7 @@ class HostConfig:
     revision: str | None = option(None, "Hub revision to pin")
     dtype: Literal["float32", "bfloat16", "float16"] = option("float32", "dtype the frozen weights are loaded in")
     terminator: str | None = option(None, "text that ends an object; empty if the host has none")
+    source: str | None = option(None, "where its file's edit settings come from: published, or untested")
     seed: int = option(0, "seed of the pocket host's text and weights")
     pocket: PocketConfig = group(PocketConfig)
 

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from decoder.families import FAMILIES, Family
+from decoder.loading import load_files
 from decoder.nearest import did_you_mean
 
 
@@ -62,12 +63,7 @@ class Host:
         device: str = "cpu",
     ) -> "Host":
         """Loads a host from a folder or, by id, from the Hub's cache; weights are read from safetensors only."""
-        try:
-            model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype), revision=revision, use_safetensors=True)
-            tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"host {name}: nothing to load at {path} ({reason}). Give a folder or Hub id with host.path=") from None
+        model, tokenizer = load_files(path, name=name, dtype=dtype, revision=revision)
         resolved = getattr(model.config, "_commit_hash", None) or revision
         return cls(model.to(device), tokenizer, name=name, path=str(path), revision=resolved, terminator=terminator)
 
