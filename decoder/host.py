@@ -18,6 +18,8 @@ from decoder.families import FAMILIES, Family
 from decoder.loading import load_files
 from decoder.nearest import did_you_mean
 
+OPENING = "a"  # a word that objects are tokenised behind, where a tokenizer cannot be given a leading space
+
 
 class Host:
     """A frozen causal language model and what the method asks of it.
@@ -159,7 +161,18 @@ class Host:
 
     def object_ids(self, text: str) -> list[int]:
         """Tokens of an object as it continues a prompt: with a leading space, without special tokens or terminator."""
-        return self.tokenizer(" " + text.strip(), add_special_tokens=False)["input_ids"]
+        if not self._space_is_doubled:
+            return self._plain_ids(" " + text.strip())
+        opening = self._plain_ids(OPENING)
+        return self._plain_ids(f"{OPENING} {text.strip()}")[len(opening) :] if text.strip() else []
+
+    def _plain_ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    @cached_property
+    def _space_is_doubled(self) -> bool:
+        """Whether the tokenizer puts a space before every text, also before one that has it, as Llama 2's own file does."""
+        return self._plain_ids(f"{OPENING} {OPENING}") != self._plain_ids(OPENING) + self._plain_ids(f" {OPENING}")
 
     def text_ids(self, text: str) -> list[int]:
         return self.tokenizer(text)["input_ids"]
