@@ -26,5 +26,6 @@ def carrier_prompt(host: Host, subjects: Sequence[str], template: str) -> Tensor
     """The mean embedding of the subjects' last tokens, then what a template says after its subject; (M, D)."""
     embed = host.model.get_input_embeddings()
     last_tokens = torch.tensor([host.object_ids(subject)[-1] for subject in subjects], device=host.device)
-    suffix = torch.tensor(host.object_ids(template.split("{}")[1]), device=host.device)
+    # A template may end with its subject: then nothing follows.
+    suffix = torch.tensor(host.object_ids(template.split("{}")[1]), dtype=torch.long, device=host.device)
     return torch.cat([embed(last_tokens).mean(0, keepdim=True), embed(suffix)]).detach()

@@ -136,6 +136,11 @@ def host_of() -> Callable[[str], Host]:
 
 
 @pytest.fixture(scope="session")
+def host_names() -> list[str]:
+    return list(TINY)
+
+
+@pytest.fixture(scope="session")
 def new_host() -> Callable[..., Host]:
     """A tiny host of the test's own, with other settings if it likes."""
     return build_host

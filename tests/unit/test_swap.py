@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from conftest import TINY
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
@@ -66,9 +65,9 @@ def test_dense_layer_between_fused_experts(new_host, random_edits, in_place):
         torch.testing.assert_close(found_BTV[b], in_place(host, edits, b, LAYER).model(ids_1T, use_cache=False).logits[0], **CLOSE)
 
 
-def test_where_the_batch_is_born(host_of, random_edits):
+def test_where_the_batch_is_born(host_of, host_names, random_edits):
     """The self-check agrees with the table; a family that fails it falls back and says so."""
-    for name in TINY:
+    for name in host_names:
         host = host_of(name)
         with swapped(host, random_edits(host, 2), LAYER):
             pass
