@@ -18,6 +18,7 @@ from data.hosts import open_host
 from data.pocket.text import key_text
 from data.splits import draw_splits, plan_edits
 from data.store import EditStore, StoreWriter
+from data.texts import read_texts, rome_statistics, texts_sha256
 from decoder.compose import compose
 from decoder.config import TrainConfig
 from decoder.edit import RankOneEdit
@@ -68,7 +69,7 @@ def request_manifest(cfg: TrainConfig, host: Host, facts: FactSet, requests: lis
         "layer": cfg.edits.layer,
         "base_sha256": host.base_sha256(cfg.edits.layer),
         "editor": {"name": cfg.edits.editor, "settings": settings},
-        "keys": {"tokens": cfg.edits.key_tokens, "ridge": cfg.edits.ridge, "sentences": SENTENCES},
+        "keys": {"tokens": cfg.edits.key_tokens, "ridge": cfg.edits.ridge} | _keys_source(cfg),
         "facts": {"source": facts.source, "sha256": facts.sha256},
         "requests": {"count": len(requests), "sha256": short_hash([request.edit_id for request in requests])},
         "terminator_id": host.terminator_id,
@@ -76,9 +77,20 @@ def request_manifest(cfg: TrainConfig, host: Host, facts: FactSet, requests: lis
     }
 
 
+def _keys_source(cfg: TrainConfig) -> dict[str, Any]:
+    """What keys were counted on: sentences about the facts, a text, or what somebody else counted."""
+    source: dict[str, Any] = {"sentences": SENTENCES}
+    if cfg.keys.text:
+        source = {"text": texts_sha256(read_texts(cfg.keys, cfg.edits.key_tokens))}
+    if cfg.keys.statistics:
+        source["statistics"] = Path(cfg.keys.statistics).name
+    return source
+
+
 def _make(cfg: TrainConfig, host: Host, facts: FactSet, requests: list[EditRequest], writer: StoreWriter) -> EditStore:
-    texts = key_text(facts, cfg.edits.seed, SENTENCES)
-    editor = load_editor(cfg.edits.editor).prepare(host, cfg.edits, texts, cache_root(cfg.cache_dir))
+    texts = read_texts(cfg.keys, cfg.edits.key_tokens) if cfg.keys.text else key_text(facts, cfg.edits.seed, SENTENCES)
+    given = rome_statistics(cfg.keys.statistics, host.mlp_size(cfg.edits.layer)) if cfg.keys.statistics else None
+    editor = load_editor(cfg.edits.editor).prepare(host, cfg.edits, texts, cache_root(cfg.cache_dir), given)
     size = cfg.edits.shard_size
     shards = [requests[start : start + size] for start in range(0, len(requests), size)]
     with Progress(transient=True) as progress:

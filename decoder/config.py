@@ -62,6 +62,16 @@ class FactsConfig:
 
 
 @dataclass
+class KeysConfig:
+    text: str | None = option(
+        None, "text for key statistics and contexts: .txt or .jsonl file, folder, Hub data set; empty: the facts told"
+    )
+    split: str = option("train", "split of a Hub data set")
+    field: str = option("text", "field of a record that holds its text")
+    statistics: str | None = option(None, "published second moment instead of counting: .npz with mom2.mom2 and mom2.count")
+
+
+@dataclass
 class EditsConfig:
     editor: Literal["rome", "r-rome", "p-rome"] = option("rome", "method that plants the edits")
     layer: int = option(1, "edited layer: 0-based block whose MLP down-projection carries the edit")
@@ -175,6 +185,7 @@ class TrainConfig:
     host: HostConfig = group(HostConfig)
     store: str | None = option(None, "folder of the store of edits; empty is in the cache")
     facts: FactsConfig = group(FactsConfig)
+    keys: KeysConfig = group(KeysConfig)
     edits: EditsConfig = group(EditsConfig)
     splits: SplitsConfig = group(SplitsConfig)
     data: DataConfig = group(DataConfig)

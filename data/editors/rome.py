@@ -87,9 +87,12 @@ class Rome:
         self._shortcut: bool | None = None
 
     @classmethod
-    def prepare(cls, host: Host, cfg: EditsConfig, texts: Sequence[str], cache: Path | None = None) -> "Rome":
-        """ROME at `cfg.layer`, with contexts and key statistics taken from texts like those the host was trained on."""
-        statistics = None if cfg.ridge == "identity" else second_moment(host, cfg.layer, texts, cfg.key_tokens, cache)
+    def prepare(
+        cls, host: Host, cfg: EditsConfig, texts: Sequence[str], cache: Path | None = None, statistics: KeyStatistics | None = None
+    ) -> "Rome":
+        """ROME at `cfg.layer`, with contexts and, unless given, key statistics from texts like those the host was trained on."""
+        if statistics is None and cfg.ridge != "identity":
+            statistics = second_moment(host, cfg.layer, texts, cfg.key_tokens, cache)
         return cls(host, cfg.layer, cfg, statistics, sample_contexts(texts, cfg.contexts, cfg.seed))
 
     def edit(self, requests: Sequence[EditRequest], advance: Callable[[int], None] | None = None) -> RomeResult:
