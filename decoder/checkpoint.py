@@ -17,6 +17,8 @@ from torch import Tensor
 
 INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+# Names in the code, and in the files that their authors published and that are still written.
+RENAMED = (("model.language_model.", "language_model.model."), ("lm_head.", "embed_out."), ("lm_head.", "language_model.lm_head."))
 CHUNK = 1 << 22  # entries read at a time
 NO_PICKLE = "pickles are never loaded: save it again as safetensors (save_pretrained does)"
 
@@ -105,8 +107,9 @@ class Checkpoint:
 
     def find(self, name: str) -> str | None:
         """The tensor of a module path, also where a wrapper's prefix was added or the model's own was left out."""
-        if name in self._sources:
-            return name
+        for ours, theirs in (("", ""), *RENAMED):
+            if name.startswith(ours) and (other := theirs + name.removeprefix(ours)) in self._sources:
+                return other
         short = name.partition(".")[2]
         found = [own for own in self.names if own == short or own.endswith(f".{name}")]
         return found[0] if len(found) == 1 else None

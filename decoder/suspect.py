@@ -16,6 +16,7 @@ from decoder.host import Host
 
 TRAINED = 1e-3  # relative distance of a tensor above which somebody has trained it further
 PASSING = (".attn.bias", ".masked_bias", "inv_freq", ".attention.bias")  # buffers that old checkpoints carry
+FUSED = ".experts."  # one tensor in the model, one a expert in the files
 
 
 @dataclass(frozen=True)
@@ -93,11 +94,12 @@ def compare_folder(folder: str | Path, host: Host, layer: int) -> Surroundings:
     _compare_tokenizer(checkpoint.path, host)
     edited = f"{host.module_path(layer)}.weight"
     own = host.model.state_dict()
-    tied = host.model.config.get_text_config().tie_word_embeddings
+    tied = host.model.get_output_embeddings().weight is host.model.get_input_embeddings().weight
     distance = {}
     for name, tensor in own.items():
         found = checkpoint.find(name)
-        if name == edited or (found is None and (name.endswith(PASSING) or (tied and name == f"{host.family.unembedding}.weight"))):
+        absent_by_right = name.endswith(PASSING) or FUSED in name or (tied and name == f"{host.family.unembedding}.weight")
+        if name == edited or (found is None and absent_by_right):
             continue
         if found is None:
             raise ValueError(f"{folder} has no tensor {name}; it is no whole checkpoint of {host.name}")

@@ -266,7 +266,9 @@ def test_command_line(capsys):
 
 
 @pytest.mark.parametrize("shards", [False, True], ids=["whole", "sharded"])
-@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3 window"])
+@pytest.mark.parametrize(
+    "name", ["llama", "gpt2", "qwen3 window", "gpt_neox", "gemma3", "llava", "mistral3", "deepseek_v3", "opt", "bloom"]
+)
 def test_suspect_folder_is_read_and_compared(new_host, tmp_path, name, shards):
     host = new_host(name)
     folder = edited_folder(host, tmp_path / "edited", shards=shards)
