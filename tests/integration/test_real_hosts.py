@@ -24,7 +24,8 @@ SMALL = (
     "experiment=smoke", "edits.layer=1", "decoder.layer=1", "edits.contexts=2", "edits.steps=40", "edits.clamp=40", "edits.kl=0",
     "edits.decay=0", "edits.key_tokens=500", "optim.epochs=2", "trainer.accelerator=cpu", "splits.train_relations=4",
     "splits.val_relations=1", "splits.ood_relations=1", "splits.min_val_id=1", "splits.min_val_new=0", "splits.min_id=0",
-    "splits.min_ood=0", "splits.min_unseen_object=0", "edits.train_per_relation=16", "edits.val_per_relation=8", "splits.val_subjects=0.3", "facts.source=plain",
+    "splits.min_ood=0", "splits.min_unseen_object=0", "edits.train_per_relation=16",
+    "edits.val_per_relation=8", "splits.val_subjects=0.3", "facts.source=plain",
 )  # fmt: skip
 
 
