@@ -89,8 +89,8 @@ def _keys_source(cfg: TrainConfig) -> dict[str, Any]:
 
 def _make(cfg: TrainConfig, host: Host, facts: FactSet, requests: list[EditRequest], writer: StoreWriter) -> EditStore:
     texts = read_texts(cfg.keys, cfg.edits.key_tokens) if cfg.keys.text else key_text(facts, cfg.edits.seed, SENTENCES)
-    given = rome_statistics(cfg.keys.statistics, host.mlp_size(cfg.edits.layer)) if cfg.keys.statistics else None
-    editor = load_editor(cfg.edits.editor).prepare(host, cfg.edits, texts, cache_root(cfg.cache_dir), given)
+    given = {"statistics": rome_statistics(cfg.keys.statistics, host.mlp_size(cfg.edits.layer))} if cfg.keys.statistics else {}
+    editor = load_editor(cfg.edits.editor).prepare(host, cfg.edits, texts, cache_root(cfg.cache_dir), **given)
     size = cfg.edits.shard_size
     shards = [requests[start : start + size] for start in range(0, len(requests), size)]
     with Progress(transient=True) as progress:
