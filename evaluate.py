@@ -2,6 +2,7 @@
 
 python evaluate.py decoder=runs/main/pocket/rome-e1-t1-s0/decoder
 python evaluate.py decoder=... suspect=matrix.safetensors
+python evaluate.py decoder=... suspect=CHECKPOINT_FOLDER
 """
 
 import json
@@ -29,12 +30,15 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def read(cfg: EvaluateConfig, decoder: Any, config: dict[str, Any]) -> dict[str, Any]:
-    """Which object was planted in one suspect matrix."""
+    """Which object was planted in one suspect matrix; of a folder also how far its other tensors are from the host's."""
     from decoder.audit import answer
-    from decoder.suspect import read_suspect
+    from decoder.suspect import compare_folder, read_suspect
 
+    around = {}
+    if Path(cfg.suspect).is_dir():
+        around = {"surroundings": compare_folder(cfg.suspect, decoder.host, decoder.edited_layer).summary()}
     suspect = read_suspect(cfg.suspect, decoder.host, decoder.edited_layer, cfg.tensor)
-    return answer(decoder, config, suspect, cfg.top) | {"decoder": cfg.decoder, "suspect": cfg.suspect}
+    return answer(decoder, config, suspect, cfg.top) | {"decoder": cfg.decoder, "suspect": cfg.suspect} | around
 
 
 def score(cfg: EvaluateConfig, decoder: Any, config: dict[str, Any]) -> dict[str, Any]:
@@ -45,6 +49,10 @@ def score(cfg: EvaluateConfig, decoder: Any, config: dict[str, Any]) -> dict[str
     from decoder.result import test_scores
 
     store = EditStore(Path(cfg.store).expanduser()) if cfg.store else find_store(cfg.cache_dir, config["store"])
+    if (found := store.manifest["layer"]) != decoder.edited_layer:
+        raise UserError(
+            f"store {store.path} has edits of layer {found}, the decoder reads layer {decoder.edited_layer}. Give another store="
+        )
     loaders, table = exported_splits(store, config["splits"], decoder.host.terminator_id)
     readings = read_splits(decoder, config, loaders, table)
     return {"test": test_scores(readings), "decoder": cfg.decoder, "store": str(store.path)}

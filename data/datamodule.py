@@ -22,6 +22,7 @@ from decoder.edit import PADDING, EditBatch
 from decoder.host import Host
 
 EXPORT_BATCH = 128
+IMPORTED = "imported"
 
 
 class EditRows(Dataset):
@@ -137,12 +138,16 @@ class EditDataModule(LightningDataModule):
 def exported_splits(
     store: EditStore, splits: dict[str, list[str]], terminator_id: int | None
 ) -> tuple[dict[str, DataLoader], pd.DataFrame]:
-    """Loaders of the test splits whose edit_ids an exported decoder lists, and the edits' table.
+    """Loaders of the test splits whose edit_ids an exported decoder lists, and the edits' table; of imported edits, all as one split.
 
     Raises:
         ValueError: the store lacks edits of the list.
     """
     table = store.table()
+    if store.manifest["editor"]["name"] == IMPORTED:
+        # Edits of other tools were in no split: every one of them is a test.
+        mark_seen(table, [])
+        return {IMPORTED: DataLoader(EditRows(store, list(range(len(store))), terminator_id), EXPORT_BATCH, collate_fn=_as_is)}, table
     row_of = {edit_id: row for row, edit_id in enumerate(table["edit_id"])}
     mark_seen(table, [row_of[edit_id] for edit_id in splits["train"] if edit_id in row_of])
     loaders = {}

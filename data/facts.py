@@ -2,17 +2,23 @@
 
 import csv
 import hashlib
+import json
+import logging
+import random
 from collections.abc import Iterable
-from dataclasses import dataclass
-from difflib import get_close_matches
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import yaml
 
 from decoder.config import FactsConfig
+from decoder.nearest import did_you_mean
 
 POCKET = Path(__file__).parent / "pocket"
+LISTED = 20  # bad records that the log names one by one
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,8 @@ class Fact:
     paraphrases: tuple[str, ...]  # other templates of the relation
     object_true: str
     category: str = "thing"  # what the subject is: "person", "place", ...
+    object: str | None = None  # what the fact set asks to plant; None: any other object of the relation
+    neighbours: tuple[tuple[str, str], ...] = ()  # (whole prompt about something else, its object), where the fact set gives them
 
     @property
     def templates(self) -> tuple[str, ...]:
@@ -35,24 +43,39 @@ class Fact:
 
 
 @dataclass(frozen=True)
+class BadRecord:
+    """A record that is no fact, and why."""
+
+    where: str  # "P17.jsonl line 12"
+    reason: str
+
+
+@dataclass(frozen=True)
 class FactSet:
-    """All facts of a source; `sha256` is the hash of the files they were read from."""
+    """All facts of a source; `sha256` is the hash of the files they were read from, and of the selection if there is one.
+
+    `bad` lists the records that were skipped, `repeated` counts those that say a fact again.
+    """
 
     facts: tuple[Fact, ...]
     source: str
     sha256: str
+    bad: tuple[BadRecord, ...] = ()
+    repeated: int = 0
 
     def __len__(self) -> int:
         return len(self.facts)
 
     @cached_property
     def by_relation(self) -> dict[str, tuple[Fact, ...]]:
-        relations = dict.fromkeys(fact.relation for fact in self.facts)
-        return {relation: tuple(fact for fact in self.facts if fact.relation == relation) for relation in relations}
+        relations: dict[str, list[Fact]] = {}
+        for fact in self.facts:
+            relations.setdefault(fact.relation, []).append(fact)
+        return {relation: tuple(facts) for relation, facts in relations.items()}
 
     def objects(self, relation: str) -> list[str]:
-        """The sorted objects of one relation."""
-        return sorted({fact.object_true for fact in self.by_relation[relation]})
+        """The sorted objects that may be planted in one relation."""
+        return sorted({fact.object or fact.object_true for fact in self.by_relation[relation]})
 
 
 @dataclass(frozen=True)
@@ -65,15 +88,48 @@ class EditRequest:
 
 
 def load_facts(cfg: FactsConfig) -> FactSet:
-    """Reads the fact set `cfg.source`.
+    """Reads the fact set `cfg.source`, and keeps the relations and facts that `cfg` selects.
 
     Raises:
-        ValueError: if no fact set has that name.
+        ValueError: no fact set has that name, there is nothing to read, or what there is has another schema.
     """
-    if cfg.source not in LOADERS:
-        nearest = get_close_matches(cfg.source, LOADERS, n=1, cutoff=0)[0]
-        raise ValueError(f"facts.source={cfg.source!r} is unknown; known: {', '.join(LOADERS)}. Did you mean {nearest!r}?")
-    return LOADERS[cfg.source]()
+    if cfg.source == "pocket":
+        return select(load_pocket(), cfg)
+    from data.fact_formats import load_records
+    from data.fact_schemas import SCHEMAS
+
+    if cfg.source not in SCHEMAS:
+        raise ValueError(f"facts.source={cfg.source!r} is unknown; {did_you_mean(cfg.source, ['pocket', *SCHEMAS])}")
+    facts = load_records(cfg)
+    for record in facts.bad[:LISTED]:
+        log.warning("%s skipped: %s", record.where, record.reason)
+    if facts.bad:
+        log.warning("%s: %d facts, %d records skipped", facts.source, len(facts), len(facts.bad))
+    return select(facts, cfg)
+
+
+def select(facts: FactSet, cfg: FactsConfig) -> FactSet:
+    """Relations with `min_per_relation` facts or more, and `per_relation` facts of each, drawn by `seed`, in their old order.
+
+    Raises:
+        ValueError: no relation has so many.
+    """
+    if not cfg.min_per_relation and not cfg.per_relation:
+        return facts
+    kept = []
+    for relation, members in facts.by_relation.items():
+        if len(members) < cfg.min_per_relation:
+            continue
+        count = min(cfg.per_relation or len(members), len(members))
+        kept += [members[i] for i in sorted(random.Random(f"facts {cfg.seed} {relation}").sample(range(len(members)), count))]
+    if not kept:
+        most = max(map(len, facts.by_relation.values()))
+        raise ValueError(
+            f"facts.min_per_relation={cfg.min_per_relation}: the largest relation of {facts.source} has {most} facts. Lower it"
+        )
+    selection = {name: value for name, value in asdict(cfg).items() if name in ("min_per_relation", "per_relation", "seed")}
+    sha256 = hashlib.sha256((facts.sha256 + json.dumps(selection)).encode()).hexdigest()
+    return replace(facts, facts=tuple(kept), sha256=sha256)
 
 
 def load_pocket() -> FactSet:
@@ -107,6 +163,3 @@ def pocket_facts(rows: list[dict[str, str]], relations: dict[str, dict], categor
             object_true=row["object"],
             category=categories[subject],
         )
-
-
-LOADERS = {"pocket": load_pocket}

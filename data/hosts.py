@@ -8,7 +8,9 @@ import torch
 from data.facts import load_facts
 from decoder.config import HostConfig, TrainConfig
 from decoder.host import Host
+from decoder.loading import memory_needed
 from decoder.paths import cached, short_hash
+from decoder.session import console
 
 
 def open_host(cfg: TrainConfig) -> Host:
@@ -17,6 +19,8 @@ def open_host(cfg: TrainConfig) -> Host:
     Raises:
         ValueError: the host cannot be loaded, recalls too little, or a device was asked for that is not there.
     """
+    if cfg.host.path:
+        _announce(cfg.host)
     return Host.load(
         cfg.host.path or pocket_folder(cfg),
         name=cfg.host.name,
@@ -25,6 +29,12 @@ def open_host(cfg: TrainConfig) -> Host:
         terminator=cfg.host.terminator,
         device=device(cfg.trainer.accelerator),
     )
+
+
+def _announce(cfg: HostConfig) -> None:
+    """Says how much memory the weights will take, before they are read."""
+    count, gigabytes = memory_needed(cfg.path, name=cfg.name, dtype=cfg.dtype, revision=cfg.revision)
+    console().print(f"  {cfg.name}: {count:,} parameters, about {gigabytes:.1f} GB in {cfg.dtype}", style="dim", highlight=False)
 
 
 def pocket_folder(cfg: TrainConfig) -> Path:

@@ -57,7 +57,7 @@ def second_moment(host: Host, layer: int, texts: Sequence[str], tokens: int, cac
     if file and (found := _read(file)):
         return found
     host.check_layer(layer, "layer")
-    sum_FF = torch.zeros(host.mlp_size, host.mlp_size, dtype=torch.float64, device=host.device)
+    sum_FF = torch.zeros(host.mlp_size(layer), host.mlp_size(layer), dtype=torch.float64, device=host.device)
     count = 0
     with Progress(transient=True) as progress:
         task = progress.add_task(f"keys of layer {layer}", total=tokens)
@@ -123,7 +123,7 @@ def _largest_eigenvalue(moment_FF: Tensor) -> Tensor:
 
 def _batches(host: Host, texts: Sequence[str], tokens: int) -> Iterator[list[list[int]]]:
     """Token lists of at most `tokens` tokens in all, texts of like length together."""
-    longest = getattr(host.model.config, "max_position_embeddings", None) or BATCH_TOKENS
+    longest = host.longest_input or BATCH_TOKENS
     left = tokens
     for start in range(0, len(texts), WINDOW):
         rows = []

@@ -18,6 +18,7 @@ from data.hosts import open_host
 from data.pocket.text import key_text
 from data.splits import draw_splits, plan_edits
 from data.store import EditStore, StoreWriter
+from data.texts import read_texts, rome_statistics, texts_sha256
 from decoder.compose import compose
 from decoder.config import TrainConfig
 from decoder.edit import RankOneEdit
@@ -68,7 +69,7 @@ def request_manifest(cfg: TrainConfig, host: Host, facts: FactSet, requests: lis
         "layer": cfg.edits.layer,
         "base_sha256": host.base_sha256(cfg.edits.layer),
         "editor": {"name": cfg.edits.editor, "settings": settings},
-        "keys": {"tokens": cfg.edits.key_tokens, "ridge": cfg.edits.ridge, "sentences": SENTENCES},
+        "keys": {"tokens": cfg.edits.key_tokens, "ridge": cfg.edits.ridge} | _keys_source(cfg),
         "facts": {"source": facts.source, "sha256": facts.sha256},
         "requests": {"count": len(requests), "sha256": short_hash([request.edit_id for request in requests])},
         "terminator_id": host.terminator_id,
@@ -76,10 +77,21 @@ def request_manifest(cfg: TrainConfig, host: Host, facts: FactSet, requests: lis
     }
 
 
+def _keys_source(cfg: TrainConfig) -> dict[str, Any]:
+    """What keys were counted on: sentences about the facts, a text, or what somebody else counted."""
+    source: dict[str, Any] = {"sentences": SENTENCES}
+    if cfg.keys.text:
+        source = {"text": texts_sha256(read_texts(cfg.keys, cfg.edits.key_tokens))}
+    if cfg.keys.statistics:
+        source["statistics"] = Path(cfg.keys.statistics).name
+    return source
+
+
 def prepare_editor(cfg: TrainConfig, host: Host, facts: FactSet) -> Any:
     """The editor of a config with its key statistics."""
-    texts = key_text(facts, cfg.edits.seed, SENTENCES)
-    return load_editor(cfg.edits.editor).prepare(host, cfg.edits, texts, cache_root(cfg.cache_dir))
+    texts = read_texts(cfg.keys, cfg.edits.key_tokens) if cfg.keys.text else key_text(facts, cfg.edits.seed, SENTENCES)
+    given = {"statistics": rome_statistics(cfg.keys.statistics, host.mlp_size(cfg.edits.layer))} if cfg.keys.statistics else {}
+    return load_editor(cfg.edits.editor).prepare(host, cfg.edits, texts, cache_root(cfg.cache_dir), **given)
 
 
 def _make(cfg: TrainConfig, host: Host, facts: FactSet, requests: list[EditRequest], writer: StoreWriter) -> EditStore:
@@ -95,13 +107,14 @@ def _make(cfg: TrainConfig, host: Host, facts: FactSet, requests: list[EditReque
             made = editor.edit(shard, lambda done: progress.update(task, advance=done))
             kept = [shard[i] for i in made.kept]
             scores = score(host, cfg.edits.layer, kept, made.edits, facts)
-            writer.write_shard(index, _columns(host, kept, made.edits, scores), made.skipped)
+            writer.write_shard(index, columns(host, kept, made.edits, scores), made.skipped)
     for edit_id, reason in (skipped := writer.skipped(len(shards))):
         log.warning("skipped %s: %s", edit_id, reason)
     return writer.finish(len(shards), skipped)
 
 
-def _columns(host: Host, requests: list[EditRequest], edits: RankOneEdit, scores: dict[str, Any]) -> dict[str, Any]:
+def columns(host: Host, requests: list[EditRequest], edits: RankOneEdit, scores: dict[str, Any]) -> dict[str, Any]:
+    """What a shard of the store holds of these edits."""
     columns: dict[str, Any] = {"edit_id": [r.edit_id for r in requests], "object": [r.object for r in requests]}
     for name in ("fact_id", "subject", "relation", "relation_name", "kind", "prompt", "object_true"):
         columns[name] = [getattr(r.fact, name) for r in requests]

@@ -8,6 +8,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
 
 import pandas as pd
 
@@ -95,8 +96,9 @@ def plan_edits(facts: FactSet, plan: SplitPlan, cfg: EditsConfig) -> list[EditRe
     requests = []
     for relation in sorted(plan.relation_role):
         by_split: dict[str, list[tuple[Fact, str]]] = {split: [] for split in SPLITS}
+        objects = facts.objects(relation)
         for fact in facts.by_relation[relation]:
-            for object in facts.objects(relation):
+            for object in [fact.object] if fact.object else objects:
                 split = plan.split_of(relation, fact.subject, object)
                 if object != fact.object_true and split:
                     by_split[split].append((fact, object))
@@ -113,12 +115,18 @@ def _evenly(pairs: list[tuple[Fact, str]], count: int, rng: random.Random) -> li
     objects: Counter[str] = Counter()
     subjects: Counter[str] = Counter()
     chosen = []
-    while pairs and len(chosen) < count:
-        pick = min(pairs, key=lambda pair: (objects[pair[1]], subjects[pair[0].subject]))
-        pairs.remove(pick)
-        chosen.append(pick)
-        objects[pick[1]] += 1
-        subjects[pick[0].subject] += 1
+    # Counts only grow, so an entry that is out of date goes back to its new place when it comes up.
+    queue = [(0, 0, place) for place in range(len(pairs))]
+    while queue and len(chosen) < count:
+        *counted, place = heappop(queue)
+        fact, object = pairs[place]
+        now = [objects[object], subjects[fact.subject]]
+        if counted != now:
+            heappush(queue, (*now, place))
+            continue
+        chosen.append((fact, object))
+        objects[object] += 1
+        subjects[fact.subject] += 1
     return chosen
 
 

@@ -175,6 +175,12 @@ class StoreWriter:
         return self.partial / f"shard-{index:05d}"
 
 
+def add_file(path: Path, name: str) -> None:
+    """Enters a file that lies in a finished store into its manifest."""
+    manifest = _read_manifest(path)
+    write_json(path / "manifest.json", manifest | {"files": manifest["files"] | {name: _sha256(path / name)}})
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON so that a reader sees the old file or the whole new one."""
     temporary = path.with_name(path.name + ".tmp")

@@ -96,8 +96,21 @@ def describe_answer(answer: Mapping[str, Any]) -> str:
     return (
         f"Planted in layer {answer['layer']} of {answer['host']}, most probable first:\n  "
         + "\n  ".join(lines)
-        + f"\nMore confident than {null:.0f} % of matrices without an edit and than {edit:.0f} % of validation edits.{doubt}\n{ASSUMPTION}"
+        + f"\nMore confident than {null:.0f} % of matrices without an edit and than {edit:.0f} % of validation edits.{doubt}"
+        + f"{_around(answer)}\n{ASSUMPTION}"
     )
+
+
+def _around(answer: Mapping[str, Any]) -> str:
+    """What the rest of a checkpoint folder says about the answer."""
+    if "surroundings" not in answer:
+        return ""
+    rest = answer["surroundings"]
+    farthest = f"the farthest is {rest['farthest']}, by {rest['distance']:.1e} of its length"
+    line = f"\nOther tensors: {rest['compared']} compared with the host; {farthest}."
+    if rest["further_trained_count"]:
+        line += f"\n{rest['further_trained_count']} of them were further trained, so this answer is less certain than its confidence says."
+    return line
 
 
 def scores_table(answer: Mapping[str, Any]) -> Table:

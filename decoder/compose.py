@@ -16,19 +16,21 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from decoder.config import EvaluateConfig, TrainConfig
+from decoder.config import EvaluateConfig, ImportConfig, TrainConfig
 from decoder.errors import UserError
 from decoder.nearest import did_you_mean
 from decoder.usage import FLAGS, kind, settings, write_help
 
-C = TypeVar("C", TrainConfig, EvaluateConfig)
-SELF = "_self_"
+C = TypeVar("C", TrainConfig, EvaluateConfig, ImportConfig)
+SELF, ALSO = "_self_", "also"
+TRAIN_KEYS = dict(settings(TrainConfig))
 POSITIVE = {
     *(f"host.pocket.{name}" for name in ("layers", "window", "hidden_size", "mlp_size", "heads", "object_vocabulary")),
     *(f"host.pocket.{name}" for name in ("steps", "batch_size", "row_tokens")),
     *(f"edits.{name}" for name in ("contexts", "steps", "batch_size", "shard_size", "key_tokens")),
     *(f"decoder.{name}" for name in ("prompt_length", "beams", "max_object_tokens")),
     *("data.batch_size", "data.eval_batch_size", "data.max_train", "optim.epochs", "optim.patience", "trainer.num_nodes", "top"),
+    "facts.per_relation",
 }
 FRACTIONS = {"splits.held_out_objects", "splits.val_subjects", "splits.test_subjects", "host.pocket.min_recall"}
 
@@ -70,7 +72,7 @@ def to_yaml(config: Any) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(asdict(config)))
 
 
-def check(config: TrainConfig | EvaluateConfig) -> None:
+def check(config: TrainConfig | EvaluateConfig | ImportConfig) -> None:
     """Raises UserError on the first value out of range; what needs torch or a host is checked where that is at hand."""
     tree = OmegaConf.structured(config)
     for key, _ in settings(type(config)):
@@ -140,8 +142,13 @@ def _compose_tree(config_class: type[C], name: str, overrides: dict[str, str]) -
         if group != SELF and option not in options[group]:
             raise UserError(f"{group}={option}: no such file in configs/{group}; {did_you_mean(option, options[group])}")
         body = own if group == SELF else _load(_folder() / group / f"{option}.yaml")
+        # What a file of a group sets outside its group, as a host sets the layer that is edited by default.
+        also = body.pop(ALSO, None) or {} if group not in (SELF, "experiment") else {}
         for key, value in _leaves(body if group in (SELF, "experiment") else {group: body}, _sections(keys)):
             _assign(tree, keys, key, value, f"{source}: ")
+        for key, value in _leaves(also, _sections(keys | TRAIN_KEYS)):
+            if key in keys or key not in TRAIN_KEYS:
+                _assign(tree, keys, key, value, f"{source}: {ALSO}: ")
         if group == "experiment":
             tree.experiment = option
     for key, text in overrides.items():

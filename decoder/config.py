@@ -48,18 +48,34 @@ class HostConfig:
     revision: str | None = option(None, "Hub revision to pin")
     dtype: Literal["float32", "bfloat16", "float16"] = option("float32", "dtype the frozen weights are loaded in")
     terminator: str | None = option(None, "text that ends an object; empty if the host has none")
+    source: str | None = option(None, "where its file's edit settings come from: published, or untested")
     seed: int = option(0, "seed of the pocket host's text and weights")
     pocket: PocketConfig = group(PocketConfig)
 
 
 @dataclass
 class FactsConfig:
-    source: str = option("pocket", "fact set: the embedded pocket table")
+    source: str = option("pocket", "pocket (embedded), counterfact, zsre, zsre-alt, pararel, mquake, knowedit or plain")
+    path: str | None = option(None, "file, folder or Hub data set of any source but the pocket")
+    split: str = option("train", "split of a Hub data set")
+    min_per_relation: int = option(0, "leave out relations with fewer facts")
+    per_relation: int | None = option(None, "keep so many facts of each relation, drawn by facts.seed; empty keeps all")
+    seed: int = option(0, "seed of that draw")
+
+
+@dataclass
+class KeysConfig:
+    text: str | None = option(
+        None, "text for key statistics and contexts: .txt or .jsonl file, folder, Hub data set; empty: the facts told"
+    )
+    split: str = option("train", "split of a Hub data set")
+    field: str = option("text", "field of a record that holds its text")
+    statistics: str | None = option(None, "published second moment instead of counting: .npz with mom2.mom2 and mom2.count")
 
 
 @dataclass
 class EditsConfig:
-    editor: Literal["rome"] = option("rome", "method that plants the edits")
+    editor: Literal["rome", "r-rome", "p-rome"] = option("rome", "method that plants the edits")
     layer: int = option(1, "edited layer: 0-based block whose MLP down-projection carries the edit")
     ridge: Any = option(0.01, "added to the keys' second moment: 0, a fraction of its largest eigenvalue, or `identity`", "float|identity")
     contexts: int = option(5, "contexts a key is averaged over, the bare prompt among them")
@@ -173,6 +189,7 @@ class TrainConfig:
     host: HostConfig = group(HostConfig)
     store: str | None = option(None, "folder of the store of edits; empty is in the cache")
     facts: FactsConfig = group(FactsConfig)
+    keys: KeysConfig = group(KeysConfig)
     edits: EditsConfig = group(EditsConfig)
     splits: SplitsConfig = group(SplitsConfig)
     data: DataConfig = group(DataConfig)
@@ -189,7 +206,7 @@ class EvaluateConfig:
 
     decoder: str | None = option(None, "exported decoder folder")
     store: str | None = option(None, "store of edits to score; empty finds the decoder's own in the cache")
-    suspect: str | None = option(None, "safetensors file with one suspect matrix to read")
+    suspect: str | None = option(None, "suspect to read: safetensors or npz file with one matrix, or checkpoint folder")
     tensor: str | None = option(None, "name of the suspect matrix, if the file holds several 2-D tensors")
     host: str | None = option(None, "host folder or Hub id; empty takes what the decoder was trained on")
     top: int = option(4, "objects to print, at most the beams of the decoder")
@@ -197,3 +214,19 @@ class EvaluateConfig:
     allow_host_mismatch: bool = option(False, "go on with a host that is not the decoder's")
     cache_dir: str | None = option(None, "cache of hosts and stores")
     device: str = option("cpu", "device to run on")
+
+
+@dataclass
+class ImportConfig:
+    """What `python -m data.import_edits` reads."""
+
+    host: HostConfig = group(HostConfig)
+    edited: str | None = option(None, "what was edited: a safetensors or npz file, a checkpoint folder, or a folder of many of them")
+    base: str | None = option(None, "the same before the edit, a file or checkpoint folder; empty takes the host's own weights")
+    facts: str | None = option(None, "what was planted: a fact set, by name of the edited file or in the order of their names")
+    schema: str = option("plain", "schema of the facts: plain, counterfact, zsre, zsre-alt, pararel, mquake or knowedit")
+    layer: int | None = option(None, "edited layer; empty finds it where whole checkpoints are given")
+    tensor: str | None = option(None, "name of the matrix in a file that has several")
+    store: str | None = option(None, "folder of the store to write")
+    tolerance: float = option(1e-4, "an update is of rank R when less than this share of its length is left over, rounding aside")
+    cache_dir: str | None = option(None, "cache of hosts")

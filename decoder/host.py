@@ -5,42 +5,20 @@ Shape letters: T tokens, N rows, D hidden width, F MLP width, V vocabulary.
 
 import hashlib
 import json
-from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
+from decoder.families import FAMILIES, Family
+from decoder.loading import load_files
 from decoder.nearest import did_you_mean
 
-
-@dataclass(frozen=True)
-class Family:
-    """Where a family keeps its blocks, its down-projection inside a block, and its final norm."""
-
-    blocks: str
-    down_proj: str
-    final_norm: str
-
-
-_LLAMA = Family("model.layers", "mlp.down_proj", "model.norm")
-_GPT2 = Family("transformer.h", "mlp.c_proj", "transformer.ln_f")
-
-FAMILIES: dict[str, Family] = {
-    "gpt2": _GPT2,
-    "gpt_neo": _GPT2,
-    "gptj": Family("transformer.h", "mlp.fc_out", "transformer.ln_f"),
-    "gpt_neox": Family("gpt_neox.layers", "mlp.dense_4h_to_h", "gpt_neox.final_layer_norm"),
-    "llama": _LLAMA,
-    "mistral": _LLAMA,
-    "qwen2": _LLAMA,
-    "qwen3": _LLAMA,
-    "phi": Family("model.layers", "mlp.fc2", "model.final_layernorm"),
-}
+OPENING = "a"  # a word that objects are tokenised behind, where a tokenizer cannot be given a leading space
 
 
 class Host:
@@ -49,7 +27,7 @@ class Host:
     The weights never change: every parameter has `requires_grad=False` and the model stays in eval mode.
 
     Raises:
-        ValueError: the model's family is not in `FAMILIES`, or `terminator` is not one token.
+        ValueError: the model's family or layout is not supported, or `terminator` is not one token.
     """
 
     def __init__(
@@ -65,8 +43,12 @@ class Host:
         self.model_type = model.config.model_type
         if self.model_type not in FAMILIES:
             raise ValueError(f"host {name}: family {self.model_type!r} is not supported; {did_you_mean(self.model_type, FAMILIES)}")
-        self.family = FAMILIES[self.model_type]
+        self.family: Family = FAMILIES[self.model_type]
+        self.text_config = model.config.get_text_config()
+        _refuse_layouts(name, self.text_config)
         self.model = model.eval().requires_grad_(False)
+        # None until the swap's self-check has run.
+        self.born_at_edit: bool | None = None if self.family.born_at_edit else False
         self.tokenizer = tokenizer
         self.name, self.path, self.revision = name, path, revision
         self.terminator_id = self._single_token(terminator) if terminator else None
@@ -83,12 +65,7 @@ class Host:
         device: str = "cpu",
     ) -> "Host":
         """Loads a host from a folder or, by id, from the Hub's cache; weights are read from safetensors only."""
-        try:
-            model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype), revision=revision, use_safetensors=True)
-            tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"host {name}: nothing to load at {path} ({reason}). Give a folder or Hub id with host.path=") from None
+        model, tokenizer = load_files(path, name=name, dtype=dtype, revision=revision)
         resolved = getattr(model.config, "_commit_hash", None) or revision
         return cls(model.to(device), tokenizer, name=name, path=str(path), revision=resolved, terminator=terminator)
 
@@ -99,16 +76,26 @@ class Host:
         return attrgetter(self.family.blocks)(self.model)
 
     @property
+    def entry(self) -> nn.Module:
+        """The module whose input is the model's and which holds the blocks."""
+        return self.model.get_submodule(self.family.blocks.rpartition(".")[0])
+
+    @property
     def layers(self) -> int:
         return len(self.blocks)
 
-    @cached_property
+    @property
     def hidden_size(self) -> int:
-        return self.weight_DF(0).shape[0]
+        return self.text_config.hidden_size
 
-    @cached_property
-    def mlp_size(self) -> int:
-        return self.weight_DF(0).shape[1]
+    def mlp_size(self, layer: int) -> int:
+        """Width F of a block's MLP; mixtures of experts have several."""
+        return self.weight_DF(layer).shape[1]
+
+    @property
+    def longest_input(self) -> int | None:
+        """Positions the host can read, if it says so."""
+        return getattr(self.text_config, "max_position_embeddings", None)
 
     @property
     def device(self) -> torch.device:
@@ -124,12 +111,30 @@ class Host:
             raise ValueError(f"{key}={layer}: {self.name} has layers 0 to {self.layers - 1}")
 
     def down_proj(self, layer: int) -> nn.Module:
-        """The module of W_V in a block."""
+        """The module of W_V in a block.
+
+        Raises:
+            ValueError: no such layer, or its experts are fused into one tensor.
+        """
+        return attrgetter(self.down_proj_path(layer))(self.blocks[layer])
+
+    def down_proj_path(self, layer: int) -> str:
+        """Path of W_V's module inside a block."""
         self.check_layer(layer, "layer")
-        return attrgetter(self.family.down_proj)(self.blocks[layer])
+        usable = {n: path for n, block in enumerate(self.blocks) if (path := self._path_in(block))}
+        if layer in usable:
+            return usable[layer]
+        raise ValueError(
+            f"layer={layer}: the experts of {self.name} layer {layer} are fused in one tensor, and no down-projection serves every token; "
+            f"layers that have one: {', '.join(map(str, usable)) or 'none'}"
+        )
+
+    def _path_in(self, block: nn.Module) -> str | None:
+        paths = (self.family.down_proj, self.family.shared_expert)
+        return next((path for path in paths if path and _submodule(block, path)), None)
 
     def module_path(self, layer: int) -> str:
-        return f"{self.family.blocks}.{layer}.{self.family.down_proj}"
+        return f"{self.family.blocks}.{layer}.{self.down_proj_path(layer)}"
 
     def stored_transposed(self, layer: int) -> bool:
         """Whether the file layout of W_V is (F, D). Decided by type: shapes are ambiguous for a square matrix."""
@@ -142,17 +147,32 @@ class Host:
 
     def head(self, hidden_ND: Tensor) -> Tensor:
         """Logits (N, V) of hidden states that went through the final norm already, as the base model returns them."""
-        return self.model.get_output_embeddings()(hidden_ND)
+        logits_NV = attrgetter(self.family.unembedding)(self.model)(hidden_ND)
+        cap = getattr(self.text_config, "final_logit_softcapping", None)
+        return logits_NV if cap is None else cap * torch.tanh(logits_NV / cap)
 
     def unembed(self, hidden_ND: Tensor) -> Tensor:
         """Logits (N, V) of residual-stream vectors: final norm, then output head."""
-        return self.head(attrgetter(self.family.final_norm)(self.model)(hidden_ND.to(self.dtype))).float()
+        norm = attrgetter(self.family.final_norm)(self.model)
+        hidden_ND = hidden_ND.to(self.dtype)
+        return self.head(hidden_ND if norm is None else norm(hidden_ND)).float()
 
     # Tokens
 
     def object_ids(self, text: str) -> list[int]:
         """Tokens of an object as it continues a prompt: with a leading space, without special tokens or terminator."""
-        return self.tokenizer(" " + text.strip(), add_special_tokens=False)["input_ids"]
+        if not self._space_is_doubled:
+            return self._plain_ids(" " + text.strip())
+        opening = self._plain_ids(OPENING)
+        return self._plain_ids(f"{OPENING} {text.strip()}")[len(opening) :] if text.strip() else []
+
+    def _plain_ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    @cached_property
+    def _space_is_doubled(self) -> bool:
+        """Whether the tokenizer puts a space before every text, also before one that has it, as Llama 2's own file does."""
+        return self._plain_ids(f"{OPENING} {OPENING}") != self._plain_ids(OPENING) + self._plain_ids(f" {OPENING}")
 
     def text_ids(self, text: str) -> list[int]:
         return self.tokenizer(text)["input_ids"]
@@ -202,3 +222,21 @@ class Host:
 def tensor_bytes(tensor: Tensor) -> memoryview:
     """The raw bytes of a tensor, row-major, whatever its dtype."""
     return tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data
+
+
+def _submodule(module: nn.Module, path: str) -> nn.Module | None:
+    """The module at a path that has a matrix, or None."""
+    for name in path.split("."):
+        module = getattr(module, name, None)
+    return module if getattr(getattr(module, "weight", None), "ndim", 0) == 2 else None
+
+
+def _refuse_layouts(name: str, config: PretrainedConfig) -> None:
+    """Raises ValueError for the members of a supported family that work in another way."""
+    if getattr(config, "word_embed_proj_dim", config.hidden_size) != config.hidden_size:
+        raise ValueError(
+            f"host {name}: embeddings of width {config.word_embed_proj_dim} beside a hidden width of {config.hidden_size} (as in opt-350m) "
+            "are not supported. Use another size of the family"
+        )
+    if getattr(config, "slow_but_exact", False) and getattr(config, "pretraining_tp", 1) > 1:
+        raise ValueError(f"host {name}: slow_but_exact multiplies W_V in slices, past the module that carries an edit. Set it to false")

@@ -121,7 +121,7 @@ def _trainable_copy(host: Host, layer: int, edited_layer: int) -> nn.Module:
     """A float32 copy of a block with gradients on; the edited W_V is not copied but shared, outside the module tree."""
     block = copy.deepcopy(host.blocks[layer]).float().requires_grad_(True)
     if layer == edited_layer:
-        parent_path, _, leaf = host.family.down_proj.rpartition(".")
+        parent_path, _, leaf = host.down_proj_path(layer).rpartition(".")
         parent = block.get_submodule(parent_path)
         delattr(parent, leaf)
         # In __dict__ instead of the module tree: neither trained, nor counted, nor saved.

@@ -12,7 +12,7 @@ from decoder import __version__
 from decoder.metrics import grouped_scores, split_scores, wilson
 
 SCHEMA = 1
-CLUSTERS = {"id": "subject", "ood": "relation", "unseen_object": "subject"}
+CLUSTERS = {"id": "subject", "ood": "relation", "unseen_object": "subject", "imported": "subject"}
 LIBRARIES = ("torch", "lightning", "transformers", "torchmetrics", "datasets", "wandb", "omegaconf", "safetensors")
 
 

@@ -21,6 +21,14 @@ PAGES = {
         "python -m data.produce",
         ("edits.layer=1", "store=STORE_FOLDER edits.ridge=identity", "experiment=smoke --cfg"),
     ),
+    "import_edits": (
+        "Makes a store of edits that other tools made: finds what changed in a matrix or checkpoint, and factors it.",
+        "python -m data.import_edits",
+        (
+            "host=gpt2-xl edited=EDITED_FOLDER facts=facts.jsonl store=STORE_FOLDER",
+            "host.path=HOST_FOLDER host.name=mine edited=matrices/ layer=5 facts=counterfact.json schema=counterfact store=STORE_FOLDER",
+        ),
+    ),
     "evaluate": (
         "Scores an exported decoder on a store of edits, or reads what one suspect matrix has planted.",
         "python evaluate.py",
@@ -29,6 +37,7 @@ PAGES = {
             "decoder=DECODER_FOLDER store=STORE_FOLDER device=cuda",
             "decoder=DECODER_FOLDER suspect=matrix.safetensors top=2",
             "decoder=DECODER_FOLDER suspect=matrix.safetensors json=true",
+            "decoder=DECODER_FOLDER suspect=CHECKPOINT_FOLDER",
         ),
     ),
 }

@@ -4,6 +4,11 @@
     value  δ added to the projection's output there: min mean NLL(object) + KL term + decay (`values.py`)
     edit   ΔW = r uᵀ with r = δ / (k₀·u), k₀ the key of the bare prompt, so that ΔW k₀ = δ
 
+ROME so has two keys. Gupta et al. 2024 (r-ROME, p-ROME) take one everywhere, which keeps ΔW from exploding where u·k₀ is small:
+
+    r-ROME  r = (v₀ + δ - ō) / (k̄·u), v₀ and ō the clean outputs at the bare prompt and their mean over contexts: W'k̄ + b = v₀ + δ
+    p-ROME  u = C⁻¹k₀ / ‖C⁻¹k₀‖ and r = δ / (k₀·u)
+
 Shape letters: B edits, D hidden width, F MLP width.
 """
 
@@ -13,6 +18,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -39,7 +45,7 @@ class RomeResult:
     Attributes:
         kept: index into the requests of each edit.
         edits: the factors, float32 on the CPU; keys have length 1.
-        delta_BD: what each edit adds to the projection's output at the subject of the bare prompt.
+        delta_BD: δ; what a ROME or p-ROME edit adds to the projection's output at the subject of the bare prompt.
         steps_B: updates made.
         loss_B: loss at the last forward.
         skipped: (edit_id, reason) of the requests that could not be made.
@@ -70,6 +76,11 @@ class Rome:
         ValueError: no such layer, a ridge that is none, or contexts that do not start with the bare one.
     """
 
+    direction: Literal["mean", "bare"] = "mean"
+    """Which key is whitened into u."""
+    constraint: Literal["mean", "bare"] = "bare"
+    """At which key the edited projection gives the new value."""
+
     def __init__(self, host: Host, layer: int, cfg: EditsConfig, statistics: KeyStatistics | None, contexts: Sequence[str]) -> None:
         host.check_layer(layer, "edits.layer")
         if not contexts or contexts[0] != BARE or any(context.count(BARE) != 1 for context in contexts):
@@ -79,9 +90,12 @@ class Rome:
         self._shortcut: bool | None = None
 
     @classmethod
-    def prepare(cls, host: Host, cfg: EditsConfig, texts: Sequence[str], cache: Path | None = None) -> "Rome":
-        """ROME at `cfg.layer`, with contexts and key statistics taken from texts like those the host was trained on."""
-        statistics = None if cfg.ridge == "identity" else second_moment(host, cfg.layer, texts, cfg.key_tokens, cache)
+    def prepare(
+        cls, host: Host, cfg: EditsConfig, texts: Sequence[str], cache: Path | None = None, statistics: KeyStatistics | None = None
+    ) -> "Rome":
+        """ROME at `cfg.layer`, with contexts and, unless given, key statistics from texts like those the host was trained on."""
+        if statistics is None and cfg.ridge != "identity":
+            statistics = second_moment(host, cfg.layer, texts, cfg.key_tokens, cache)
         return cls(host, cfg.layer, cfg, statistics, sample_contexts(texts, cfg.contexts, cfg.seed))
 
     def edit(self, requests: Sequence[EditRequest], advance: Callable[[int], None] | None = None) -> RomeResult:
@@ -96,7 +110,7 @@ class Rome:
         jobs.sort(key=lambda job: job.size)
         solved = [self._solve(jobs[start : start + self.cfg.batch_size], advance) for start in range(0, len(jobs), self.cfg.batch_size)]
         if not solved:
-            empty = RankOneEdit(torch.empty(0, self.host.mlp_size), torch.empty(0, self.host.hidden_size))
+            empty = RankOneEdit(torch.empty(0, self.host.mlp_size(self.layer)), torch.empty(0, self.host.hidden_size))
             return RomeResult([], empty, empty.value_BD, torch.empty(0, dtype=torch.long), torch.empty(0), skipped)
         key_BF, value_BD, delta_BD, steps_B, loss_B = (torch.cat(parts) for parts in zip(*solved, strict=True))
         finite_B = (key_BF.isfinite().all(dim=1) & value_BD.isfinite().all(dim=1)).tolist()
@@ -132,15 +146,21 @@ class Rome:
         """Keys, values, deltas, steps and losses of a batch of jobs."""
         suffixes = self._clean(jobs)
         starts = row_starts(jobs)
-        bare_BF = suffixes.key_NF[starts].double().cpu()
-        mean_BF = torch.stack([suffixes.key_NF[n : n + len(self.contexts)].double().mean(dim=0) for n in starts]).cpu()
-        whitened_BF = self.whiten(mean_BF)
+        key_BF = {"bare": suffixes.key_NF[starts].double().cpu(), "mean": self._mean(suffixes.key_NF, starts)}
+        whitened_BF = self.whiten(key_BF[self.direction])
         unit_BF = whitened_BF / whitened_BF.norm(dim=1, keepdim=True)
         delta_BD, steps_B, loss_B = optimise(suffixes, jobs, self.cfg)
-        value_BD = delta_BD.double() / (bare_BF * unit_BF).sum(dim=1, keepdim=True)
+        missing_BD = delta_BD.double()
+        if self.constraint == "mean":
+            missing_BD = missing_BD + suffixes.value_ND[starts].double().cpu() - self._mean(suffixes.value_ND, starts)
+        value_BD = missing_BD / (key_BF[self.constraint] * unit_BF).sum(dim=1, keepdim=True)
         if advance:
             advance(len(jobs))
         return unit_BF.float(), value_BD.float(), delta_BD, steps_B, loss_B
+
+    def _mean(self, rows_NX: Tensor, starts: Sequence[int]) -> Tensor:
+        """The mean over each job's contexts, float64 on the CPU."""
+        return torch.stack([rows_NX[n : n + len(self.contexts)].double().mean(dim=0) for n in starts]).cpu()
 
     def _clean(self, jobs: Sequence[Job]) -> Suffixes:
         rows = [row for job in jobs for row in job.rows]
@@ -150,6 +170,18 @@ class Rome:
             if not self._shortcut:
                 log.warning("%s: adding a value above block %d changes more; every block runs at each step", self.host.name, self.layer)
         return replace(suffixes, shortcut=self._shortcut)
+
+
+class RRome(Rome):
+    """r-ROME: the mean key everywhere."""
+
+    constraint = "mean"
+
+
+class PRome(Rome):
+    """p-ROME: the bare prompt's key everywhere."""
+
+    direction = "bare"
 
 
 def sample_contexts(texts: Sequence[str], count: int, seed: int) -> list[str]:

@@ -61,9 +61,25 @@ def prompt_row(host: Host, template: str, subject: str, targets: list[int]) -> R
         ValueError: the template has no place for the subject, the subject is empty, or the row is longer than the host can read.
     """
     ids, lookup = host.prompt_ids(template, subject)
-    longest = getattr(host.model.config, "max_position_embeddings", None)
+    return _row(host, template, ids, lookup, targets)
+
+
+def text_row(host: Host, prompt: str, targets: list[int]) -> Row:
+    """The row of a whole prompt, for reading it only: it has no subject to edit at.
+
+    Raises:
+        ValueError: the prompt is empty, or the row is longer than the host can read.
+    """
+    ids = host.text_ids(prompt)
+    if not ids:
+        raise ValueError(f"prompt {prompt!r} tokenises to nothing")
+    return _row(host, prompt, ids, len(ids) - 1, targets)
+
+
+def _row(host: Host, prompt: str, ids: list[int], lookup: int, targets: list[int]) -> Row:
+    longest = host.longest_input
     if longest and len(ids) + len(targets) > longest:
-        raise ValueError(f"prompt {template!r}: {len(ids) + len(targets)} tokens, {host.name} reads {longest}")
+        raise ValueError(f"prompt {prompt!r}: {len(ids) + len(targets)} tokens, {host.name} reads {longest}")
     return Row(ids + targets[:-1], lookup, targets)
 
 

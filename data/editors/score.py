@@ -16,7 +16,7 @@ from math import exp, nan
 import torch
 from torch import Tensor
 
-from data.editors.rows import Row, prompt_row, target_ids
+from data.editors.rows import Row, prompt_row, target_ids, text_row
 from data.facts import EditRequest, Fact, FactSet
 from decoder.edit import Edit, RankOneEdit
 from decoder.host import Host
@@ -79,7 +79,8 @@ def score(
     if len(requests) != len(edits):
         raise ValueError(f"{len(requests)} requests for {len(edits)} edits: expected one each")
     recalled = _recalled(host, requests, facts)
-    probes = [probe for b, request in enumerate(requests) for probe in _probes(host, b, request, recalled)]
+    given = _recalled_given(host, requests)
+    probes = [probe for b, request in enumerate(requests) for probe in _probes(host, b, request, recalled, given)]
     rows = [row for probe in probes for row in (probe.right, probe.other)]
     owners = [probe.edit for probe in probes for _ in range(2)]
     readings = _read(host, rows, (edits.to(host.device), layer, owners), advance)
@@ -99,16 +100,21 @@ def _mean(values: list[float]) -> float:
     return sum(values) / len(values) if values else nan
 
 
-def _probes(host: Host, b: int, request: EditRequest, recalled: dict[tuple[str, str], list[Fact]]) -> Iterable[_Probe]:
+def _probes(
+    host: Host, b: int, request: EditRequest, recalled: dict[tuple[str, str], list[Fact]], recalled_given: set[tuple[str, str]]
+) -> Iterable[_Probe]:
     """The prompts of one edit; one that cannot be put to the host is left out."""
     fact = request.fact
     asked = [("efficacy", fact.prompt, fact.subject, request.object, fact.object_true)]
     asked += [("paraphrase", template, fact.subject, request.object, fact.object_true) for template in fact.paraphrases]
-    others = _neighbours(request, recalled[fact.relation, fact.prompt])
+    others = () if fact.neighbours else _neighbours(request, recalled[fact.relation, fact.prompt])
     asked += [("specificity", fact.prompt, other.subject, other.object_true, request.object) for other in others]
     for kind, template, subject, *objects in asked:
         with suppress(ValueError):
             yield _Probe(b, kind, *(prompt_row(host, template, subject, target_ids(host, text)) for text in objects))
+    given = [pair for pair in fact.neighbours if pair in recalled_given and pair[1] != request.object]
+    for prompt, answer in given[:NEIGHBOURS]:
+        yield _Probe(b, "specificity", *(text_row(host, prompt, target_ids(host, text)) for text in (answer, request.object)))
 
 
 def _neighbours(request: EditRequest, recalled: list[Fact]) -> list[Fact]:
@@ -119,7 +125,7 @@ def _neighbours(request: EditRequest, recalled: list[Fact]) -> list[Fact]:
 
 def _recalled(host: Host, requests: Sequence[EditRequest], facts: FactSet) -> dict[tuple[str, str], list[Fact]]:
     """The facts the clean host recalls, for each relation and edit prompt that is asked for."""
-    asked = dict.fromkeys((request.fact.relation, request.fact.prompt) for request in requests)
+    asked = dict.fromkeys((request.fact.relation, request.fact.prompt) for request in requests if not request.fact.neighbours)
     known: dict[tuple[str, str], list[Fact]] = {key: [] for key in asked}
     places, rows = [], []
     for relation, prompt in asked:
@@ -133,6 +139,16 @@ def _recalled(host: Host, requests: Sequence[EditRequest], facts: FactSet) -> di
         if reading.exact:
             known[key].append(fact)
     return known
+
+
+def _recalled_given(host: Host, requests: Sequence[EditRequest]) -> set[tuple[str, str]]:
+    """The neighbour prompts that fact sets give and the clean host answers rightly."""
+    pairs, rows = [], []
+    for pair in dict.fromkeys(pair for request in requests for pair in request.fact.neighbours):
+        with suppress(ValueError):
+            rows.append(text_row(host, pair[0], target_ids(host, pair[1])))
+            pairs.append(pair)
+    return {pair for pair, reading in zip(pairs, _read(host, rows), strict=True) if reading.exact}
 
 
 @torch.no_grad()

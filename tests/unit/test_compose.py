@@ -102,7 +102,7 @@ def test_values_arrive_as_typed(argument, expected):
         ("decoder=3", ["group of settings", "decoder.layer=VALUE"]),
         ("nothing=3", ["--help"]),
         ("host=pocet", ["configs/host", "did you mean 'pocket'"]),
-        ("host=", ["known: pocket"]),
+        ("host=", ["known: ", "pocket"]),
         ("experiment=papr", ["did you mean 'paper'", "smoke"]),
         ("optim.clip=abc", ["expected float|null"]),
         ("optim.betas=[a,b]", ["expected list of float"]),

@@ -1,11 +1,12 @@
 """The host: where its parts are, how it reads prompts and objects, and what it is known by."""
 
 import copy
+from operator import attrgetter
 
 import pytest
 import torch
 from torch import nn
-from transformers import GPT2Config, LlamaTokenizer, OPTConfig, OPTForCausalLM
+from transformers import CTRLConfig, CTRLLMHeadModel, GPT2Config, LlamaTokenizer
 
 from data.facts import load_facts
 from data.pocket.tokenizer import build_tokenizer
@@ -104,22 +105,46 @@ def test_terminator_is_one_token(new_host, pocket):
 
 
 def test_unknown_family_lists_the_known_ones(new_host):
-    sizes = {"hidden_size": 16, "ffn_dim": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "word_embed_proj_dim": 16}
-    model = OPTForCausalLM(OPTConfig(vocab_size=20, max_position_embeddings=16, **sizes))
-    with pytest.raises(ValueError, match="'opt' is not supported") as refusal:
+    model = CTRLLMHeadModel(CTRLConfig(vocab_size=20, n_embd=16, dff=16, n_layer=1, n_head=2))
+    with pytest.raises(ValueError, match="'ctrl' is not supported") as refusal:
         Host(model, new_host("llama").tokenizer, name="stranger")
     assert "stranger" in str(refusal.value) and all(family in str(refusal.value) for family in FAMILIES)
 
 
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [("opt", {"word_embed_proj_dim": 16}, "width 16"), ("bloom", {"slow_but_exact": True, "pretraining_tp": 2}, "slow_but_exact")],
+)
+def test_layouts_that_work_in_another_way_are_refused(new_host, name, settings, message):
+    with pytest.raises(ValueError, match=message) as refusal:
+        new_host(name, **settings)
+    assert name in str(refusal.value)
+
+
+def test_fused_experts_are_refused_and_the_usable_layers_listed(new_host):
+    host = new_host("qwen3_moe", mlp_only_layers=[1])
+    assert host.module_path(1) == "model.layers.1.mlp.down_proj"
+    for layer in (0, 2):
+        with pytest.raises(ValueError, match=rf"layer={layer}: .*fused in one tensor.*that have one: 1$"):
+            host.down_proj(layer)
+    with pytest.raises(ValueError, match="that have one: none"):
+        new_host("qwen3_moe", mlp_only_layers=[]).weight_DF(0)
+
+
+def test_shared_expert_stands_in_for_the_projection(host_of):
+    host = host_of("deepseek_v3")
+    assert [host.down_proj_path(layer) for layer in range(3)] == ["mlp.down_proj", *["mlp.shared_experts.down_proj"] * 2]
+
+
 def test_layout(any_host):
-    assert any_host.layers == 3 and any_host.hidden_size == 32 and any_host.mlp_size in (32, 48)
+    assert any_host.layers == 3 and any_host.hidden_size == 32 and any_host.mlp_size(1) in (32, 48, 128)
     for layer in range(3):
         projection = any_host.down_proj(layer)
         assert any_host.model.get_submodule(any_host.module_path(layer)) is projection
         weight_DF = any_host.weight_DF(layer)
-        assert weight_DF.shape == (32, any_host.mlp_size) and not weight_DF.requires_grad
+        assert weight_DF.shape == (32, any_host.mlp_size(1)) and not weight_DF.requires_grad
         assert weight_DF.data_ptr() == projection.weight.data_ptr(), "a view, not a copy"
-        x_1F = torch.randn(1, any_host.mlp_size)
+        x_1F = torch.randn(1, any_host.mlp_size(1))
         bias_D = 0 if projection.bias is None else projection.bias
         torch.testing.assert_close(x_1F @ weight_DF.T + bias_D, projection(x_1F), rtol=1e-5, atol=1e-5)
     assert not any_host.model.training and not any(parameter.requires_grad for parameter in any_host.model.parameters())
@@ -132,6 +157,7 @@ def test_unembed_is_final_norm_and_head(any_host):
     handle.remove()
     hidden_1TD = caught[0][0] if isinstance(caught[0], tuple) else caught[0]
     torch.testing.assert_close(any_host.unembed(hidden_1TD[0]), logits_1TV[0])
+    assert attrgetter(any_host.family.unembedding)(any_host.model) is any_host.model.get_output_embeddings()
 
 
 @pytest.mark.parametrize("layer", [3, -1, 99])

@@ -13,6 +13,7 @@ from transformers import DynamicCache
 from decoder.edit import PADDING, DenseEdit
 from decoder.metrics import object_loss
 from decoder.model import ObjectDecoder
+from decoder.prompt import random_prompt
 
 B, M, LAYER = 3, 4, 1
 IDS_BT = torch.tensor([[5, 9, 30], [12, 4, PADDING], [7, PADDING, PADDING]])
@@ -48,16 +49,23 @@ def twin_logits(decoder: ObjectDecoder, in_place, edits, ids_BT: Tensor) -> Tens
     return torch.stack(rows)
 
 
+def copy_of_tree(module: nn.Module) -> nn.Module:
+    """The modules are copies, the parameters are not."""
+    twin = copy.copy(module)
+    twin._modules = {name: child and copy_of_tree(child) for name, child in module._modules.items()}
+    return twin
+
+
 def put_in(decoder: ObjectDecoder, twin) -> None:
     """The trained blocks into a twin; the edited W_V stays the twin's."""
     for layer in decoder.trained_layers:
-        block = copy.copy(decoder.trained[str(layer)])
+        block = decoder.trained[str(layer)]
         if layer == LAYER:
-            path, _, leaf = twin.family.down_proj.rpartition(".")
-            block._modules = dict(block._modules)
-            parent = copy.copy(block.get_submodule(path))
+            path, _, leaf = twin.down_proj_path(layer).rpartition(".")
+            block = parent = copy_of_tree(block)
+            for name in filter(None, path.split(".")):
+                parent = parent._modules[name]
             parent.__dict__[leaf] = twin.down_proj(layer)
-            block._modules[path] = parent
         twin.blocks[layer] = block
 
 
@@ -80,6 +88,20 @@ def test_untrained_equals_one_plain_pass(any_host, random_edits, in_place, scope
     decoder = decoder_on(any_host, [1], changed=False, scope=scope)
     torch.testing.assert_close(decoder(edits, IDS_BT), plain_logits(decoder, in_place, edits, IDS_BT), **CLOSE)
     assert (decoder(edits, IDS_BT)[0, 0] - decoder(edits, IDS_BT)[1, 0]).abs().max() > 0.01, "edits must differ"
+
+
+def test_without_a_trained_layer_it_is_plain_generate(any_host, random_edits, in_place):
+    """The prompt is a text's own embeddings, so that the library's own decoding of an edited model is the twin."""
+    ids_1T = torch.tensor([[3, 8, 5, 11]])
+    edits = random_edits(any_host, B)
+    prompt_MD = any_host.model.get_input_embeddings()(ids_1T)[0]
+    decoder = ObjectDecoder(any_host, edited_layer=LAYER, trained_layers=[], prompt_MD=prompt_MD)
+    for b in range(B):
+        twin = in_place(any_host, edits, b, LAYER)
+        twin.model.generation_config.eos_token_id = None
+        settings = {"do_sample": False, "max_new_tokens": 4, "use_cache": False}
+        said_1T = twin.model.generate(ids_1T, attention_mask=torch.ones_like(ids_1T), **settings)[:, 4:]
+        assert torch.equal(decoder(edits, said_1T.expand(B, -1))[b].argmax(-1), said_1T[0])
 
 
 @pytest.mark.parametrize("layers", [[0], [1], [2], [0, 1]], ids=str)
@@ -123,11 +145,11 @@ def test_gradients_equal_those_of_the_plain_batch(host_of, random_edits, in_plac
 
 def test_parameters_are_prompt_and_trained_layer_without_the_edited_matrix(any_host):
     decoder = decoder_on(any_host, [LAYER, 2])
-    leaf = any_host.family.down_proj
+    leaf = any_host.down_proj_path(2)
     names = set(decoder.state_dict())
     assert names == {name for name, _ in decoder.named_parameters()} | {name for name, _ in decoder.named_buffers() if name in names}
     assert "prompt_MD" in names and {name.split(".")[1] for name in names - {"prompt_MD"}} == {str(LAYER), "2"}
-    assert not any(name.startswith(f"trained.{LAYER}.{leaf}") for name in names)
+    assert not any(name.startswith(f"trained.{LAYER}.{any_host.down_proj_path(LAYER)}") for name in names)
     assert any(name.startswith(f"trained.2.{leaf}") for name in names)
     block = sum(parameter.numel() for parameter in any_host.blocks[LAYER].parameters())
     projection = sum(parameter.numel() for parameter in any_host.down_proj(LAYER).parameters())
@@ -232,3 +254,12 @@ def test_host_is_outside_the_module_tree(host_of):
     decoder = decoder_on(host_of("llama"), [LAYER])
     assert decoder.host is host_of("llama") and not any(module is decoder.host.model for module in decoder.modules())
     assert not any(isinstance(module, nn.Embedding) for module in decoder.modules())
+
+
+def test_random_prompts_have_the_scale_of_what_the_host_reads(host_of):
+    """Gemma's embedding module scales what its weight holds."""
+    for name in ("gemma", "llama"):
+        embed = host_of(name).model.get_input_embeddings()
+        found_MD = random_prompt(host_of(name), 400, seed=0)
+        read_VD = embed(torch.arange(embed.num_embeddings)).detach()
+        assert found_MD.std() == pytest.approx(float(read_VD.std()), rel=0.1)

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import tiny_hosts
@@ -145,3 +146,17 @@ def test_numbers_of_requests_and_edits_must_agree(case):
     host, facts, requests, edits, _ = case
     with pytest.raises(ValueError, match="5 requests for 6 edits"):
         score(host, LAYER, requests[:5], edits, facts)
+
+
+def test_neighbours_that_the_fact_set_gives_take_the_place_of_drawn_ones(case):
+    host, facts, requests, edits, drawn = case
+    given = []
+    for request in requests:
+        others = [fact for fact in facts.facts if fact.subject != request.fact.subject]
+        pairs = tuple((PROMPT.replace("{}", fact.subject), fact.object_true) for fact in others)
+        given.append(replace(request, fact=replace(request.fact, neighbours=pairs)))
+    scores = score(host, LAYER, given, edits, FactSet((), "test", ""))
+    for name in ("specificity", "ns", "specificity_probability", "efficacy"):
+        assert scores[name] == pytest.approx(drawn[name], nan_ok=True)
+    unknown = replace(given[0], fact=replace(given[0].fact, neighbours=(("Carl works as", "small blue Bonn"),)))
+    assert math.isnan(score(host, LAYER, [unknown], edits[0], facts)["specificity"][0]), "what the clean host does not know shows no damage"

@@ -25,7 +25,7 @@ def token_ids(host, rows: int) -> Tensor:
 
 def dense_edits(host) -> DenseEdit:
     """Of full rank."""
-    noise_BDF = torch.randn(B, host.hidden_size, host.mlp_size, generator=torch.Generator().manual_seed(3))
+    noise_BDF = torch.randn(B, host.hidden_size, host.mlp_size(LAYER), generator=torch.Generator().manual_seed(3))
     return DenseEdit(host.weight_DF(LAYER) + 0.3 * noise_BDF)
 
 
@@ -56,6 +56,34 @@ def test_hosts_cover_the_traps(host_of):
     assert host_of("phi").down_proj(0).bias is not None and host_of("llama").down_proj(0).bias is None
 
 
+def test_dense_layer_between_fused_experts(new_host, random_edits, in_place):
+    host = new_host("qwen3_moe", mlp_only_layers=[LAYER])
+    edits, ids_1T = random_edits(host, B), token_ids(host, 1)
+    with torch.no_grad(), swapped(host, edits, LAYER):
+        found_BTV = host.model(ids_1T, use_cache=False).logits
+    for b in range(B):
+        torch.testing.assert_close(found_BTV[b], in_place(host, edits, b, LAYER).model(ids_1T, use_cache=False).logits[0], **CLOSE)
+
+
+def test_where_the_batch_is_born(host_of, host_names, random_edits):
+    """The self-check agrees with the table; a family that fails it falls back and says so."""
+    for name in host_names:
+        host = host_of(name)
+        with swapped(host, random_edits(host, 2), LAYER):
+            pass
+        assert host.born_at_edit is host.family.born_at_edit, name
+
+
+def test_a_host_that_cannot_grow_a_batch_falls_back_and_says_so(new_host, random_edits, in_place, caplog):
+    host = new_host("falcon alibi", attn_implementation="eager")
+    edits, ids_1T = random_edits(host, B), token_ids(host, 1)
+    with torch.no_grad(), swapped(host, edits, LAYER):
+        found_BTV = host.model(ids_1T, use_cache=False).logits
+    assert host.born_at_edit is False and "cannot be born at the edit" in caplog.text
+    for b in range(B):
+        torch.testing.assert_close(found_BTV[b], in_place(host, edits, b, LAYER).model(ids_1T, use_cache=False).logits[0], **CLOSE)
+
+
 def test_whole_matrices_of_a_rank_one_edit_are_the_same_edit(any_host, random_edits):
     edits = random_edits(any_host, B)
     ids_1T = token_ids(any_host, 1)
@@ -69,7 +97,7 @@ def test_whole_matrices_of_a_rank_one_edit_are_the_same_edit(any_host, random_ed
 def test_nothing_is_left(any_host, random_edits, hooks, weights_hash):
     before = hooks(any_host.model), weights_hash(any_host.model), any_host.model(token_ids(any_host, 2)).logits
     with swapped(any_host, random_edits(any_host, 2), LAYER):
-        assert hooks(any_host.model) == before[0] + 1
+        assert hooks(any_host.model) == before[0] + (1 if any_host.born_at_edit else 2)
         any_host.model(token_ids(any_host, 2))
     assert (hooks(any_host.model), weights_hash(any_host.model)) == before[:2]
     assert torch.equal(any_host.model(token_ids(any_host, 2)).logits, before[2])
