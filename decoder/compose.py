@@ -9,6 +9,7 @@ import math
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import Field, asdict, fields, is_dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -29,6 +30,7 @@ POSITIVE = {
     *(f"edits.{name}" for name in ("contexts", "steps", "batch_size", "shard_size", "key_tokens")),
     *(f"decoder.{name}" for name in ("prompt_length", "beams", "max_object_tokens")),
     *("data.batch_size", "data.eval_batch_size", "data.max_train", "optim.epochs", "optim.patience", "trainer.num_nodes", "top"),
+    *("launcher.jobs", "launcher.cpus"),
 }
 FRACTIONS = {"splits.held_out_objects", "splits.val_subjects", "splits.test_subjects", "host.pocket.min_recall"}
 
@@ -72,9 +74,8 @@ def to_yaml(config: Any) -> str:
 
 def check(config: TrainConfig | EvaluateConfig) -> None:
     """Raises UserError on the first value out of range; what needs torch or a host is checked where that is at hand."""
-    tree = OmegaConf.structured(config)
     for key, _ in settings(type(config)):
-        value = OmegaConf.select(tree, key)
+        value = attrgetter(key)(config)
         if key == "trainer.devices" or not _is_number(value):
             continue
         least = 1 if key in POSITIVE else 0
@@ -87,7 +88,9 @@ def check(config: TrainConfig | EvaluateConfig) -> None:
 def _check_train(config: TrainConfig) -> None:
     layers = config.decoder.layer if isinstance(config.decoder.layer, list) else [config.decoder.layer]
     if not layers or not all(_is_index(layer) for layer in layers) or len(set(layers)) < len(layers):
-        raise UserError(f"decoder.layer={config.decoder.layer}: expected a layer as 1, or different layers as [0,1]")
+        raise UserError(
+            f"decoder.layer={config.decoder.layer}: expected a layer as 1, or different layers as [0,1]; a grid has -m in front"
+        )
     if config.edits.ridge != "identity" and not _is_number(config.edits.ridge):
         raise UserError(f"edits.ridge={config.edits.ridge}: expected `identity` or a number from 0 up")
     devices = config.trainer.devices

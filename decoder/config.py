@@ -158,6 +158,17 @@ class WandbConfig:
 
 
 @dataclass
+class LauncherConfig:
+    name: Literal["local", "slurm"] = option("local", "where a grid runs: here, or `slurm` prints an sbatch script")
+    jobs: int = option(1, "processes that share the runs of a grid and the cores of this machine")
+    cpus: int = option(4, "slurm: cores of a run")
+    gpus: int = option(0, "slurm: GPUs of a run")
+    memory: str = option("16G", "slurm: memory of a run")
+    time: str = option("04:00:00", "slurm: time limit of a run")
+    partition: str | None = option(None, "slurm: partition")
+
+
+@dataclass
 class TrainConfig:
     """What `train.py` and `python -m data.produce` read."""
 
@@ -177,6 +188,9 @@ class TrainConfig:
     trainer: TrainerConfig = group(TrainerConfig)
     swap: SwapConfig = group(SwapConfig)
     wandb: WandbConfig = group(WandbConfig)
+    launcher: LauncherConfig = group(LauncherConfig)
+    grid: dict[str, Any] = option({}, "settings with several values, as an experiment file lists them for -m", "KEY: VALUES")
+    variant: str | None = option(None, "added to the run folder's name; a grid names the settings there that no folder shows")
 
 
 @dataclass
