@@ -8,15 +8,15 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from decoder.curves import Point, Series
-from decoder.plots import BLUE, GREEN, GRID, ORANGE, SETTINGS, TEXT, WIDTH, to_svg
+from decoder.plots import BLUE, GREEN, ORANGE, SETTINGS, TEXT, WIDTH, to_svg
 from decoder.tables import METHODS, SPLITS
 
 LOOKS = [(colour, style) for style in ("-", (0, (4, 2))) for colour in (BLUE, ORANGE, GREEN, TEXT)]
 MOST_LINES = len(LOOKS)
-BASELINE_LOOKS = ((ORANGE, "--"), (GREEN, "-."), (GRID, (0, (1, 1))))
+BASELINE_LOOKS = ((ORANGE, "--"), (GREEN, "-."), (TEXT, (0, (6, 1.5, 1, 1.5, 1, 1.5))))
 COLOURS = "cividis"  # looks the same to colour-blind people, and lightness alone tells its order
 NUMBERED_CELLS = 16
 
@@ -27,17 +27,18 @@ def layer_curves(curves: Mapping[Series, Mapping[str, list[Point]]], baselines: 
         return Markup("")
     layers = [point.layer for by_split in curves.values() for points in by_split.values() for point in points]
     with matplotlib.rc_context(SETTINGS):
-        figure, panels = _panels(len(curves), len(SPLITS), 2.35)
+        figure, panels = _panels(len(curves), len(SPLITS), 2.2)
+        shown = _most_readable([baselines[series] for series in curves if series in baselines])
         for row, (series, by_split) in zip(panels, curves.items(), strict=True):
             for panel, split in zip(row, SPLITS, strict=True):
                 _curve(panel, by_split.get(split, []), series.edited_layer, min(layers), max(layers))
-                _baseline_lines(panel, baselines.get(series, {}), split)
+                _baseline_lines(panel, baselines.get(series, {}), split, shown)
             row[0].set_ylabel(f"edited layer {series.edited_layer}\nexact match")
-            row[-1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.02), fontsize=8, handlelength=2.2)
         for panel, split in zip(panels[0], SPLITS, strict=True):
             panel.set_title(split)
         for panel in panels[-1]:
             panel.set_xlabel("trained layer")
+        _one_legend(figure, panels[0][0])
         return to_svg(figure, f"Layer curve: exact match by trained layer on {', '.join(SPLITS)}")
 
 
@@ -60,6 +61,7 @@ def heat_maps(curves: Mapping[Series, Mapping[str, list[Point]]]) -> Markup:
             _name_ticks(panel, edited, trained)
             panel.set(title=split, xlabel="trained layer")
         panels[0][0].set_ylabel("edited layer")
+        panels[0][0].invert_yaxis()  # in the order of the curves above
         figure.colorbar(mesh, ax=panels[0], label="exact match", aspect=12, shrink=0.95, pad=0.015).outline.set_visible(False)
         return to_svg(figure, f"Heat map: exact match by edited and trained layer on {', '.join(SPLITS)}")
 
@@ -74,20 +76,20 @@ def learning_curves(histories: Mapping[Series, Mapping[int, Mapping[str, Mapping
         figure, panels = _panels(len(histories), len(names), 2.2)
         for row, (series, by_layer) in zip(panels, histories.items(), strict=True):
             for panel, name in zip(row, names, strict=True):
-                for (layer, history), look in zip(sorted(by_layer.items()), _looks(len(by_layer)), strict=True):
-                    points = history.get(name, {})
-                    panel.plot(
-                        list(points), [round(value, 4) for value in points.values()], linewidth=1.3, label=f"trained layer {layer}", **look
-                    )
+                for layer, look in _looks(sorted(by_layer)).items():
+                    points = by_layer[layer].get(name, {})
+                    panel.plot(list(points), [round(value, 4) for value in points.values()], linewidth=1.3, **look)
                 panel.xaxis.set_major_locator(MaxNLocator(integer=True))
             row[0].set(yscale="log", ylabel=f"edited layer {series.edited_layer}")
+            row[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            row[0].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            row[0].yaxis.set_minor_formatter(NullFormatter())
             row[1].set_ylim(-0.02, 1.02)
-            if len(by_layer) <= 2 * MOST_LINES:
-                row[-1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.02), fontsize=8)
         for panel, name in zip(panels[0], names, strict=True):
             panel.set_title(name)
         for panel in panels[-1]:
             panel.set_xlabel("epoch")
+        _one_legend(figure, max((row[0] for row in panels), key=lambda panel: len(panel.lines)))
         return to_svg(figure, "Learning curves: validation loss and exact match by epoch for every trained layer")
 
 
@@ -117,14 +119,24 @@ def _curve(panel: Axes, points: list[Point], edited_layer: int, first: int, last
     panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
 
 
-def _baseline_lines(panel: Axes, levels: Mapping[str, Mapping[str, Any]], split: str) -> None:
+def _most_readable(levels: list[Mapping[str, Mapping[str, Any]]]) -> list[str]:
     """The three baselines that read most; all of them stand in the table below the figure."""
-    shown = sorted(levels, key=lambda name: -sum(levels[name].get(part, 0) for part in SPLITS))[: len(BASELINE_LOOKS)]
+    total = {name: sum(found.get(name, {}).get(split, 0) for found in levels for split in SPLITS) for found in levels for name in found}
+    return sorted(total, key=lambda name: -total[name])[: len(BASELINE_LOOKS)]
+
+
+def _baseline_lines(panel: Axes, levels: Mapping[str, Mapping[str, Any]], split: str, shown: list[str]) -> None:
     for name, (colour, style) in zip(shown, BASELINE_LOOKS, strict=False):
-        if split in levels[name]:
-            only = "" if levels[name]["metric"] == "exact_match" else "\n(first token)"
+        if split in levels.get(name, {}):
+            only = "" if levels[name]["metric"] == "exact_match" else " (first token)"
             label = f"{METHODS.get(name, name)}{only}"
             panel.axhline(levels[name][split], color=colour, linestyle=style, linewidth=1.0, label=label, zorder=1)
+
+
+def _one_legend(figure: Figure, panel: Axes) -> None:
+    """The legend of one panel for the whole figure: all panels have the same."""
+    handles, labels = panel.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper left", ncols=4, fontsize=8, handlelength=2.4, columnspacing=1.4)
 
 
 def _number_cells(panel: Axes, means: Any) -> None:
@@ -158,8 +170,15 @@ def _name_ticks(panel: Axes, edited: list[int], trained: list[int]) -> None:
     panel.spines[:].set_visible(False)
 
 
-def _looks(count: int) -> list[dict[str, Any]]:
-    if count <= MOST_LINES:
-        return [{"color": colour, "linestyle": style} for colour, style in LOOKS[:count]]
+def _looks(layers: list[int]) -> dict[int, dict[str, Any]]:
+    """Colour, dashes and legend of the line of each trained layer; of many lines some are named."""
+    names = {layer: f"trained layer {layer}" for layer in layers}
+    if len(layers) <= MOST_LINES:
+        looks = zip(names.items(), LOOKS, strict=False)
+        return {layer: {"label": name, "color": colour, "linestyle": style} for (layer, name), (colour, style) in looks}
     # The middle of the map shows on a light page and on a dark one.
-    return [{"color": colour} for colour in matplotlib.colormaps["viridis"](np.linspace(0.25, 0.85, count))]
+    colours = matplotlib.colormaps["viridis"](np.linspace(0.25, 0.85, len(layers)))
+    named = {layers[index] for index in np.linspace(0, len(layers) - 1, MOST_LINES).round().astype(int)}
+    return {
+        layer: {"color": colour, "label": names[layer] if layer in named else None} for layer, colour in zip(layers, colours, strict=True)
+    }

@@ -5,6 +5,7 @@ dotted overrides. Nothing here imports torch, so that `--help` answers at once.
 """
 
 import difflib
+import json
 import math
 import sys
 from collections.abc import Iterable, Iterator
@@ -17,12 +18,12 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from decoder.config import EvaluateConfig, TrainConfig
+from decoder.config import EvaluateConfig, ExportConfig, ReportConfig, TrainConfig
 from decoder.errors import UserError
 from decoder.nearest import did_you_mean
 from decoder.usage import FLAGS, kind, settings, write_help
 
-C = TypeVar("C", TrainConfig, EvaluateConfig)
+C = TypeVar("C", TrainConfig, EvaluateConfig, ReportConfig, ExportConfig)
 SELF = "_self_"
 POSITIVE = {
     *(f"host.pocket.{name}" for name in ("layers", "window", "hidden_size", "mlp_size", "heads", "object_vocabulary")),
@@ -62,6 +63,14 @@ def compose(config_class: type[C], name: str, argv: Iterable[str], page: str | N
     return config
 
 
+def folders_first(argv: Iterable[str]) -> list[str]:
+    """A command line whose arguments without `=` are run folders, as one with `runs=[...]`."""
+    words = list(argv)
+    folders = [word for word in words if "=" not in word and not word.startswith("-")]
+    rest = [word for word in words if word not in folders]
+    return [*([f"runs={json.dumps(folders)}"] if folders else []), *rest]
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """The config as plain dicts, lists and values, for W&B and result.json."""
     return asdict(config)
@@ -72,7 +81,7 @@ def to_yaml(config: Any) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(asdict(config)))
 
 
-def check(config: TrainConfig | EvaluateConfig) -> None:
+def check(config: TrainConfig | EvaluateConfig | ReportConfig | ExportConfig) -> None:
     """Raises UserError on the first value out of range; what needs torch or a host is checked where that is at hand."""
     for key, _ in settings(type(config)):
         value = attrgetter(key)(config)

@@ -207,3 +207,24 @@ class EvaluateConfig:
     allow_host_mismatch: bool = option(False, "go on with a host that is not the decoder's")
     cache_dir: str | None = option(None, "cache of hosts and stores")
     device: str = option("cpu", "device to run on")
+
+
+@dataclass
+class ReportConfig:
+    """What `python -m decoder.report` reads."""
+
+    runs: list[str] = option([], "run folders, or folders above them; may be given without `runs=`")
+    to: str | None = option(None, "folder for compare.html and compare.csv; empty is the folder given, or for W&B this one")
+    wandb: str | None = option(None, "entity/project of W&B whose training runs are compared instead")
+    group: str | None = option(None, "with wandb=: the runs of one W&B group only")
+
+
+@dataclass
+class ExportConfig:
+    """What `python -m decoder.export` reads."""
+
+    runs: list[str] = option([], "run folders, or folders above them; may be given without `runs=`")
+    to: str | None = option(None, "folder to write: a decoder for each host and edited layer, and index.json")
+    push: str | None = option(None, "Hub repository, as user/name, to send the folder to; only shown unless send=true")
+    send: bool = option(False, "with push=: send it. Without, what would be sent is listed and nothing leaves this machine")
+    private: bool = option(True, "with push=: a new repository is private")

@@ -4,6 +4,7 @@ Nothing here touches the host or torch: a report can be written again at any tim
 `predictions.parquet`. Parts whose data are absent are left out. For several runs see `decoder/compare.py`.
 """
 
+import sys
 from collections.abc import Mapping
 from itertools import groupby
 from pathlib import Path
@@ -11,7 +12,10 @@ from typing import Any
 
 import yaml
 
-from decoder.runs import read_result
+from decoder.compose import compose, folders_first
+from decoder.config import ReportConfig
+from decoder.errors import UserError, run_command
+from decoder.runs import find_runs, read_result
 from decoder.tables import (
     OOD_CELLS,
     SPLITS,
@@ -96,3 +100,24 @@ def _page(result: dict, predictions: list[dict], history: dict) -> dict[str, Any
 def _grouped(result: dict, splits: tuple[str, ...]) -> dict[str, Any]:
     rows = groupby(score_rows(result, splits), key=lambda row: row.group)
     return {"splits": splits, "groups": {group: list(members) for group, members in rows}}
+
+
+@run_command
+def main(argv: list[str] | None = None) -> None:
+    cfg = compose(ReportConfig, "report", folders_first(sys.argv[1:] if argv is None else argv))
+    if bool(cfg.runs) == bool(cfg.wandb):
+        raise UserError("give run folders, as in `python -m decoder.report runs/main`, or wandb=ENTITY/PROJECT, one of them")
+    if len(cfg.runs) == 1 and not cfg.to and (Path(cfg.runs[0]) / "result.json").exists():
+        print(write_report(Path(cfg.runs[0])))
+        return
+    from decoder.compare import write_comparison
+    from decoder.project import read_project
+
+    found = read_project(cfg.wandb, cfg.group) if cfg.wandb else find_runs(cfg.runs)
+    page = write_comparison(found, Path(cfg.to or (cfg.runs[0] if cfg.runs else ".")).expanduser())
+    print(f"{len(found.finished)} finished runs, {len(found.failed)} failed, {len(found.unfinished)} not finished")
+    print(page, page.with_suffix(".csv"), sep="\n")
+
+
+if __name__ == "__main__":
+    main()

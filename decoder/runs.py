@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from decoder.errors import UserError
+
 SCHEMA = 1
 FILE = "result.json"
 NOT_RUNS = {"checkpoints", "decoder", "wandb"}
@@ -59,18 +61,18 @@ def find_runs(folders: Iterable[str | Path]) -> Found:
     """Every run at or under the folders, in order of path.
 
     Raises:
-        ValueError: a folder is not there, or none of them holds a result.
+        UserError: a folder is not there, or none of them holds a result.
     """
     found = Found()
     folders = [Path(folder).expanduser() for folder in folders]
     for folder in folders:
         if not folder.is_dir():
-            raise ValueError(f"{folder}: no such folder; give run folders, or a folder above them as runs/main")
+            raise UserError(f"{folder}: no such folder; give run folders, or a folder above them as runs/main")
         for path in sorted(_run_folders(folder)):
             _read_into(found, path)
     if not found.results:
         shown = ", ".join(map(str, folders))
-        raise ValueError(f"{shown}: no result.json of schema {SCHEMA} there; run train.py first, or give another folder")
+        raise UserError(f"{shown}: no result.json of schema {SCHEMA} there; run train.py first, or give another folder")
     return found
 
 

@@ -12,6 +12,9 @@ from decoder.runs import validation_score
 CHOSEN_BY = "best/validation"
 """Mean exact match of val/id and val/new: what runs, and sweeps, are chosen by."""
 
+ADDED_TO_CONFIG = ("layer_frac", "edited_layer_frac", "host_layers")
+"""What a W&B config has beside the settings."""
+
 
 def layer_fraction(layer: Any, layers: int | None) -> float | None:
     """Depth of a layer from 0 to 1, so that hosts of different depth share an axis; None for several layers."""
@@ -26,8 +29,8 @@ def describe_run(trainer: Any, cfg: TrainConfig, layers: int) -> None:
     trained = "+".join(map(str, trained_layers(cfg)))
     own = (cfg.host.name, cfg.edits.editor, f"edited-{cfg.edits.layer}", f"trained-{trained}")
     run.tags = tuple(dict.fromkeys((*(run.tags or ()), *own)))
-    depths = {"layer_frac": layer_fraction(cfg.decoder.layer, layers), "edited_layer_frac": layer_fraction(cfg.edits.layer, layers)}
-    run.config.update(depths | {"host_layers": layers})
+    depths = (layer_fraction(cfg.decoder.layer, layers), layer_fraction(cfg.edits.layer, layers), layers)
+    run.config.update(dict(zip(ADDED_TO_CONFIG, depths, strict=True)))
 
 
 def log_validation(trainer: Any, summary: Mapping[str, Any]) -> None:
@@ -42,6 +45,8 @@ def log_validation(trainer: Any, summary: Mapping[str, Any]) -> None:
         run.summary[f"best/{split}/n"] = scores["n"]
     for split, scores in summary["test"].items():
         run.summary[f"test/{split}/n"] = scores["n"]
+    for name, scores in summary["baselines"].items():
+        run.summary[f"baseline/{name}/base_known"] = scores["base_known"]
 
 
 def close_run(exit_code: int) -> None:

@@ -32,6 +32,16 @@ PAGES = {
             "decoder=DECODER_FOLDER suspect=matrix.safetensors json=true",
         ),
     ),
+    "report": (
+        "Compares runs: layer curves, heat map, table, best layers by validation. One run folder gets its own page again.",
+        "python -m decoder.report",
+        ("runs/main", "runs/layers runs/main to=compared", "wandb=ENTITY/PROJECT group=layers"),
+    ),
+    "export": (
+        "Collects the best decoder of every host and edited layer, by validation, in one folder.",
+        "python -m decoder.export",
+        ("runs/layers to=decoders", "runs/layers to=decoders push=USER/NAME", "runs/layers to=decoders push=USER/NAME send=true"),
+    ),
 }
 FLAGS = {"--help": "show this page", "--cfg": "print the composed config as YAML", "--resolve": "with --cfg: fill in ${...}"}
 GRID_FLAG = {"-m": "run a grid: KEY=A,B or KEY=range(START,STOP,STEP) are several runs; finished ones are skipped"}
