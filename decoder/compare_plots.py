@@ -116,7 +116,7 @@ def _curve(panel: Axes, points: list[Point], edited_layer: int, first: int, last
     ) if seeds else None
     panel.plot(layers, means, color=BLUE, linewidth=1.6, marker="o", markersize=3.6, label="decoder, mean")
     panel.set(xlim=(first - 0.4, last + 0.4), ylim=(-0.02, 1.02))
-    panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
 
 
 def _most_readable(levels: list[Mapping[str, Mapping[str, Any]]]) -> list[str]:

@@ -62,7 +62,11 @@ def result_of(config: Mapping[str, Any], summary: Mapping[str, Any], state: str)
         "edited_layer": config["edits"]["layer"],
         "trained_layer": config["decoder"]["layer"],
         "seed": config["seed"],
-        "fit": {"best_val_loss": summary.get("best/val_id_loss"), "stopping_reason": summary.get("stopping_reason")},
+        "fit": {
+            "best_val_loss": summary.get("best/val_id_loss"),
+            "epochs": summary.get("epoch"),
+            "stopping_reason": summary.get("stopping_reason"),
+        },
         "validation": _splits(summary, "best", ("val/id", "val/new")),
         "test": _splits(summary, "test", _named(summary, "test/")),
         "baselines": {name: _baseline(summary, name) for name in _named(summary, "baseline/")},

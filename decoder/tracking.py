@@ -86,7 +86,8 @@ def log_comparison(cfg: TrainConfig, rows: list[dict[str, Any]], folder: Path) -
             title=f"{series.label}: exact match by trained layer",
             xname="trained layer",
         )
-        run.log({f"layers/{series.label}": plot})
+        names = (series.host, series.setting, f"edited-{series.edited_layer}")
+        run.log({f"layers/{'/'.join(filter(None, names))}": plot})
     run.finish()
 
 
