@@ -197,7 +197,8 @@ class TrainConfig:
 class EvaluateConfig:
     """What `evaluate.py` reads."""
 
-    decoder: str | None = option(None, "exported decoder folder")
+    decoder: str | None = option(None, "exported decoder folder, or a folder of several with index.json: the one that fits is used")
+    layer: int | None = option(None, "edited layer, where several decoders of a folder fit")
     store: str | None = option(None, "store of edits to score; empty finds the decoder's own in the cache")
     suspect: str | None = option(None, "safetensors file with one suspect matrix to read")
     tensor: str | None = option(None, "name of the suspect matrix, if the file holds several 2-D tensors")
