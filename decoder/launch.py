@@ -38,7 +38,8 @@ def launch(grid: Grid, run_one: RunOne, script: Path) -> None:
 
         sys.stdout.write(sbatch_script(grid))
         return
-    out = Console(highlight=False, soft_wrap=True)
+    # The file is named: a console asks for sys.stdout at every line, which is a run's log.txt while a run goes on.
+    out = Console(file=sys.stdout, highlight=False, soft_wrap=True)
     finished = {run.folder: result for run in grid.runs if (result := run.finished())}
     left = [run for run in grid.runs if run.folder not in finished]
     out.print(plan(grid, finished))

@@ -17,7 +17,7 @@ def sbatch_script(grid: Grid) -> str:
         "mem": config.launcher.memory,
         "time": config.launcher.time,
         "partition": config.launcher.partition,
-        "output": f"{config.runs}/slurm-%A-%a.txt",
+        "output": "slurm-%A-%a.txt",  # SLURM makes no folders, and says nothing when one is missing
     }
     first = {edits_of(run.config): run for run in reversed(left)}
     makes = [f"#   {_line(('python', '-m', 'data.produce'), run.argv)}" for run in reversed(first.values())]

@@ -120,4 +120,7 @@ def _work(worker: Worker, waiting: "queue.SimpleQueue[Run]", ended: "queue.Simpl
             run = waiting.get_nowait()
         except queue.Empty:
             return
-        ended.put((run, worker.ask("run", run)))
+        try:
+            ended.put((run, worker.ask("run", run)))
+        except Exception as error:  # an outcome must come for every run, or the grid would wait for ever
+            ended.put((run, {"status": "failed", "error": f"{type(error).__name__}: {error}", "config": to_dict(run.config)}))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import subprocess
 import sys
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parents[2]
 SUICIDAL = """
 import os, sys
 for line in sys.stdin:
@@ -74,7 +76,7 @@ def test_grid_writes_a_comparison_and_a_wandb_report(grid):
     run_file = sorted((folder / "wandb").glob("offline-run-*/*.wandb"))[0]
     wandb = Path(sys.executable).parent / "wandb"
     records = subprocess.run([wandb, "leet", "inspect", "--json", run_file], capture_output=True, text=True, check=True).stdout
-    assert '"report"' in records and "layers/pocket/edited-1" in records and "runs" in records
+    assert '"job_type": "report"' in records and "layers/pocket/edited-1" in records and "runs" in records
 
 
 def test_every_run_of_a_grid_is_a_wandb_run_of_its_own(grid):
@@ -86,6 +88,30 @@ def test_every_run_of_a_grid_is_a_wandb_run_of_its_own(grid):
         assert found["config"]["seed"] == seed and found["config"]["decoder"]["layer"] == 1
         assert found["config"]["layer_frac"] == pytest.approx(1 / 3) and found["config"]["edited_layer_frac"] == pytest.approx(1 / 3)
         assert 0 <= found["summary"]["best/validation"] <= 1 and found["summary"]["test/id/n"] > 0
+
+
+def test_progress_is_for_the_terminal_and_not_for_the_log(cache, tmp_path):
+    """The run that breaks after a second is long enough for the bar to move while it goes on."""
+    leader, follower = pty.openpty()
+    argv = ["-m", "experiment=smoke", "decoder.layer=8,9", f"runs={tmp_path}", f"cache_dir={cache}", "wandb.mode=disabled"]
+    line = [sys.executable, "-c", f"import time, train; train.train = lambda *_: time.sleep(1) or 1 / 0; train.main({argv})"]
+    env = os.environ | {"TERM": "xterm", "COLUMNS": "140", "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(line, cwd=tmp_path, env=env, stdout=follower) as process:
+        os.close(follower)
+        shown = b""
+        while chunk := _read(leader):
+            shown += chunk
+    os.close(leader)
+    assert process.returncode == 1 and shown.count(b"1/2") >= 6 and b"2 of 2 runs failed" in shown
+    log = (tmp_path / "smoke/pocket/rome-e1-t8-s0/log.txt").read_text()
+    assert "Palimpsest: read rome edits" in log and "\x1b" not in log and "0/2" not in log
+
+
+def _read(descriptor: int) -> bytes:
+    try:
+        return os.read(descriptor, 4096)
+    except OSError:  # Linux reports the other end's close as an error
+        return b""
 
 
 def test_two_processes_give_the_same_numbers(grid, command, tmp_path):
@@ -112,3 +138,14 @@ def test_a_worker_that_dies_takes_only_its_own_run(cache, tmp_path):
     assert [answer["status"] for answer in answers] == ["ok", "failed", "ok"]
     assert "code 9" in answers[1]["error"]
     assert json.loads((runs[1].folder / "result.json").read_text())["status"] == "failed"
+
+
+def test_a_worker_that_cannot_start_is_a_failure_of_its_runs(tmp_path, monkeypatch):
+    from decoder import workers
+    from decoder.grid import read_grid
+
+    monkeypatch.setattr(workers, "_prepare", lambda runs, script: None)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
+    runs = read_grid(["-m", "seed=0,1", f"runs={tmp_path}"]).runs
+    outcomes = list(workers.in_processes(runs, tmp_path / "train.py", 2))
+    assert [result["status"] for _, result in outcomes] == ["failed", "failed"] and "no-python" in outcomes[0][1]["error"]
