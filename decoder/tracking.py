@@ -29,6 +29,8 @@ def describe_run(trainer: Any, cfg: TrainConfig, layers: int) -> None:
     trained = "+".join(map(str, trained_layers(cfg)))
     own = (cfg.host.name, cfg.edits.editor, f"edited-{cfg.edits.layer}", f"trained-{trained}")
     run.tags = tuple(dict.fromkeys((*(run.tags or ()), *own)))
+    if cfg.variant and not cfg.wandb.name:
+        run.name = f"{run.name}-{cfg.variant}"
     depths = (layer_fraction(cfg.decoder.layer, layers), layer_fraction(cfg.edits.layer, layers), layers)
     run.config.update(dict(zip(ADDED_TO_CONFIG, depths, strict=True)))
 
