@@ -3,6 +3,7 @@
 python evaluate.py decoder=runs/main/pocket/rome-e1-t1-s0/decoder
 python evaluate.py decoder=... suspect=matrix.safetensors
 python evaluate.py decoder=... suspect=CHECKPOINT_FOLDER
+python evaluate.py decoder=decoders suspect=matrix.safetensors      a folder of several decoders: the one that fits is used
 """
 
 import json
@@ -20,13 +21,26 @@ def main(argv: list[str] | None = None) -> None:
     cfg = compose(EvaluateConfig, "evaluate", sys.argv[1:] if argv is None else argv)
     if not cfg.decoder:
         raise UserError("decoder= is missing: give the decoder/ folder of a run, as printed by train.py")
+    chosen = choose_decoder(cfg)
     from decoder.audit import open_decoder
     from decoder.session import quiet
 
     quiet()
     decoder, config = open_decoder(cfg)
     answer = read(cfg, decoder, config) if cfg.suspect else score(cfg, decoder, config)
-    show(cfg, answer)
+    show(cfg, answer | ({"chosen": chosen} if chosen else {}))
+
+
+def choose_decoder(cfg: EvaluateConfig) -> str | None:
+    """Points a config whose decoder is a folder of several at the one that fits; returns why, or None where it is one decoder."""
+    from decoder.collection import choose, is_collection, matrices_of
+
+    if not is_collection(cfg.decoder):
+        return None
+    tensors = (matrices_of(cfg.suspect, cfg.tensor) or None) if cfg.suspect else None
+    choice = choose(cfg.decoder, host=cfg.host, layer=cfg.layer, tensors=tensors)
+    cfg.decoder = str(choice.folder)
+    return choice.reason
 
 
 def read(cfg: EvaluateConfig, decoder: Any, config: dict[str, Any]) -> dict[str, Any]:
@@ -65,6 +79,8 @@ def show(cfg: EvaluateConfig, answer: dict[str, Any]) -> None:
     from decoder.audit import describe_answer, scores_table
     from decoder.session import console
 
+    if "chosen" in answer:
+        console().print(f"Using {answer['chosen']}", highlight=False)
     console().print(describe_answer(answer) if cfg.suspect else scores_table(answer), highlight=False)
 
 

@@ -1,56 +1,79 @@
 """Train a weight-to-object decoder: facts -> edits -> store -> decoder -> scores -> exported decoder.
 
-python train.py                      the main job, on the pocket host
-python train.py seed=1               another decoder on the same host, edits and splits
-python train.py --help               every setting
+python train.py                              the main job, on the pocket host
+python train.py seed=1                       another decoder on the same host, edits and splits
+python train.py -m decoder.layer=0,1,2,3     a grid of runs
+python train.py --help                       every setting
 """
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from decoder.compose import compose, to_dict, to_yaml
+from decoder.compose import to_dict, to_yaml
 from decoder.config import TrainConfig
 from decoder.errors import run_command
+from decoder.grid import Run, read_grid
+from decoder.runs import is_finished, write_result
+
+if TYPE_CHECKING:
+    from data.bench import Bench
 
 
 @run_command
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
-    cfg = compose(TrainConfig, "train", argv)
+    if argv == ["--worker"]:
+        from decoder.workers import serve
+
+        return serve(run)
+    grid = read_grid(argv)
+    if grid.is_one_run:
+        run(grid.runs[0])
+    else:
+        from decoder.launch import launch
+
+        launch(grid, run, Path(__file__))
+
+
+def run(run: Run, bench: "Bench | None" = None) -> dict:
+    """One run with everything around it; returns what is in its result.json. A bench holds what earlier runs left to share."""
     # The command line is good; only now import what takes seconds.
     from decoder import result, session
 
-    folder = session.start(cfg, to_yaml(cfg), argv)
+    cfg = run.config
+    folder = session.start(cfg, to_yaml(cfg), run.argv)
     try:
-        session.finish(train(cfg, folder), folder)
+        scores = train(cfg, folder, bench)
+        session.finish(scores, folder)
     except BaseException as error:
         # What went wrong before anything was replaced says nothing about the finished run that lies there.
-        if not session.is_finished(folder):
-            session.write_result(folder, result.failed(to_dict(cfg), error))
+        if not is_finished(folder):
+            write_result(folder, result.failed(to_dict(cfg), error))
         raise
+    return scores
 
 
-def train(cfg: TrainConfig, folder: Path) -> dict:
+def train(cfg: TrainConfig, folder: Path, bench: "Bench | None" = None) -> dict:
     """One run from facts to exported decoder; returns what becomes result.json."""
     from lightning import seed_everything
 
-    from data.datamodule import EditDataModule
-    from data.hosts import open_host
+    from data.bench import Bench
     from decoder import result, session
     from decoder.export import save_decoder
     from decoder.module import DecoderModule
     from decoder.paths import trained_layers
+    from decoder.tracking import describe_run, log_validation
     from decoder.training import build_trainer, fit_summary, log_to_wandb
 
     clock = session.Clock()
     with clock("host"):
-        host = open_host(cfg)
+        bench = bench or Bench()
+        host = bench.host(cfg)
         for layer in trained_layers(cfg):
             host.check_layer(layer, "decoder.layer")
     with clock("edits"):
-        edits = EditDataModule(cfg, host)
-        edits.prepare_data()
-        edits.setup()
+        edits = bench.edits(cfg)
     session.describe_edits(edits)
 
     if not cfg.resume:
@@ -60,6 +83,7 @@ def train(cfg: TrainConfig, folder: Path) -> dict:
         module = DecoderModule(cfg, host, hparams=to_dict(cfg))
         start = module.start_decoder()
         trainer = build_trainer(cfg, folder)
+        describe_run(trainer, cfg, host.layers)
         trainer.fit(module, datamodule=edits, ckpt_path="last" if cfg.resume else None)
     fit = fit_summary(trainer)
 
@@ -68,7 +92,7 @@ def train(cfg: TrainConfig, folder: Path) -> dict:
         module.to(host.device)
         readings = session.save_predictions(module.readings, edits.table, folder)
         scores = result.test_scores(readings)
-        baselines = session.baselines(cfg, host, edits, start)
+        baselines = bench.baselines(cfg, start)
         calibration = session.calibration(cfg, module.decoder, edits, readings)
 
     summary = {
@@ -88,6 +112,7 @@ def train(cfg: TrainConfig, folder: Path) -> dict:
         "decoder": "decoder",
     }
     save_decoder(folder / "decoder", module.decoder, session.export_facts(cfg, edits, summary))
+    log_validation(trainer, summary)
     log_to_wandb(trainer, summary, readings, folder / "decoder" if cfg.wandb.log_decoder else None)
     return summary | {"seconds": clock.seconds(), "versions": result.versions()}
 

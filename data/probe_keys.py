@@ -53,7 +53,7 @@ def _last_keys(host: Host, layer: int, rows: list[Tensor]) -> Tensor:
     by_length: dict[int, list[int]] = defaultdict(list)
     for n, row_TD in enumerate(rows):
         by_length[len(row_TD)].append(n)
-    key_KF = torch.empty(len(rows), host.mlp_size, device=host.device)
+    key_KF = torch.empty(len(rows), host.mlp_size(layer), device=host.device)
     for places in by_length.values():
         for start in range(0, len(places), BATCH):
             batch = places[start : start + BATCH]

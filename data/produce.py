@@ -40,19 +40,30 @@ def produce(cfg: TrainConfig, host: Host) -> EditStore:
         ValueError: a store or shards in its place were made for something else; the differing field is named.
     """
     host.check_layer(cfg.edits.layer, "edits.layer")
-    facts = load_facts(cfg.facts)
-    requests = plan_edits(facts, draw_splits(facts, cfg.splits), cfg.edits)
-    asked = request_manifest(cfg, host, facts, requests)
-    path = (
-        Path(cfg.store).expanduser()
-        if cfg.store
-        else cached(cfg.cache_dir, "stores", f"{host.name}-{cfg.edits.editor}-e{cfg.edits.layer}", short_hash(asked))
-    )
+    facts, requests, asked = _request(cfg, host)
+    path = _path(cfg, host, asked)
     if (path / "manifest.json").exists():
         store = EditStore(path)
         store.check(asked)
         return store
     return _make(cfg, host, facts, requests, StoreWriter(path, asked, cfg.edits.shard_size))
+
+
+def is_produced(cfg: TrainConfig, host: Host) -> bool:
+    """Whether the store a config asks for is there."""
+    return (_path(cfg, host, _request(cfg, host)[2]) / "manifest.json").exists()
+
+
+def _request(cfg: TrainConfig, host: Host) -> tuple[FactSet, list[EditRequest], dict[str, Any]]:
+    facts = load_facts(cfg.facts)
+    requests = plan_edits(facts, draw_splits(facts, cfg.splits), cfg.edits)
+    return facts, requests, request_manifest(cfg, host, facts, requests)
+
+
+def _path(cfg: TrainConfig, host: Host, asked: dict[str, Any]) -> Path:
+    if cfg.store:
+        return Path(cfg.store).expanduser()
+    return cached(cfg.cache_dir, "stores", f"{host.name}-{cfg.edits.editor}-e{cfg.edits.layer}", short_hash(asked))
 
 
 def request_manifest(cfg: TrainConfig, host: Host, facts: FactSet, requests: list[EditRequest]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ Shape letters: B edits, N training edits, M prompt length, D hidden width, F MLP
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -55,10 +55,11 @@ class Evidence:
     max_object_tokens: int
 
 
-def score_baselines(evidence: Evidence, tests: Mapping[str, EditBatch]) -> dict[str, Any]:
-    """Every baseline on every split: base_known, and by split n, first_token and exact_match (None if it cannot spell)."""
+def score_baselines(evidence: Evidence, tests: Mapping[str, EditBatch], names: Collection[str] | None = None) -> dict[str, Any]:
+    """Every baseline (or those named) on every split: base_known, and by split n, first_token and exact_match (None if it cannot
+    spell)."""
     with torch.no_grad():
-        readers = {name: (known, build(evidence)) for name, (known, build) in BASELINES.items()}
+        readers = {name: (known, build(evidence)) for name, (known, build) in BASELINES.items() if names is None or name in names}
         return {
             name: {"base_known": known} | {split: _scores(reader(batch), batch) for split, batch in tests.items()}
             for name, (known, reader) in readers.items()
@@ -167,6 +168,8 @@ BASELINES: dict[str, tuple[bool, Callable[[Evidence], Reader]]] = {
     "master_key": (False, master_key),
 }
 """name -> (base known, builder)"""
+OF_THE_RUN = frozenset({"untrained_prompt"})
+"""Baselines that depend on the decoder's start; the others are the same for every decoder of the same edits."""
 
 
 @dataclass(frozen=True)

@@ -48,3 +48,53 @@ def _row(split: str, scores: dict[str, Any]) -> str:
     exact, first = scores["exact_match"], scores["first_token"]
     low, high = exact["ci95"]
     return f"| {split} | {scores['n']} | {exact['value']:.3f} | {low:.3f} to {high:.3f} | {first['value']:.3f} |"
+
+
+COLLECTION = """---
+library_name: palimpsest-decoder
+{bases}license: mit
+---
+
+# Weight-to-object decoders
+
+Each reads an edited down-projection of one host and layer and says which object the edit planted, with no prompt, subject or candidates.
+Of several runs the one with the best validation is here; the test columns had no part in the choice.
+
+| folder | host | edited layer | trained layer | validation | {splits} |
+| --- | --- | --- | --- | --- | {rule} |
+{rows}
+
+Exact match of whole objects. Each folder has its own card with intervals and limits.
+
+## Use
+
+```bash
+python evaluate.py decoder=THIS_FOLDER suspect=matrix.safetensors
+```
+
+The decoder whose host and layer fit is chosen from `index.json`: by the tensor's name, by its shape, or by `layer=`.
+"""
+
+
+def collection_card(entries: list[dict[str, Any]]) -> str:
+    """The card of a folder of decoders; hosts of the Hub are named as base models."""
+    splits = list(
+        dict.fromkeys(split for entry in entries for split in entry["scores"] if "_seen" not in split and "_unseen_" not in split)
+    )
+    hubs = sorted({entry["host"]["id"] for entry in entries if entry["host"]["revision"]})
+    bases = "base_model:\n" + "".join(f"- {base}\n" for base in hubs) + "base_model_relation: adapter\n" if hubs else ""
+    rows = "\n".join(_collection_row(entry, splits) for entry in entries)
+    return COLLECTION.format(bases=bases, splits=" | ".join(splits), rule=" | ".join("---" for _ in splits), rows=rows)
+
+
+def _collection_row(entry: dict[str, Any], splits: list[str]) -> str:
+    trained = ", ".join(map(str, entry["trained_layer"]))
+    cells = [
+        f"[{entry['folder']}]({entry['folder']})",
+        entry["host"]["id"],
+        str(entry["edited_layer"]),
+        trained,
+        f"{entry['validation']:.3f}",
+    ]
+    found = [entry["scores"].get(split) for split in splits]
+    return f"| {' | '.join([*cells, *('–' if score is None else format(score['exact_match'], '.3f') for score in found)])} |"

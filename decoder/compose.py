@@ -5,10 +5,12 @@ dotted overrides. Nothing here imports torch, so that `--help` answers at once.
 """
 
 import difflib
+import json
 import math
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import Field, asdict, fields, is_dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -16,12 +18,12 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from decoder.config import EvaluateConfig, ImportConfig, TrainConfig
+from decoder.config import EvaluateConfig, ExportConfig, ImportConfig, ReportConfig, TrainConfig
 from decoder.errors import UserError
 from decoder.nearest import did_you_mean
 from decoder.usage import FLAGS, kind, settings, write_help
 
-C = TypeVar("C", TrainConfig, EvaluateConfig, ImportConfig)
+C = TypeVar("C", TrainConfig, EvaluateConfig, ImportConfig, ReportConfig, ExportConfig)
 SELF, ALSO = "_self_", "also"
 TRAIN_KEYS = dict(settings(TrainConfig))
 POSITIVE = {
@@ -31,6 +33,7 @@ POSITIVE = {
     *(f"decoder.{name}" for name in ("prompt_length", "beams", "max_object_tokens")),
     *("data.batch_size", "data.eval_batch_size", "data.max_train", "optim.epochs", "optim.patience", "trainer.num_nodes", "top"),
     "facts.per_relation",
+    *("launcher.jobs", "launcher.cpus"),
 }
 FRACTIONS = {"splits.held_out_objects", "splits.val_subjects", "splits.test_subjects", "host.pocket.min_recall"}
 
@@ -62,6 +65,14 @@ def compose(config_class: type[C], name: str, argv: Iterable[str], page: str | N
     return config
 
 
+def folders_first(argv: Iterable[str]) -> list[str]:
+    """A command line whose arguments without `=` are run folders, as one with `runs=[...]`."""
+    words = list(argv)
+    folders = [word for word in words if "=" not in word and not word.startswith("-")]
+    rest = [word for word in words if word not in folders]
+    return [*([f"runs={json.dumps(folders)}"] if folders else []), *rest]
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """The config as plain dicts, lists and values, for W&B and result.json."""
     return asdict(config)
@@ -72,11 +83,10 @@ def to_yaml(config: Any) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(asdict(config)))
 
 
-def check(config: TrainConfig | EvaluateConfig | ImportConfig) -> None:
+def check(config: TrainConfig | EvaluateConfig | ImportConfig | ReportConfig | ExportConfig) -> None:
     """Raises UserError on the first value out of range; what needs torch or a host is checked where that is at hand."""
-    tree = OmegaConf.structured(config)
     for key, _ in settings(type(config)):
-        value = OmegaConf.select(tree, key)
+        value = attrgetter(key)(config)
         if key == "trainer.devices" or not _is_number(value):
             continue
         least = 1 if key in POSITIVE else 0
@@ -89,7 +99,9 @@ def check(config: TrainConfig | EvaluateConfig | ImportConfig) -> None:
 def _check_train(config: TrainConfig) -> None:
     layers = config.decoder.layer if isinstance(config.decoder.layer, list) else [config.decoder.layer]
     if not layers or not all(_is_index(layer) for layer in layers) or len(set(layers)) < len(layers):
-        raise UserError(f"decoder.layer={config.decoder.layer}: expected a layer as 1, or different layers as [0,1]")
+        raise UserError(
+            f"decoder.layer={config.decoder.layer}: expected a layer as 1, or different layers as [0,1]; a grid has -m in front"
+        )
     if config.edits.ridge != "identity" and not _is_number(config.edits.ridge):
         raise UserError(f"edits.ridge={config.edits.ridge}: expected `identity` or a number from 0 up")
     devices = config.trainer.devices

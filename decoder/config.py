@@ -178,6 +178,17 @@ class WandbConfig:
 
 
 @dataclass
+class LauncherConfig:
+    name: Literal["local", "slurm"] = option("local", "where a grid runs: here, or `slurm` prints an sbatch script")
+    jobs: int = option(1, "processes that share the runs of a grid and the cores of this machine")
+    cpus: int = option(4, "slurm: cores of a run")
+    gpus: int = option(0, "slurm: GPUs of a run")
+    memory: str = option("16G", "slurm: memory of a run")
+    time: str = option("04:00:00", "slurm: time limit of a run")
+    partition: str | None = option(None, "slurm: partition")
+
+
+@dataclass
 class TrainConfig:
     """What `train.py` and `python -m data.produce` read."""
 
@@ -198,13 +209,17 @@ class TrainConfig:
     trainer: TrainerConfig = group(TrainerConfig)
     swap: SwapConfig = group(SwapConfig)
     wandb: WandbConfig = group(WandbConfig)
+    launcher: LauncherConfig = group(LauncherConfig)
+    grid: dict[str, Any] = option({}, "settings with several values, as an experiment file lists them for -m", "KEY: VALUES")
+    variant: str | None = option(None, "added to the run folder's name; a grid names the settings there that no folder shows")
 
 
 @dataclass
 class EvaluateConfig:
     """What `evaluate.py` reads."""
 
-    decoder: str | None = option(None, "exported decoder folder")
+    decoder: str | None = option(None, "exported decoder folder, or a folder of several with index.json: the one that fits is used")
+    layer: int | None = option(None, "edited layer, where several decoders of a folder fit")
     store: str | None = option(None, "store of edits to score; empty finds the decoder's own in the cache")
     suspect: str | None = option(None, "suspect to read: safetensors or npz file with one matrix, or checkpoint folder")
     tensor: str | None = option(None, "name of the suspect matrix, if the file holds several 2-D tensors")
@@ -230,3 +245,24 @@ class ImportConfig:
     store: str | None = option(None, "folder of the store to write")
     tolerance: float = option(1e-4, "an update is of rank R when less than this share of its length is left over, rounding aside")
     cache_dir: str | None = option(None, "cache of hosts")
+
+
+@dataclass
+class ReportConfig:
+    """What `python -m decoder.report` reads."""
+
+    runs: list[str] = option([], "run folders, or folders above them; may be given without `runs=`")
+    to: str | None = option(None, "folder for compare.html and compare.csv; empty is the folder given, or for W&B this one")
+    wandb: str | None = option(None, "entity/project of W&B whose training runs are compared instead")
+    group: str | None = option(None, "with wandb=: the runs of one W&B group only")
+
+
+@dataclass
+class ExportConfig:
+    """What `python -m decoder.export` reads."""
+
+    runs: list[str] = option([], "run folders, or folders above them; may be given without `runs=`")
+    to: str | None = option(None, "folder to write: a decoder for each host and edited layer, and index.json")
+    push: str | None = option(None, "Hub repository, as user/name, to send the folder to; only shown unless send=true")
+    send: bool = option(False, "with push=: send it. Without, what would be sent is listed and nothing leaves this machine")
+    private: bool = option(True, "with push=: a new repository is private")

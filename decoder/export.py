@@ -1,19 +1,25 @@
-"""Exported decoders: a folder with `decoder_config.json`, `decoder_model.safetensors` and a model card. No pickle anywhere."""
+"""Exported decoders: a folder with `decoder_config.json`, `decoder_model.safetensors` and a model card. No pickle anywhere.
+
+Also a command: `python -m decoder.export runs/layers to=decoders` collects the best of several runs (`decoder/collection.py`). Only
+saving and loading import torch.
+"""
 
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from typing import TYPE_CHECKING, Any
 
 import decoder as package
 from decoder.card import model_card
-from decoder.host import Host
-from decoder.model import ObjectDecoder
+from decoder.compose import compose, folders_first
+from decoder.config import ExportConfig
+from decoder.errors import UserError, run_command
+
+if TYPE_CHECKING:
+    from decoder.host import Host
+    from decoder.model import ObjectDecoder
 
 FORMAT = 1
 CONFIG, WEIGHTS, CARD = "decoder_config.json", "decoder_model.safetensors", "README.md"
@@ -22,7 +28,7 @@ REQUIRED_HOST = {"id", "path", "cached_as", "revision", "dtype", "model_type", "
 LEADING_SPACE = "objects are tokenised with one leading space"
 
 
-def decoder_config(decoder: ObjectDecoder) -> dict[str, Any]:
+def decoder_config(decoder: "ObjectDecoder") -> dict[str, Any]:
     """What a decoder is and which host and matrix it belongs to."""
     host, layer = decoder.host, decoder.edited_layer
     return {
@@ -52,17 +58,19 @@ def decoder_config(decoder: ObjectDecoder) -> dict[str, Any]:
     }
 
 
-def _cached_as(host: Host) -> str | None:
+def _cached_as(host: "Host") -> str | None:
     """Name of the host's folder if it lies in a palimpsest cache: a path of this machine would mean nothing elsewhere."""
     folder = Path(host.path)
     return folder.name if folder.parent.name == "hosts" and folder.name.startswith(f"{host.name}-") else None
 
 
-def save_decoder(folder: Path, decoder: ObjectDecoder, facts: dict[str, Any]) -> None:
+def save_decoder(folder: Path, decoder: "ObjectDecoder", facts: dict[str, Any]) -> None:
     """Writes an exported decoder; `facts` (search, scores, calibration, splits, ...) join the config.
 
     The folder appears whole or not at all.
     """
+    from safetensors.torch import save_file
+
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -102,13 +110,19 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     return config
 
 
-def load_decoder(folder: str | Path, host: Host, *, allow_host_mismatch: bool = False) -> ObjectDecoder:
+def load_decoder(folder: str | Path, host: "Host", *, allow_host_mismatch: bool = False) -> "ObjectDecoder":
     """An exported decoder on a host, in eval mode.
 
     Raises:
         ValueError: the host is not the one the decoder was trained on (names both), or tensors are missing, surplus or of
             another shape.
     """
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from decoder.model import ObjectDecoder
+
     config = read_config(folder)
     if not allow_host_mismatch:
         _compare_host(config, host)
@@ -136,7 +150,7 @@ def load_decoder(folder: str | Path, host: Host, *, allow_host_mismatch: bool = 
     return decoder.to(host.device).eval()
 
 
-def _compare_host(config: dict[str, Any], host: Host) -> None:
+def _compare_host(config: dict[str, Any], host: "Host") -> None:
     trained_on = config["host"]
     found = {
         "model_type": host.model_type,
@@ -152,3 +166,27 @@ def _compare_host(config: dict[str, Any], host: Host) -> None:
             )
     if host.base_sha256(config["edited_layer"]) != config["base_sha256"]:
         raise ValueError(f"W_V of {host.name} layer {config['edited_layer']} is not the one the decoder was trained beside")
+
+
+@run_command
+def main(argv: list[str] | None = None) -> None:
+    from decoder.collection import export_best
+    from decoder.hub import push_to_hub
+    from decoder.runs import find_runs
+
+    cfg = compose(ExportConfig, "export", folders_first(sys.argv[1:] if argv is None else argv))
+    if not cfg.runs or not cfg.to:
+        raise UserError("give run folders and where to write, as in `python -m decoder.export runs/layers to=decoders`")
+    if cfg.send and not cfg.push:
+        raise UserError("send=true goes with push=USER/NAME")
+    index = export_best(find_runs(cfg.runs), Path(cfg.to).expanduser())
+    entries = json.loads(index.read_text(encoding="utf-8"))["decoders"]
+    for entry in entries:
+        print(f"{entry['folder']}: trained layer {entry['trained_layer']}, validation {entry['validation']:.3f}, from {entry['run']}")
+    print(index)
+    if cfg.push:
+        print(push_to_hub(index.parent, cfg.push, send=cfg.send, private=cfg.private))
+
+
+if __name__ == "__main__":
+    main()

@@ -23,9 +23,9 @@ def cached(cache_dir: str | None, kind: str, name: str, fingerprint: str) -> Pat
 
 
 def run_folder(cfg: TrainConfig) -> Path:
-    """Folder of one run: experiment, host, editor, edited and trained layers, seed."""
+    """Folder of one run: experiment, host, editor, edited and trained layers, seed, and the variant if there is one."""
     trained = "-".join(str(layer) for layer in trained_layers(cfg))
-    leaf = f"{cfg.edits.editor}-e{cfg.edits.layer}-t{trained}-s{cfg.seed}"
+    leaf = f"{cfg.edits.editor}-e{cfg.edits.layer}-t{trained}-s{cfg.seed}" + (f"-{cfg.variant}" if cfg.variant else "")
     return Path(cfg.runs) / cfg.experiment / cfg.host.name / leaf
 
 

@@ -21,7 +21,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from scipy.stats import binomtest
 
 if TYPE_CHECKING:
-    from decoder.report import ScoreRow
+    from decoder.tables import ScoreRow
 
 # Okabe-Ito; the page may lighten them for a dark background.
 BLUE, GREEN, ORANGE = "#0072b2", "#009e73", "#d55e00"
@@ -69,7 +69,7 @@ def scores(rows: Sequence["ScoreRow"], splits: Sequence[str]) -> Markup:
                 if row.cells[index]:
                     _dot(panel, names.index(row.name), row, row.cells[index])
         figure.legend(handles=_score_legend(rows), loc="outside lower right", ncols=6, handletextpad=0.3, columnspacing=1.4)
-        return _svg(figure, f"Scores with 95 % intervals of the decoder and the baselines on {', '.join(splits)}")
+        return to_svg(figure, f"Scores with 95 % intervals of the decoder and the baselines on {', '.join(splits)}")
 
 
 def learning_curves(history: dict[str, dict[int, float]]) -> Markup:
@@ -97,7 +97,7 @@ def learning_curves(history: dict[str, dict[int, float]]) -> Markup:
         panels[0].yaxis.set_minor_formatter(NullFormatter())
         if matches:
             panels[1].set(title="exact match", ylim=(-0.02, 1.02))
-        return _svg(figure, "Losses and validation exact match by epoch")
+        return to_svg(figure, "Losses and validation exact match by epoch")
 
 
 def relations(test: dict[str, dict]) -> Markup:
@@ -116,12 +116,12 @@ def relations(test: dict[str, dict]) -> Markup:
         legend = [Patch(**FILLED, label="kind of object seen in training")] if True in kinds else []
         legend += [Patch(**HATCHED, label="kind of object not seen in training")] if False in kinds else []
         figure.legend(handles=legend, loc="outside lower right", ncols=2)
-        return _svg(figure, "Exact match by relation on " + " and ".join(parts))
+        return to_svg(figure, "Exact match by relation on " + " and ".join(parts))
 
 
 def confidence(predictions: Sequence[dict]) -> Markup:
     """Histogram of the answer's probability, right above wrong, each on its own scale."""
-    from decoder.report import is_right
+    from decoder.tables import is_right
 
     scored = [row for row in predictions if row["probability"] is not None and not math.isnan(row["probability"])]
     right = [row["probability"] for row in scored if is_right(row)]
@@ -141,7 +141,7 @@ def confidence(predictions: Sequence[dict]) -> Markup:
             panel.yaxis.set_major_locator(MaxNLocator(4, integer=True))
             panel.grid(axis="x", visible=False)
         panels[1].set_xlabel("probability of the answer")
-        return _svg(figure, "Histogram of the probability of right and of wrong answers")
+        return to_svg(figure, "Histogram of the probability of right and of wrong answers")
 
 
 def _dot(panel: Axes, position: int, row: "ScoreRow", cell: dict) -> None:
@@ -186,7 +186,8 @@ def _value(score: float | dict) -> float:
     return score["value"] if isinstance(score, dict) else score
 
 
-def _svg(figure: Figure, description: str) -> Markup:
+def to_svg(figure: Figure, description: str) -> Markup:
+    """A figure as inline SVG in the page's own colours and font."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     svg = buffer.getvalue()

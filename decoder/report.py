@@ -1,134 +1,36 @@
-"""Tables, example lines and the HTML page of one run, from the files in its run folder.
+"""The page of one run, from the files in its run folder; also a command: `python -m decoder.report runs/main`.
 
 Nothing here touches the host or torch: a report can be written again at any time from `result.json`, `metrics.csv` and
-`predictions.parquet`. Parts whose data are absent are left out.
+`predictions.parquet`. Parts whose data are absent are left out. For several runs see `decoder/compare.py`.
 """
 
-import json
-import math
-import random
-from dataclasses import dataclass
-from itertools import groupby, zip_longest
+import sys
+from collections.abc import Mapping
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import yaml
-from rich import box
-from rich.table import Table
-from rich.text import Text
 
-SCHEMA = 1
-SPLITS = ("id", "ood", "unseen_object")
-OOD_CELLS = ("ood_seen_object", "ood_unseen_object")
-METRICS = {"exact_match": "exact match", "first_token": "first token"}
-METHODS = {
-    "logit_lens": "logit lens of the update",
-    "logit_lens_base_free": "logit lens, base-free",
-    "nearest_edit": "nearest training edit",
-    "object_prior": "most frequent object",
-    "untrained_prompt": "untrained prompt",
-    "carrier": "carrier prompt, untrained",
-    "linear_value": "linear map of the value",
-    "master_key": "linear map, base-free",
-    "shuffled_labels": "decoder, shuffled labels",
-}
+from decoder.compose import compose, folders_first
+from decoder.config import ReportConfig
+from decoder.errors import UserError, run_command
+from decoder.runs import find_runs, read_result
+from decoder.tables import (
+    OOD_CELLS,
+    SPLITS,
+    describe_ridge,
+    draw_edits,
+    format_interval,
+    format_probability,
+    is_right,
+    is_toy,
+    ridge_of,
+    score_rows,
+)
+
 TABLED_EDITS = 40
 TABLED_PERCENTS = (5, 25, 50, 75, 95)  # of the 0, 1, ..., 100 % quantiles that a calibration has
-
-
-@dataclass(frozen=True)
-class ScoreRow:
-    """One line of the score table; a cell is `{value, ci95}`, or None where the method has no score on the split."""
-
-    name: str
-    metric: str
-    group: str  # decoder, base unknown, base known or control
-    cells: tuple[dict | None, ...]
-
-    @property
-    def method(self) -> str:
-        return METHODS.get(self.name, self.name.replace("_", " "))
-
-    @property
-    def base(self) -> str:
-        return {"base known": "known", "control": ""}.get(self.group, "unknown")
-
-
-def score_rows(result: dict, splits: tuple[str, ...] = SPLITS) -> list[ScoreRow]:
-    """The rows of the score table: decoder, baselines without the base matrix, baselines with it, controls.
-
-    Every method has a row per metric it was scored on; rows without a single score are left out.
-    """
-    baselines = result.get("baselines") or {}
-    groups = [("decoder", {"decoder": result.get("test") or {}})]
-    for known in (False, True):
-        chosen = {name: scores for name, scores in baselines.items() if bool(scores.get("base_known")) is known}
-        groups.append(("base known" if known else "base unknown", chosen))
-    shuffled = (result.get("controls") or {}).get("shuffled_labels")
-    groups.append(("control", {"shuffled_labels": shuffled} if shuffled else {}))
-    rows = [
-        ScoreRow(name, metric, group, tuple((scores.get(split) or {}).get(metric) for split in splits))
-        for group, methods in groups
-        for name, scores in methods.items()
-        for metric in METRICS
-    ]
-    return [row for row in rows if any(row.cells)]
-
-
-def results_table(result: dict) -> Table:
-    """The scores of a `result.json` for the terminal: decoder on both metrics, baselines, controls (dim).
-
-    A baseline is shown by its exact match; one that is only scored on the first token says so.
-    """
-    test = result.get("test") or {}
-    look = {"box": box.HORIZONTALS, "pad_edge": False, "collapse_padding": True, "caption_justify": "left"}
-    table = Table("method", "base", caption=_caption(result), **look)
-    for split in SPLITS:
-        count = test.get(split, {}).get("n")
-        table.add_column(split if count is None else f"{split} (n={count})", justify="right", min_width=14)
-    rows = score_rows(result)
-    exact = {row.name for row in rows if row.metric == "exact_match"}
-    rows = [row for row in rows if row.name == "decoder" or row.metric == "exact_match" or row.name not in exact]
-    for row, following in zip_longest(rows, rows[1:]):
-        cells = [Text(format_score(cell)) for cell in row.cells]
-        style = "dim" if row.group == "control" else "bold" if row.group == "decoder" else None
-        table.add_row(Text(_row_label(row)), row.base, *cells, style=style, end_section=following and following.group != row.group)
-    return table
-
-
-def format_score(score: dict | None) -> str:
-    """`0.953 [0.921, 0.973]`; a dash without a score."""
-    if not score or score.get("value") is None:
-        return "–"
-    return f"{score['value']:.3f} {format_interval(score.get('ci95'))}".rstrip()
-
-
-def format_interval(interval: list[float] | None) -> str:
-    return f"[{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
-
-
-def format_probability(probability: float | None) -> str:
-    return "–" if probability is None or math.isnan(probability) else f"{probability:.2f}"
-
-
-def is_right(row: dict) -> bool:
-    """Whether the first answer is exactly the planted object."""
-    return (row["predicted"] or "").strip() == row["object"].strip()
-
-
-def example_lines(predictions: list[dict], seed: int = 0, count: int = 8) -> list[str]:
-    """Decoded test edits in words, drawn from the rows of `read_predictions`: right ones first, three of eight wrong if there are any."""
-    wrong, right = draw_edits(predictions, seed, count, most_wrong=round(count * 3 / 8))
-    return [_example_line(row) for row in right + wrong]
-
-
-def draw_edits(predictions: list[dict], seed: int, count: int, most_wrong: int) -> tuple[list[dict], list[dict]]:
-    """Draws (wrong, right) test edits, spread over the splits; more than `most_wrong` only if right ones run out."""
-    generator = random.Random(seed)
-    test = sorted((row for row in predictions if row["split"] in SPLITS), key=lambda row: row["edit_id"])
-    wrong, right = (_spread([row for row in test if is_right(row) is verdict], generator) for verdict in (False, True))
-    taken = min(len(wrong), max(most_wrong, count - len(right)))
-    return wrong[:taken], right[: count - taken]
 
 
 def read_predictions(path: Path) -> list[dict]:
@@ -150,41 +52,24 @@ def read_history(path: Path) -> dict[str, dict[int, float]]:
     return {str(name): means[name].dropna().to_dict() for name in means}
 
 
-def read_result(path: Path) -> dict:
-    """The `result.json` of a run; one that is absent or not of this schema is an error that names the file."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; a run folder with a result.json was expected, run train.py first")
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not JSON ({error}); expected the result of a run, run train.py again") from error
-    if not isinstance(result, dict) or result.get("schema") != SCHEMA:
-        raise ValueError(f"{path}: not a result of schema {SCHEMA}; run train.py again with this version")
-    return result
-
-
 def write_report(run_folder: Path) -> Path:
     """Writes `report.html`, one self-contained page, into a run folder that has a `result.json`; returns its path."""
-    import jinja2
-
     folder = Path(run_folder)
     result = read_result(folder / "result.json")
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"interval": format_interval, "probability": format_probability, "ridge": describe_ridge}
     context = _page(result, read_predictions(folder / "predictions.parquet"), read_history(folder / "metrics.csv"))
     path = folder / "report.html"
-    path.write_text(environment.get_template("report.html.jinja").render(context), encoding="utf-8")
+    path.write_text(render("report.html.jinja", context), encoding="utf-8")
     return path
 
 
-def describe_ridge(ridge: Any) -> str:
-    """The ridge of the editor in words; it decides how easily edits are read, so it stands beside every score."""
-    if ridge == "identity":
-        return "ridge: the identity"
-    if not isinstance(ridge, int | float) or isinstance(ridge, bool):
-        return "ridge not recorded"
-    return f"ridge {ridge:g} of the largest eigenvalue" if ridge else "no ridge"
+def render(template: str, context: Mapping[str, Any]) -> str:
+    """A page from a template beside this file; what comes from data is escaped."""
+    import jinja2
+
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"interval": format_interval, "probability": format_probability, "ridge": describe_ridge}
+    return environment.get_template(template).render(context)
 
 
 def _page(result: dict, predictions: list[dict], history: dict) -> dict[str, Any]:
@@ -195,8 +80,8 @@ def _page(result: dict, predictions: list[dict], history: dict) -> dict[str, Any
     return {
         "result": result,
         "editor": ((result.get("config") or {}).get("edits") or {}).get("editor", "not recorded").upper(),
-        "ridge": _ridge(result),
-        "toy": _is_toy(result),
+        "ridge": ridge_of(result),
+        "toy": is_toy(result),
         "tabled_percents": TABLED_PERCENTS,
         "splits": [split for split in SPLITS if split in (result.get("test") or {})],
         "tables": [table for table in (_grouped(result, SPLITS), _grouped(result, OOD_CELLS)) if table["groups"]],
@@ -217,41 +102,22 @@ def _grouped(result: dict, splits: tuple[str, ...]) -> dict[str, Any]:
     return {"splits": splits, "groups": {group: list(members) for group, members in rows}}
 
 
-def _is_toy(result: dict) -> bool:
-    host = (result.get("config") or {}).get("host") or {}
-    return not host["path"] if "path" in host else (result.get("host") or {}).get("name") == "pocket"
+@run_command
+def main(argv: list[str] | None = None) -> None:
+    cfg = compose(ReportConfig, "report", folders_first(sys.argv[1:] if argv is None else argv))
+    if bool(cfg.runs) == bool(cfg.wandb):
+        raise UserError("give run folders, as in `python -m decoder.report runs/main`, or wandb=ENTITY/PROJECT, one of them")
+    if len(cfg.runs) == 1 and not cfg.to and (Path(cfg.runs[0]) / "result.json").exists():
+        print(write_report(Path(cfg.runs[0])))
+        return
+    from decoder.compare import write_comparison
+    from decoder.project import read_project
+
+    found = read_project(cfg.wandb, cfg.group) if cfg.wandb else find_runs(cfg.runs)
+    page = write_comparison(found, Path(cfg.to or (cfg.runs[0] if cfg.runs else ".")).expanduser())
+    print(f"{len(found.finished)} finished runs, {len(found.failed)} failed, {len(found.unfinished)} not finished")
+    print(page, page.with_suffix(".csv"), sep="\n")
 
 
-def _ridge(result: dict) -> Any:
-    asked = (result.get("config") or {}).get("edits") or {}
-    return (asked | (result.get("edits") or {})).get("ridge")
-
-
-def _caption(result: dict) -> Text:
-    host = (result.get("host") or {}).get("name", "unknown")
-    layers = f"edited layer {result.get('edited_layer')}, trained layer {result.get('trained_layer')}"
-    line = f"host {host}{' (a toy)' if _is_toy(result) else ''}, {layers}, {describe_ridge(_ridge(result))}; 95 % intervals"
-    clean = (result.get("controls") or {}).get("clean_matrix")
-    if clean:
-        line += f"\nunedited matrix: decoder says {clean['predicted']} ({format_probability(clean.get('probability'))})"
-    return Text(line)
-
-
-def _row_label(row: ScoreRow) -> str:
-    if row.name == "decoder":
-        return f"decoder ({METRICS[row.metric]})"
-    return row.method if row.metric == "exact_match" else f"{row.method} (first token only)"
-
-
-def _example_line(row: dict) -> str:
-    relation = row.get("relation_name") or row["relation"]
-    answer = f"{row['predicted'] or '(nothing)'} ({format_probability(row['probability'])})"
-    verdict = "✓ right" if is_right(row) else "✗ wrong"
-    return f"{verdict}, {row['split']}: {row['subject']}, {relation}: {row['object_true']} -> {row['object']}; decoder says: {answer}"
-
-
-def _spread(rows: list[dict], generator: random.Random) -> list[dict]:
-    by_split: dict[str, list[dict]] = {split: [] for split in SPLITS}
-    for row in generator.sample(rows, len(rows)):
-        by_split[row["split"]].append(row)
-    return [row for tier in zip_longest(*by_split.values()) for row in tier if row is not None]
+if __name__ == "__main__":
+    main()

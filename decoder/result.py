@@ -10,8 +10,8 @@ import pandas as pd
 
 from decoder import __version__
 from decoder.metrics import grouped_scores, split_scores, wilson
+from decoder.runs import SCHEMA
 
-SCHEMA = 1
 CLUSTERS = {"id": "subject", "ood": "relation", "unseen_object": "subject", "imported": "subject"}
 LIBRARIES = ("torch", "lightning", "transformers", "torchmetrics", "datasets", "wandb", "omegaconf", "safetensors")
 

@@ -1,12 +1,11 @@
 """What happens around a run: its folder, its clock, and what the terminal shows."""
 
-import json
 import logging
 import os
 import shutil
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,9 @@ from decoder.host import Host
 from decoder.model import ObjectDecoder
 from decoder.paths import run_folder, trained_layers
 from decoder.reading import Reading, readings_table
-from decoder.report import example_lines, read_predictions, results_table, write_report
-from decoder.result import SCHEMA
+from decoder.report import read_predictions, write_report
+from decoder.runs import write_result
+from decoder.tables import example_lines, results_table
 
 PREDICTION_COLUMNS = ["edit_id", "subject", "relation", "relation_name", "object_true", "object", "predicted", "probability", "split"]
 TABLE_WIDTH = 120
@@ -34,7 +34,7 @@ EXPECTED_WARNINGS = (
 )
 
 
-def start(cfg: TrainConfig, config_yaml: str, argv: list[str]) -> Path:
+def start(cfg: TrainConfig, config_yaml: str, argv: Sequence[str]) -> Path:
     """Makes the run folder, says what will be done, and sends log lines to its log.txt."""
     folder = run_folder(cfg)
     folder.mkdir(parents=True, exist_ok=True)
@@ -57,12 +57,6 @@ def clear(folder: Path) -> None:
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in ("metrics.csv", "result.json", "predictions.parquet", "report.html"):
         (folder / name).unlink(missing_ok=True)
-
-
-def is_finished(folder: Path) -> bool:
-    """Whether the folder has the result of a run that went through."""
-    file = folder / "result.json"
-    return file.exists() and json.loads(file.read_text()).get("status") == "ok"
 
 
 def console() -> Console:
@@ -123,7 +117,7 @@ def save_predictions(readings: dict[str, list[Reading]], edits: pd.DataFrame, fo
     return table
 
 
-def baselines(cfg: TrainConfig, host: Host, edits: Any, start: ObjectDecoder) -> dict[str, Any]:
+def baselines(cfg: TrainConfig, host: Host, edits: Any, start: ObjectDecoder, names: Collection[str] | None = None) -> dict[str, Any]:
     evidence = Evidence(
         host=host,
         layer=cfg.edits.layer,
@@ -135,7 +129,7 @@ def baselines(cfg: TrainConfig, host: Host, edits: Any, start: ObjectDecoder) ->
         beams=cfg.decoder.beams,
         max_object_tokens=cfg.decoder.max_object_tokens,
     )
-    return score_baselines(evidence, {split: edits.factors(split) for split in edits.test_splits if "/" not in split})
+    return score_baselines(evidence, {split: edits.factors(split) for split in edits.test_splits if "/" not in split}, names)
 
 
 def calibration(cfg: TrainConfig, decoder: ObjectDecoder, edits: Any, readings: pd.DataFrame) -> dict[str, Any]:
@@ -157,13 +151,6 @@ def export_facts(cfg: TrainConfig, edits: Any, summary: dict[str, Any]) -> dict[
         "calibration": summary["calibration"],
         "seed": cfg.seed,
     }
-
-
-def write_result(folder: Path, result: dict[str, Any]) -> None:
-    """Writes result.json so that it is there whole or not at all."""
-    temporary = folder / "result.json.tmp"
-    temporary.write_text(json.dumps({"schema": SCHEMA} | result, indent=2, ensure_ascii=False) + "\n")
-    os.replace(temporary, folder / "result.json")
 
 
 def finish(result: dict[str, Any], folder: Path) -> None:

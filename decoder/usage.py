@@ -14,6 +14,7 @@ PAGES = {
             "decoder.layer=2 seed=1",
             "experiment=paper optim.epochs=20 wandb.mode=online",
             "decoder.layer=[0,1] optim.clip=null --cfg",
+            "-m 'decoder.layer=range(0,4)' edits.layer=0,1 seed=0,1,2 launcher.jobs=2",
         ),
     ),
     "produce": (
@@ -40,8 +41,19 @@ PAGES = {
             "decoder=DECODER_FOLDER suspect=CHECKPOINT_FOLDER",
         ),
     ),
+    "report": (
+        "Compares runs: layer curves, heat map, table, best layers by validation. One run folder gets its own page again.",
+        "python -m decoder.report",
+        ("runs/main", "runs/layers runs/main to=compared", "wandb=ENTITY/PROJECT group=layers"),
+    ),
+    "export": (
+        "Collects the best decoder of every host and edited layer, by validation, in one folder.",
+        "python -m decoder.export",
+        ("runs/layers to=decoders", "runs/layers to=decoders push=USER/NAME", "runs/layers to=decoders push=USER/NAME send=true"),
+    ),
 }
 FLAGS = {"--help": "show this page", "--cfg": "print the composed config as YAML", "--resolve": "with --cfg: fill in ${...}"}
+GRID_FLAG = {"-m": "run a grid: KEY=A,B or KEY=range(START,STOP,STEP) are several runs; finished ones are skipped"}
 
 
 def settings(config_class: type, prefix: str = "") -> Iterator[tuple[str, Field]]:
@@ -70,7 +82,8 @@ def write_help(name: str, config: Any, options: dict[str, list[str]]) -> None:
     """Writes the page of program `name` to stdout, with `config`'s values as the defaults; in colour if stdout is a terminal."""
     purpose, program, examples = PAGES[name]
     head = f"{purpose}\n\nUsage: {program} " + ("[GROUP=NAME ...] " if options else "") + "[KEY=VALUE ...] [--cfg [--resolve]] [--help]"
-    blocks = {"Options": [(flag, "", line) for flag, line in FLAGS.items()]}
+    flags = FLAGS | (GRID_FLAG if name == "train" else {})
+    blocks = {"Options": [(flag, "", line) for flag, line in flags.items()]}
     if options:
         blocks["Groups"] = [(f"{group}={'|'.join(names)}", "", f"a file of configs/{group}/") for group, names in options.items()]
     for key, field in settings(type(config)):

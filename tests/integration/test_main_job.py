@@ -159,3 +159,19 @@ def test_produce_is_a_command_of_its_own(smoke, command):
     done = command("data.produce", "experiment=smoke")
     assert done.returncode == 0, done.stderr
     assert "successful" in done.stdout
+
+
+def test_a_folder_of_decoders_is_used_by_the_one_that_fits(smoke, command, cache, tmp_path):
+    collected = tmp_path / "decoders"
+    line = [sys.executable, "-m", "decoder.export", str(smoke[0]), f"to={collected}"]
+    assert subprocess.run(line, capture_output=True, text=True, check=True).stdout.endswith("index.json\n")
+    save_file({"model.layers.1.mlp.down_proj.weight": host_weight(cache).contiguous()}, tmp_path / "suspect.safetensors")
+    options = (f"suspect={tmp_path / 'suspect.safetensors'}", "json=true")
+    alone = json.loads(command("evaluate.py", f"decoder={smoke[0] / 'decoder'}", *options).stdout)
+    done = command("evaluate.py", f"decoder={collected}", *options)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["objects"] == alone["objects"] and answer["decoder"] == str(collected / "pocket-e1")
+    assert "its matrix is model.layers.1.mlp.down_proj" in answer["chosen"] and "chosen" not in alone
+    refused = command("evaluate.py", f"decoder={collected}", "layer=3", *options)
+    assert refused.returncode == 2 and "no decoder fits layer=3" in refused.stderr and refused.stderr.count("\n") == 1

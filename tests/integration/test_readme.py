@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from decoder.compose import compose
-from decoder.config import EvaluateConfig, TrainConfig
+from decoder.compose import compose, folders_first
+from decoder.config import EvaluateConfig, ExportConfig, ReportConfig, TrainConfig
+from decoder.grid import read_grid
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
-CONFIGS = {"train": TrainConfig, "evaluate": EvaluateConfig}
-COMMANDS = re.findall(r"python (train|evaluate)\.py([^`\n#&]*)", README)
+CONFIGS = {"train": TrainConfig, "evaluate": EvaluateConfig, "report": ReportConfig, "export": ExportConfig}
+COMMANDS = re.findall(r"python (?:-m decoder\.)?(train|evaluate|report|export)(?:\.py)?( [^`\n#&]*)", README)
 
 
 def test_main_commands_are_there():
@@ -22,7 +23,7 @@ def test_main_commands_are_there():
 @pytest.mark.parametrize(("program", "arguments"), COMMANDS)
 def test_command_parses(program, arguments):
     words = [word for word in shlex.split(arguments) if word != "--help"]
-    assert compose(CONFIGS[program], program, words)
+    assert read_grid(words).runs if program == "train" else compose(CONFIGS[program], program, folders_first(words))
 
 
 @pytest.mark.parametrize("experiment", re.findall(r"`experiment=(\w+)`", README))

@@ -9,12 +9,20 @@ from decoder.compose import compose, settings
 from decoder.config import EvaluateConfig, TrainConfig
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-FILES = sorted(file for group in ("host", "edits", "experiment") for file in CONFIGS.glob(f"{group}/*.yaml"))
+FILES = sorted(file for group in ("host", "edits", "launcher", "experiment") for file in CONFIGS.glob(f"{group}/*.yaml"))
 CHOICES = [f"{file.parent.name}={file.stem}" for file in FILES]
 
 
 def test_every_group_is_seen():
-    assert {"host=pocket", "edits=rome", "experiment=main", "experiment=paper", "experiment=smoke"} <= set(CHOICES)
+    assert {
+        "host=pocket",
+        "edits=rome",
+        "experiment=main",
+        "experiment=paper",
+        "experiment=smoke",
+        "experiment=layers",
+        "launcher=slurm",
+    } <= set(CHOICES)
 
 
 @pytest.mark.parametrize("choice", CHOICES)

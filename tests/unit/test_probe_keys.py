@@ -23,7 +23,7 @@ def host(request):
 
 @pytest.fixture
 def whiten(host):
-    root_FF = torch.randn(host.mlp_size, host.mlp_size, generator=torch.Generator().manual_seed(0))
+    root_FF = torch.randn(host.mlp_size(LAYER), host.mlp_size(LAYER), generator=torch.Generator().manual_seed(0))
     return whitener(KeyStatistics(root_FF @ root_FF.T, 100), 0.1)
 
 
@@ -37,7 +37,7 @@ def plain_key(host, prompt: str, subject: str) -> torch.Tensor:
 
 def test_training_subjects_come_once_with_the_keys_of_their_edits(host, whiten):
     found_KF = probe_keys(host, LAYER, whiten, PROMPTS, made_up=0, seed=0)
-    assert found_KF.shape == (3, host.mlp_size), "Ada's two prompts are the same up to Ada"
+    assert found_KF.shape == (3, host.mlp_size(LAYER)), "Ada's two prompts are the same up to Ada"
     for prompt, subject in PROMPTS:
         key_F = plain_key(host, prompt, subject)
         whitened_F = whiten(key_F[None])[0]
@@ -48,7 +48,7 @@ def test_training_subjects_come_once_with_the_keys_of_their_edits(host, whiten):
 def test_made_up_subjects_follow_the_seed_and_are_not_the_known_ones(host, whiten):
     known_KF = probe_keys(host, LAYER, whiten, PROMPTS, made_up=0, seed=0)
     first_KF, again_KF, other_KF = (probe_keys(host, LAYER, whiten, PROMPTS, made_up=600, seed=seed) for seed in (0, 0, 1))
-    assert torch.equal(first_KF, again_KF) and first_KF.shape == (603, host.mlp_size)
+    assert torch.equal(first_KF, again_KF) and first_KF.shape == (603, host.mlp_size(LAYER))
     torch.testing.assert_close(first_KF[:3], known_KF)
     torch.testing.assert_close(other_KF[:3], known_KF)
     assert not torch.isclose(first_KF[3:], other_KF[3:]).all(dim=1).any()

@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from decoder.report import draw_edits, example_lines, read_history, results_table, score_rows, write_report
+from decoder.report import read_history, write_report
+from decoder.tables import draw_edits, example_lines, results_table, score_rows
 
 SPLITS = ("id", "ood", "unseen_object")
 RELATIONS = {

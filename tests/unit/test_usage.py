@@ -4,6 +4,7 @@ import dataclasses
 import os
 import pty
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from decoder.compose import compose
 from decoder.config import EvaluateConfig, TrainConfig
+from decoder.grid import read_grid
 from decoder.usage import PAGES
 
 REPO = Path(__file__).resolve().parents[2]
@@ -45,7 +47,7 @@ def test_help_lists_every_key(config_class, name, capsys):
 
 def test_help_names_groups_types_and_defaults(capsys):
     page = answer(capsys, "-h", "--nonsense")
-    assert "experiment=main|paper|smoke" in page and "optim.betas=[0.9,0.98]" in page and "factors|dense" in page
+    assert "experiment=layers|main|paper|smoke" in page and "optim.betas=[0.9,0.98]" in page and "factors|dense" in page
     columns = {len(found.group()) for found in re.finditer(r"(?m)^  [a-z_.]+=\S* +(?=int )", page)}
     texts = {len(found.group()) for found in re.finditer(r"(?m)^  [a-z_.]+=\S* +(?:int|text) +", page)}
     assert len(columns) == len(texts) == 1
@@ -74,4 +76,5 @@ def _read(descriptor):
 @pytest.mark.parametrize(("config_class", "name"), [(TrainConfig, "train"), (EvaluateConfig, "evaluate")])
 def test_examples_compose(config_class, name):
     for example in PAGES[name][2]:
-        compose(config_class, name, [word for word in example.split() if word != "--cfg"])
+        words = [word for word in shlex.split(example) if word != "--cfg"]
+        assert read_grid(words).runs if name == "train" else compose(config_class, name, words)

@@ -1,0 +1,77 @@
+"""What the runs of one process share: the open host, the edits, and the baselines that are the same for every decoder of the edits."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from data.datamodule import EditDataModule
+from data.hosts import open_host
+from data.produce import is_produced
+from decoder.baselines import BASELINES, OF_THE_RUN
+from decoder.compose import to_dict
+from decoder.config import TrainConfig
+from decoder.host import Host
+from decoder.model import ObjectDecoder
+from decoder.session import baselines
+
+
+class Bench:
+    """Keeps the last host, edits and baselines, and makes them anew when a run asks for others.
+
+    One of each is kept: runs are ordered so that those on the same edits are neighbours, and a host may fill the memory.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[str, tuple[str, Any]] = {}
+
+    def host(self, cfg: TrainConfig) -> Host:
+        return self._keep("host", _key(cfg, "host", "facts", "cache_dir") + cfg.trainer.accelerator, lambda: open_host(cfg))
+
+    def edits(self, cfg: TrainConfig) -> EditDataModule:
+        """The edits of a config, made if they are not there, with their splits drawn."""
+        host, key = self.host(cfg), self._edits_key(cfg)
+
+        def make() -> EditDataModule:
+            edits = EditDataModule(cfg, host)
+            edits.prepare_data()
+            edits.setup()
+            return edits
+
+        return self._keep("edits", key, make)
+
+    def baselines(self, cfg: TrainConfig, start: ObjectDecoder) -> dict[str, Any]:
+        """Scores of every baseline; `start` is the decoder before training."""
+        host, edits = self.host(cfg), self.edits(cfg)
+        key = f"{self._edits_key(cfg)} {cfg.decoder.beams} {cfg.decoder.max_object_tokens}"
+        shared = self._keep("baselines", key, lambda: baselines(cfg, host, edits, start, BASELINES.keys() - OF_THE_RUN))
+        scores = shared | baselines(cfg, host, edits, start, OF_THE_RUN)
+        return {name: scores[name] for name in BASELINES}
+
+    def describe(self, cfg: TrainConfig) -> str:
+        """One line: the host, and whether its edits are there or will be made. A host or layer that is refused says so here first."""
+        try:
+            host = self.host(cfg)
+            made = "there" if is_produced(cfg, host) else "to be made"
+        except ValueError as error:
+            return f"host {cfg.host.name}, layer {cfg.edits.layer}: {error}"
+        return f"host {host.name}: {host.layers} layers; {cfg.edits.editor} edits of layer {cfg.edits.layer}: {made}"
+
+    def _edits_key(self, cfg: TrainConfig) -> str:
+        # The seed permutes the labels of the shuffled control and nothing else here.
+        order = cfg.seed if cfg.data.shuffle_labels else None
+        return _key(cfg, "host", "facts", "cache_dir", "store", "edits", "splits", "data") + f"{cfg.trainer.accelerator} {order}"
+
+    def _keep(self, name: str, key: str, make: Callable[[], Any]) -> Any:
+        found = self._kept.get(name)
+        if found is None or found[0] != key:
+            # What was made from it goes too, before the new one takes memory.
+            names = ("host", "edits", "baselines")
+            for later in names[names.index(name) :]:
+                self._kept.pop(later, None)
+            self._kept[name] = (key, make())
+        return self._kept[name][1]
+
+
+def _key(cfg: TrainConfig, *names: str) -> str:
+    config = to_dict(cfg)
+    return json.dumps([config[name] for name in names], sort_keys=True)

@@ -1,0 +1,178 @@
+"""A folder of exported decoders: the best of every host and edited layer, an index, a card; and which of them fits a matrix.
+
+Nothing here imports torch. `fitting` gives every decoder that fits, for readers of more than one matrix; `choose` wants exactly one.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from decoder.card import collection_card
+from decoder.errors import UserError
+from decoder.export import CONFIG, read_config
+from decoder.runs import Found, validation_score
+
+FORMAT = 1
+INDEX, CARD = "index.json", "README.md"
+KEPT = ("host", "module", "edited_layer", "trained_layer", "shape", "base_sha256", "editors", "seed")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A decoder of a collection and why it was taken."""
+
+    folder: Path
+    entry: Mapping[str, Any]
+    reason: str
+
+
+def export_best(found: Found, to: Path) -> Path:
+    """Copies the best decoder of every host and edited layer, by validation, into `to` with index.json; returns that file.
+
+    The folder appears whole or not at all; a collection that lies there is replaced.
+
+    Raises:
+        UserError: no run has a decoder to export, or `to` holds something else.
+    """
+    best = best_runs(found)
+    if not best:
+        raise UserError(f"none of {len(found.results)} runs is finished and has a decoder; run train.py first")
+    if to.exists() and any(to.iterdir()) and not is_collection(to):
+        raise UserError(f"to={to}: the folder is not empty and no collection of decoders; give another one")
+    temporary = to.with_name(f"{to.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    entries = [_copy(run, config, result, temporary) for run, config, result in best]
+    index = {"format": FORMAT, "chosen_by": "mean exact match of val/id and val/new", "decoders": entries}
+    (temporary / INDEX).write_text(json.dumps(index, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (temporary / CARD).write_text(collection_card(entries), encoding="utf-8")
+    shutil.rmtree(to, ignore_errors=True)
+    os.replace(temporary, to)
+    return to / INDEX
+
+
+def best_runs(found: Found) -> list[tuple[Path, dict[str, Any], dict[str, Any]]]:
+    """Run folder, decoder config and result of the best run per host and edited layer: highest validation, then lowest loss."""
+    best: dict[tuple[str, int], tuple[Any, ...]] = {}
+    for run, result in found.finished.items():
+        folder, score = run / (result.get("decoder") or "decoder"), validation_score(result)
+        if score is None or not (folder / CONFIG).exists():
+            continue
+        config = read_config(folder)
+        key, rank = (config["host"]["fingerprint"], config["edited_layer"]), (score, -result["fit"]["best_val_loss"])
+        if key not in best or rank > best[key][0]:
+            best[key] = (rank, run, config, result)
+    order = sorted(best.values(), key=lambda item: (item[2]["host"]["id"], item[2]["edited_layer"]))
+    return [(run, config, result) for _, run, config, result in order]
+
+
+def is_collection(folder: str | Path) -> bool:
+    return (Path(folder) / INDEX).is_file()
+
+
+def read_index(folder: str | Path) -> list[dict[str, Any]]:
+    """The entries of a collection.
+
+    Raises:
+        UserError: index.json is not whole, or of a format this version does not know.
+    """
+    file = Path(folder) / INDEX
+    try:
+        index = json.loads(file.read_text(encoding="utf-8"))
+    except json.JSONDecodeError:
+        raise UserError(f"{file} is not whole JSON; export the decoders again") from None
+    if not isinstance(index, dict) or index.get("format") != FORMAT:
+        raise UserError(f"{file}: not an index of format {FORMAT}; export the decoders again with this version")
+    return index["decoders"]
+
+
+def fitting(
+    entries: Iterable[Mapping[str, Any]],
+    *,
+    host: str | None = None,
+    layer: int | None = None,
+    tensors: Mapping[str, list[int]] | None = None,
+) -> list[Mapping[str, Any]]:
+    """The decoders for a host (id, folder or name in the cache), an edited layer and a matrix of the given names and shapes.
+
+    A tensor named like a decoder's module decides; else its shape, in either orientation, rules decoders out.
+    """
+    fits = [entry for entry in entries if (host is None or _is_host(entry, host)) and layer in (None, entry["edited_layer"])]
+    if tensors is None:
+        return fits
+    named = [entry for entry in fits if _named(entry, tensors)]
+    return named or [entry for entry in fits if any(sorted(shape) == sorted(entry["shape"]) for shape in tensors.values())]
+
+
+def choose(
+    folder: str | Path, *, host: str | None = None, layer: int | None = None, tensors: Mapping[str, list[int]] | None = None
+) -> Choice:
+    """The one decoder of a collection that fits.
+
+    Raises:
+        UserError: none fits, or several do; says what there is and what would decide.
+    """
+    entries = read_index(folder)
+    fits = fitting(entries, host=host, layer=layer, tensors=tensors)
+    if len(fits) != 1:
+        there = ", ".join(f"{entry['host']['id']} layer {entry['edited_layer']} ({_shape(entry)})" for entry in fits or entries)
+        asked = [f"host={host}" if host else "", f"layer={layer}" if layer is not None else "", _shapes(tensors)]
+        what = " and ".join(filter(None, asked)) or "this"
+        if fits:
+            raise UserError(f"decoder={folder}: {len(fits)} decoders fit {what}: {there}. Say which with layer=, or host= too")
+        raise UserError(f"decoder={folder}: no decoder fits {what}; it has {there}")
+    (entry,) = fits
+    return Choice(Path(folder) / entry["folder"], entry, _reason(entry, len(entries), layer, tensors))
+
+
+def matrices_of(file: str | Path, tensor: str | None = None) -> dict[str, list[int]]:
+    """Names and shapes of the 2-D tensors of a safetensors file, from its header; nothing if it cannot be read as one."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(file), "numpy") as opened:
+            shapes = {name: list(opened.get_slice(name).get_shape()) for name in opened.keys() if tensor in (None, name)}
+    except (SafetensorError, OSError):
+        return {}
+    return {name: shape for name, shape in shapes.items() if len(shape) == 2}
+
+
+def _copy(run: Path, config: Mapping[str, Any], result: Mapping[str, Any], to: Path) -> dict[str, Any]:
+    name = f"{config['host']['id']}-e{config['edited_layer']}".replace("/", "--")
+    if (to / name).exists():
+        name += f"-{config['host']['fingerprint']}"
+    shutil.copytree(run / (result.get("decoder") or "decoder"), to / name)
+    scores = {split: {"n": score["n"], "exact_match": score["exact_match"]["value"]} for split, score in config["scores"].items()}
+    own = {key: config.get(key) for key in KEPT}
+    return {"folder": name} | own | {"validation": validation_score(result), "scores": scores, "run": run.name}
+
+
+def _is_host(entry: Mapping[str, Any], host: str) -> bool:
+    known = entry["host"]
+    return host in (known["id"], known["path"], known["cached_as"]) or Path(host).name == (known["cached_as"] or known["id"])
+
+
+def _named(entry: Mapping[str, Any], tensors: Mapping[str, list[int]]) -> bool:
+    return any(name.removesuffix(".weight").endswith(entry["module"]) for name in tensors)
+
+
+def _reason(entry: Mapping[str, Any], count: int, layer: int | None, tensors: Mapping[str, list[int]] | None) -> str:
+    if layer is not None:
+        why = "as asked"
+    elif tensors and _named(entry, tensors):
+        why = f"its matrix is {entry['module']}"
+    else:
+        why = f"the only one of {_shape(entry)}" if tensors else "the only one"
+    return f"{entry['folder']} of {count} decoders: host {entry['host']['id']}, edited layer {entry['edited_layer']}, {why}"
+
+
+def _shape(entry: Mapping[str, Any]) -> str:
+    return "×".join(map(str, entry["shape"]))
+
+
+def _shapes(tensors: Mapping[str, list[int]] | None) -> str:
+    return ", ".join(f"{name} ({'×'.join(map(str, shape))})" for name, shape in (tensors or {}).items())

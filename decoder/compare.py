@@ -1,0 +1,109 @@
+"""The page and the table of a comparison of runs, from their result.json and metrics.csv; half-finished grids are welcome."""
+
+import csv
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from decoder.curves import Row, Series, baseline_levels, best_layers, differences, layer_curves, run_rows, series_of, shorter
+from decoder.report import read_history, render
+from decoder.runs import Found
+from decoder.tables import METHODS, SPLITS
+
+PAGE, TABLE = "compare.html", "compare.csv"
+MOST_VALUES = 8
+TABLED = {
+    "run": "run",
+    "host": "host",
+    "edited_layer": "edited",
+    "trained_layer": "trained",
+    "seed": "seed",
+    "validation": "validation",
+    "id": "id",
+    "ood": "ood",
+    "unseen_object": "unseen_object",
+    "best_val_loss": "val/id/loss",
+    "epochs": "epochs",
+    "seconds_total": "seconds",
+}
+CURVE_METRICS = ("val/id/loss", "val/new/exact_match")
+
+
+def write_comparison(found: Found, to: Path) -> Path:
+    """Writes compare.html and compare.csv into the folder `to`; returns the page's path."""
+    to.mkdir(parents=True, exist_ok=True)
+    rows = shorter(run_rows(found.finished), to)
+    _write_csv(to / TABLE, rows)
+    page = to / PAGE
+    page.write_text(render("compare.html.jinja", _page(found, rows, to)), encoding="utf-8")
+    return page
+
+
+def histories(folders: list[Path], rows: list[Row]) -> dict[Series, dict[Any, dict[str, dict[int, float]]]]:
+    """Series -> trained layer -> metric -> epoch -> mean over the seeds that got so far."""
+    seen: dict[Series, dict[Any, list[dict[str, dict[int, float]]]]] = defaultdict(lambda: defaultdict(list))
+    for folder, row in zip(folders, rows, strict=True):
+        if isinstance(row["trained_layer"], int) and (history := read_history(folder / "metrics.csv")):
+            seen[series_of(row)][row["trained_layer"]].append(history)
+    return {
+        series: {
+            layer: {name: _mean_by_epoch([h.get(name, {}) for h in found]) for name in CURVE_METRICS} for layer, found in by_layer.items()
+        }
+        for series, by_layer in seen.items()
+    }
+
+
+def _page(found: Found, rows: list[Row], to: Path) -> dict[str, Any]:
+    curves, levels = layer_curves(rows), baseline_levels(found.finished, rows)
+    curves_by_epoch = histories(list(found.finished), rows)
+    groups = dict.fromkeys((series.host, series.setting) for series in (series_of(row) for row in rows))
+    failed = shorter(
+        [{"run": str(folder), "error": result.get("error", "no error was recorded")} for folder, result in found.failed.items()], to
+    )
+    return {
+        "rows": rows,
+        "columns": TABLED,
+        "splits": SPLITS,
+        "methods": METHODS,
+        "groups": [_group(group, curves, levels, curves_by_epoch) for group in groups],
+        "best": best_layers(rows),
+        "differences": {key: values.most_common(MOST_VALUES) for key, values in differences(_configs(found)).items()},
+        "failed": failed,
+        "unfinished": shorter([{"run": str(folder)} for folder in found.unfinished], to),
+        "unreadable": found.unreadable,
+        "toy": any(row["host"] == "pocket" for row in rows),
+    }
+
+
+def _group(
+    group: tuple[str, str], curves: Mapping[Series, Any], levels: Mapping[Series, Any], by_epoch: Mapping[Series, Any]
+) -> dict[str, Any]:
+    from decoder import compare_plots
+
+    own = {series: points for series, points in curves.items() if series[:2] == group}
+    return {
+        "host": group[0],
+        "setting": group[1],
+        "curves_svg": compare_plots.layer_curves(own, levels),
+        "heat_svg": compare_plots.heat_maps(own),
+        "learning_svg": compare_plots.learning_curves({series: by_epoch[series] for series in sorted(by_epoch) if series[:2] == group}),
+        "levels": {series: levels[series] for series in own if series in levels},
+    }
+
+
+def _configs(found: Found) -> list[Mapping[str, Any]]:
+    return [result.get("config") or {} for result in found.finished.values()]
+
+
+def _mean_by_epoch(histories: list[Mapping[int, float]]) -> dict[int, float]:
+    epochs = sorted({epoch for history in histories for epoch in history})
+    return {epoch: fmean(history[epoch] for history in histories if epoch in history) for epoch in epochs}
+
+
+def _write_csv(path: Path, rows: list[Row]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]) if rows else ["run"], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)

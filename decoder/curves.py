@@ -1,0 +1,199 @@
+"""Numbers of a comparison: one row a run, the layer curves over seeds, the best layers, and what differs between configs.
+
+Runs are averaged over seeds only: those of another host, edited layer or setting are a series of their own.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from decoder.grid import with_effect
+from decoder.runs import validation_score
+from decoder.tables import OOD_CELLS, SPLITS, ridge_of
+
+AXES = {"decoder.layer", "edits.layer", "seed", "experiment"}
+"""Settings that are an axis of the comparison, or a name."""
+Row = dict[str, Any]
+
+
+class Series(NamedTuple):
+    """What a layer curve belongs to."""
+
+    host: str
+    setting: str
+    """The settings in which its runs differ from others of the comparison; empty if all are alike."""
+    edited_layer: int
+
+    @property
+    def label(self) -> str:
+        return f"{self.host}{f' ({self.setting})' if self.setting else ''}, edited layer {self.edited_layer}"
+
+
+class Point(NamedTuple):
+    """Runs that differ in their seed only."""
+
+    layer: int
+    values: tuple[float, ...]
+    """Exact match of each seed."""
+    interval: tuple[float, float] | None
+    """Mean of the runs' own 95 % intervals."""
+
+    @property
+    def mean(self) -> float:
+        return fmean(self.values)
+
+
+class Best(NamedTuple):
+    """The trained layer of a series whose mean validation score is highest, and its best run."""
+
+    series: Series
+    layer: Any
+    seeds: int
+    validation: float
+    tests: dict[str, float]
+    run: str
+    of_host: bool
+    """Whether it is the best of its host."""
+
+
+def run_rows(results: Mapping[Any, Mapping[str, Any]]) -> list[Row]:
+    """One flat row a run, in the columns of compare.csv."""
+    settings = _settings({name: flat(result.get("config") or {}) for name, result in results.items()})
+    return [_row(str(name), result, settings[name]) for name, result in results.items()]
+
+
+def layer_curves(rows: Iterable[Row]) -> dict[Series, dict[str, list[Point]]]:
+    """Series -> test split -> points by trained layer. Decoders of several trained layers have no place on the axis."""
+    cells: dict[Series, dict[str, dict[int, list[Row]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    for row in rows:
+        for split in SPLITS:
+            if isinstance(row["trained_layer"], int) and row[split] is not None:
+                cells[series_of(row)][split][row["trained_layer"]].append(row)
+    return {
+        series: {split: [_point(layer, found[layer], split) for layer in sorted(found)] for split, found in by_split.items()}
+        for series, by_split in sorted(cells.items())
+    }
+
+
+def series_of(row: Row) -> Series:
+    return Series(row["host"], row["setting"], row["edited_layer"])
+
+
+def baseline_levels(results: Mapping[Any, Mapping[str, Any]], rows: list[Row]) -> dict[Series, dict[str, dict[str, Any]]]:
+    """Series -> baseline -> `metric` (exact_match, or first_token where a baseline names no more) and its mean by split."""
+    found: dict[Series, dict[str, list[Mapping[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    for result, row in zip(results.values(), rows, strict=True):
+        for name, scores in (result.get("baselines") or {}).items():
+            found[series_of(row)][name].append(scores)
+    return {series: {name: _level(scores) for name, scores in by_name.items()} for series, by_name in found.items()}
+
+
+def best_layers(rows: list[Row]) -> list[Best]:
+    """The best trained layer of every series, by validation; ties go to the lower validation loss."""
+    groups: dict[Series, dict[Any, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        if row["validation"] is not None:
+            groups[series_of(row)][row["trained_layer"]].append(row)
+    best = [_best(series, max(layers.items(), key=lambda item: _rank(item[1]))) for series, layers in sorted(groups.items())]
+    top = {host: max(found.validation for found in best if found.series.host == host) for host in {found.series.host for found in best}}
+    return [found._replace(of_host=found.validation == top[found.series.host]) for found in best]
+
+
+def differences(configs: Iterable[Mapping[str, Any]]) -> dict[str, Counter[str]]:
+    """Dotted setting -> its values and how many runs have each, for settings that are not the same everywhere."""
+    flats = [flat(config) for config in configs]
+    keys = dict.fromkeys(key for found in flats for key in found)
+    counts = {key: Counter(str(found.get(key, "not recorded")) for found in flats) for key in keys}
+    return {key: values for key, values in counts.items() if len(values) > 1}
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings with an effect on results, by dotted name."""
+    found: dict[str, Any] = {}
+    for key, value in (with_effect(dict(config)) if not prefix else config).items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
+
+
+def _settings(flats: Mapping[Any, Mapping[str, Any]]) -> dict[Any, str]:
+    """What tells runs of one host apart beside the axes."""
+    by_host: dict[Any, list[Mapping[str, Any]]] = defaultdict(list)
+    for found in flats.values():
+        by_host[found.get("host.name")].append(found)
+    varying = {
+        host: [key for key in dict.fromkeys(k for f in group for k in f) if key not in AXES and len({str(f.get(key)) for f in group}) > 1]
+        for host, group in by_host.items()
+    }
+    return {
+        name: ", ".join(f"{key.removeprefix('edits.')}={found.get(key)}" for key in varying[found.get("host.name")])
+        for name, found in flats.items()
+    }
+
+
+def _row(name: str, result: Mapping[str, Any], setting: str) -> Row:
+    config, host, fit = (result.get(key) or {} for key in ("config", "host", "fit"))
+    layers, layer = host.get("layers"), result.get("trained_layer", (config.get("decoder") or {}).get("layer"))
+    test, validation = result.get("test") or {}, result.get("validation") or {}
+    row: Row = {
+        "run": name,
+        "experiment": config.get("experiment"),
+        "host": host.get("name") or (config.get("host") or {}).get("name") or "unknown",
+        "setting": setting,
+        "editor": (config.get("edits") or {}).get("editor"),
+        "ridge": ridge_of(dict(result)),
+        "edited_layer": result.get("edited_layer", (config.get("edits") or {}).get("layer")),
+        "trained_layer": "+".join(map(str, layer)) if isinstance(layer, list) else layer,
+        "layer_frac": layer / max(1, layers - 1) if isinstance(layer, int) and layers else None,
+        "seed": result.get("seed", config.get("seed")),
+        "validation": validation_score(result),
+    }
+    for split in ("val/id", "val/new"):
+        row[split.replace("/", "_")] = _value(validation, split, "exact_match")
+    for split in (*SPLITS, *OOD_CELLS):
+        row[split] = _value(test, split, "exact_match")
+        row[f"{split}_low"], row[f"{split}_high"] = _interval(test, split)
+        row[f"{split}_first_token"] = _value(test, split, "first_token")
+        row[f"{split}_n"] = (test.get(split) or {}).get("n")
+    row |= {key: fit.get(key) for key in ("best_val_loss", "epochs", "stopping_reason")}
+    return row | {f"seconds_{stage}": (result.get("seconds") or {}).get(stage) for stage in ("fit", "test", "total")}
+
+
+def _value(scores: Mapping[str, Any], split: str, metric: str) -> float | None:
+    return ((scores.get(split) or {}).get(metric) or {}).get("value")
+
+
+def _interval(scores: Mapping[str, Any], split: str) -> tuple[float | None, float | None]:
+    return tuple(((scores.get(split) or {}).get("exact_match") or {}).get("ci95") or (None, None))
+
+
+def _point(layer: int, rows: list[Row], split: str) -> Point:
+    bounds = [(row[f"{split}_low"], row[f"{split}_high"]) for row in rows if row[f"{split}_low"] is not None]
+    interval = tuple(fmean(side) for side in zip(*bounds, strict=True)) if bounds else None
+    return Point(layer, tuple(row[split] for row in rows), interval)
+
+
+def _level(scores: list[Mapping[str, Any]]) -> dict[str, Any]:
+    exact = any((entry.get(split) or {}).get("exact_match") for entry in scores for split in SPLITS)
+    metric = "exact_match" if exact else "first_token"
+    found = {split: [value for entry in scores if (value := _value(entry, split, metric)) is not None] for split in SPLITS}
+    known = bool(scores[0].get("base_known"))
+    return {"metric": metric, "base_known": known} | {split: fmean(values) for split, values in found.items() if values}
+
+
+def _rank(rows: list[Row]) -> tuple[float, float]:
+    losses = [row["best_val_loss"] for row in rows if row["best_val_loss"] is not None]
+    return fmean(row["validation"] for row in rows), -fmean(losses) if losses else 0.0
+
+
+def _best(series: Series, chosen: tuple[Any, list[Row]]) -> Best:
+    layer, rows = chosen
+    run = max(rows, key=lambda row: _rank([row]))["run"]
+    tests = {split: fmean(row[split] for row in rows) for split in SPLITS if all(row[split] is not None for row in rows)}
+    return Best(series, layer, len(rows), _rank(rows)[0], tests, run, of_host=False)
+
+
+def shorter(rows: list[Row], top: Path) -> list[Row]:
+    """The rows with run folders as they are seen from `top`."""
+    return [row | {"run": str(Path(row["run"]).relative_to(top)) if Path(row["run"]).is_relative_to(top) else row["run"]} for row in rows]

@@ -1,0 +1,179 @@
+"""Grids: one command line that stands for many runs.
+
+`-m decoder.layer=0,1 seed=range(0,3)` is the product of its several-valued settings; an experiment file may list more under
+`grid:`. Nothing here imports torch, so that a grid whose runs are all finished is known to be at once.
+"""
+
+import math
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from decoder.compose import compose, to_dict
+from decoder.config import TrainConfig
+from decoder.errors import UserError
+from decoder.paths import run_folder, short_hash
+from decoder.runs import read_result
+
+FLAGS = ("-m", "--multirun")
+IN_THE_FOLDER = {"decoder.layer", "edits.layer", "edits.editor", "seed", "host", "host.name", "experiment", "runs", "variant"}
+WITHOUT_EFFECT = {"runs", "cache_dir", "resume", "wandb", "launcher", "grid", "variant"}
+"""Settings that change where results go and what is shown, not the results."""
+LONGEST_VARIANT = 60
+RANGE = re.compile(r"range\(\s*(-?\d+)\s*(?:,\s*(-?\d+)\s*)?(?:,\s*(-?\d+)\s*)?\)")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a grid: its config, and the command line that gives it alone."""
+
+    config: TrainConfig
+    argv: tuple[str, ...]
+
+    @property
+    def folder(self) -> Path:
+        return run_folder(self.config)
+
+    @property
+    def command(self) -> str:
+        return shlex.join(("python", "train.py", *self.argv))
+
+    def finished(self) -> dict[str, Any] | None:
+        """The result of this run if it went through with the same settings before."""
+        try:
+            result = read_result(self.folder / "result.json")
+        except (FileNotFoundError, ValueError):
+            return None
+        same = result.get("status") == "ok" and with_effect(result["config"]) == with_effect(to_dict(self.config))
+        return result if same else None
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The runs of a command line, those of one host and edited layer together; `is_one_run` if no grid was asked for."""
+
+    runs: list[Run]
+    axes: dict[str, list[str]]
+    is_one_run: bool
+
+
+def read_grid(argv: Sequence[str]) -> Grid:
+    """The runs a command line stands for; answers `--help` and `--cfg` (of the first run) as `compose` does.
+
+    Raises:
+        UserError: an argument is not understood, or two runs would share a folder.
+    """
+    words = [word for word in argv if word not in FLAGS]
+    several = len(words) < len(argv)
+    typed = {key: values(text, key) for key, _, text in (word.partition("=") for word in words)} if several else {}
+    axes = {key: found for key, found in typed.items() if len(found) > 1}
+    kept = [word for word in words if word.partition("=")[0] not in axes]
+    first = compose(TrainConfig, "train", kept + [f"{key}={found[0]}" for key, found in axes.items()])
+    if first.grid and "experiment" in axes:
+        raise UserError(f"experiment={','.join(axes['experiment'])}: {first.experiment} has a grid of its own; give one experiment")
+    given = {word.partition("=")[0] for word in words}
+    axes = {key: values(_text(found), key) for key, found in first.grid.items() if key not in given} | axes
+    runs = [_run(kept, dict(zip(axes, choice, strict=True))) for choice in product(*axes.values())]
+    _check_folders(runs)
+    return Grid(_neighbours(runs), axes, is_one_run=not several and not axes)
+
+
+def values(text: str, key: str = "") -> list[str]:
+    """The values of a setting: split at commas outside brackets and quotes; a range is counted out.
+
+    Raises:
+        UserError: a range has no members, or is not written range(START,STOP) or range(START,STOP,STEP).
+    """
+    found = []
+    for part in _split(text):
+        if not part.startswith("range("):
+            found.append(part)
+            continue
+        bounds = RANGE.fullmatch(part)
+        counted = range(*(int(bound) for bound in bounds.groups() if bound)) if bounds and bounds[3] != "0" else ()
+        if not counted:
+            raise UserError(f"{key}={part}: expected range(START,STOP) or range(START,STOP,STEP) with members, as range(0,48,4)")
+        found += map(str, counted)
+    return found
+
+
+def with_effect(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a resolved config that its results depend on."""
+    kept = {key: value for key, value in config.items() if key not in WITHOUT_EFFECT}
+    return kept | {"trainer": {key: value for key, value in config.get("trainer", {}).items() if key != "progress"}}
+
+
+def edits_of(config: TrainConfig) -> str:
+    """A key that runs on the same host and the same edits share."""
+    kept = ("host", "cache_dir", "store", "facts", "edits", "splits")
+    return short_hash({key: value for key, value in to_dict(config).items() if key in kept})
+
+
+def seconds_of(result: dict[str, Any]) -> float:
+    """What a run takes once its host and edits are there."""
+    return math.fsum(result["seconds"][stage] for stage in ("fit", "test"))
+
+
+def _run(kept: list[str], choice: dict[str, str]) -> Run:
+    argv = [*kept, *(f"{key}={value}" for key, value in choice.items())]
+    variant = _variant(choice)
+    if variant and not any(word.startswith("variant=") for word in argv):
+        argv.append(f"variant={variant}")
+    config = compose(TrainConfig, "train", argv)
+    config.grid = {}
+    return Run(config, tuple(argv))
+
+
+def _variant(choice: dict[str, str]) -> str:
+    named = [f"{key.rpartition('.')[2]}={value}" for key, value in choice.items() if key not in IN_THE_FOLDER]
+    text = re.sub(r"[^A-Za-z0-9.=_+-]+", "_", "-".join(named))
+    return text if len(text) <= LONGEST_VARIANT else f"{text[:LONGEST_VARIANT]}-{short_hash(named)[:6]}"
+
+
+def _check_folders(runs: list[Run]) -> None:
+    first: dict[Path, Run] = {}
+    for run in runs:
+        if (other := first.setdefault(run.folder, run)) is not run:
+            raise UserError(
+                f"two runs of the grid would write to {run.folder}: `{' '.join(other.argv)}` and `{' '.join(run.argv)}`. Drop one of them"
+            )
+
+
+def _neighbours(runs: list[Run]) -> list[Run]:
+    """Runs on the same edits side by side, so that each host is opened and each set of edits made once."""
+    order: dict[str, int] = {}
+    keys = [edits_of(run.config) for run in runs]
+    for key in keys:
+        order.setdefault(key, len(order))
+    return [run for _, run in sorted(zip(keys, runs, strict=True), key=lambda pair: order[pair[0]])]
+
+
+def _text(value: Any) -> str:
+    """A value of an experiment file's grid as it would be typed."""
+    return ",".join(map(_typed, value)) if isinstance(value, list) else _typed(value)
+
+
+def _typed(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{','.join(map(_typed, value))}]"
+    return {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else str(value)
+
+
+def _split(text: str) -> list[str]:
+    parts, depth, quote = [""], 0, ""
+    for letter in text:
+        if letter == "," and not depth and not quote:
+            parts.append("")
+            continue
+        parts[-1] += letter
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "\"'":
+            quote = letter
+        else:
+            depth += (letter in "([{") - (letter in ")]}")
+    return parts

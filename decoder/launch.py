@@ -1,0 +1,173 @@
+"""Runs a grid: the plan, what is finished already, one run after the other, and what went wrong.
+
+A launcher yields each run with its result as it ends: `in_process` here, `in_processes` of `decoder/workers.py`. SLURM gets a
+script. Nothing here imports torch before there is something to run.
+"""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from decoder.compose import to_dict
+from decoder.grid import Grid, Run, edits_of, seconds_of
+from decoder.paths import trained_layers
+
+Outcome = tuple[Run, dict[str, Any]]
+RunOne = Callable[[Run, Any], dict[str, Any]]
+SPLITS = ("id", "ood", "unseen_object")
+
+
+def launch(grid: Grid, run_one: RunOne, script: Path) -> None:
+    """Runs what is not finished of a grid and says how it went; `script` is the program a worker process starts.
+
+    Raises:
+        SystemExit: code 1, after all runs were tried and some failed.
+    """
+    config = grid.runs[0].config
+    if config.launcher.name == "slurm":
+        from decoder.slurm import sbatch_script
+
+        sys.stdout.write(sbatch_script(grid))
+        return
+    # The file is named: a console asks for sys.stdout at every line, which is a run's log.txt while a run goes on.
+    out = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    finished = {run.folder: result for run in grid.runs if (result := run.finished())}
+    left = [run for run in grid.runs if run.folder not in finished]
+    out.print(plan(grid, finished))
+    out.print(_estimate([seconds_of(result) for result in finished.values()], len(left), config.launcher.jobs))
+    if not left:
+        out.print(f"Nothing to run. Compare them:  python -m decoder.report {_common(grid)}")
+        return
+    jobs = min(config.launcher.jobs, len(left))
+    if jobs > 1:
+        from decoder.workers import in_processes
+
+        outcomes = in_processes(left, script, jobs)
+    else:
+        outcomes = in_process(left, run_one, out)
+    failed = _follow(outcomes, len(left), jobs, out)
+    _compare(grid, out)
+    if failed:
+        out.print(f"\n{len(failed)} of {len(grid.runs)} runs failed; the same command tries them again:", style="bold")
+        for run, result in failed:
+            out.print(f"  {run.folder}: {result['error']}", markup=False)
+        raise SystemExit(1)
+
+
+def plan(grid: Grid, finished: dict[Path, dict[str, Any]]) -> Table:
+    """The runs by host and edited layer, and how many are finished."""
+    axes = " × ".join(f"{key} ({len(values)})" for key, values in grid.axes.items())
+    title = f"{grid.runs[0].config.experiment}: {len(grid.runs)} runs" + (f", {axes}" if axes else "")
+    table = Table(
+        "host", "edited layer", "trained layers", "seeds", box=box.HORIZONTALS, title=title, title_justify="left", title_style="bold"
+    )
+    table.add_column("runs", justify="right")
+    table.add_column("finished", justify="right")
+    for (host, edited), members in groupby(grid.runs, key=lambda run: (run.config.host.name, run.config.edits.layer)):
+        runs = list(members)
+        trained = dict.fromkeys("+".join(map(str, trained_layers(run.config))) for run in runs)
+        seeds = dict.fromkeys(str(run.config.seed) for run in runs)
+        done = sum(run.folder in finished for run in runs)
+        table.add_row(host, str(edited), _short(trained), _short(seeds), str(len(runs)), str(done))
+    return table
+
+
+def in_process(runs: list[Run], run_one: RunOne, out: Console) -> Iterator[Outcome]:
+    """One run after the other in this process, on one bench; what a run prints goes to its log.txt."""
+    from data.bench import Bench
+    from decoder.session import quiet
+
+    quiet()
+    bench = Bench()
+    for config in {edits_of(run.config): run.config for run in runs}.values():
+        out.print(bench.describe(config), style="dim")
+    for run in runs:
+        yield run, attempt(run, run_one, bench)
+
+
+def attempt(run: Run, run_one: RunOne, bench: Any) -> dict[str, Any]:
+    """The result of a run; one that breaks leaves `status: failed` and the next can start."""
+    from decoder.result import failed
+    from decoder.tracking import close_run
+
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with (run.folder / "log.txt").open("a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+        try:
+            return run_one(run, bench)
+        except Exception as error:
+            close_run(exit_code=1)
+            return failed(to_dict(run.config), error)
+
+
+def _follow(outcomes: Iterator[Outcome], count: int, jobs: int, out: Console) -> list[Outcome]:
+    """Shows a line and a bar as runs end; returns those that failed."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[left]}"))
+    failed, seconds, started = [], [], time.perf_counter()
+    with Progress(*columns, console=out, transient=True, redirect_stdout=False) as bar:
+        task = bar.add_task("runs", total=count, left="")
+        for number, (run, result) in enumerate(outcomes, 1):
+            ok = result["status"] == "ok"
+            if ok:
+                seconds.append(seconds_of(result))
+            else:
+                failed.append((run, result))
+            out.print(f"[{number}/{count}] {describe(run, result)}", markup=False, style=None if ok else "red")
+            if number == 1 and ok and count > 1:
+                out.print("  " + _estimate(seconds, count - 1, jobs), style="dim")
+            pace = (time.perf_counter() - started) / number
+            bar.update(task, advance=1, left=f"about {_duration(pace * (count - number))} left")
+    return failed
+
+
+def describe(run: Run, result: dict[str, Any]) -> str:
+    """One line on how a run ended."""
+    name = f"{run.config.host.name}/{run.folder.name}"
+    if result["status"] != "ok":
+        return f"{name}  failed: {result['error']}"
+    scores = "  ".join(f"{split} {result['test'][split]['exact_match']['value']:.3f}" for split in SPLITS if split in result["test"])
+    return f"{name}  {result['seconds']['total']:.0f} s  {scores}"
+
+
+def _estimate(seconds: list[float], left: int, jobs: int) -> str:
+    if not left or not seconds:
+        return f"{left} to run" + ("; how long it takes is known after the first" if left else "")
+    each = sum(seconds) / len(seconds)
+    return f"{left} to run, about {_duration(each * left / jobs)} ({each:.0f} s a run)"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _short(names: dict[str, None]) -> str:
+    shown = list(names)
+    return ", ".join(shown) if len(shown) <= 12 else f"{', '.join(shown[:4])}, ... {shown[-1]} ({len(shown)})"
+
+
+def _common(grid: Grid) -> Path:
+    """The folder above all runs of the grid."""
+    config = grid.runs[0].config
+    same = len({run.config.experiment for run in grid.runs}) == 1
+    return Path(config.runs) / config.experiment if same else Path(config.runs)
+
+
+def _compare(grid: Grid, out: Console) -> None:
+    """Writes the page of the comparison beside the runs."""
+    from decoder.compare import write_comparison
+    from decoder.curves import run_rows
+    from decoder.runs import find_runs
+    from decoder.tracking import log_comparison
+
+    found = find_runs([_common(grid)])
+    page = write_comparison(found, _common(grid))
+    log_comparison(grid.runs[0].config, run_rows(found.finished), _common(grid))
+    out.print(f"\nComparison: {page}", markup=False)

@@ -1,0 +1,100 @@
+"""The results of runs on disk: written whole or not at all, found again under any folder. Nothing here imports torch."""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from decoder.errors import UserError
+
+SCHEMA = 1
+FILE = "result.json"
+NOT_RUNS = {"checkpoints", "decoder", "wandb"}
+
+
+@dataclass(frozen=True)
+class Found:
+    """What lies under some folders: results by run folder, runs without one yet, and files that cannot be read."""
+
+    results: dict[Path, dict[str, Any]] = field(default_factory=dict)
+    unfinished: list[Path] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
+
+    @property
+    def finished(self) -> dict[Path, dict[str, Any]]:
+        return {folder: result for folder, result in self.results.items() if result.get("status") == "ok"}
+
+    @property
+    def failed(self) -> dict[Path, dict[str, Any]]:
+        return {folder: result for folder, result in self.results.items() if result.get("status") != "ok"}
+
+
+def write_result(folder: Path, result: Mapping[str, Any]) -> None:
+    """Writes result.json so that it is there whole or not at all."""
+    temporary = folder / f"{FILE}.tmp"
+    temporary.write_text(json.dumps({"schema": SCHEMA} | dict(result), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, folder / FILE)
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """The `result.json` of a run; one that is absent or not of this schema is an error that names the file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; a run folder with a result.json was expected, run train.py first")
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not JSON ({error}); expected the result of a run, run train.py again") from error
+    if not isinstance(result, dict) or result.get("schema") != SCHEMA:
+        raise ValueError(f"{path}: not a result of schema {SCHEMA}; run train.py again with this version")
+    return result
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the folder has the result of a run that went through."""
+    file = folder / FILE
+    return file.exists() and json.loads(file.read_text(encoding="utf-8")).get("status") == "ok"
+
+
+def find_runs(folders: Iterable[str | Path]) -> Found:
+    """Every run at or under the folders, in order of path.
+
+    Raises:
+        UserError: a folder is not there, or none of them holds a result.
+    """
+    found = Found()
+    folders = [Path(folder).expanduser() for folder in folders]
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder; give run folders, or a folder above them as runs/main")
+        for path in sorted(_run_folders(folder)):
+            _read_into(found, path)
+    if not found.results:
+        shown = ", ".join(map(str, folders))
+        raise UserError(f"{shown}: no result.json of schema {SCHEMA} there; run train.py first, or give another folder")
+    return found
+
+
+def validation_score(result: Mapping[str, Any]) -> float | None:
+    """What runs are chosen by: the mean exact match of val/id and val/new, at the best checkpoint. Tests have no part in it."""
+    scores = [split["exact_match"]["value"] for split in (result.get("validation") or {}).values() if split.get("exact_match")]
+    return sum(scores) / len(scores) if scores else None
+
+
+def _read_into(found: Found, folder: Path) -> None:
+    if not (folder / FILE).exists():
+        found.unfinished.append(folder)
+        return
+    try:
+        found.results[folder] = read_result(folder / FILE)
+    except ValueError as error:
+        found.unreadable.append(str(error))
+
+
+def _run_folders(top: Path) -> Iterable[Path]:
+    for path, names, files in os.walk(top):
+        if FILE in files or ("config.yaml" in files and "overrides.txt" in files):
+            names.clear()
+            yield Path(path)
+        names[:] = [name for name in names if name not in NOT_RUNS]

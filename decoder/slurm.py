@@ -1,0 +1,44 @@
+"""A grid as an sbatch script: an array with one line per run. It is printed; nothing is sent to a cluster."""
+
+import shlex
+
+from decoder.grid import Grid, edits_of
+
+
+def sbatch_script(grid: Grid) -> str:
+    """The script of the runs that are not finished; hosts and edits are made before, by the commands at its head."""
+    left = [run for run in grid.runs if not run.finished()] or grid.runs
+    config = left[0].config
+    options = {
+        "job-name": f"palimpsest-{config.experiment}",
+        "array": f"0-{len(left) - 1}",
+        "cpus-per-task": config.launcher.cpus,
+        "gpus-per-task": config.launcher.gpus or None,
+        "mem": config.launcher.memory,
+        "time": config.launcher.time,
+        "partition": config.launcher.partition,
+        "output": "slurm-%A-%a.txt",  # SLURM makes no folders, and says nothing when one is missing
+    }
+    first = {edits_of(run.config): run for run in reversed(left)}
+    makes = [f"#   {_line(('python', '-m', 'data.produce'), run.argv)}" for run in reversed(first.values())]
+    runs = [f"  {index}) {_line(('python', 'train.py'), run.argv)} ;;" for index, run in enumerate(left)]
+    return "\n".join(
+        [
+            "#!/bin/bash",
+            *(f"#SBATCH --{name}={value}" for name, value in options.items() if value is not None),
+            "#",
+            "# Make the hosts and edits first, or runs that start together would make them twice:",
+            *makes,
+            "",
+            "set -euo pipefail",
+            'export OMP_NUM_THREADS="${SLURM_CPUS_PER_TASK:-1}"',
+            'case "$SLURM_ARRAY_TASK_ID" in',
+            *runs,
+            "esac",
+            "",
+        ]
+    )
+
+
+def _line(program: tuple[str, ...], argv: tuple[str, ...]) -> str:
+    return shlex.join((*program, *(word for word in argv if not word.startswith("launcher"))))

@@ -1,0 +1,126 @@
+"""A grid on several processes of one machine: each has a bench of its own and its share of the cores.
+
+A worker is this program with `--worker`. It reads one JSON line a run from its stdin and answers with one; a worker that dies takes
+its own run with it and nothing else.
+"""
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from decoder.compose import to_dict
+from decoder.grid import Run, edits_of, read_grid
+from decoder.launch import Outcome, RunOne, attempt
+from decoder.runs import is_finished, write_result
+
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+def in_processes(runs: list[Run], script: Path, jobs: int) -> Iterator[Outcome]:
+    """Shares runs between `jobs` workers, in order; hosts and edits are made first, by one worker that has all cores."""
+    _prepare(runs, script)
+    waiting: queue.SimpleQueue[Run] = queue.SimpleQueue()
+    for run in runs:
+        waiting.put(run)
+    ended: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
+    workers = [Worker(script, worker_environment(index, jobs)) for index in range(jobs)]
+    for worker in workers:
+        threading.Thread(target=_work, args=(worker, waiting, ended), daemon=True).start()
+    try:
+        for _ in runs:
+            yield ended.get()
+    finally:
+        for worker in workers:
+            worker.stop()
+
+
+def worker_environment(index: int, jobs: int, environment: Mapping[str, str] = os.environ, cores: int | None = None) -> dict[str, str]:
+    """The environment of worker `index` of `jobs`: its share of the cores, fewer if the user says so, and one of several GPUs."""
+    share = max(1, (cores or available_cores()) // jobs)
+    threads = {name: str(min(share, int(environment[name])) if environment.get(name, "").isdigit() else share) for name in THREADS}
+    devices = [device for device in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if device]
+    visible = {"CUDA_VISIBLE_DEVICES": devices[index % len(devices)]} if len(devices) > 1 else {}
+    return dict(environment) | threads | visible
+
+
+def available_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Worker:
+    """One process that does runs one after the other, started when it is first asked."""
+
+    def __init__(self, script: Path, environment: dict[str, str]) -> None:
+        self._line, self._environment = [sys.executable, str(script), "--worker"], environment
+        self._process: subprocess.Popen[str] | None = None
+
+    def ask(self, task: str, run: Run) -> dict[str, Any]:
+        """The worker's answer; a result with `status: failed` if it died over it. The next question starts a new one."""
+        if self._process is None:
+            self._process = subprocess.Popen(
+                self._line, env=self._environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+            )
+        process = self._process
+        try:
+            process.stdin.write(json.dumps({"task": task, "argv": run.argv}) + "\n")
+            process.stdin.flush()
+            answer = process.stdout.readline()
+        except BrokenPipeError:
+            answer = ""
+        if answer:
+            return json.loads(answer)
+        self._process = None
+        error = f"WorkerDied: its process ended with code {process.wait()}, see {run.folder / 'log.txt'}"
+        result = {"status": "failed", "error": error, "config": to_dict(run.config)}
+        if task == "run" and not is_finished(run.folder):
+            run.folder.mkdir(parents=True, exist_ok=True)
+            write_result(run.folder, result)
+        return result
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait()
+
+
+def serve(run_one: RunOne) -> None:
+    """What a worker does: tasks from stdin, answers to stdout, and everything else that is printed to stderr."""
+    channel = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    from data.bench import Bench
+
+    bench = Bench()
+    for line in sys.stdin:
+        task = json.loads(line)
+        (run,) = read_grid(task["argv"]).runs
+        if task["task"] == "prepare":
+            answer = attempt(run, lambda run, bench: {"status": "ok", "edits": len(bench.edits(run.config).table)}, bench)
+        else:
+            answer = attempt(run, run_one, bench)
+        channel.write(json.dumps(answer) + "\n")
+
+
+def _prepare(runs: list[Run], script: Path) -> None:
+    worker = Worker(script, dict(os.environ))
+    for run in {edits_of(run.config): run for run in reversed(runs)}.values():
+        # If it cannot be made, the runs themselves will say why.
+        worker.ask("prepare", run)
+    worker.stop()
+
+
+def _work(worker: Worker, waiting: "queue.SimpleQueue[Run]", ended: "queue.SimpleQueue[Outcome]") -> None:
+    while True:
+        try:
+            run = waiting.get_nowait()
+        except queue.Empty:
+            return
+        try:
+            ended.put((run, worker.ask("run", run)))
+        except Exception as error:  # an outcome must come for every run, or the grid would wait for ever
+            ended.put((run, {"status": "failed", "error": f"{type(error).__name__}: {error}", "config": to_dict(run.config)}))

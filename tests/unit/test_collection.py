@@ -1,0 +1,213 @@
+"""Folders of decoders: what is taken, what is written, which one fits a matrix, and that nothing is sent unasked."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from huggingface_hub.errors import OfflineModeIsEnabled
+from safetensors.torch import save_file
+from unit.fabricated_runs import result
+
+from decoder.collection import best_runs, choose, export_best, fitting, is_collection, matrices_of, read_index
+from decoder.errors import UserError
+from decoder.export import load_decoder, main, save_decoder
+from decoder.hub import push_to_hub
+from decoder.model import ObjectDecoder
+from decoder.runs import find_runs, write_result
+
+SCORES = {"n": 12, "first_token": {"value": 0.75, "ci95": [0.5, 0.9]}, "exact_match": {"value": 0.5, "ci95": [0.25, 0.75]}}
+FACTS = {
+    "editors": [{"name": "rome", "settings": {"ridge": 0.01}}],
+    "scores": {"id": SCORES, "ood": SCORES, "ood_seen_object": SCORES},
+    "calibration": {"auroc": 0.875},
+    "seed": 0,
+}
+
+
+def write_run(top: Path, host, edited: int, trained: int, seed: int, validation: float, loss: float = 0.5) -> Path:
+    """A finished run with a real decoder on a tiny host; only its scores are made up."""
+    folder = top / host.name / f"rome-e{edited}-t{trained}-s{seed}"
+    folder.mkdir(parents=True)
+    scored = result(edited, trained, seed) | {"decoder": "decoder"}
+    scored["fit"]["best_val_loss"] = loss
+    for split in scored["validation"].values():
+        split["exact_match"]["value"] = validation
+    write_result(folder, scored)
+    decoder = ObjectDecoder(host, edited_layer=edited, trained_layers=[trained], prompt_MD=torch.full((4, host.hidden_size), float(seed)))
+    save_decoder(folder / "decoder", decoder, FACTS)
+    return folder
+
+
+@pytest.fixture
+def runs(host_of, tmp_path) -> Path:
+    """Two hosts; on one of them two edited layers. The best run of each is that of seed 1."""
+    top = tmp_path / "runs"
+    for name, edited, trained, seed, validation in (
+        ("llama", 0, 0, 0, 0.5),
+        ("llama", 0, 0, 1, 0.7),
+        ("llama", 0, 1, 0, 0.6),
+        ("llama", 1, 1, 1, 0.4),
+        ("gpt2", 1, 0, 1, 0.3),
+    ):
+        write_run(top, host_of(name), edited, trained, seed, validation)
+    return top
+
+
+@pytest.fixture
+def collection(runs, tmp_path) -> Path:
+    return export_best(find_runs([runs]), tmp_path / "decoders").parent
+
+
+def test_the_best_of_every_host_and_edited_layer(collection, host_of):
+    entries = read_index(collection)
+    assert [(entry["folder"], entry["edited_layer"], entry["seed"], entry["run"]) for entry in entries] == [
+        ("gpt2-e1", 1, 0, "rome-e1-t0-s1"),
+        ("llama-e0", 0, 0, "rome-e0-t0-s1"),
+        ("llama-e1", 1, 0, "rome-e1-t1-s1"),
+    ]
+    assert load_decoder(collection / "llama-e0", host_of("llama")).prompt_MD[0, 0] == 1.0
+    assert {path.name for path in collection.iterdir()} == {"index.json", "README.md", "gpt2-e1", "llama-e0", "llama-e1"}
+    assert [path.name for path in collection.parent.iterdir() if path.name.endswith(".tmp")] == []
+
+
+def test_equal_validation_goes_to_the_lower_loss(runs, host_of):
+    write_run(runs, host_of("llama"), 0, 2, 7, 0.7, loss=0.1)
+    assert [run.name for run, _, _ in best_runs(find_runs([runs]))][1] == "rome-e0-t2-s7"
+
+
+def test_runs_without_a_decoder_or_that_failed_are_passed_over(runs, host_of):
+    failed = write_run(runs, host_of("llama"), 0, 1, 9, 0.99)
+    write_result(failed, json.loads((failed / "result.json").read_text()) | {"status": "failed"})
+    (write_run(runs, host_of("llama"), 0, 2, 9, 0.99) / "decoder" / "decoder_config.json").unlink()
+    assert [run.name for run, _, _ in best_runs(find_runs([runs]))][1] == "rome-e0-t0-s1"
+
+
+def test_card_has_a_row_a_decoder(collection):
+    card = (collection / "README.md").read_text()
+    assert "| [llama-e0](llama-e0) | llama | 0 | 0 | 0.700 | 0.500 | 0.500 |" in card
+    assert card.startswith("---\nlibrary_name") and "ood_seen_object" not in card and "base_model" not in card
+
+
+def test_hosts_of_the_hub_are_base_models(runs, host_of, tmp_path):
+    file = runs / "gpt2" / "rome-e1-t0-s1" / "decoder" / "decoder_config.json"
+    config = json.loads(file.read_text())
+    config["host"] |= {"id": "openai-community/gpt2", "revision": "607a30d"}
+    file.write_text(json.dumps(config))
+    folder = export_best(find_runs([runs]), tmp_path / "decoders").parent
+    assert "base_model:\n- openai-community/gpt2\nbase_model_relation: adapter\n" in (folder / "README.md").read_text()
+    assert (folder / "openai-community--gpt2-e1").is_dir()
+
+
+def test_a_collection_is_replaced_and_nothing_else_is(collection, runs, tmp_path):
+    (collection / "left.txt").write_text("old")
+    export_best(find_runs([runs]), collection)
+    assert not (collection / "left.txt").exists()
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="not empty"):
+        export_best(find_runs([runs]), other)
+    assert (other / "thesis.tex").exists() and not is_collection(other)
+
+
+def test_index_that_is_not_whole_is_named(collection):
+    for text, message in (("{", "not whole JSON"), ('{"format": 9}', "format 1")):
+        (collection / "index.json").write_text(text)
+        with pytest.raises(UserError, match=f"index.json.*{message}"):
+            read_index(collection)
+
+
+@pytest.mark.parametrize(
+    ("asked", "folder", "why"),
+    [
+        ({"layer": 0}, "llama-e0", "as asked"),
+        ({"host": "gpt2"}, "gpt2-e1", "the only one"),
+        ({"host": "somewhere/gpt2"}, "gpt2-e1", "the only one"),
+        ({"host": "llama", "layer": 1}, "llama-e1", "as asked"),
+        ({"tensors": {"model.layers.1.mlp.down_proj.weight": [32, 48]}}, "llama-e1", "its matrix is model.layers.1.mlp.down_proj"),
+        ({"tensors": {"base.model.layers.0.mlp.down_proj": [32, 48]}}, "llama-e0", "its matrix is"),
+        ({"tensors": {"transformer.h.1.mlp.c_proj.weight": [48, 32]}}, "gpt2-e1", "its matrix is"),
+        ({"host": "gpt2", "tensors": {"w": [48, 32]}}, "gpt2-e1", "the only one of 32×48"),
+    ],
+)
+def test_the_decoder_that_fits_is_chosen_and_said(collection, asked, folder, why):
+    choice = choose(collection, **asked)
+    assert choice.folder == collection / folder and why in choice.reason and "of 3 decoders" in choice.reason
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"tensors": {"w": [32, 48]}}, "3 decoders fit w \\(32×48\\): gpt2 layer 1 .*layer="),
+        ({"tensors": {"w": [5, 7]}}, "no decoder fits w \\(5×7\\); it has gpt2 layer 1 \\(32×48\\)"),
+        ({"layer": 2}, "no decoder fits layer=2; it has"),
+        ({"layer": 1}, "2 decoders fit layer=1"),
+        ({"host": "pythia"}, "no decoder fits host=pythia"),
+    ],
+)
+def test_none_or_several_is_one_line_that_lists_them(collection, asked, message):
+    with pytest.raises(UserError, match=message):
+        choose(collection, **asked)
+
+
+def test_fitting_gives_all_that_fit(collection):
+    entries = read_index(collection)
+    names = {f"model.layers.{layer}.mlp.down_proj.weight": [32, 48] for layer in range(3)}
+    assert [entry["folder"] for entry in fitting(entries, tensors=names)] == ["llama-e0", "llama-e1"]
+
+
+def test_matrices_of_a_file(tmp_path):
+    save_file({"w": torch.zeros(3, 4), "bias": torch.zeros(3), "half": torch.zeros(2, 2, dtype=torch.bfloat16)}, tmp_path / "a.safetensors")
+    assert matrices_of(tmp_path / "a.safetensors") == {"w": [3, 4], "half": [2, 2]}
+    assert matrices_of(tmp_path / "a.safetensors", "w") == {"w": [3, 4]}
+    torch.save({}, tmp_path / "b.pt")
+    assert matrices_of(tmp_path / "b.pt") == matrices_of(tmp_path / "absent") == {}
+
+
+def test_dry_run_lists_and_sends_nothing(collection, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda **_: pytest.fail("the Hub was spoken to"))
+    listed = push_to_hub(collection, "me/decoders")
+    assert "Nothing was sent" in listed and "llama-e0/decoder_model.safetensors" in listed and "Would send 11 files" in listed
+
+
+def test_sending_makes_a_private_repository_and_uploads_the_folder(collection):
+    calls = []
+    api = SimpleNamespace(
+        create_repo=lambda *args, **options: calls.append(("create", args, options)),
+        upload_folder=lambda **options: calls.append(("upload", options)) or "https://huggingface.co/me/decoders",
+    )
+    assert push_to_hub(collection, "me/decoders", send=True, api=api) == "https://huggingface.co/me/decoders"
+    assert calls[0] == ("create", ("me/decoders",), {"repo_type": "model", "private": True, "exist_ok": True})
+    assert calls[1][1]["folder_path"] == collection and calls[1][1]["repo_id"] == "me/decoders"
+
+
+def test_refusals_of_the_hub_are_one_line(collection, tmp_path):
+    def refuse(*args, **options):
+        raise OfflineModeIsEnabled("offline mode is enabled")
+
+    with pytest.raises(UserError, match="the Hub refused: offline"):
+        push_to_hub(collection, "me/decoders", send=True, api=SimpleNamespace(create_repo=refuse))
+    for repo, message in (("decoders", "USER/NAME"), ("me/de coders", "push=me/de coders")):
+        with pytest.raises(UserError, match=message):
+            push_to_hub(collection, repo)
+    with pytest.raises(UserError, match="model card"):
+        push_to_hub(tmp_path, "me/decoders")
+
+
+def test_command_exports_and_lists_what_it_would_send(runs, tmp_path, capsys):
+    main([str(runs), f"to={tmp_path / 'out'}", "push=me/decoders"])
+    shown = capsys.readouterr().out
+    assert "llama-e0: trained layer [0], validation 0.700" in shown and "Nothing was sent" in shown
+    for wrong in ([str(runs)], ["to=x"], [str(runs), f"to={tmp_path / 'out'}", "send=true"], [str(tmp_path / "absent"), "to=x"]):
+        with pytest.raises(SystemExit) as stop:
+            main(wrong)
+        assert stop.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+def test_exporting_needs_no_torch():
+    code = "import sys, decoder.export, decoder.collection; print([m for m in ('torch', 'transformers', 'pandas') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

@@ -1,0 +1,228 @@
+"""The comparison of runs, from results that nobody measured: numbers, page, table, and what the page looks like in a browser."""
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from matplotlib.image import imread
+from unit.fabricated_runs import write_grid, write_run
+
+from decoder.compare import write_comparison
+from decoder.curves import Series, baseline_levels, best_layers, differences, layer_curves, run_rows
+from decoder.errors import UserError
+from decoder.report import main
+from decoder.runs import find_runs, validation_score
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+PROBE = """<script>addEventListener("load", () => {
+  const head = [...document.querySelectorAll("#table th button")].find(button => button.textContent === "id");
+  const column = head.parentNode.cellIndex, rows = () => [...document.querySelectorAll("#table tbody tr")];
+  const values = () => rows().map(row => +row.cells[column].dataset.value);
+  const box = query => { const found = document.querySelector(query).getBoundingClientRect(); return [found.width, found.height]; };
+  head.click(); const up = values(); head.click();
+  const seen = { up, down: values(), curve: box("figure.curve svg"), heat: box("figure.heat svg"), table: box("#table"),
+    overflow: document.documentElement.scrollWidth - innerWidth };
+  document.body.dataset.seen = JSON.stringify(seen);
+});</script>"""
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory) -> Path:
+    return write_grid(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def page(grid) -> str:
+    return write_comparison(find_runs([grid]), grid).read_text(encoding="utf-8")
+
+
+def rows_of(top: Path) -> list[dict]:
+    return run_rows(find_runs([top]).finished)
+
+
+def test_points_are_means_over_seeds_with_the_runs_intervals(grid):
+    rows = rows_of(grid)
+    curves = layer_curves(rows)
+    assert list(curves) == [Series("pocket", "", edited) for edited in (0, 1, 2)]
+    point = curves[Series("pocket", "", 1)]["ood"][3]
+    seeds = [row for row in rows if (row["edited_layer"], row["trained_layer"]) == (1, 3)]
+    assert point.layer == 3 and sorted(point.values) == sorted(row["ood"] for row in seeds) and len(seeds) == 3
+    assert point.mean == pytest.approx(sum(row["ood"] for row in seeds) / 3)
+    assert point.interval[0] == pytest.approx(sum(row["ood_low"] for row in seeds) / 3)
+
+
+def test_runs_of_other_settings_are_never_averaged_together(grid, tmp_path):
+    write_grid(tmp_path, 1, 2, 2)
+    write_run(tmp_path / "other", 0, 1, 0, edits={"editor": "rome", "layer": 0, "ridge": 0})
+    write_run(tmp_path, 0, 1, 0, host={"name": "gpt2-xl", "path": "somewhere"})
+    curves = layer_curves(rows_of(tmp_path))
+    assert {(series.host, series.setting) for series in curves} == {("pocket", "ridge=0.01"), ("pocket", "ridge=0"), ("gpt2-xl", "")}
+    assert [len(point.values) for point in curves[Series("pocket", "ridge=0.01", 0)]["id"]] == [2, 2]
+
+
+def test_decoders_of_several_layers_are_in_the_table_only(tmp_path):
+    write_run(tmp_path, 1, [0, 1], 0)
+    write_run(tmp_path, 1, 1, 0)
+    rows = rows_of(tmp_path)
+    assert {row["trained_layer"] for row in rows} == {"0+1", 1}
+    assert [point.layer for point in layer_curves(rows)[Series("pocket", "", 1)]["id"]] == [1]
+    assert "0+1" in write_comparison(find_runs([tmp_path]), tmp_path).read_text(encoding="utf-8")
+
+
+def test_the_best_layer_is_chosen_by_validation_not_by_tests(tmp_path):
+    for trained, value, test in ((0, 0.9, 0.1), (1, 0.2, 0.99)):
+        for seed in (0, 1):
+            file = write_run(tmp_path, 1, trained, seed) / "result.json"
+            result = json.loads(file.read_text())
+            for split in ("val/id", "val/new"):
+                result["validation"][split]["exact_match"]["value"] = value + 0.01 * seed
+            for split in result["test"].values():
+                split["exact_match"]["value"] = test
+            file.write_text(json.dumps(result))
+    (best,) = best_layers(rows_of(tmp_path))
+    assert (best.layer, best.seeds, best.of_host) == (0, 2, True)
+    assert best.run.endswith("t0-s1") and best.validation == pytest.approx(0.905) and best.tests["id"] == pytest.approx(0.1)
+
+
+def test_validation_score_is_the_mean_of_both_splits():
+    splits = {name: {"exact_match": {"value": value}} for name, value in (("val/id", 0.9), ("val/new", 0.5))}
+    assert validation_score({"validation": splits}) == pytest.approx(0.7)
+    assert validation_score({"validation": {"val/id": splits["val/id"]}}) == 0.9 and validation_score({}) is None
+
+
+def test_baselines_say_what_they_are_scored_on(grid):
+    found = find_runs([grid]).finished
+    levels = baseline_levels(found, run_rows(found))[Series("pocket", "", 2)]
+    assert levels["master_key"]["metric"] == "first_token" and levels["carrier"]["metric"] == "exact_match"
+    assert levels["carrier"]["base_known"] and levels["carrier"]["ood"] == pytest.approx(0.5)
+
+
+def test_differences_name_settings_with_an_effect():
+    configs = [{"seed": 0, "wandb": {"mode": "offline"}, "optim": {"lr": lr, "epochs": 3}} for lr in (1, 2, 2)]
+    configs[0]["wandb"] = {"mode": "online"}
+    assert differences(configs) == {"optim.lr": {"1": 1, "2": 2}}
+
+
+def test_page_has_every_part_and_needs_nothing_else(page):
+    assert page.count("<svg") == 3
+    for part in (
+        "36 finished runs",
+        "Best trained layer by validation",
+        "Layer curve: pocket",
+        "Edited × trained layer",
+        "Learning curves",
+        "toy",
+    ):
+        assert part in page, part
+    assert page.count('<td class="number" data-value="') > 36 * 5 and "What differs" in page and "decoder.layer" in page
+    assert not re.search(r"""(?:src|href)\s*=\s*["']?\s*(?:https?:)?//""", page)
+    assert not re.search(r"<link|@import|url\(['\"]?(?!#)|fetch\(|mathdefault", page)
+    assert "#0072b2" not in page.split("</style>", 1)[1], "a figure does not follow the page's colours"
+
+
+def test_csv_has_a_line_a_run(grid, page):
+    with (grid / "compare.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 36 and {"run", "edited_layer", "trained_layer", "layer_frac", "seed", "ood", "ood_low", "validation"} <= set(
+        lines[0]
+    )
+    assert lines[0]["run"] == "pocket/rome-e0-t0-s0" and float(lines[0]["id"]) > 0.8
+
+
+def test_half_finished_grids_are_shown_with_what_is_missing(tmp_path):
+    write_grid(tmp_path, 1, 2, 1)
+    failed = write_run(tmp_path, 0, 3, 0)
+    (failed / "result.json").write_text(json.dumps({"schema": 1, "status": "failed", "error": "RuntimeError: out of <memory>"}))
+    broken = write_run(tmp_path, 0, 4, 0)
+    (broken / "result.json").write_text("{")
+    begun = tmp_path / "pocket" / "rome-e0-t5-s0"
+    begun.mkdir()
+    for name in ("config.yaml", "overrides.txt"):
+        (begun / name).write_text("")
+    page = write_comparison(find_runs([tmp_path]), tmp_path).read_text(encoding="utf-8")
+    assert "2 finished runs" in page and "out of &lt;memory&gt;" in page and "1 not finished" in page and "not JSON" in page
+
+
+def test_a_comparison_of_failures_only_is_still_a_page(tmp_path):
+    folder = write_run(tmp_path, 0, 0, 0)
+    (folder / "result.json").write_text(json.dumps({"schema": 1, "status": "failed", "error": "no"}))
+    page = write_comparison(find_runs([tmp_path]), tmp_path).read_text(encoding="utf-8")
+    assert "0 finished runs" in page and "<svg" not in page and (tmp_path / "compare.csv").read_text() == "run\n"
+
+
+@pytest.mark.parametrize("make", [False, True])
+def test_folders_without_runs_are_named(tmp_path, make):
+    folder = tmp_path / "empty"
+    if make:
+        folder.mkdir()
+    with pytest.raises(UserError, match="empty"):
+        find_runs([folder])
+
+
+def test_command_takes_folders_and_says_where_it_wrote(grid, tmp_path, capsys):
+    main([str(grid), f"to={tmp_path}"])
+    assert str(tmp_path / "compare.html") in capsys.readouterr().out and (tmp_path / "compare.csv").exists()
+    assert "pocket/rome-e0-t0-s0" in (tmp_path / "compare.csv").read_text()
+    run = grid / "pocket" / "rome-e0-t0-s0"
+    main([str(run)])
+    assert (run / "report.html").exists()
+    for wrong in ([], [str(grid), "wandb=a/b"], ["wandb=a"], ["to=x"]):
+        with pytest.raises(SystemExit) as stop:
+            main(wrong)
+        assert stop.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+def test_three_hundred_runs_are_quick_and_small(tmp_path):
+    write_grid(tmp_path, 10, 10, 3)
+    started = time.monotonic()
+    page = write_comparison(find_runs([tmp_path]), tmp_path)
+    assert time.monotonic() - started < 30  # 10 s on a machine that does nothing else
+    assert page.stat().st_size < 5_000_000
+
+
+def browse(*arguments: str, tmp_path: Path) -> str:
+    line = [
+        CHROMIUM,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--hide-scrollbars",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        *arguments,
+    ]
+    return subprocess.run(line, capture_output=True, text=True, timeout=120, check=True).stdout
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")
+@pytest.mark.parametrize(("dark", "blue"), [(False, (0x00, 0x72, 0xB2)), (True, (0x56, 0xB4, 0xE9))])
+def test_screenshot_shows_curves_heat_map_and_table(page, tmp_path, dark, blue):
+    file, picture = tmp_path / "compare.html", tmp_path / "shot.png"
+    file.write_text(page, encoding="utf-8")
+    scheme = ["--blink-settings=preferredColorScheme=0"] if dark else []
+    browse("--window-size=1100,3400", f"--screenshot={picture}", *scheme, file.as_uri(), tmp_path=tmp_path)
+    pixels = (imread(picture)[..., :3] * 255).round().astype(int)
+
+    def count(colour: tuple[int, int, int], near: int = 6) -> int:
+        return int((abs(pixels - colour).max(-1) <= near).sum())
+
+    paper, ink = ((0x16, 0x17, 0x18), (0xE4, 0xE4, 0xE2)) if dark else ((255, 255, 255), (0x1B, 0x1B, 0x1B))
+    assert count(paper) > 0.5 * pixels[..., 0].size, "the page's own background"
+    assert count(ink) > 5000, "text"
+    assert count(blue) > 2000, "curves"
+    assert count((0xFD, 0xE8, 0x40), near=16) > 2000, "the high cells of the heat map, in either scheme"
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")
+def test_browser_lays_out_and_sorts(page, tmp_path):
+    file = tmp_path / "compare.html"
+    file.write_text(page.replace("</body>", PROBE + "</body>"), encoding="utf-8")
+    dom = browse("--window-size=1100,900", "--dump-dom", file.as_uri(), tmp_path=tmp_path)
+    seen = json.loads(re.search(r'data-seen="([^"]*)"', dom)[1].replace("&quot;", '"'))
+    assert len(seen["up"]) == 36 and seen["up"] == sorted(seen["up"]) and seen["down"] == seen["up"][::-1]
+    assert seen["curve"][0] > 500 and seen["curve"][1] > 300 and seen["heat"][1] > 100 and seen["table"][1] > 500
+    assert seen["overflow"] <= 0

@@ -1,0 +1,178 @@
+"""One command line that stands for many runs, without a single run: expansion, folders, what counts as finished, SLURM, workers."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from decoder.compose import compose, to_dict
+from decoder.config import TrainConfig
+from decoder.errors import UserError
+from decoder.grid import Run, read_grid, values, with_effect
+from decoder.slurm import sbatch_script
+from decoder.workers import worker_environment
+
+REPO = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("1", ["1"]),
+        ("0,1,2", ["0", "1", "2"]),
+        ("range(3)", ["0", "1", "2"]),
+        ("range(0,48,16)", ["0", "16", "32"]),
+        ("range( 3, 0, -1 )", ["3", "2", "1"]),
+        ("range(0,2),7", ["0", "1", "7"]),
+        ("[0,1],2", ["[0,1]", "2"]),
+        ("[0,1]", ["[0,1]"]),
+        ("'a,b',c", ["'a,b'", "c"]),
+        ("rangefinder,range", ["rangefinder", "range"]),
+    ],
+)
+def test_values(text, expected):
+    assert values(text) == expected
+
+
+@pytest.mark.parametrize("text", ["range(3,0)", "range(0,4,0)", "range(a,b)", "range(0,4", "range()"])
+def test_a_range_without_members_is_refused(text):
+    with pytest.raises(UserError, match="decoder.layer=.*range\\(0,48,4\\)"):
+        values(text, "decoder.layer")
+
+
+def test_grid_is_the_product_and_each_run_has_its_command():
+    grid = read_grid(["-m", "decoder.layer=0,1", "seed=range(0,3)", "optim.epochs=3"])
+    assert not grid.is_one_run and list(grid.axes) == ["decoder.layer", "seed"]
+    assert [(run.config.decoder.layer, run.config.seed) for run in grid.runs] == [(t, s) for t in (0, 1) for s in (0, 1, 2)]
+    for run in grid.runs:
+        alone = read_grid(run.argv)
+        assert alone.is_one_run and to_dict(alone.runs[0].config) == to_dict(run.config) and run.config.optim.epochs == 3
+
+
+def test_runs_on_the_same_edits_are_neighbours():
+    edited = [run.config.edits.layer for run in read_grid(["-m", "seed=0,1", "edits.layer=2,0", "decoder.layer=0,1"]).runs]
+    assert edited == [2, 2, 2, 2, 0, 0, 0, 0]
+
+
+def test_one_run_is_no_grid():
+    assert read_grid(["seed=1"]).is_one_run and read_grid([]).is_one_run
+    assert read_grid(["decoder.layer=[0,1]"]).runs[0].config.decoder.layer == [0, 1]
+    with pytest.raises(UserError, match="-m in front"):
+        read_grid(["decoder.layer=0,1"])
+
+
+def test_layers_is_a_grid_without_m_and_gives_way_to_the_command_line():
+    grid = read_grid(["experiment=layers"])
+    layers = TrainConfig().host.pocket.layers
+    assert len(grid.runs) == 3 * layers and {run.config.decoder.layer for run in grid.runs} == set(range(layers))
+    assert all(run.folder.parts[:3] == ("runs", "layers", "pocket") and run.config.grid == {} for run in grid.runs)
+    assert len(read_grid(["experiment=layers", "seed=0"]).runs) == layers
+    assert len(read_grid(["-m", "experiment=layers", "decoder.layer=range(0,48,4)", "edits.layer=0,1"]).runs) == 12 * 3 * 2
+    assert read_grid(["experiment=layers", "seed=0", "decoder.layer=1"]).is_one_run
+
+
+def test_settings_that_no_folder_shows_are_named_in_it():
+    grid = read_grid(["-m", "optim.lr_layer=1e-4,2e-4", "seed=0,1"])
+    assert len({run.folder for run in grid.runs}) == 4
+    assert grid.runs[0].folder.name == "rome-e1-t1-s0-lr_layer=1e-4"
+    assert read_grid(grid.runs[0].argv).runs[0].folder == grid.runs[0].folder
+    long = read_grid(["-m", *(f"edits.{key}=0.1,0.2" for key in ("lr", "decay", "kl", "stop_loss", "clamp", "ridge"))])
+    assert len({run.folder for run in long.runs}) == 64 and max(len(run.folder.name) for run in long.runs) < 100
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["-m", "seed=0,0"], "two runs of the grid would write to .*rome-e1-t1-s0.*Drop one"),
+        (["-m", "optim.epochs=1,2", "variant=mine"], "two runs"),
+        (["-m", "decoder.layr=0,1"], "did you mean 'decoder.layer'"),
+        (["-m", "seed=0,x"], "seed=x: expected int"),
+        (["-m", "experiment=layers,smoke"], "has a grid of its own"),
+        (["seed=0,1"], "expected int"),
+    ],
+)
+def test_bad_grids_are_one_line(argv, message):
+    with pytest.raises(UserError, match=message):
+        read_grid(argv)
+
+
+def finished_run(tmp_path, *argv, status="ok", **changes) -> Run:
+    (run,) = read_grid([f"runs={tmp_path}", *argv]).runs
+    run.folder.mkdir(parents=True)
+    config = json.loads(json.dumps(to_dict(run.config))) | changes
+    (run.folder / "result.json").write_text(json.dumps({"schema": 1, "status": status, "config": config}))
+    return run
+
+
+def test_finished_is_a_result_of_the_same_settings(tmp_path):
+    run = finished_run(tmp_path, "seed=3")
+    assert run.finished()
+    for same in ("wandb.mode=disabled", "launcher.jobs=2", "trainer.progress=none", "resume=true"):
+        assert read_grid([f"runs={tmp_path}", "seed=3", same]).runs[0].finished()
+    for other in ("optim.epochs=2", "edits.ridge=0", "trainer.precision=bf16-mixed"):
+        assert not read_grid([f"runs={tmp_path}", "seed=3", other]).runs[0].finished()
+    (run.folder / "result.json").write_text("{")
+    assert not run.finished()
+
+
+def test_a_failed_run_is_not_finished(tmp_path):
+    assert not finished_run(tmp_path, "seed=4", status="failed").finished()
+
+
+def test_results_of_before_a_setting_without_effect_existed_still_count(tmp_path):
+    config = to_dict(compose(TrainConfig, "train", []))
+    older = {key: value for key, value in config.items() if key not in ("launcher", "grid", "variant")}
+    assert with_effect(older) == with_effect(config)
+
+
+def test_nothing_heavy_is_imported_when_all_runs_are_finished(tmp_path):
+    for seed in (0, 1):
+        finished_run(tmp_path, f"seed={seed}", status="ok")
+        file = next(tmp_path.rglob(f"*-s{seed}/result.json"))
+        result = json.loads(file.read_text()) | {"seconds": {"fit": 9.0, "test": 1.0}}
+        file.write_text(json.dumps(result))
+    code = f"import sys, train; train.main(['-m', 'seed=0,1', 'runs={tmp_path}'])"
+    code += "; print([m for m in ('torch', 'pandas', 'lightning', 'wandb', 'matplotlib') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(REPO)})
+    assert done.stdout.splitlines()[-1] == "[]" and "Nothing to run" in done.stdout, done.stderr
+
+
+def test_slurm_script_has_one_line_per_run_and_starts_nothing(capsys, tmp_path):
+    argv = ["-m", "decoder.layer=0,1", "edits.layer=0,1", f"runs={tmp_path / 'a b'}", "launcher=slurm", "launcher.partition=gpu"]
+    script = sbatch_script(read_grid([*argv, "launcher.gpus=1"]))
+    lines = script.splitlines()
+    assert (
+        lines[0] == "#!/bin/bash"
+        and "#SBATCH --array=0-3" in lines
+        and "#SBATCH --partition=gpu" in lines
+        and "#SBATCH --gpus-per-task=1" in lines
+    )
+    runs = [line for line in lines if "python train.py" in line]
+    assert runs[3] == f"  3) python train.py 'runs={tmp_path / 'a b'}' decoder.layer=1 edits.layer=1 ;;"
+    assert "gpus" not in sbatch_script(read_grid(argv))
+    assert len([line for line in lines if line.startswith("#   python -m data.produce")]) == 2
+    assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0
+    echoed = script.replace("python train.py", "printf '%s\\n'")
+    shown = subprocess.run(["bash"], input=echoed, text=True, capture_output=True, env=os.environ | {"SLURM_ARRAY_TASK_ID": "2"})
+    assert shown.stdout.splitlines() == [f"runs={tmp_path / 'a b'}", "decoder.layer=0", "edits.layer=1"]
+
+
+def test_slurm_leaves_out_what_is_finished(tmp_path):
+    finished_run(tmp_path, "seed=0")
+    script = sbatch_script(read_grid(["-m", "seed=0,1", f"runs={tmp_path}", "launcher=slurm"]))
+    assert "--array=0-0" in script and "seed=1" in script and "seed=0" not in script
+
+
+@pytest.mark.parametrize(
+    ("cores", "jobs", "own", "threads"), [(2, 2, "", "1"), (16, 2, "", "8"), (16, 3, "", "5"), (2, 4, "", "1"), (16, 2, "3", "3")]
+)
+def test_workers_share_the_cores(cores, jobs, own, threads):
+    found = worker_environment(0, jobs, {"OMP_NUM_THREADS": own, "HOME": "h"}, cores)
+    assert found["OMP_NUM_THREADS"] == threads and found["HOME"] == "h" and "CUDA_VISIBLE_DEVICES" not in found
+
+
+def test_workers_take_turns_on_gpus():
+    assert [worker_environment(i, 3, {"CUDA_VISIBLE_DEVICES": "2,5"}, 8)["CUDA_VISIBLE_DEVICES"] for i in range(3)] == ["2", "5", "2"]
