@@ -64,7 +64,7 @@ def train(cfg: TrainConfig, folder: Path, bench: "Bench | None" = None) -> dict:
     from decoder.module import DecoderModule
     from decoder.paths import trained_layers
     from decoder.tracking import describe_run, log_validation
-    from decoder.training import build_trainer, fit_summary, log_to_wandb
+    from decoder.training import build_trainer, fit, fit_summary, log_to_wandb
 
     clock = session.Clock()
     with clock("host"):
@@ -84,8 +84,7 @@ def train(cfg: TrainConfig, folder: Path, bench: "Bench | None" = None) -> dict:
         start = module.start_decoder()
         trainer = build_trainer(cfg, folder)
         describe_run(trainer, cfg, host.layers)
-        trainer.fit(module, datamodule=edits, ckpt_path="last" if cfg.resume else None)
-    fit = fit_summary(trainer)
+        fit(trainer, module, edits, cfg.resume)
 
     with clock("test"):
         trainer.test(module, datamodule=edits, ckpt_path="best", verbose=False)
@@ -103,7 +102,7 @@ def train(cfg: TrainConfig, folder: Path, bench: "Bench | None" = None) -> dict:
         "trained_layer": cfg.decoder.layer,
         "seed": cfg.seed,
         "edits": result.edit_summary(edits.table, cfg.edits.ridge, edits.store.manifest["requests"]["count"]),
-        "fit": fit,
+        "fit": fit_summary(trainer),
         "validation": result.validation_scores(readings),
         "test": scores,
         "baselines": baselines,

@@ -4,13 +4,15 @@ Shape letters: B edits in a batch, N edits in a store, T object tokens, D hidden
 """
 
 import random
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from data.facts import load_facts
 from data.probe_keys import probe_keys
@@ -55,6 +57,24 @@ class EditRows(Dataset):
         ids_BT = self.object_ids_NT[indices]
         longest = int((ids_BT != PADDING).sum(1).max())
         return EditBatch(edits if self.weight_DF is None else edits.applied_to(self.weight_DF), ids_BT[:, :longest], rows_B)
+
+
+class EpochShuffle(Sampler[int]):
+    """Rows in an order that follows from seed and epoch alone, so that a resumed fit sees what it would have seen."""
+
+    def __init__(self, length: int, seed: int) -> None:
+        self.length, self.seed, self.epoch = length, seed, 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning calls this before every epoch."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
+        return iter(order.tolist())
 
 
 class EditDataModule(LightningDataModule):
@@ -114,13 +134,13 @@ class EditDataModule(LightningDataModule):
         training = self.table.iloc[self.rows["train"]]
         prompts = list(zip(training["prompt"], training["subject"], strict=True))
         whiten = prepare_editor(self.cfg, self.host, self.facts).whiten
-        return probe_keys(self.host, self.cfg.edits.layer, whiten, prompts, self.cfg.data.made_up_keys, self.cfg.seed)
+        return probe_keys(self.host, self.cfg.edits.layer, whiten, prompts, self.cfg.data.made_up_keys, self.cfg.edits.seed)
 
     def train_dataloader(self) -> DataLoader:
         planted = list(self.rows["train"])
         if self.cfg.data.shuffle_labels:
             random.Random(self.cfg.seed).shuffle(planted)
-        return self._loader("train", self.cfg.data.batch_size, shuffle=True, planted=planted)
+        return self._loader("train", self.cfg.data.batch_size, planted=planted)
 
     def val_dataloader(self) -> list[DataLoader]:
         return [self._loader(split, self.cfg.data.eval_batch_size) for split in self.val_splits]
@@ -128,11 +148,12 @@ class EditDataModule(LightningDataModule):
     def test_dataloader(self) -> list[DataLoader]:
         return [self._loader(split, self.cfg.data.eval_batch_size) for split in self.test_splits]
 
-    def _loader(self, split: str, batch_size: int, shuffle: bool = False, **rows: Any) -> DataLoader:
+    def _loader(self, split: str, batch_size: int, **rows: Any) -> DataLoader:
         weight_DF = self.host.weight_DF(self.cfg.edits.layer).cpu() if self.cfg.data.form == "dense" else None
         dataset = EditRows(self.store, self.rows[split], self.host.terminator_id, weight_DF, **rows)
         workers = self.cfg.data.workers
-        return DataLoader(dataset, batch_size, shuffle=shuffle, collate_fn=_as_is, num_workers=workers, persistent_workers=workers > 0)
+        sampler = EpochShuffle(len(dataset), self.cfg.seed) if split == "train" else None
+        return DataLoader(dataset, batch_size, sampler=sampler, collate_fn=_as_is, num_workers=workers, persistent_workers=workers > 0)
 
 
 def exported_splits(

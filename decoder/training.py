@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from lightning import Trainer
+from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from decoder.compose import to_dict
 from decoder.config import TrainConfig
@@ -60,6 +61,18 @@ def _loggers(cfg: TrainConfig, folder: Path) -> list[Logger]:
         wandb_logger._wandb_init.pop("anonymous", None)
         loggers.append(wandb_logger)
     return loggers
+
+
+def fit(trainer: Trainer, module: LightningModule, data: LightningDataModule, resume: bool) -> None:
+    """Fits, from the last checkpoint if asked.
+
+    Raises:
+        ValueError: the checkpoint has run more epochs than are asked for now.
+    """
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path="last" if resume else None)
+    except MisconfigurationException as error:
+        raise ValueError(f"{error} Set optim.epochs to what the run was started with, or start it anew without resume") from error
 
 
 def fit_summary(trainer: Trainer) -> dict[str, Any]:
