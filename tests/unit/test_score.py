@@ -18,7 +18,7 @@ from decoder.config import EditsConfig
 LAYER = 1
 SUBJECTS = ["Ada", "Ben of the north", "Carl", "small Dora", "Eve", "Finn", "Gus", "Hal"]
 PROMPT, PARAPHRASES = "{} works as", ("{} lives in", "the city of {} is")
-CFG = EditsConfig(layer=LAYER, ridge=0.1, steps=15, lr=0.3, stop_loss=0.05)
+CFG = EditsConfig(layer=LAYER, ridge=0.1, steps=15, lr=0.3, kl=1.0, stop_loss=0.05)
 
 
 def greedy(model, host, template: str, subject: str, tokens: int) -> list[int]:
