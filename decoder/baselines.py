@@ -132,25 +132,22 @@ def carrier(evidence: Evidence) -> Reader:
 
 
 def linear_value(evidence: Evidence) -> Reader:
-    """Ridge regression, in closed form, from the value to the unembedding of the object's first token."""
+    """Ridge regression, in closed form, from the value's direction to the unembedding of the object's first token.
+
+    How long a value is depends on its key more than on its object.
+    """
     value = _canonical_value(evidence.train)
-    return _best_ridge(evidence, value)
+    return _best_ridge(evidence, lambda batch: normalize(value(batch)))
 
 
 def master_key(evidence: Evidence) -> Reader:
     """The value without the base: w with key.w = 1 for the training keys (ridge regression); then z = W'w minus its training
-    mean holds the value, and the same ridge regression as `linear_value` reads it."""
+    mean holds the value, and the same ridge regression as `linear_value` reads its direction."""
     key_NF = normalize(evidence.train.edits.key_BF)
     best: tuple[float, Reader] | None = None
     for ridge in RIDGES:
         master_F = _ridge(key_NF, torch.ones_like(key_NF[:, :1]), ridge)[:, 0]
-        response_D = evidence.host.weight_DF(evidence.layer).float() @ master_F
-
-        def response(batch: EditBatch, master_F: Tensor = master_F, response_D: Tensor = response_D) -> Tensor:
-            # (W + value ⊗ key) w, without building W'.
-            return response_D + batch.edits.value_BD * (batch.edits.key_BF @ master_F).unsqueeze(1)
-
-        reader = _best_ridge(evidence, response)
+        reader = _best_ridge(evidence, _response(evidence, master_F))
         score = _validation_score(evidence, reader)
         if best is None or score > best[0]:
             best = score, reader
@@ -192,6 +189,18 @@ def _canonical_value(train: EditBatch) -> Callable[[EditBatch], Tensor]:
         return batch.edits.value_BD * (key_BF.norm(dim=1) * (key_BF @ mean_F).sign()).unsqueeze(1)
 
     return value
+
+
+def _response(evidence: Evidence, master_F: Tensor) -> Callable[[EditBatch], Tensor]:
+    """The direction of W'w less its mean over the training edits."""
+    base_D = evidence.host.weight_DF(evidence.layer).float() @ master_F
+
+    def response(batch: EditBatch) -> Tensor:
+        # (W + value ⊗ key) w, without building W'.
+        return base_D + batch.edits.value_BD * (batch.edits.key_BF @ master_F).unsqueeze(1)
+
+    mean_D = response(evidence.train).mean(0)
+    return lambda batch: normalize(response(batch) - mean_D)
 
 
 def _best_ridge(evidence: Evidence, feature: Callable[[EditBatch], Tensor]) -> Reader:

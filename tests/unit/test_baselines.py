@@ -110,6 +110,18 @@ def test_regressions_read_rotated_values(host, name):
     assert first_token_score(name, evidence_of(host, **settings), make_edits(host, 40, 2, **settings)) > 0.95
 
 
+def test_the_linear_map_does_not_mind_how_long_an_update_is(host):
+    """Lengths from a tenth to ten times: without the unit length the map would be fitted to the long ones."""
+    train, test = (make_edits(host, count, seed, mix_DD=rotation()) for count, seed in ((120, 0), (40, 2)))
+
+    def stretched(batch: EditBatch) -> EditBatch:
+        length_B1 = 10 ** (2 * torch.rand(len(batch.edits), 1, generator=torch.Generator().manual_seed(3)) - 1)
+        return batch._replace(edits=RankOneEdit(batch.edits.key_BF, batch.edits.value_BD * length_B1))
+
+    evidence = dataclasses.replace(evidence_of(host, mix_DD=rotation()), train=stretched(train))
+    assert first_token_score("linear_value", evidence, stretched(test)) > 0.95
+
+
 @pytest.mark.parametrize("name", BASELINES)
 def test_the_same_update_in_other_factors_is_the_same_edit(host, name):
     test = make_edits(host, 20, 2)
