@@ -77,13 +77,13 @@ class KeysConfig:
 class EditsConfig:
     editor: Literal["rome", "r-rome", "p-rome"] = option("rome", "method that plants the edits")
     layer: int = option(1, "edited layer: 0-based block whose MLP down-projection carries the edit")
-    ridge: Any = option(0.01, "added to the keys' second moment: 0, a fraction of its largest eigenvalue, or `identity`", "float|identity")
+    ridge: Any = option(0.03, "added to the keys' second moment: 0, a fraction of its largest eigenvalue, or `identity`", "float|identity")
     contexts: int = option(5, "contexts a key is averaged over, the bare prompt among them")
     steps: int = option(30, "most Adam steps of the value optimisation")
     lr: float = option(0.3, "learning rate of the value optimisation")
     clamp: float = option(5.0, "largest norm of the value change, as a multiple of the clean value's norm")
     decay: float = option(1e-3, "weight of the norm penalty on the value change")
-    kl: float = option(4.0, "weight of the KL term that keeps the subject's essence")
+    kl: float = option(8.0, "weight of the KL term that keeps the subject's essence")
     stop_loss: float = option(0.05, "an edit stops when its loss falls below this")
     batch_size: int = option(64, "edits optimised together")
     shard_size: int = option(256, "edits in a shard of the store; a killed run resumes at the next shard")
@@ -133,13 +133,13 @@ class DecoderConfig:
     target: Literal["object", "first_token"] = option(
         "object", "train on the whole object and its terminator, or its first token as in the paper"
     )
-    beams: int = option(4, "beams of the search over whole objects")
+    beams: int = option(4, "beams of the search over whole objects; validation while training is greedy")
     max_object_tokens: int = option(8, "longest object that is generated, terminator not counted")
 
 
 @dataclass
 class OptimConfig:
-    lr_layer: float = option(3e-3, "AdamW learning rate of the trained layer")
+    lr_layer: float = option(5e-3, "AdamW learning rate of the trained layer")
     lr_prompt: float = option(1e-2, "AdamW learning rate of the prompt")
     betas: list[float] = option([0.9, 0.98], "AdamW betas")
     weight_decay: float = option(0.01, "AdamW weight decay")
@@ -147,7 +147,7 @@ class OptimConfig:
     warmup_steps: int = option(0, "steps of linear warm-up")
     clip: float | None = option(1.0, "largest gradient norm")
     gain_spread: float = option(10.0, "weight of the penalty on how unevenly the prompt switches edits on; 0 for none")
-    epochs: int = option(20, "most epochs")
+    epochs: int = option(30, "most epochs")
     patience: int = option(15, "validation checks without a better val/id/loss before training stops")
 
 

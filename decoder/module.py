@@ -80,7 +80,8 @@ class DecoderModule(LightningModule):
         self.log(name, value, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(batch.edits))
 
     def validation_step(self, batch: EditBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._score(batch, self.trainer.datamodule.val_splits[dataloader_idx])
+        # Greedily: it says which epoch is better as well as the beam search of the tests does, in a sixth of the time.
+        self._score(batch, self.trainer.datamodule.val_splits[dataloader_idx], beams=1)
 
     def on_test_start(self) -> None:
         self.decoder.host.model.to(self.device)
@@ -89,17 +90,16 @@ class DecoderModule(LightningModule):
     def test_step(self, batch: EditBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         split = self.trainer.datamodule.test_splits[dataloader_idx]
         name = f"test/{split}" if split in TEST_SPLITS else None
-        self.readings[split] += self._score(batch, name)
+        self.readings[split] += self._score(batch, name, self.cfg.decoder.beams)
 
     def _loss(self, batch: EditBatch) -> Tensor:
         target_BT = batch.object_ids_BT[:, :1] if self.cfg.decoder.target == "first_token" else batch.object_ids_BT
         return object_loss(self.decoder(batch.edits, target_BT), target_BT)
 
-    def _score(self, batch: EditBatch, name: str | None) -> list[Reading]:
+    def _score(self, batch: EditBatch, name: str | None, beams: int) -> list[Reading]:
         """Reads a batch and, under `name`, logs its loss, first_token and exact_match."""
-        cfg = self.cfg.decoder
-        beams = self.decoder.read(batch.edits, beams=cfg.beams, max_object_tokens=cfg.max_object_tokens)
-        readings = read_batch(self.decoder.host, beams, batch)
+        found = self.decoder.read(batch.edits, beams=beams, max_object_tokens=self.cfg.decoder.max_object_tokens)
+        readings = read_batch(self.decoder.host, found, batch)
         if name is None:
             return readings
         values = {
