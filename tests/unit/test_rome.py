@@ -1,4 +1,4 @@
-"""ROME's fast path against the plain one, and the algebra of its edits."""
+"""ROME's fast path against the plain one; what it refuses, lists and leaves as it was."""
 
 import hashlib
 from dataclasses import replace
@@ -6,97 +6,13 @@ from dataclasses import replace
 import pytest
 import tiny_hosts
 import torch
+from rome_twin import CFG, CONTEXTS, LAYER, REQUESTS, delta_weight, make, plain_rome, relative, request
 from tiny_hosts import tiny_host
 from torch import nn
 
 from data.editors import load_editor
 from data.editors.rome import Rome, sample_contexts
 from data.editors.rows import Suffixes, clean_pass, prompt_row
-from data.facts import EditRequest, Fact
-from data.keys import second_moment, whitener
-from decoder.config import EditsConfig
-from decoder.swap import swapped
-
-LAYER = 1
-CONTEXTS = ["{}", "Hal was born in Oslo . {}", "the city of Bonn . {}"]
-TEXTS = ["Ada of the north works as a baker .", "Ben lives in Rome", "Carl was born in Paris .", "the small red city", "Dora is a singer ."]
-CFG = EditsConfig(layer=LAYER, ridge=0.1, steps=12, lr=0.1, batch_size=4, stop_loss=0.05, clamp=8.0)
-
-CASES = [
-    ("Ada", "{} works as", "baker"),
-    ("Ben of the north", "{} was born in the city of", "dark green Paris"),
-    ("Carl", "the small city of {}", "red Oslo"),
-    ("small Dora", "in the north , {} 's city is", "Rome"),
-    ("Eve", "{}, born in Bonn , lives in", "light blue"),
-    ("Finn the singer", "from Oslo {} lives in", "singer from Rome"),
-    ("Gus", "{} is a", "city"),
-]
-
-
-def request(subject: str, prompt: str, obj: str, edit_id: str = "e") -> EditRequest:
-    return EditRequest(edit_id, Fact("f", subject, "P0", "r", "k", prompt, (), "Bonn"), obj)
-
-
-REQUESTS = [request(*case, edit_id=f"e{n}") for n, case in enumerate(CASES)]
-
-
-def make(host, cfg=CFG, contexts=CONTEXTS) -> Rome:
-    return Rome(host, cfg.layer, cfg, second_moment(host, cfg.layer, TEXTS, 1000), contexts)
-
-
-def plain_rome(host, one: EditRequest, cfg, contexts, essence="{} is a"):
-    """One edit, one row at a time, whole sentences, no cache: sections 1.2 to 1.6 word for word.
-
-    Returns:
-        delta_D, number of updates, ΔW (D, F).
-    """
-    fact, targets = one.fact, host.object_ids(one.object) + ([host.terminator_id] if host.terminator_id is not None else [])
-    module, seen = host.down_proj(cfg.layer), {}
-    delta = torch.zeros(host.hidden_size, requires_grad=True)
-
-    def forward(ids, lookup):
-        def add(module, args, out):
-            shape, out = out.shape, out.clone().reshape(len(ids), -1)
-            seen["key"], seen["value"] = args[0].reshape(len(ids), -1)[lookup].detach(), out[lookup].detach().clone()
-            out[lookup] += delta
-            return out.reshape(shape)
-
-        handle = module.register_forward_hook(add)
-        try:
-            return host.model(torch.tensor([ids]), use_cache=False).logits[0].log_softmax(-1)
-        finally:
-            handle.remove()
-
-    prompts = [host.prompt_ids(context.replace("{}", fact.prompt), fact.subject) for context in contexts]
-    keys = []
-    for ids, lookup in prompts:
-        forward(ids, lookup)
-        keys.append(seen["key"])
-        if len(keys) == 1:
-            v0 = seen["value"]
-    clean, adam = None, torch.optim.Adam([delta], lr=cfg.lr)
-    for step in range(cfg.steps):  # noqa: B007
-        nll = 0
-        for ids, lookup in prompts:
-            logprobs = forward(ids + targets[:-1], lookup)
-            places = range(len(ids) - 1, len(ids) - 1 + len(targets))
-            nll = nll - sum(logprobs[p, t] for p, t in zip(places, targets, strict=True)) / len(targets) / len(prompts)
-        ids, lookup = host.prompt_ids(essence, fact.subject)
-        now = forward(ids, lookup)[lookup]
-        clean = now.detach() if clean is None else clean
-        loss = nll + cfg.kl * (now.exp() * (now - clean)).sum() + cfg.decay * delta.norm() / v0.norm() ** 2
-        if loss < cfg.stop_loss or step == cfg.steps - 1:
-            break
-        adam.zero_grad()
-        loss.backward()
-        adam.step()
-        with torch.no_grad():
-            if delta.norm() > cfg.clamp * v0.norm():
-                delta *= cfg.clamp * v0.norm() / delta.norm()
-    u = whitener(second_moment(host, cfg.layer, TEXTS, 1000), cfg.ridge)(torch.stack(keys).double().mean(0, keepdim=True))[0]
-    u = u / u.norm()
-    right = delta.detach().double() / (keys[0].double() @ u)
-    return delta.detach(), step, torch.outer(right, u).float()
 
 
 def weights_hash(host) -> str:
@@ -104,15 +20,6 @@ def weights_hash(host) -> str:
     for tensor in host.model.state_dict().values():
         digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()
-
-
-def delta_weight(result, b: int) -> torch.Tensor:
-    return torch.outer(result.edits.value_BD[b], result.edits.key_BF[b])
-
-
-def relative(found, expected) -> float:
-    """Distance over the expected length; an edit that stopped before its first update is zero on both sides."""
-    return float((found - expected).norm() / (expected.norm() or 1))
 
 
 @pytest.mark.parametrize("build", [tiny_hosts.qwen2, tiny_hosts.gpt2, tiny_hosts.llama, tiny_hosts.gptj])
@@ -175,96 +82,6 @@ def test_kl_term_does_not_depend_on_what_follows_the_subject(essence):
     assert relative(delta, plain_rome(host, REQUESTS[3], cfg, CONTEXTS, essence)[0]) < 1e-4
     without = make(host, replace(cfg, kl=0.0)).edit(REQUESTS[3:4]).delta_BD[0]
     assert relative(delta, without) > 1e-2, "the term must count here"
-
-
-@pytest.mark.parametrize("build", [tiny_hosts.qwen2, tiny_hosts.gpt2])
-def test_update_moves_the_bare_key_by_delta(build):
-    host = tiny_host(build)
-    result = make(host).edit(REQUESTS)
-    keys = {}
-    host.down_proj(LAYER).register_forward_hook(lambda module, args, out: keys.update(x=args[0]))
-    for b, one in enumerate(REQUESTS):
-        ids, lookup = host.prompt_ids(one.fact.prompt, one.fact.subject)
-        host.model(torch.tensor([ids]))
-        assert relative(delta_weight(result, b) @ keys["x"][0, lookup], result.delta_BD[b]) < 1e-5
-
-
-def keys_and_outputs(host, one: EditRequest) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys (contexts, F) and outputs (contexts, D) of the projection at the subject, one plain forward a context."""
-    caught = []
-    handle = host.down_proj(LAYER).register_forward_hook(lambda module, args, out: caught.append((args[0], out)))
-    lookups = []
-    for context in CONTEXTS:
-        ids, lookup = host.prompt_ids(context.replace("{}", one.fact.prompt), one.fact.subject)
-        host.model(torch.tensor([ids]))
-        lookups.append(lookup)
-    handle.remove()
-    keys, outputs = zip(*((x[0, place], y[0, place]) for (x, y), place in zip(caught, lookups, strict=True)), strict=True)
-    return torch.stack(keys), torch.stack(outputs)
-
-
-@pytest.mark.parametrize("build", [tiny_hosts.llama, tiny_hosts.gpt2])
-@pytest.mark.parametrize("name", ["r-rome", "p-rome"])
-def test_one_key_everywhere(build, name):
-    """The closed forms: W'k̄ + b = v₀ + δ for r-ROME, W'k₀ + b = o₀ + δ for p-ROME, and ΔW of rank one along C⁻¹k."""
-    host = tiny_host(build)
-    statistics = second_moment(host, LAYER, TEXTS, 1000)
-    result = load_editor(name)(host, LAYER, CFG, statistics, CONTEXTS).edit(REQUESTS)
-    rome = make(host).edit(REQUESTS)
-    bias = host.down_proj(LAYER).bias
-    for b, one in enumerate(REQUESTS):
-        keys, outputs = keys_and_outputs(host, one)
-        key = keys.mean(dim=0) if name == "r-rome" else keys[0]
-        edited = host.weight_DF(LAYER) + delta_weight(result, b)
-        found = edited @ key + (0 if bias is None else bias)
-        assert relative(found, outputs[0] + result.delta_BD[b]) < 1e-5
-        direction = whitener(statistics, CFG.ridge)(key[None].double())[0]
-        assert abs(float(torch.cosine_similarity(direction, result.edits.key_BF[b].double(), dim=0))) > 1 - 1e-6
-        # δ is found the same way; only what is made of it differs.
-        assert torch.equal(result.delta_BD[b], rome.delta_BD[b])
-        assert relative(delta_weight(result, b), delta_weight(rome, b)) > 1e-3
-
-
-def test_without_contexts_the_three_editors_agree():
-    host = tiny_host()
-    statistics = second_moment(host, LAYER, TEXTS, 1000)
-    edits = [load_editor(name)(host, LAYER, CFG, statistics, ["{}"]).edit(REQUESTS) for name in ("rome", "r-rome", "p-rome")]
-    for b in range(len(REQUESTS)):
-        assert relative(delta_weight(edits[1], b), delta_weight(edits[0], b)) < 1e-6
-        assert relative(delta_weight(edits[2], b), delta_weight(edits[0], b)) < 1e-6
-
-
-@pytest.mark.parametrize("scale", [7.3, -0.01])
-def test_scale_of_the_whitened_key_cancels(scale):
-    host = tiny_host()
-    rome, scaled = make(host), make(host)
-    scaled.whiten = lambda keys: scale * rome.whiten(keys)
-    one, other = rome.edit(REQUESTS[:3]), scaled.edit(REQUESTS[:3])
-    for b in range(3):
-        assert relative(delta_weight(other, b), delta_weight(one, b)) < 1e-5
-
-
-def as_linear(conv: nn.Module) -> nn.Linear:
-    linear = nn.Linear(conv.weight.shape[0], conv.weight.shape[1])
-    linear.weight.data, linear.bias.data = conv.weight.data.T.clone(), conv.bias.data.clone()
-    return linear
-
-
-@pytest.mark.parametrize("mlp_size", [32, 48], ids=["square", "wide"])
-def test_conv1d_and_linear_copies_agree_after_the_edit(mlp_size):
-    conv = tiny_host(tiny_hosts.gpt2, mlp_size=mlp_size)
-    linear = tiny_host(tiny_hosts.gpt2, mlp_size=mlp_size)
-    linear.blocks[LAYER].mlp.c_proj = as_linear(linear.blocks[LAYER].mlp.c_proj).requires_grad_(False)
-    result = make(conv).edit(REQUESTS[:2])
-    assert relative(make(linear).edit(REQUESTS[:2]).delta_BD, result.delta_BD) < 1e-4
-    ids = torch.tensor([conv.text_ids("Ada of the north works as a")])
-    with swapped(conv, result.edits[0], LAYER):
-        hooked = conv.model(ids).logits
-    for host in (conv, linear):
-        host.weight_DF(LAYER).add_(delta_weight(result, 0))
-    # logits of order 1 to 10, and three ways to sum the same float32 terms
-    torch.testing.assert_close(conv.model(ids).logits, linear.model(ids).logits, rtol=0, atol=1e-4)
-    torch.testing.assert_close(conv.model(ids).logits, hooked, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("bos", [False, True])
