@@ -35,7 +35,7 @@ POSITIVE = {
     "facts.per_relation",
     *("launcher.jobs", "launcher.cpus"),
 }
-FRACTIONS = {"splits.held_out_objects", "splits.val_subjects", "splits.test_subjects", "host.pocket.min_recall"}
+FRACTIONS = {"decoder.prior", "splits.held_out_objects", "splits.val_subjects", "splits.test_subjects", "host.pocket.min_recall"}
 
 
 def compose(config_class: type[C], name: str, argv: Iterable[str], page: str | None = None) -> C:

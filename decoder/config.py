@@ -134,6 +134,7 @@ class DecoderConfig:
         "object", "train on the whole object and its terminator, or its first token as in the paper"
     )
     beams: int = option(4, "beams of the search over whole objects; validation while training is greedy")
+    prior: float = option(0.2, "share of a first token's log-probability without an edit that is taken off when reading")
     max_object_tokens: int = option(8, "longest object that is generated, terminator not counted")
 
 

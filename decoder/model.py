@@ -25,7 +25,7 @@ from decoder.swap import exchanged, swapped
 class ObjectDecoder(nn.Module):
     """Reads edits of `edited_layer` of a host.
 
-    The module tree holds what is learnt and nothing else: `prompt_MD` and a copy of each trained layer, in float32. The host
+    The module tree holds what is learnt and nothing else, in float32: `prompt_MD`, a copy of each trained layer, and `prior_V`. The host
     is kept outside the tree; if the edited layer itself is trained, its W_V stays the host's (paper, section 6).
 
     Args:
@@ -53,6 +53,8 @@ class ObjectDecoder(nn.Module):
         object.__setattr__(self, "host", host)
         self.edited_layer, self.scope, self.arithmetic = edited_layer, scope, arithmetic
         self.prompt_MD = nn.Parameter(prompt_MD.detach().clone().float(), requires_grad=train_prompt)
+        vocabulary = host.model.get_output_embeddings().weight.shape[0]
+        self.register_buffer("prior_V", torch.zeros(vocabulary))
         self.trained = nn.ModuleDict({str(layer): _trainable_copy(host, layer, edited_layer) for layer in trained_layers})
 
     @property
@@ -69,10 +71,23 @@ class ObjectDecoder(nn.Module):
         return torch.cat([first_BV.unsqueeze(1), rest_BTV], dim=1)
 
     @torch.no_grad()
+    def take_prior(self, share: float) -> None:
+        """From now on `read` takes off each first token `share` of the log-probability it has without an edit.
+
+        What the decoder says of the host's own W_V is what training made likely, whatever the edit (contextual calibration, Zhao et al.
+        2021). It becomes part of the decoder; reading needs W' alone.
+        """
+        prompt_1MD = self.prompt_MD.unsqueeze(0).to(self.host.dtype)
+        with self._autocast(), self._trained_in_place():
+            logits_V = self.host.model(inputs_embeds=prompt_1MD, use_cache=False, logits_to_keep=1).logits[0, -1]
+        self.prior_V.copy_(share * logits_V.float().log_softmax(-1))
+
+    @torch.no_grad()
     def read(self, edits: Edit, *, beams: int, max_object_tokens: int) -> Beams:
         """The most probable whole objects of each edit, best first."""
         edits = self._prepared(edits)
         first_BV, cache = self._read_prompt(edits)
+        first_BV = first_BV.float().log_softmax(-1) - self.prior_V.to(first_BV.device)
         beams = min(beams, first_BV.shape[1])
         cache.batch_repeat_interleave(beams)
         beam_edits = edits.repeat_interleave(beams)

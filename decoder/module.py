@@ -85,6 +85,7 @@ class DecoderModule(LightningModule):
 
     def on_test_start(self) -> None:
         self.decoder.host.model.to(self.device)
+        self.decoder.take_prior(self.cfg.decoder.prior)
         self.readings = {split: [] for split in self.trainer.datamodule.test_splits}
 
     def test_step(self, batch: EditBatch, batch_idx: int, dataloader_idx: int = 0) -> None:

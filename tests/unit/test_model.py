@@ -232,6 +232,20 @@ def test_read_says_what_forward_scores(any_host, random_edits, scope):
     assert torch.equal(beams.first_token_B, decoder(edits, IDS_BT)[:, 0].argmax(-1))
 
 
+@torch.no_grad()
+def test_the_prior_is_what_the_unedited_host_says(any_host, random_edits):
+    decoder, edits = decoder_on(any_host, [LAYER, 2]), random_edits(any_host, B)
+    first_BV = decoder(edits, IDS_BT[:, :1])[:, 0].log_softmax(-1)
+    unedited = DenseEdit(any_host.weight_DF(LAYER)[None].clone())
+    null_V = decoder(unedited, IDS_BT[:1, :1])[0, 0].log_softmax(-1)
+    decoder.take_prior(0.3)
+    torch.testing.assert_close(decoder.prior_V, 0.3 * null_V, **CLOSE)
+    found = decoder.read(edits, beams=2, max_object_tokens=2)
+    expected_BV = first_BV - 0.3 * null_V
+    assert found.first_token_B.tolist() == expected_BV.argmax(-1).tolist()
+    assert torch.equal(decoder(edits, IDS_BT[:, :1])[:, 0].log_softmax(-1), first_BV), "training does not see it"
+
+
 def test_read_is_the_same_in_any_batch(host_of, random_edits):
     host = host_of("qwen3 window")
     decoder, edits = decoder_on(host, [1]), random_edits(host, B)
