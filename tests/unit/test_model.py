@@ -148,7 +148,7 @@ def test_parameters_are_prompt_and_trained_layer_without_the_edited_matrix(any_h
     leaf = any_host.down_proj_path(2)
     names = set(decoder.state_dict())
     assert names == {name for name, _ in decoder.named_parameters()} | {name for name, _ in decoder.named_buffers() if name in names}
-    assert "prompt_MD" in names and {name.split(".")[1] for name in names - {"prompt_MD"}} == {str(LAYER), "2"}
+    assert "prompt_MD" in names and {name.split(".")[1] for name in names - {"prompt_MD", "prior_V"}} == {str(LAYER), "2"}
     assert not any(name.startswith(f"trained.{LAYER}.{any_host.down_proj_path(LAYER)}") for name in names)
     assert any(name.startswith(f"trained.2.{leaf}") for name in names)
     block = sum(parameter.numel() for parameter in any_host.blocks[LAYER].parameters())
