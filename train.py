@@ -91,7 +91,7 @@ def train(cfg: TrainConfig, folder: Path, bench: "Bench | None" = None) -> dict:
         module.to(host.device)
         readings = session.save_predictions(module.readings, edits.table, folder)
         scores = result.test_scores(readings)
-        baselines = bench.baselines(cfg, start)
+        baselines = bench.baselines(cfg, start.to(host.device))
         calibration = session.calibration(cfg, module.decoder, edits, readings)
 
     summary = {

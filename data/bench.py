@@ -10,6 +10,7 @@ from data.produce import is_produced
 from decoder.baselines import BASELINES, OF_THE_RUN
 from decoder.compose import to_dict
 from decoder.config import TrainConfig
+from decoder.grid import OF_THE_EDITS
 from decoder.host import Host
 from decoder.model import ObjectDecoder
 from decoder.session import baselines
@@ -37,7 +38,10 @@ class Bench:
             edits.setup()
             return edits
 
-        return self._keep("edits", key, make)
+        edits = self._keep("edits", key, make)
+        # The order of batches follows from the run's own seed.
+        edits.cfg = cfg
+        return edits
 
     def baselines(self, cfg: TrainConfig, start: ObjectDecoder) -> dict[str, Any]:
         """Scores of every baseline; `start` is the decoder before training."""
@@ -52,14 +56,12 @@ class Bench:
         try:
             host = self.host(cfg)
             made = "there" if is_produced(cfg, host) else "to be made"
-        except ValueError as error:
+        except (ValueError, OSError, RuntimeError) as error:
             return f"host {cfg.host.name}, layer {cfg.edits.layer}: {error}"
         return f"host {host.name}: {host.layers} layers; {cfg.edits.editor} edits of layer {cfg.edits.layer}: {made}"
 
     def _edits_key(self, cfg: TrainConfig) -> str:
-        # The seed permutes the labels of the shuffled control and nothing else here.
-        order = cfg.seed if cfg.data.shuffle_labels else None
-        return _key(cfg, "host", "facts", "cache_dir", "store", "edits", "splits", "data") + f"{cfg.trainer.accelerator} {order}"
+        return _key(cfg, *OF_THE_EDITS, "data") + cfg.trainer.accelerator
 
     def _keep(self, name: str, key: str, make: Callable[[], Any]) -> Any:
         found = self._kept.get(name)

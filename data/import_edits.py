@@ -129,7 +129,10 @@ def match(paths: list[Path], facts: FactSet) -> list[Fact]:
     Raises:
         ValueError: names do not tell, and there are not as many facts as sources.
     """
-    by_name = {fact.fact_id: fact for fact in facts.facts} | {re.split(r"\D", fact.fact_id)[-1]: fact for fact in facts.facts}
+    numbers = [re.split(r"\D", fact.fact_id)[-1] for fact in facts.facts]
+    # A number that several facts end in names none of them.
+    by_number = {number: fact for number, fact in zip(numbers, facts.facts, strict=True) if numbers.count(number) == 1}
+    by_name = by_number | {fact.fact_id: fact for fact in facts.facts}
     named = [by_name.get(path.stem, by_name.get(re.split(r"\D", path.stem)[-1] or path.stem)) for path in paths]
     if all(named) and len({fact.fact_id for fact in named}) == len(paths):
         return named
@@ -209,7 +212,8 @@ def _write(
         raise ValueError(f"edited={cfg.edited}: not one edit of rank one; {reason}")
     edits = RankOneEdit(torch.cat([u.key_RF for u in updates]), torch.cat([u.value_RD for u in updates]))
     writer = StoreWriter(Path(cfg.store).expanduser(), asked, len(requests))
-    writer.write_shard(0, columns(host, requests, edits, score(host, layer, requests, edits, facts)), skipped)
+    if not writer.has_shard(0):
+        writer.write_shard(0, columns(host, requests, edits, score(host, layer, requests, edits, facts)), skipped)
     store = writer.finish(1, skipped)
     if whole:
         file = store.path / "matrices-00000.safetensors"

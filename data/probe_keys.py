@@ -35,8 +35,9 @@ def probe_keys(host: Host, layer: int, whiten: Solver, prompts: Sequence[tuple[s
     embed = host.model.get_input_embeddings()
     row_embeddings = [embed(torch.tensor(row, device=host.device)).detach() for row in rows]
     last_ND = torch.stack([row_TD[-1] for row_TD in row_embeddings]).float()
+    spread_D = last_ND.std(0) if len(rows) > 1 else torch.zeros_like(last_ND[0])
     generator = torch.Generator().manual_seed(seed)
-    drawn_KD = torch.randn(made_up, last_ND.shape[1], generator=generator).to(last_ND) * last_ND.std(0) + last_ND.mean(0)
+    drawn_KD = torch.randn(made_up, last_ND.shape[1], generator=generator).to(last_ND) * spread_D + last_ND.mean(0)
     picked = torch.randint(len(rows), (made_up,), generator=generator).tolist()
     invented = [
         torch.cat([row_embeddings[n][:-1], drawn_D.to(last_ND)[None].to(embed.weight.dtype)])

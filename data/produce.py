@@ -4,6 +4,7 @@ A killed run goes on at its next shard. A store that is already whole is opened 
 """
 
 import dataclasses
+import hashlib
 import logging
 import sys
 from pathlib import Path
@@ -94,7 +95,7 @@ def _keys_source(cfg: TrainConfig) -> dict[str, Any]:
     if cfg.keys.text:
         source = {"text": texts_sha256(read_texts(cfg.keys, cfg.edits.key_tokens))}
     if cfg.keys.statistics:
-        source["statistics"] = Path(cfg.keys.statistics).name
+        source["statistics"] = hashlib.sha256(Path(cfg.keys.statistics).expanduser().read_bytes()).hexdigest()
     return source
 
 

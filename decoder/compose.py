@@ -107,6 +107,11 @@ def _check_train(config: TrainConfig) -> None:
     devices = config.trainer.devices
     if not isinstance(devices, list | str) and devices != -1 and not (_is_index(devices) and devices > 0):
         raise UserError(f"trainer.devices={devices}: expected auto, a count from 1 up, -1 for all, or indices as [0,1]")
+    if config.trainer.num_nodes > 1 or not (devices == 1 or (isinstance(devices, list) and len(devices) == 1)):
+        raise UserError(
+            f"trainer.devices={devices} trainer.num_nodes={config.trainer.num_nodes}: a run reads its tests on one device so far; "
+            "give one, as 1 or [3], and let launcher.jobs run several runs at a time"
+        )
     if len(config.optim.betas) != 2 or not all(0 <= beta < 1 for beta in config.optim.betas):
         raise UserError(f"optim.betas={config.optim.betas}: expected two numbers from 0 to below 1, as [0.9,0.98]")
     kept = config.splits.val_subjects + config.splits.test_subjects

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from decoder.host import Host
     from decoder.model import ObjectDecoder
 
-FORMAT = 1
+FORMAT = 2
 CONFIG, WEIGHTS, CARD = "decoder_config.json", "decoder_model.safetensors", "README.md"
 REQUIRED = {"host", "edited_layer", "trained_layer", "shape", "base_sha256", "prompt_length", "scope", "arithmetic", "terminator_id"}
 REQUIRED_HOST = {"id", "path", "cached_as", "revision", "dtype", "model_type", "fingerprint", "vocabulary"}

@@ -23,6 +23,8 @@ FLAGS = ("-m", "--multirun")
 IN_THE_FOLDER = {"decoder.layer", "edits.layer", "edits.editor", "seed", "host", "host.name", "experiment", "runs", "variant"}
 WITHOUT_EFFECT = {"runs", "cache_dir", "resume", "wandb", "launcher", "grid", "variant"}
 """Settings that change where results go and what is shown, not the results."""
+OF_THE_EDITS = ("host", "cache_dir", "store", "facts", "keys", "edits", "splits")
+"""Settings that say which edits are made; runs that share them share their edits."""
 LONGEST_VARIANT = 60
 RANGE = re.compile(r"range\(\s*(-?\d+)\s*(?:,\s*(-?\d+)\s*)?(?:,\s*(-?\d+)\s*)?\)")
 
@@ -109,8 +111,7 @@ def with_effect(config: dict[str, Any]) -> dict[str, Any]:
 
 def edits_of(config: TrainConfig) -> str:
     """A key that runs on the same host and the same edits share."""
-    kept = ("host", "cache_dir", "store", "facts", "edits", "splits")
-    return short_hash({key: value for key, value in to_dict(config).items() if key in kept})
+    return short_hash({key: value for key, value in to_dict(config).items() if key in OF_THE_EDITS})
 
 
 def seconds_of(result: dict[str, Any]) -> float:

@@ -88,9 +88,11 @@ def in_process(runs: list[Run], run_one: RunOne, out: Console) -> Iterator[Outco
 
     quiet()
     bench = Bench()
-    for config in {edits_of(run.config): run.config for run in runs}.values():
-        out.print(bench.describe(config), style="dim")
+    described = set()
     for run in runs:
+        if (edits := edits_of(run.config)) not in described:
+            described.add(edits)
+            out.print(bench.describe(run.config), style="dim")
         yield run, attempt(run, run_one, bench)
 
 

@@ -43,7 +43,7 @@ def gain_spread(input_MF: Tensor, key_KF: Tensor) -> Tensor:
 
 
 def first_token_correct(beams: Beams, object_ids_BT: Tensor) -> list[bool]:
-    return (beams.first_token_B == object_ids_BT[:, 0]).tolist()
+    return (beams.first_token_B.cpu() == object_ids_BT[:, 0].cpu()).tolist()
 
 
 def exact_match(beams: Beams, object_ids_BT: Tensor, terminator_id: int | None) -> list[bool]:

@@ -12,6 +12,7 @@ def sbatch_script(grid: Grid) -> str:
     options = {
         "job-name": f"palimpsest-{config.experiment}",
         "array": f"0-{len(left) - 1}",
+        "ntasks": 1,
         "cpus-per-task": config.launcher.cpus,
         "gpus-per-task": config.launcher.gpus or None,
         "mem": config.launcher.memory,

@@ -34,8 +34,7 @@ def swapped(host: Host, edits: Edit, layer: int) -> Iterator[None]:
     """
     module = host.down_proj(layer)
     _check(host, edits, layer)
-    if host.born_at_edit is None:
-        host.born_at_edit = _may_be_born_at_edit(host, layer)
+    _settle(host, layer)
     entered: list[int] = []
 
     def at_entry(module: nn.Module, args: tuple[Tensor, ...], inputs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
@@ -72,6 +71,12 @@ def _repeated(value: Any, count: int) -> Any:
 
 
 @torch.no_grad()
+def _settle(host: Host, layer: int) -> None:
+    """Runs the self-check unless it has run on this host."""
+    if host.born_at_edit is None:
+        host.born_at_edit = _may_be_born_at_edit(host, layer)
+
+
 def _may_be_born_at_edit(host: Host, layer: int) -> bool:
     """Whether a batch that is born at the edit comes out as one that was there from the start, on two random edits."""
     generator = torch.Generator().manual_seed(0)
@@ -118,6 +123,7 @@ def exchanged(host: Host, blocks: Mapping[int, nn.Module]) -> Iterator[None]:
 @contextmanager
 def projection_inputs(host: Host, layer: int) -> Iterator[list[Tensor]]:
     """Inside the block every forward appends the input (N, T, F) of the layer's down-projection to the list: its keys."""
+    _settle(host, layer)  # or its own forwards would be taken for the caller's
     inputs: list[Tensor] = []
     handle = host.down_proj(layer).register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
     try:

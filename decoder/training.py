@@ -67,12 +67,15 @@ def fit(trainer: Trainer, module: LightningModule, data: LightningDataModule, re
     """Fits, from the last checkpoint if asked.
 
     Raises:
-        ValueError: the checkpoint has run more epochs than are asked for now.
+        ValueError: the checkpoint has run more epochs than are asked for now, or is of another shape.
     """
     try:
         trainer.fit(module, datamodule=data, ckpt_path="last" if resume else None)
-    except MisconfigurationException as error:
-        raise ValueError(f"{error} Set optim.epochs to what the run was started with, or start it anew without resume") from error
+    except (MisconfigurationException, RuntimeError) as error:
+        if not resume:
+            raise
+        told = " ".join(str(error).split())
+        raise ValueError(f"resume=true: {told} Use the settings, optim.epochs too, the run was started with, or start it anew") from error
 
 
 def fit_summary(trainer: Trainer) -> dict[str, Any]:

@@ -86,7 +86,7 @@ def test_terminal_shows_scores_examples_and_next_commands(smoke):
 def test_checkpoint_holds_prompt_and_trained_layer_only(smoke):
     checkpoint = torch.load(smoke[0] / "checkpoints" / "best.ckpt", weights_only=True)
     names = {name for name in checkpoint["state_dict"] if not name.startswith("meters.")}
-    assert names and all(name.startswith(("decoder.prompt_MD", "decoder.trained.1.")) for name in names)
+    assert names and all(name.startswith(("decoder.prompt_MD", "decoder.prior_V", "decoder.trained.1.")) for name in names)
     assert not any("down_proj" in name for name in names)
 
 

@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from decoder.edit import DenseEdit, RankOneEdit
 from decoder.host import FAMILIES
-from decoder.swap import exchanged, swapped
+from decoder.swap import exchanged, projection_inputs, swapped
 
 B, T, LAYER = 3, 5, 1
 # float32: the swap adds the rank-one term to an output, the twin to the weights, and three layers carry the rounding on.
@@ -167,3 +167,13 @@ def test_exchanged_puts_blocks_in_and_back(host_of):
     with pytest.raises(KeyboardInterrupt), exchanged(host, {0: other, 1: own[2]}):
         raise KeyboardInterrupt
     assert all(found is block for found, block in zip(host.blocks, own, strict=True))
+
+
+def test_inputs_of_the_projection_are_the_callers_alone(new_host, random_edits):
+    """Also on a host whose self-check has not run: its forwards are none of the caller's."""
+    host = new_host("qwen2")
+    assert host.born_at_edit is None
+    ids_BT = token_ids(host, 1)
+    with torch.no_grad(), projection_inputs(host, LAYER) as inputs, swapped(host, random_edits(host, B), LAYER):
+        host.model(ids_BT, use_cache=False)
+    assert [tuple(x_BTF.shape) for x_BTF in inputs] == [(1, T, host.mlp_size(LAYER))]
