@@ -41,11 +41,11 @@ def test_killed_production_goes_on_at_its_next_shard(cache, tmp_path):
 
 @pytest.mark.slow
 def test_killed_fit_resumes_to_the_same_numbers(cache, command, tmp_path):
-    miniature = ["experiment=smoke", "optim.epochs=12", "wandb.mode=disabled", f"cache_dir={cache}"]
+    miniature = ["experiment=smoke", "optim.epochs=12", "wandb.mode=disabled"]
     whole, killed = (tmp_path / name / "smoke" / "pocket" / "rome-e1-t1-s0" for name in ("whole", "killed"))
     assert command("train.py", *miniature, f"runs={tmp_path / 'whole'}").returncode == 0
 
-    line = [sys.executable, str(ROOT / "train.py"), *miniature, f"runs={tmp_path / 'killed'}"]
+    line = [sys.executable, str(ROOT / "train.py"), *miniature, f"runs={tmp_path / 'killed'}", f"cache_dir={cache}"]
     process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 200
     while not (killed / "checkpoints" / "last.ckpt").exists() and time.monotonic() < deadline:
@@ -55,8 +55,6 @@ def test_killed_fit_resumes_to_the_same_numbers(cache, command, tmp_path):
     process.wait()
     assert (killed / "checkpoints" / "last.ckpt").exists() and not (killed / "predictions.parquet").exists()
 
-    fewer = command("train.py", *miniature, f"runs={tmp_path / 'killed'}", "resume=true", "optim.epochs=1")
-    assert fewer.returncode == 2 and "optim.epochs" in fewer.stderr and fewer.stderr.count("\n") == 1
     assert command("train.py", *miniature, f"runs={tmp_path / 'killed'}", "resume=true").returncode == 0
     pd.testing.assert_frame_equal(*(pd.read_parquet(folder / "predictions.parquet") for folder in (whole, killed)))
     results = [json.loads((folder / "result.json").read_text()) for folder in (whole, killed)]

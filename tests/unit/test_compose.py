@@ -84,7 +84,7 @@ def test_self_first_lets_the_group_win(configs):
         ("host.terminator=#", "#"),
         ("host.revision=${seed}", "0"),
         ("resume=True", True),
-        ("trainer.devices=-1", -1),
+        ("trainer.devices=[3]", [3]),
     ],
 )
 def test_values_arrive_as_typed(argument, expected):
@@ -143,6 +143,8 @@ def test_values_arrive_as_typed(argument, expected):
         ("optim.lr_layer=nan", ["from 0 up"]),
         ("optim.betas=[0.9]", ["two numbers"]),
         ("trainer.devices=0", ["[0,1]"]),
+        ("trainer.devices=2", ["on one device so far", "launcher.jobs"]),
+        ("trainer.num_nodes=2", ["on one device so far"]),
     ],
 )
 def test_bad_argument_is_one_line_and_exit_2(argument, parts, capsys):
