@@ -79,7 +79,7 @@ def test_config_says_what_the_decoder_belongs_to(exported):
     }
     assert {name: config["host"][name] for name in wanted} == wanted
     assert config["module"] == host.module_path(LAYER) and config["base_sha256"] == host.base_sha256(LAYER)
-    assert (config["format"], config["edited_layer"], config["trained_layer"], config["prompt_length"]) == (1, LAYER, [LAYER, 2], M)
+    assert (config["format"], config["edited_layer"], config["trained_layer"], config["prompt_length"]) == (2, LAYER, [LAYER, 2], M)
     assert config["shape"] == [32, 48] and config["terminator_id"] == host.terminator_id
     assert (config["scope"], config["arithmetic"]) == ("prompt", "factors")
     with safe_open(str(folder / WEIGHTS), "pt") as opened:
@@ -184,14 +184,14 @@ def test_files_that_are_no_safetensors_are_refused(folder, host_of):
 def test_damaged_configs_are_refused(folder, host_of):
     file = folder / CONFIG
     whole = file.read_text()
-    for text, words in ((whole[:200], "not whole JSON"), (whole.replace('"format": 1', '"format": 9'), "format 9, this version reads 1")):
+    for text, words in ((whole[:200], "not whole JSON"), (whole.replace('"format": 2', '"format": 9'), "format 9, this version reads 2")):
         file.write_text(text)
         assert words in refusal(folder, host_of("llama"))
     file.unlink()
     assert CONFIG in refusal(folder, host_of("llama"))
 
 
-@pytest.mark.parametrize("text", ["[]", "null", '{"format": 1}'])
+@pytest.mark.parametrize("text", ["[]", "null", '{"format": 2}'])
 def test_configs_that_are_json_but_no_config_are_refused(folder, host_of, text):
     (folder / CONFIG).write_text(text)
     assert CONFIG in refusal(folder, host_of("llama"))
