@@ -149,26 +149,32 @@ def _cut(rows: list[list[int]]) -> Iterator[list[list[int]]]:
         yield batch
 
 
-@torch.no_grad()
 def _keys(host: Host, layer: int, rows: list[list[int]]) -> Tensor:
     """Keys (tokens, F) of all real tokens of the rows."""
     ids_NT = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True).to(host.device)
     lengths_N = torch.tensor([len(row) for row in rows], device=host.device)
     mask_NT = torch.arange(ids_NT.shape[1], device=host.device) < lengths_N[:, None]
+    return keys_of(host, layer, input_ids=ids_NT, attention_mask=mask_NT.long())[mask_NT.flatten()]
+
+
+@torch.no_grad()
+def keys_of(host: Host, layer: int, **inputs: Tensor) -> Tensor:
+    """Keys (N * T, F) of a layer for inputs of the model (N, T), padding included; the layers above do not run."""
     caught: list[Tensor] = []
 
     def catch(module: nn.Module, args: tuple[Tensor]) -> None:
+        # Some families flatten their tokens before the projection.
         caught.append(args[0].flatten(0, -2))
         raise _Reached
 
     handle = host.down_proj(layer).register_forward_pre_hook(catch)
     try:
-        host.model.base_model(input_ids=ids_NT, attention_mask=mask_NT.long(), use_cache=False)
+        host.model.base_model(**inputs, use_cache=False)
     except _Reached:
         pass
     finally:
         handle.remove()
-    return caught[0][mask_NT.flatten()]
+    return caught[0]
 
 
 def _cache_file(host: Host, layer: int, texts: Sequence[str], tokens: int, cache: Path) -> Path:

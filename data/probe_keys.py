@@ -13,9 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from data.keys import Solver
+from data.keys import Solver, keys_of
 from decoder.host import Host
-from decoder.swap import projection_inputs
 
 BATCH = 512
 
@@ -48,7 +47,6 @@ def probe_keys(host: Host, layer: int, whiten: Solver, prompts: Sequence[tuple[s
     return (whitened_KF / (whitened_KF * key_KF).sum(dim=1, keepdim=True)).float()
 
 
-@torch.no_grad()
 def _last_keys(host: Host, layer: int, rows: list[Tensor]) -> Tensor:
     """Key (K, F) at the last position of each row of embeddings."""
     by_length: dict[int, list[int]] = defaultdict(list)
@@ -58,7 +56,6 @@ def _last_keys(host: Host, layer: int, rows: list[Tensor]) -> Tensor:
     for places in by_length.values():
         for start in range(0, len(places), BATCH):
             batch = places[start : start + BATCH]
-            with projection_inputs(host, layer) as inputs:
-                host.model.base_model(inputs_embeds=torch.stack([rows[n] for n in batch]), use_cache=False)
-            key_KF[batch] = inputs[0][:, -1].float()
+            keys_NF = keys_of(host, layer, inputs_embeds=torch.stack([rows[n] for n in batch]))
+            key_KF[batch] = keys_NF.unflatten(0, (len(batch), -1))[:, -1].float()
     return key_KF

@@ -3,6 +3,7 @@
 Shape letters: B edits, T positions, D hidden width, F MLP width. An edit always carries the B of a whole batch: one edit is B = 1.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Edit:
+class Edit(ABC):
     """What acts on a down-projection instead of, or on top of, the host's W_V. Every field is a tensor with B first."""
 
     def __len__(self) -> int:
@@ -32,10 +33,11 @@ class Edit:
         """Each edit `times` times in a row, as beams need it."""
         return self._map(lambda tensor: tensor.repeat_interleave(times, dim=0))
 
+    @abstractmethod
     def width(self) -> tuple[int, int]:
         """(D, F) of the matrix the edits are for."""
-        raise NotImplementedError
 
+    @abstractmethod
     def output(self, x_BTF: Tensor, y_BTD: Tensor, bias_D: Tensor | None) -> Tensor:
         """Output (B, T, D) of the edited projection.
 
@@ -44,7 +46,6 @@ class Edit:
             y_BTD: what the host's own W_V made of it.
             bias_D: the projection's bias, if it has one.
         """
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -71,8 +71,9 @@ class DecoderModule(LightningModule):
         self._log_epoch("train/loss", loss, batch)
         if self.probe_KF is None:
             return loss
-        # The first input is the prompt's; a trained layer below the edit or at it has shaped it, the edits have not.
-        spread = gain_spread(inputs[0][0], self.probe_KF)
+        # The first input is the prompt's, flat or not, once or for every edit; edits have not shaped it.
+        prompt_MF = inputs[0].flatten(0, -2)[: len(self.decoder.prompt_MD)]
+        spread = gain_spread(prompt_MF, self.probe_KF)
         self._log_epoch("train/gain_spread", spread, batch)
         return loss + self.cfg.optim.gain_spread * spread
 

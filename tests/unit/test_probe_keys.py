@@ -4,9 +4,7 @@ Shape letters: K keys, F MLP width, B edits.
 """
 
 import pytest
-import tiny_hosts
 import torch
-from tiny_hosts import tiny_host
 
 from data.keys import KeyStatistics, whitener
 from data.probe_keys import probe_keys
@@ -16,9 +14,10 @@ LAYER = 1
 PROMPTS = [("{} was born in", "Ada"), ("the small {} works as", "Ben"), ("{} is a", "Carl"), ("{} lives in", "Ada")]
 
 
-@pytest.fixture(params=[tiny_hosts.qwen2, tiny_hosts.gpt2], ids=["qwen2", "gpt2"])
-def host(request):
-    return tiny_host(request.param)
+@pytest.fixture
+def host(any_host):
+    """Every family: some flatten their tokens before the projection."""
+    return any_host
 
 
 @pytest.fixture
@@ -32,7 +31,7 @@ def plain_key(host, prompt: str, subject: str) -> torch.Tensor:
     ids, lookup = host.prompt_ids(prompt, subject)
     with torch.no_grad(), projection_inputs(host, LAYER) as inputs:
         host.model(torch.tensor([ids]), use_cache=False)
-    return inputs[0][0, lookup].double()
+    return inputs[0].flatten(0, -2)[lookup].double()
 
 
 def test_training_subjects_come_once_with_the_keys_of_their_edits(host, whiten):
