@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -122,7 +123,7 @@ class StoreWriter:
         self.path, self.asked = Path(path), dict(asked)
         if self.path.exists() and not (self.path.is_dir() and not any(self.path.iterdir())):
             raise ValueError(f"store={self.path} exists and is no store of edits. Give a new or an empty folder")
-        self.partial = self.path.with_name(self.path.name + ".partial")
+        self.partial = partial_folder(self.path)
         self.partial.mkdir(parents=True, exist_ok=True)
         request = self.partial / "asked.json"
         if request.exists():
@@ -136,18 +137,33 @@ class StoreWriter:
         else:
             write_json(request, {**self.asked, "shard_size": shard_size})
 
+    @property
+    def parts(self) -> int | None:
+        """How many parts the shards were last made in, if in several."""
+        file = self.partial / "parts.json"
+        return json.loads(file.read_text())["of"] if file.exists() else None
+
+    def note_parts(self, of: int) -> None:
+        write_json(self.partial / "parts.json", {"of": of})
+
     def has_shard(self, index: int) -> bool:
         return self._shard(index).exists()
 
     def write_shard(self, index: int, columns: Mapping[str, Any], skipped: list[list[str]]) -> None:
-        """Writes one shard: columns as of `features`, `key` (N, F) and `value` (N, D) as tensors; and what was skipped, why."""
-        temporary = self._shard(index).with_suffix(".tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
+        """Writes one shard: columns as of `features`, `key` (N, F) and `value` (N, D) as tensors; and what was skipped, why.
+
+        If another process was first, its shard stays.
+        """
+        temporary = Path(tempfile.mkdtemp(dir=self.partial, prefix=f"half-{index:05d}-"))
         if columns["edit_id"]:
             _dataset(columns).save_to_disk(str(temporary))
         write_json(temporary / "skipped.json", skipped)
-        os.replace(temporary, self._shard(index))
+        try:
+            os.replace(temporary, self._shard(index))
+        except OSError:
+            if not self.has_shard(index):
+                raise
+            shutil.rmtree(temporary)
 
     def skipped(self, shards: int) -> list[list[str]]:
         """(edit_id, reason) of every record that could not be edited."""
@@ -168,11 +184,23 @@ class StoreWriter:
         if self.path.exists():
             self.path.rmdir()
         os.replace(temporary, self.path)
-        shutil.rmtree(self.partial)
+        remove_partial(self.path)
         return EditStore(self.path)
 
     def _shard(self, index: int) -> Path:
         return self.partial / f"shard-{index:05d}"
+
+
+def partial_folder(path: Path) -> Path:
+    """Where the shards of a store lie until it is whole."""
+    return path.with_name(path.name + ".partial")
+
+
+def remove_partial(path: Path) -> None:
+    """Removes what was left of a store's making; killed halfway, it leaves no shard without its `asked.json`."""
+    for shard in partial_folder(path).glob("shard-*"):
+        shutil.rmtree(shard, ignore_errors=True)
+    shutil.rmtree(partial_folder(path), ignore_errors=True)
 
 
 def add_file(path: Path, name: str) -> None:
@@ -183,7 +211,7 @@ def add_file(path: Path, name: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON so that a reader sees the old file or the whole new one."""
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
     os.replace(temporary, path)
 

@@ -18,12 +18,12 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from decoder.config import EvaluateConfig, ExportConfig, ImportConfig, ReportConfig, TrainConfig
+from decoder.config import EvaluateConfig, ExportConfig, ImportConfig, ProduceConfig, ReportConfig, TrainConfig
 from decoder.errors import UserError
 from decoder.nearest import did_you_mean
 from decoder.usage import FLAGS, kind, settings, write_help
 
-C = TypeVar("C", TrainConfig, EvaluateConfig, ImportConfig, ReportConfig, ExportConfig)
+C = TypeVar("C", TrainConfig, ProduceConfig, EvaluateConfig, ImportConfig, ReportConfig, ExportConfig)
 SELF, ALSO = "_self_", "also"
 TRAIN_KEYS = dict(settings(TrainConfig))
 POSITIVE = {

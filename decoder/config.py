@@ -191,7 +191,7 @@ class LauncherConfig:
 
 @dataclass
 class TrainConfig:
-    """What `train.py` and `python -m data.produce` read."""
+    """What `train.py` reads."""
 
     experiment: str = option("main", "name of the experiment; also picks configs/experiment/<name>.yaml")
     seed: int = option(0, "seed of the decoder; host.seed, edits.seed and splits.seed are their own")
@@ -213,6 +213,13 @@ class TrainConfig:
     launcher: LauncherConfig = group(LauncherConfig)
     grid: dict[str, Any] = option({}, "settings with several values, as an experiment file lists them for -m", "KEY: VALUES")
     variant: str | None = option(None, "added to the run folder's name; a grid names the settings there that no folder shows")
+
+
+@dataclass
+class ProduceConfig(TrainConfig):
+    """What `python -m data.produce` reads."""
+
+    shard: str | None = option(None, "make only every 16th shard, from the third on, as 3/16; `merge` joins what all parts made")
 
 
 @dataclass

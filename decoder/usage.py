@@ -20,7 +20,7 @@ PAGES = {
     "produce": (
         "Makes the store of edits that train.py would use, and nothing else.",
         "python -m data.produce",
-        ("edits.layer=1", "store=STORE_FOLDER edits.ridge=identity", "experiment=smoke --cfg"),
+        ("edits.layer=1", "store=STORE_FOLDER edits.ridge=identity", "shard=3/16", "shard=merge", "experiment=smoke --cfg"),
     ),
     "import_edits": (
         "Makes a store of edits that other tools made: finds what changed in a matrix or checkpoint, and factors it.",

@@ -115,14 +115,22 @@ def test_killed_writer_goes_on_after_its_shards(tmp_path):
 def test_half_written_shard_is_made_again(tmp_path):
     killed = StoreWriter(tmp_path / "store", ASKED, 256)
     killed.write_shard(0, SHARDS[0], [])
-    whole, half = killed.partial / "shard-00000", killed.partial / "shard-00001.tmp"
+    whole, half = killed.partial / "shard-00000", killed.partial / "half-00001-killed"
     shutil.copytree(whole, half)
     (half / "skipped.json").rename(half / "half.json")
     writer = StoreWriter(tmp_path / "store", ASKED, 256)
     assert not writer.has_shard(1)
     writer.write_shard(1, SHARDS[1], [])
-    assert writer.has_shard(1) and not half.exists() and not list(writer.partial.rglob("half.json"))
-    assert len(writer.finish(2, [])) == 12
+    assert writer.has_shard(1) and len(writer.finish(2, [])) == 12
+    assert not writer.partial.exists(), "what a killed writer left goes with the shards"
+
+
+def test_the_first_of_two_writers_of_a_shard_wins(tmp_path):
+    first, second = StoreWriter(tmp_path / "store", ASKED, 256), StoreWriter(tmp_path / "store", ASKED, 256)
+    first.write_shard(0, SHARDS[0], [])
+    second.write_shard(0, SHARDS[1], [])
+    assert sorted(file.name for file in first.partial.iterdir()) == ["asked.json", "shard-00000"]
+    assert torch.equal(second.finish(1, []).key_NF, SHARDS[0]["key"])
 
 
 def test_killed_while_joining(tmp_path):
