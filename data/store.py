@@ -8,18 +8,16 @@ import json
 import os
 import shutil
 import tempfile
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
-import torch
 from datasets import Dataset, Features, List, Value, concatenate_datasets, load_from_disk
 from torch import Tensor
 
+from data.vectors import VectorColumn
 from decoder.edit import RankOneEdit
 from decoder.paths import cache_root, short_hash
 
@@ -55,16 +53,24 @@ class EditStore:
         _check_files(self.path, self.manifest["files"])
         self.dataset = load_from_disk(str(self.path))
         self._table = self.dataset.data.table
-        self.key_NF = self._matrix("key")
-        self.value_ND = self._matrix("value")
+        self._keys, self._values = VectorColumn(self._table["key"]), VectorColumn(self._table["value"])
         self.object_ids: list[list[int]] = self._table["object_ids"].to_pylist()
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def edits(self, rows: Tensor) -> RankOneEdit:
-        """The factors of the edits in `rows`."""
-        return RankOneEdit(self.key_NF[rows], self.value_ND[rows])
+        """The factors of the edits in `rows`; nothing else is read."""
+        return RankOneEdit(self._keys.rows(rows), self._values.rows(rows))
+
+    @property
+    def key_NF(self) -> Tensor:
+        """All keys; in memory, unlike what `edits` reads."""
+        return self._keys.whole()
+
+    @property
+    def value_ND(self) -> Tensor:
+        return self._values.whole()
 
     def table(self) -> pd.DataFrame:
         """All columns but the vectors, in store order."""
@@ -80,12 +86,6 @@ class EditStore:
             if self.manifest.get(field) != value:
                 found, wanted = _first_difference(self.manifest.get(field), value)
                 raise ValueError(f"store {self.path}: {field} is {found}, asked for {wanted}. Give another store= or make it anew")
-
-    def _matrix(self, column: str) -> Tensor:
-        """A fixed-size list column as a (N, width) tensor; zero-copy where the column is one chunk."""
-        chunks = [chunk.flatten().to_numpy(zero_copy_only=True).reshape(len(chunk), -1) for chunk in self._table[column].chunks]
-        array = chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
-        return _read_only_tensor(array)
 
 
 def find_store(cache_dir: str | None, fingerprint: str) -> EditStore:
@@ -223,13 +223,6 @@ def _dataset(columns: Mapping[str, Any]) -> Dataset:
         arrays[name] = pa.FixedSizeListArray.from_arrays(flat, columns[name].shape[1])
     schema = features(columns["value"].shape[1], columns["key"].shape[1])
     return Dataset(pa.table({name: arrays[name] for name in schema})).cast(schema)
-
-
-def _read_only_tensor(array: np.ndarray) -> Tensor:
-    """A tensor on a memory-mapped array: torch has no read-only tensors and would warn, and nobody here writes."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        return torch.from_numpy(array)
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

@@ -1,0 +1,40 @@
+"""Vectors of a memory-mapped Arrow column, read by rows without reading the rest.
+
+Shape letters: N edits in the column, B edits asked for, W width of a vector.
+"""
+
+import warnings
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+
+class VectorColumn:
+    """A column of fixed-size float lists. Its record batches are views on the file: pages come when rows are asked for, and go again."""
+
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        self._chunks = [chunk.flatten().to_numpy(zero_copy_only=True).reshape(len(chunk), -1) for chunk in column.chunks]
+        self._ends = np.cumsum([len(chunk) for chunk in self._chunks])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def rows(self, rows_B: Tensor) -> Tensor:
+        """A copy (B, W) of some rows, in the order asked for."""
+        wanted_B = rows_B.numpy()
+        chunk_B = np.searchsorted(self._ends, wanted_B, side="right")
+        found_BW = np.empty((len(wanted_B), self._chunks[0].shape[1]), self._chunks[0].dtype)
+        # A row is kilobytes long: the loop costs less than the copying.
+        for place, (chunk, row) in enumerate(zip(chunk_B, wanted_B, strict=True)):
+            found_BW[place] = self._chunks[chunk][row - self._ends[chunk]]
+        return torch.from_numpy(found_BW)
+
+    def whole(self) -> Tensor:
+        """All rows (N, W): a view on the file where the column is one record batch, else a copy in memory."""
+        array = self._chunks[0] if len(self._chunks) == 1 else np.concatenate(self._chunks)
+        # torch has no read-only tensors and would warn; nobody here writes.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            return torch.from_numpy(array)
