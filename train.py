@@ -32,7 +32,9 @@ def main(argv: list[str] | None = None) -> None:
         run(grid.runs[0])
     else:
         from decoder.launch import launch
+        from decoder.ranks import refuse_several
 
+        refuse_several(grid.runs)
         launch(grid, run, Path(__file__))
 
 
@@ -40,8 +42,13 @@ def run(run: Run, bench: "Bench | None" = None) -> dict:
     """One run with everything around it; returns what is in its result.json. A bench holds what earlier runs left to share."""
     # The command line is good; only now import what takes seconds.
     from decoder import result, session
+    from decoder.ranks import is_first
 
     cfg = run.config
+    if not is_first(cfg):
+        # One of several processes of this run: it fits and scores its share, and the first one speaks and writes.
+        with session.silence():
+            return train(cfg, run.folder, bench)
     folder = session.start(cfg, to_yaml(cfg), run.argv)
     try:
         scores = train(cfg, folder, bench)
@@ -55,7 +62,7 @@ def run(run: Run, bench: "Bench | None" = None) -> dict:
 
 
 def train(cfg: TrainConfig, folder: Path, bench: "Bench | None" = None) -> dict:
-    """One run from facts to exported decoder; returns what becomes result.json."""
+    """One run from facts to exported decoder; returns what becomes result.json, in the first of several processes."""
     from lightning import seed_everything
 
     from data.bench import Bench
@@ -63,8 +70,9 @@ def train(cfg: TrainConfig, folder: Path, bench: "Bench | None" = None) -> dict:
     from decoder.export import save_decoder
     from decoder.module import DecoderModule
     from decoder.paths import trained_layers
+    from decoder.ranks import is_first
     from decoder.tracking import describe_run, log_validation
-    from decoder.training import build_trainer, fit, fit_summary, log_to_wandb
+    from decoder.training import build_trainer, checkpoint_to_go_on_from, fit, fit_summary, log_to_wandb
 
     clock = session.Clock()
     with clock("host"):
@@ -76,18 +84,22 @@ def train(cfg: TrainConfig, folder: Path, bench: "Bench | None" = None) -> dict:
         edits = bench.edits(cfg)
     session.describe_edits(edits)
 
-    if not cfg.resume:
-        session.clear(folder)
     with clock("fit"):
+        checkpoint = checkpoint_to_go_on_from(cfg, folder)
+        if is_first(cfg):
+            session.begin(folder, checkpoint)
         seed_everything(cfg.seed, workers=True, verbose=False)
         module = DecoderModule(cfg, host, hparams=to_dict(cfg))
         start = module.start_decoder()
-        trainer = build_trainer(cfg, folder)
-        describe_run(trainer, cfg, host.layers)
-        fit(trainer, module, edits, cfg.resume)
+        trainer = build_trainer(cfg, folder, checkpoint)
+        if is_first(cfg):
+            describe_run(trainer, cfg, host.layers)
+        fit(trainer, module, edits, checkpoint)
 
     with clock("test"):
         trainer.test(module, datamodule=edits, ckpt_path="best", verbose=False)
+        if not is_first(cfg):
+            return {}
         module.to(host.device)
         readings = session.save_predictions(module.readings, edits.table, folder)
         scores = result.test_scores(readings)

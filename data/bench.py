@@ -6,7 +6,7 @@ from typing import Any
 
 from data.datamodule import EditDataModule
 from data.hosts import open_host
-from data.produce import is_produced
+from data.requests import is_produced
 from decoder.baselines import BASELINES, OF_THE_RUN
 from decoder.compose import to_dict
 from decoder.config import TrainConfig

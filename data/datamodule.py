@@ -4,77 +4,29 @@ Shape letters: B edits in a batch, N edits in a store, T object tokens, D hidden
 """
 
 import random
-from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader
 
+from data.batches import EditRows, EpochShuffle, SharedBatches, as_is, padded_objects
 from data.facts import load_facts
 from data.probe_keys import probe_keys
-from data.produce import prepare_editor, produce
+from data.produce import open_stream, prepare_editor, produce
 from data.splits import assign, draw_splits
 from data.store import EditStore
+from data.stream import EditStream
+from data.stream_loader import StreamLoader
 from decoder.config import TrainConfig
-from decoder.edit import PADDING, EditBatch
+from decoder.edit import EditBatch
 from decoder.host import Host
 
 EXPORT_BATCH = 128
 IMPORTED = "imported"
-
-
-class EditRows(Dataset):
-    """Some rows of a store; a list of indices gives a whole `EditBatch`, read in one piece.
-
-    Args:
-        weight_DF: the host's W_V; given, batches carry whole matrices W'_V instead of factors.
-        planted: rows whose objects are the targets, if not the rows themselves (the shuffled-label control).
-    """
-
-    def __init__(
-        self,
-        store: EditStore,
-        rows: list[int],
-        terminator_id: int | None,
-        weight_DF: Tensor | None = None,
-        planted: list[int] | None = None,
-    ) -> None:
-        self.store, self.rows, self.weight_DF = store, torch.tensor(rows), weight_DF
-        end = [] if terminator_id is None else [terminator_id]
-        targets = [torch.tensor(store.object_ids[row] + end) for row in planted or rows]
-        self.object_ids_NT = torch.nn.utils.rnn.pad_sequence(targets, batch_first=True, padding_value=PADDING)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitems__(self, indices: list[int]) -> EditBatch:
-        rows_B = self.rows[indices]
-        edits = self.store.edits(rows_B)
-        ids_BT = self.object_ids_NT[indices]
-        longest = int((ids_BT != PADDING).sum(1).max())
-        return EditBatch(edits if self.weight_DF is None else edits.applied_to(self.weight_DF), ids_BT[:, :longest], rows_B)
-
-
-class EpochShuffle(Sampler[int]):
-    """Rows in an order that follows from seed and epoch alone, so that a resumed fit sees what it would have seen."""
-
-    def __init__(self, length: int, seed: int) -> None:
-        self.length, self.seed, self.epoch = length, seed, 0
-
-    def __len__(self) -> int:
-        return self.length
-
-    def set_epoch(self, epoch: int) -> None:
-        """Lightning calls this before every epoch."""
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[int]:
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
-        return iter(order.tolist())
+MOST_IN_MEMORY = 20_000  # edits that baselines and calibration look at; 640 MB at the widths of GPT2-XL
 
 
 class EditDataModule(LightningDataModule):
@@ -89,14 +41,15 @@ class EditDataModule(LightningDataModule):
         super().__init__()
         self.cfg, self.host = cfg, host
         self.prepare_data_per_node = False
-        self.store: EditStore | None = None
+        self.allow_zero_length_dataloader_with_multiple_devices = True
+        self.store: EditStore | EditStream | None = None
 
     def prepare_data(self) -> None:
-        self.store = produce(self.cfg, self.host)
+        self.store = self._open()
 
     def setup(self, stage: str | None = None) -> None:
         if self.store is None:
-            self.store = produce(self.cfg, self.host)
+            self.store = self._open()
         if hasattr(self, "rows"):
             return
         self.facts = load_facts(self.cfg.facts)
@@ -106,6 +59,9 @@ class EditDataModule(LightningDataModule):
         if self.cfg.data.max_train:
             self.rows["train"] = _evenly_over_relations(self.rows["train"], self.table, self.cfg.data.max_train)
         mark_seen(self.table, self.rows["train"])
+
+    def _open(self) -> EditStore | EditStream:
+        return open_stream(self.cfg, self.host) if self.cfg.data.streaming else produce(self.cfg, self.host)
 
     @property
     def val_splits(self) -> list[str]:
@@ -125,9 +81,15 @@ class EditDataModule(LightningDataModule):
         return sorted(template for fact in facts for template in (fact.prompt, *fact.paraphrases))
 
     def factors(self, split: str) -> EditBatch:
-        """All edits of a split in one batch on the host's device, as factors whatever `data.form` says."""
-        rows = EditRows(self.store, self.rows[split], self.host.terminator_id)
-        return EditBatch(*(part.to(self.host.device) for part in rows.__getitems__(list(range(len(rows))))))
+        """The edits of a split in one batch on the host's device, as factors whatever `data.form` says.
+
+        They are held in memory: of a large split, the first `MOST_IN_MEMORY` when relations take turns.
+        """
+        rows = self.rows[split]
+        if len(rows) > MOST_IN_MEMORY:
+            rows = _evenly_over_relations(rows, self.table, MOST_IN_MEMORY)
+        ids_NT = padded_objects(self.store, rows, self.host.terminator_id)
+        return EditBatch(self.store.edits(torch.tensor(rows)), ids_NT, torch.tensor(rows)).on(self.host.device)
 
     def probe_keys(self) -> Tensor:
         """Keys (K, F) of training subjects and made-up ones, as `optim.gain_spread` needs them."""
@@ -136,24 +98,52 @@ class EditDataModule(LightningDataModule):
         whiten = prepare_editor(self.cfg, self.host, self.facts).whiten
         return probe_keys(self.host, self.cfg.edits.layer, whiten, prompts, self.cfg.data.made_up_keys, self.cfg.edits.seed)
 
-    def train_dataloader(self) -> DataLoader:
-        planted = list(self.rows["train"])
-        if self.cfg.data.shuffle_labels:
+    def transfer_batch_to_device(self, batch: EditBatch, device: torch.device, dataloader_idx: int) -> EditBatch:
+        return batch.on(device)
+
+    def train_dataloader(self) -> DataLoader | StreamLoader:
+        rows, data = self.rows["train"], self.cfg.data
+        planted = list(rows)
+        if data.shuffle_labels:
             random.Random(self.cfg.seed).shuffle(planted)
-        return self._loader("train", self.cfg.data.batch_size, planted=planted)
+        rank, world = self._place()
+        if isinstance(self.store, EditStream):
+            shuffle = (self.cfg.seed, data.shuffle_buffer)
+            return self._stream_loader(rows, data.batch_size, planted, shuffle=shuffle, rank=rank, world=world)
+        batches = SharedBatches(EpochShuffle(len(rows), self.cfg.seed), data.batch_size, rank, world)
+        return self._loader(rows, planted, batch_sampler=batches)
 
-    def val_dataloader(self) -> list[DataLoader]:
-        return [self._loader(split, self.cfg.data.eval_batch_size) for split in self.val_splits]
+    def val_dataloader(self) -> list[DataLoader | StreamLoader]:
+        return [self._evaluation_loader(split) for split in self.val_splits]
 
-    def test_dataloader(self) -> list[DataLoader]:
-        return [self._loader(split, self.cfg.data.eval_batch_size) for split in self.test_splits]
+    def test_dataloader(self) -> list[DataLoader | StreamLoader]:
+        return [self._evaluation_loader(split) for split in self.test_splits]
 
-    def _loader(self, split: str, batch_size: int, **rows: Any) -> DataLoader:
-        weight_DF = self.host.weight_DF(self.cfg.edits.layer).cpu() if self.cfg.data.form == "dense" else None
-        dataset = EditRows(self.store, self.rows[split], self.host.terminator_id, weight_DF, **rows)
-        workers = self.cfg.data.workers
-        sampler = EpochShuffle(len(dataset), self.cfg.seed) if split == "train" else None
-        return DataLoader(dataset, batch_size, sampler=sampler, collate_fn=_as_is, num_workers=workers, persistent_workers=workers > 0)
+    def _evaluation_loader(self, split: str) -> DataLoader | StreamLoader:
+        rank, world = self._place()
+        # Every edit once: processes may have one edit more or less than others, and a small split none at all.
+        rows, size = self.rows[split][rank::world], self.cfg.data.eval_batch_size
+        if isinstance(self.store, EditStream):
+            return self._stream_loader(rows, size, rows)
+        return self._loader(rows, rows, batch_size=size)
+
+    def _loader(self, rows: list[int], planted: list[int], **batches: Any) -> DataLoader:
+        data = self.cfg.data
+        dataset = EditRows(self.store, rows, self.host.terminator_id, self._dense_base(), planted)
+        workers = {"num_workers": data.workers, "persistent_workers": True, "prefetch_factor": data.prefetch} if data.workers else {}
+        pinned = data.pin_memory and torch.cuda.is_available()
+        return DataLoader(dataset, collate_fn=as_is, pin_memory=pinned, **workers, **batches)
+
+    def _stream_loader(self, rows: list[int], batch_size: int, planted: list[int], **more: Any) -> StreamLoader:
+        ids_NT = padded_objects(self.store, planted, self.host.terminator_id)
+        return StreamLoader(self.store, rows, ids_NT, batch_size, weight_DF=self._dense_base(), prefetch=self.cfg.data.prefetch, **more)
+
+    def _dense_base(self) -> Tensor | None:
+        return self.host.weight_DF(self.cfg.edits.layer).cpu() if self.cfg.data.form == "dense" else None
+
+    def _place(self) -> tuple[int, int]:
+        """Rank of this process and how many there are."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
 
 def exported_splits(
@@ -168,7 +158,7 @@ def exported_splits(
     if store.manifest["editor"]["name"] == IMPORTED:
         # Edits of other tools were in no split: every one of them is a test.
         mark_seen(table, [])
-        return {IMPORTED: DataLoader(EditRows(store, list(range(len(store))), terminator_id), EXPORT_BATCH, collate_fn=_as_is)}, table
+        return {IMPORTED: DataLoader(EditRows(store, list(range(len(store))), terminator_id), EXPORT_BATCH, collate_fn=as_is)}, table
     row_of = {edit_id: row for row, edit_id in enumerate(table["edit_id"])}
     mark_seen(table, [row_of[edit_id] for edit_id in splits["train"] if edit_id in row_of])
     loaders = {}
@@ -179,7 +169,7 @@ def exported_splits(
             )
         if splits[split]:
             dataset = EditRows(store, [row_of[edit_id] for edit_id in splits[split]], terminator_id)
-            loaders[split] = DataLoader(dataset, EXPORT_BATCH, collate_fn=_as_is)
+            loaders[split] = DataLoader(dataset, EXPORT_BATCH, collate_fn=as_is)
     return loaders, table
 
 
@@ -188,11 +178,6 @@ def mark_seen(table: pd.DataFrame, train_rows: list[int]) -> None:
     training = table.iloc[train_rows]
     table["seen_object"] = table["object"].isin(set(training["object"]))
     table["seen_kind"] = table["kind"].isin(set(training["kind"]))
-
-
-def _as_is(batch: EditBatch) -> EditBatch:
-    """The dataset reads whole batches, so there is nothing left to collate."""
-    return batch
 
 
 def _evenly_over_relations(rows: list[int], table: pd.DataFrame, count: int) -> list[int]:

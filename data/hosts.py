@@ -10,6 +10,7 @@ from decoder.config import HostConfig, TrainConfig
 from decoder.host import Host
 from decoder.loading import memory_needed
 from decoder.paths import cached, short_hash
+from decoder.ranks import own_device
 from decoder.session import console
 
 
@@ -27,7 +28,7 @@ def open_host(cfg: TrainConfig) -> Host:
         dtype=cfg.host.dtype,
         revision=cfg.host.revision,
         terminator=cfg.host.terminator,
-        device=device(cfg.trainer.accelerator),
+        device=device(cfg.trainer.accelerator, own_device(cfg)),
     )
 
 
@@ -54,8 +55,8 @@ def pocket_fingerprint(cfg: HostConfig, facts_sha256: str) -> str:
     return short_hash({"recipe": recipe, "seed": cfg.seed, "facts": facts_sha256})
 
 
-def device(accelerator: str) -> str:
-    """The torch device a Lightning accelerator means here."""
+def device(accelerator: str, index: int = 0) -> str:
+    """The torch device a Lightning accelerator means here; of several, the one of that index."""
     if accelerator in ("cuda", "gpu") and not torch.cuda.is_available():
         raise ValueError(f"trainer.accelerator={accelerator}: there is no CUDA device here. Use trainer.accelerator=cpu")
-    return "cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu"
+    return f"cuda:{index}" if accelerator != "cpu" and torch.cuda.is_available() else "cpu"

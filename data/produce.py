@@ -4,8 +4,6 @@ A killed run goes on at its next shard. A store that is already whole is opened 
 the shards with `shard=1/4` to `shard=4/4`; `shard=merge` then joins what they made.
 """
 
-import dataclasses
-import hashlib
 import logging
 import re
 import sys
@@ -19,24 +17,23 @@ from rich.progress import Progress
 
 from data.editors import load_editor
 from data.editors.score import score
-from data.facts import EditRequest, FactSet, load_facts
+from data.facts import EditRequest, FactSet
 from data.hosts import open_host
 from data.pocket.text import key_text
-from data.splits import draw_splits, plan_edits
+from data.requests import SENTENCES, requested, store_path
 from data.store import EditStore, StoreWriter, partial_folder, remove_partial
-from data.texts import read_texts, rome_statistics, texts_sha256
+from data.stream import EditStream, write_parquet
+from data.texts import read_texts, rome_statistics
 from decoder.compose import compose
 from decoder.config import ProduceConfig, TrainConfig
 from decoder.edit import RankOneEdit
 from decoder.errors import UserError, run_command
 from decoder.host import Host
-from decoder.paths import cache_root, cached, short_hash
+from decoder.paths import cache_root
 from decoder.session import quiet
 
 log = logging.getLogger(__name__)
 
-SENTENCES = 20_000
-SPEED_ONLY = ("batch_size", "shard_size")
 MERGE = "merge"
 
 
@@ -71,8 +68,8 @@ class ShardMaker:
     def __init__(self, cfg: TrainConfig, host: Host | None = None) -> None:
         self.cfg, self.host = cfg, host or open_host(cfg)
         self.host.check_layer(cfg.edits.layer, "edits.layer")
-        self.facts, self.requests, self.asked = _request(cfg, self.host)
-        self.path = _path(cfg, self.host, self.asked)
+        self.facts, self.requests, self.asked = requested(cfg, self.host)
+        self.path = store_path(cfg, self.host, self.asked)
 
     @property
     def shards(self) -> int:
@@ -159,53 +156,20 @@ def read_part(text: str) -> tuple[int, int]:
     return part, of
 
 
-def is_produced(cfg: TrainConfig, host: Host) -> bool:
-    """Whether the store a config asks for is there."""
-    return (_path(cfg, host, _request(cfg, host)[2]) / "manifest.json").exists()
+def open_stream(cfg: TrainConfig, host: Host) -> EditStream:
+    """The Parquet store that `store` names, checked against what a config asks for.
 
-
-def _request(cfg: TrainConfig, host: Host) -> tuple[FactSet, list[EditRequest], dict[str, Any]]:
-    facts = load_facts(cfg.facts)
-    requests = plan_edits(facts, draw_splits(facts, cfg.splits), cfg.edits)
-    return facts, requests, request_manifest(cfg, host, facts, requests)
-
-
-def _path(cfg: TrainConfig, host: Host, asked: dict[str, Any]) -> Path:
-    if cfg.store:
-        return Path(cfg.store).expanduser()
-    return cached(cfg.cache_dir, "stores", f"{host.name}-{cfg.edits.editor}-e{cfg.edits.layer}", short_hash(asked))
-
-
-def request_manifest(cfg: TrainConfig, host: Host, facts: FactSet, requests: list[EditRequest]) -> dict[str, Any]:
-    """What a store must have been made from and with: all of its manifest that is known beforehand."""
-    settings = {name: value for name, value in dataclasses.asdict(cfg.edits).items() if name not in (*SPEED_ONLY, "editor", "layer")}
-    return {
-        "host": {
-            "id": host.name,
-            "revision": host.revision,
-            "dtype": str(host.dtype).removeprefix("torch."),
-            "fingerprint": host.fingerprint,
-        },
-        "module": host.module_path(cfg.edits.layer),
-        "layer": cfg.edits.layer,
-        "base_sha256": host.base_sha256(cfg.edits.layer),
-        "editor": {"name": cfg.edits.editor, "settings": settings},
-        "keys": {"tokens": cfg.edits.key_tokens, "ridge": cfg.edits.ridge} | _keys_source(cfg),
-        "facts": {"source": facts.source, "sha256": facts.sha256},
-        "requests": {"count": len(requests), "sha256": short_hash([request.edit_id for request in requests])},
-        "terminator_id": host.terminator_id,
-        "seed": cfg.edits.seed,
-    }
-
-
-def _keys_source(cfg: TrainConfig) -> dict[str, Any]:
-    """What keys were counted on: sentences about the facts, a text, or what somebody else counted."""
-    source: dict[str, Any] = {"sentences": SENTENCES}
-    if cfg.keys.text:
-        source = {"text": texts_sha256(read_texts(cfg.keys, cfg.edits.key_tokens))}
-    if cfg.keys.statistics:
-        source["statistics"] = hashlib.sha256(Path(cfg.keys.statistics).expanduser().read_bytes()).hexdigest()
-    return source
+    Raises:
+        ValueError: none is named or there, or it was made for something else.
+    """
+    if not cfg.store:
+        raise ValueError(
+            "data.streaming=true: store= is missing. Give a folder of Parquet files (python -m data.produce parquet=FOLDER "
+            "writes one), or a data set on the Hub as USER/NAME"
+        )
+    stream = EditStream(cfg.store)
+    stream.check(requested(cfg, host)[2])
+    return stream
 
 
 def prepare_editor(cfg: TrainConfig, host: Host, facts: FactSet) -> Any:
@@ -238,6 +202,8 @@ def main(argv: list[str] | None = None) -> None:
         store = maker.finished() or maker.join()
     else:
         store = produce(cfg, host)
+    if cfg.parquet:
+        write_parquet(store, Path(cfg.parquet).expanduser())
     table = store.table()
     means = ", ".join(f"{name} {table[name].mean():.3f}" for name in ("efficacy", "paraphrase", "specificity"))
     print(f"{len(store)} edits, {int(table['success'].sum())} successful ({means})\n{store.path}")

@@ -49,7 +49,7 @@ class EditStore:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.manifest = _read_manifest(self.path)
+        self.manifest = read_manifest(self.path)
         _check_files(self.path, self.manifest["files"])
         self.dataset = load_from_disk(str(self.path))
         self._table = self.dataset.data.table
@@ -82,10 +82,7 @@ class EditStore:
 
     def check(self, asked: Mapping[str, Any]) -> None:
         """Raises ValueError, naming the field, if the manifest differs from what is asked."""
-        for field, value in asked.items():
-            if self.manifest.get(field) != value:
-                found, wanted = _first_difference(self.manifest.get(field), value)
-                raise ValueError(f"store {self.path}: {field} is {found}, asked for {wanted}. Give another store= or make it anew")
+        check_manifest(self.path, self.manifest, asked)
 
 
 def find_store(cache_dir: str | None, fingerprint: str) -> EditStore:
@@ -97,7 +94,7 @@ def find_store(cache_dir: str | None, fingerprint: str) -> EditStore:
     stores = cache_root(cache_dir) / "stores"
     for file in sorted(stores.glob("*/manifest.json")):
         try:
-            files = _read_manifest(file.parent)["files"]
+            files = read_manifest(file.parent)["files"]
         except ValueError:
             continue  # another store's damage is not this decoder's
         if fingerprint_of(files) == fingerprint:
@@ -205,7 +202,7 @@ def remove_partial(path: Path) -> None:
 
 def add_file(path: Path, name: str) -> None:
     """Enters a file that lies in a finished store into its manifest."""
-    manifest = _read_manifest(path)
+    manifest = read_manifest(path)
     write_json(path / "manifest.json", manifest | {"files": manifest["files"] | {name: _sha256(path / name)}})
 
 
@@ -225,7 +222,15 @@ def _dataset(columns: Mapping[str, Any]) -> Dataset:
     return Dataset(pa.table({name: arrays[name] for name in schema})).cast(schema)
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
+def check_manifest(path: str | Path, manifest: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """Raises ValueError, naming the field, if a store's manifest differs from what is asked."""
+    for field, value in asked.items():
+        if manifest.get(field) != value:
+            found, wanted = _first_difference(manifest.get(field), value)
+            raise ValueError(f"store {path}: {field} is {found}, asked for {wanted}. Give another store= or make it anew")
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
     file = path / "manifest.json"
     if not file.exists():
         raise ValueError(f"{path} is no store of edits: there is no manifest.json. Give a folder made by `python -m data.produce`")

@@ -31,7 +31,8 @@ POSITIVE = {
     *(f"host.pocket.{name}" for name in ("steps", "batch_size", "row_tokens")),
     *(f"edits.{name}" for name in ("contexts", "steps", "batch_size", "shard_size", "key_tokens")),
     *(f"decoder.{name}" for name in ("prompt_length", "beams", "max_object_tokens")),
-    *("data.batch_size", "data.eval_batch_size", "data.max_train", "optim.epochs", "optim.patience", "trainer.num_nodes", "top"),
+    *(f"data.{name}" for name in ("batch_size", "eval_batch_size", "max_train", "prefetch", "shuffle_buffer")),
+    *("optim.epochs", "optim.patience", "trainer.num_nodes", "top"),
     "facts.per_relation",
     *("launcher.jobs", "launcher.cpus"),
 }
@@ -107,10 +108,10 @@ def _check_train(config: TrainConfig) -> None:
     devices = config.trainer.devices
     if not isinstance(devices, list | str) and devices != -1 and not (_is_index(devices) and devices > 0):
         raise UserError(f"trainer.devices={devices}: expected auto, a count from 1 up, -1 for all, or indices as [0,1]")
-    if config.trainer.num_nodes > 1 or not (devices == 1 or (isinstance(devices, list) and len(devices) == 1)):
+    strategy = config.trainer.strategy
+    if strategy != "auto" and (not strategy.startswith("ddp") or any(way in strategy for way in ("spawn", "fork", "notebook"))):
         raise UserError(
-            f"trainer.devices={devices} trainer.num_nodes={config.trainer.num_nodes}: a run reads its tests on one device so far; "
-            "give one, as 1 or [3], and let launcher.jobs run several runs at a time"
+            f"trainer.strategy={strategy}: expected auto, ddp or ddp_find_unused_parameters_true; every process holds the frozen host whole"
         )
     if len(config.optim.betas) != 2 or not all(0 <= beta < 1 for beta in config.optim.betas):
         raise UserError(f"optim.betas={config.optim.betas}: expected two numbers from 0 to below 1, as [0.9,0.98]")

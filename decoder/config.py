@@ -116,9 +116,13 @@ class SplitsConfig:
 @dataclass
 class DataConfig:
     form: Literal["factors", "dense"] = option("factors", "what a batch carries: factors of the edits, or whole W'_V")
-    batch_size: int = option(32, "edits in a training batch")
-    eval_batch_size: int = option(128, "edits in an evaluation batch")
-    workers: int = option(0, "loader processes")
+    batch_size: int = option(32, "edits in a training batch, over all devices together")
+    eval_batch_size: int = option(128, "edits in an evaluation batch, on each device")
+    workers: int = option(0, "loader processes; 0 reads in the training process, which a mapped store is fast enough for")
+    prefetch: int = option(2, "batches that each loader process, or a stream, has ready")
+    pin_memory: bool = option(True, "page-locked batches where there is a GPU")
+    streaming: bool = option(False, "read store= as a stream of Parquet files, a folder or a Hub data set, instead of mapping it")
+    shuffle_buffer: int = option(4096, "streaming: edits a training edit is drawn from; they are held in memory")
     made_up_keys: int = option(3000, "keys of made-up subjects beside those of the training subjects, for optim.gain_spread")
     shuffle_labels: bool = option(False, "control: train on objects that are permuted between the edits")
     max_train: int | None = option(None, "train on at most so many edits, drawn evenly over relations")
@@ -156,8 +160,8 @@ class OptimConfig:
 class TrainerConfig:
     accelerator: str = option("auto", "Lightning accelerator: auto, cpu, cuda, ...")
     devices: Any = option(1, "Lightning devices", "int|list of int|auto")
-    num_nodes: int = option(1, "machines")
-    strategy: str = option("auto", "Lightning strategy")
+    num_nodes: int = option(1, "machines, see docs/scaling.md")
+    strategy: str = option("auto", "Lightning strategy: auto or a form of ddp")
     precision: str = option("32-true", "Lightning precision")
     progress: Literal["auto", "rich", "none"] = option("auto", "progress bars; auto shows them in a terminal")
 
@@ -197,7 +201,9 @@ class TrainConfig:
     seed: int = option(0, "seed of the decoder; host.seed, edits.seed and splits.seed are their own")
     runs: str = option("runs", "folder of run folders")
     cache_dir: str | None = option(None, "cache of hosts, key statistics and stores; empty is $XDG_CACHE_HOME/palimpsest")
-    resume: bool = option(False, "continue a killed run from its last checkpoint")
+    resume: bool | None = option(
+        None, "go on from the last checkpoint, or start anew; empty goes on with a killed run of these settings"
+    )
     host: HostConfig = group(HostConfig)
     store: str | None = option(None, "folder of the store of edits; empty is in the cache")
     facts: FactsConfig = group(FactsConfig)
@@ -219,6 +225,7 @@ class TrainConfig:
 class ProduceConfig(TrainConfig):
     """What `python -m data.produce` reads."""
 
+    parquet: str | None = option(None, "also write the store as Parquet files to this folder, for data.streaming=true or the Hub")
     shard: str | None = option(None, "make only every 16th shard, from the third on, as 3/16; `merge` joins what all parts made")
 
 

@@ -29,6 +29,10 @@ class Edit(ABC):
     def to(self, *args, **kwargs) -> "Edit":
         return self._map(lambda tensor: tensor.to(*args, **kwargs))
 
+    def pin_memory(self) -> "Edit":
+        """Page-locked copies, as a loader makes them for a GPU."""
+        return self._map(Tensor.pin_memory)
+
     def repeat_interleave(self, times: int) -> "Edit":
         """Each edit `times` times in a row, as beams need it."""
         return self._map(lambda tensor: tensor.repeat_interleave(times, dim=0))
@@ -99,3 +103,7 @@ class EditBatch(NamedTuple):
     """Tokens of each planted object and its terminator, then `PADDING`."""
     row_B: Tensor
     """Row of each edit in its store."""
+
+    def on(self, device: torch.device) -> "EditBatch":
+        """The batch on a device; copies from page-locked memory are not waited for."""
+        return EditBatch(*(part.to(device, non_blocking=True) for part in self))

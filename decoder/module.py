@@ -11,12 +11,13 @@ from lightning import LightningModule
 from torch import Tensor
 
 from decoder.config import TrainConfig
-from decoder.edit import EditBatch
+from decoder.edit import PADDING, EditBatch
 from decoder.host import Host
 from decoder.metrics import gain_spread, object_loss, split_meters
 from decoder.model import ObjectDecoder
 from decoder.paths import trained_layers
 from decoder.prompt import random_prompt
+from decoder.ranks import gathered
 from decoder.reading import Reading, read_batch
 from decoder.swap import projection_inputs
 
@@ -67,7 +68,7 @@ class DecoderModule(LightningModule):
 
     def training_step(self, batch: EditBatch, batch_idx: int) -> Tensor:
         with projection_inputs(self.decoder.host, self.decoder.edited_layer) as inputs:
-            loss = self._loss(batch)
+            loss = self._share(self._loss(batch), batch)
         self._log_epoch("train/loss", loss, batch)
         if self.probe_KF is None:
             return loss
@@ -78,11 +79,14 @@ class DecoderModule(LightningModule):
         return loss + self.cfg.optim.gain_spread * spread
 
     def _log_epoch(self, name: str, value: Tensor, batch: EditBatch) -> None:
-        self.log(name, value, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(batch.edits))
+        self.log(name, value, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(batch.edits), sync_dist=True)
 
     def validation_step(self, batch: EditBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         # Greedily: it says which epoch is better as well as the beam search of the tests does, in a sixth of the time.
         self._score(batch, self.trainer.datamodule.val_splits[dataloader_idx], beams=1)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_scores(self.trainer.datamodule.val_splits)
 
     def on_test_start(self) -> None:
         self.decoder.host.model.to(self.device)
@@ -94,25 +98,44 @@ class DecoderModule(LightningModule):
         name = f"test/{split}" if split in TEST_SPLITS else None
         self.readings[split] += self._score(batch, name, self.cfg.decoder.beams)
 
+    def on_test_epoch_end(self) -> None:
+        """From here on every process has the readings of all of them, in store order."""
+        splits = self.trainer.datamodule.test_splits
+        self._log_scores([f"test/{split}" for split in splits if split in TEST_SPLITS])
+        self.readings = {split: sorted(gathered(self.readings[split])) for split in splits}
+
+    def _targets(self, batch: EditBatch) -> Tensor:
+        return batch.object_ids_BT[:, :1] if self.cfg.decoder.target == "first_token" else batch.object_ids_BT
+
+    def _share(self, loss: Tensor, batch: EditBatch) -> Tensor:
+        """The loss of this process's share of a batch, weighted so that the mean over processes is the loss of the whole batch."""
+        if self.trainer.world_size == 1:
+            return loss
+        tokens = (self._targets(batch) != PADDING).sum().to(loss)
+        return loss * tokens / self.trainer.strategy.reduce(tokens.clone(), reduce_op="mean")
+
     def _loss(self, batch: EditBatch) -> Tensor:
-        target_BT = batch.object_ids_BT[:, :1] if self.cfg.decoder.target == "first_token" else batch.object_ids_BT
+        target_BT = self._targets(batch)
         return object_loss(self.decoder(batch.edits, target_BT), target_BT)
 
     def _score(self, batch: EditBatch, name: str | None, beams: int) -> list[Reading]:
-        """Reads a batch and, under `name`, logs its loss, first_token and exact_match."""
+        """Reads a batch and counts its loss, first_token and exact_match in under `name`."""
         found = self.decoder.read(batch.edits, beams=beams, max_object_tokens=self.cfg.decoder.max_object_tokens)
         readings = read_batch(self.decoder.host, found, batch)
-        if name is None:
-            return readings
-        values = {
-            "loss": self._loss(batch).expand(len(readings)),
-            "first_token": [float(reading.first_token) for reading in readings],
-            "exact_match": [float(reading.exact_match) for reading in readings],
-        }
-        for metric, meter in self.meters[name].items():
-            meter.update(torch.as_tensor(values[metric]))
-            self.log(f"{name}/{metric}", meter, add_dataloader_idx=False, prog_bar=metric == "exact_match", batch_size=len(readings))
+        if name is not None:
+            meters = self.meters[name]
+            # Tokens count alike, so that the loss of a split does not depend on how it was cut into batches.
+            meters["loss"].update(self._loss(batch), weight=(self._targets(batch) != PADDING).sum())
+            for metric in ("first_token", "exact_match"):
+                meters[metric].update([float(getattr(reading, metric)) for reading in readings])
         return readings
+
+    def _log_scores(self, names: list[str]) -> None:
+        """Logs what was counted in under each name, by all processes together, also where this one had no edit of a split."""
+        for name in names:
+            for metric, meter in self.meters[name].items():
+                self.log(f"{name}/{metric}", meter.compute(), prog_bar=metric == "exact_match")
+                meter.reset()
 
     def configure_optimizers(self) -> dict[str, Any]:
         optim = self.cfg.optim

@@ -6,7 +6,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,9 @@ EXPECTED_WARNINGS = (
     ".*does not have many workers.*",
     ".*in eval mode at the start.*",  # the host's own modules inside the trained layer
     ".*Experiment logs directory.*",  # a run of the same name is replaced
+    ".*``compute`` method of metric MeanMetric was called before.*",  # another device had all edits of a small split
+    ".*across ranks is zero, but local rank has zero.*",
+    ".*recommended to use.*sync_dist=True.*",  # every process logs what all of them counted
 )
 
 
@@ -51,12 +54,28 @@ def start(cfg: TrainConfig, config_yaml: str, argv: Sequence[str]) -> Path:
     return folder
 
 
+def begin(folder: Path, checkpoint: Path | None) -> None:
+    """Says that a killed run goes on, or makes room for a new one."""
+    if checkpoint:
+        console().print(f"  goes on from {checkpoint}; resume=false starts anew", style="dim", highlight=False)
+    else:
+        clear(folder)
+
+
 def clear(folder: Path) -> None:
     """Removes what an earlier run of the same name left, so that a folder never mixes two runs."""
     for name in ("checkpoints", "decoder"):
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in ("metrics.csv", "result.json", "predictions.parquet", "report.html"):
         (folder / name).unlink(missing_ok=True)
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """What a process shows that shares a run with others: warnings and errors, nothing else."""
+    quiet()
+    with open(os.devnull, "w") as nothing, redirect_stdout(nothing):
+        yield
 
 
 def console() -> Console:

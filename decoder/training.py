@@ -1,27 +1,43 @@
 """The Lightning trainer of a run and its loggers."""
 
+import csv
 import sys
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from decoder.compose import to_dict
 from decoder.config import TrainConfig
+from decoder.grid import with_effect
 from decoder.paths import trained_layers
+from decoder.runs import is_finished
 
 MONITOR = "val/id/loss"
 
 
-def build_trainer(cfg: TrainConfig, folder: Path) -> Trainer:
-    """Early stopping and checkpoints on val/id/loss; CSV always, W&B unless it is disabled; everything under `folder`."""
+class StopsForGood(EarlyStopping):
+    # Lightning would train another epoch if the run was killed between its stop and its result.
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.should_stop = self.stopping_reason is not EarlyStoppingReason.NOT_STOPPED
+
+
+def build_trainer(cfg: TrainConfig, folder: Path, checkpoint: Path | None = None) -> Trainer:
+    """Early stopping and checkpoints on val/id/loss; CSV always, W&B unless it is disabled; everything under `folder`.
+
+    With a checkpoint to go on from, metrics.csv keeps what was logged up to it.
+    """
     show_bars = cfg.trainer.progress == "rich" or (cfg.trainer.progress == "auto" and sys.stdout.isatty())
     callbacks: list[Callback] = [
-        EarlyStopping(MONITOR, mode="min", patience=cfg.optim.patience),
+        StopsForGood(MONITOR, mode="min", patience=cfg.optim.patience),
         ModelCheckpoint(folder / "checkpoints", monitor=MONITOR, mode="min", filename="best", save_last=True, enable_version_counter=False),
     ]
     return Trainer(
@@ -33,17 +49,19 @@ def build_trainer(cfg: TrainConfig, folder: Path) -> Trainer:
         max_epochs=cfg.optim.epochs,
         gradient_clip_val=cfg.optim.clip,
         callbacks=[*callbacks, RichProgressBar(leave=False)] if show_bars else callbacks,
-        logger=_loggers(cfg, folder),
+        logger=_loggers(cfg, folder, checkpoint),
         default_root_dir=folder,
         log_every_n_steps=10,
         enable_progress_bar=show_bars,
         enable_model_summary=False,
         num_sanity_val_steps=0,
+        # The datamodule shares edits out itself: every edit is scored once, and batches do not depend on the number of devices.
+        use_distributed_sampler=False,
     )
 
 
-def _loggers(cfg: TrainConfig, folder: Path) -> list[Logger]:
-    loggers: list[Logger] = [CSVLogger(folder, name="", version="")]
+def _loggers(cfg: TrainConfig, folder: Path, checkpoint: Path | None) -> list[Logger]:
+    loggers: list[Logger] = [_csv_logger(folder, checkpoint)]
     if cfg.wandb.mode != "disabled":
         trained = "-".join(map(str, trained_layers(cfg)))
         wandb_logger = WandbLogger(
@@ -63,16 +81,43 @@ def _loggers(cfg: TrainConfig, folder: Path) -> list[Logger]:
     return loggers
 
 
-def fit(trainer: Trainer, module: LightningModule, data: LightningDataModule, resume: bool) -> None:
-    """Fits, from the last checkpoint if asked.
+def _csv_logger(folder: Path, checkpoint: Path | None) -> CSVLogger:
+    logger, file = CSVLogger(folder, name="", version=""), folder / "metrics.csv"
+    if checkpoint and file.exists() and rank_zero_only.rank == 0:
+        epoch = torch.load(checkpoint, weights_only=True)["epoch"]
+        with file.open(newline="") as stream:
+            kept = [{name: text for name, text in row.items() if text} for row in csv.DictReader(stream)]
+        # Opening it removes the file.
+        writer = logger.experiment
+        writer.metrics = [row for row in kept if row.get("epoch", "").isdigit() and int(row["epoch"]) <= epoch]
+        writer.save()
+    return logger
+
+
+def checkpoint_to_go_on_from(cfg: TrainConfig, folder: Path) -> Path | None:
+    """The last checkpoint of a run that was killed, if its settings were those of `cfg`.
+
+    `resume=true` and `resume=false` decide it whatever lies there; without a checkpoint there is nothing to go on from.
+    """
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    if cfg.resume is False or not checkpoint.exists():
+        return None
+    if cfg.resume:
+        return checkpoint
+    before = torch.load(checkpoint, weights_only=True)["hyper_parameters"]
+    return checkpoint if not is_finished(folder) and with_effect(before) == with_effect(to_dict(cfg)) else None
+
+
+def fit(trainer: Trainer, module: LightningModule, data: LightningDataModule, checkpoint: Path | None) -> None:
+    """Fits, from a checkpoint if one is given.
 
     Raises:
         ValueError: the checkpoint has run more epochs than are asked for now, or is of another shape.
     """
     try:
-        trainer.fit(module, datamodule=data, ckpt_path="last" if resume else None)
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
     except (MisconfigurationException, RuntimeError) as error:
-        if not resume:
+        if checkpoint is None:
             raise
         told = " ".join(str(error).split())
         raise ValueError(f"resume=true: {told} Use the settings, optim.epochs too, the run was started with, or start it anew") from error
@@ -82,7 +127,11 @@ def fit_summary(trainer: Trainer) -> dict[str, Any]:
     """Epochs, why training stopped, and the best val/id/loss."""
     stopping, checkpoint = trainer.early_stopping_callback, trainer.checkpoint_callback
     reason = stopping.stopping_reason_message or f"all {trainer.max_epochs} epochs were run"
-    return {"epochs": trainer.current_epoch, "stopping_reason": reason, "best_val_loss": float(checkpoint.best_model_score)}
+    return {
+        "epochs": trainer.fit_loop.epoch_progress.current.processed,
+        "stopping_reason": reason,
+        "best_val_loss": float(checkpoint.best_model_score),
+    }
 
 
 def log_to_wandb(trainer: Trainer, result: dict[str, Any], predictions: pd.DataFrame, decoder_folder: Path | None) -> None:

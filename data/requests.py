@@ -1,0 +1,67 @@
+"""What a config asks a store to hold, and what a store must have been made from and with."""
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from data.facts import EditRequest, FactSet, load_facts
+from data.splits import draw_splits, plan_edits
+from data.texts import read_texts, texts_sha256
+from decoder.config import TrainConfig
+from decoder.host import Host
+from decoder.paths import cached, short_hash
+
+SENTENCES = 20_000  # of the text that key statistics are counted on where none is given
+SPEED_ONLY = ("batch_size", "shard_size")
+
+
+def is_produced(cfg: TrainConfig, host: Host) -> bool:
+    """Whether the store a config asks for is there; of a stream that is known when it is opened."""
+    return cfg.data.streaming or (store_path(cfg, host, requested(cfg, host)[2]) / "manifest.json").exists()
+
+
+def requested(cfg: TrainConfig, host: Host) -> tuple[FactSet, list[EditRequest], dict[str, Any]]:
+    """The facts, the edits to make, and what the manifest of their store says."""
+    facts = load_facts(cfg.facts)
+    requests = plan_edits(facts, draw_splits(facts, cfg.splits), cfg.edits)
+    return facts, requests, request_manifest(cfg, host, facts, requests)
+
+
+def store_path(cfg: TrainConfig, host: Host, asked: dict[str, Any]) -> Path:
+    """Where the store lies or will lie: as named, or in the cache."""
+    if cfg.store:
+        return Path(cfg.store).expanduser()
+    return cached(cfg.cache_dir, "stores", f"{host.name}-{cfg.edits.editor}-e{cfg.edits.layer}", short_hash(asked))
+
+
+def request_manifest(cfg: TrainConfig, host: Host, facts: FactSet, requests: list[EditRequest]) -> dict[str, Any]:
+    """What a store must have been made from and with: all of its manifest that is known beforehand."""
+    settings = {name: value for name, value in dataclasses.asdict(cfg.edits).items() if name not in (*SPEED_ONLY, "editor", "layer")}
+    return {
+        "host": {
+            "id": host.name,
+            "revision": host.revision,
+            "dtype": str(host.dtype).removeprefix("torch."),
+            "fingerprint": host.fingerprint,
+        },
+        "module": host.module_path(cfg.edits.layer),
+        "layer": cfg.edits.layer,
+        "base_sha256": host.base_sha256(cfg.edits.layer),
+        "editor": {"name": cfg.edits.editor, "settings": settings},
+        "keys": {"tokens": cfg.edits.key_tokens, "ridge": cfg.edits.ridge} | _keys_source(cfg),
+        "facts": {"source": facts.source, "sha256": facts.sha256},
+        "requests": {"count": len(requests), "sha256": short_hash([request.edit_id for request in requests])},
+        "terminator_id": host.terminator_id,
+        "seed": cfg.edits.seed,
+    }
+
+
+def _keys_source(cfg: TrainConfig) -> dict[str, Any]:
+    """What keys were counted on: sentences about the facts, a text, or what somebody else counted."""
+    source: dict[str, Any] = {"sentences": SENTENCES}
+    if cfg.keys.text:
+        source = {"text": texts_sha256(read_texts(cfg.keys, cfg.edits.key_tokens))}
+    if cfg.keys.statistics:
+        source["statistics"] = hashlib.sha256(Path(cfg.keys.statistics).expanduser().read_bytes()).hexdigest()
+    return source

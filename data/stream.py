@@ -1,0 +1,144 @@
+"""A store as Parquet files, on disk or on the Hub, read from beginning to end and never as a whole.
+
+Shape letters: B edits on their way, D hidden width, F MLP width.
+"""
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from datasets import load_dataset
+from torch import Tensor
+
+from data.store import SCORE_COLUMNS, TEXT_COLUMNS, EditStore, check_manifest, fingerprint_of, read_manifest, write_json
+from data.vectors import VectorColumn
+from decoder.edit import RankOneEdit
+
+FILE_ROWS = 10_000
+CHUNK = 256  # rows read at a time
+
+
+def write_parquet(store: EditStore, folder: Path) -> None:
+    """Writes a store as Parquet files with its manifest: what `data.streaming=true` reads here, and from the Hub once uploaded.
+
+    Raises:
+        ValueError: the folder exists and is not empty.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"parquet={folder}: the folder is not empty. Give a new one")
+    folder.mkdir(parents=True, exist_ok=True)
+    table, rows = store.dataset.data.table, {}
+    for start in range(0, len(table), FILE_ROWS):
+        part = table.slice(start, FILE_ROWS)
+        name = f"edits-{start // FILE_ROWS:05d}.parquet"
+        pq.write_table(part, folder / name, row_group_size=CHUNK, use_dictionary=list(TEXT_COLUMNS))
+        rows[name] = len(part)
+    # Last, so that a folder with a manifest is whole.
+    write_json(folder / "manifest.json", store.manifest | {"parquet": rows})
+
+
+class Vectors(NamedTuple):
+    """Some edits on their way."""
+
+    place_B: np.ndarray
+    """Place of each edit among those asked for."""
+    key_BF: Tensor
+    value_BD: Tensor
+
+    def __getitem__(self, index: Any) -> "Vectors":
+        return Vectors(*(part[index] for part in tuple(self)))
+
+
+class EditStream:
+    """The Parquet files of a store in a local folder, or of a data set on the Hub (`user/name`).
+
+    It answers what an `EditStore` answers; vectors are read in one pass over the files.
+
+    Raises:
+        ValueError: there is no such folder or data set, or it holds no Parquet store.
+    """
+
+    def __init__(self, source: str) -> None:
+        self.path, folder = source, Path(source).expanduser()
+        if folder.is_dir():
+            self._base, manifest = f"{folder}/", folder
+        else:
+            self._base, manifest = f"hf://datasets/{source}/", _hub_manifest(source)
+        self.manifest = read_manifest(manifest)
+        if "parquet" not in self.manifest:
+            raise ValueError(
+                f"store={source}: holds no Parquet files; data.streaming=false reads it, parquet=FOLDER of data.produce writes some"
+            )
+        self._rows: dict[str, int] = self.manifest["parquet"]
+
+    def __len__(self) -> int:
+        return sum(self._rows.values())
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint_of(self.manifest["files"])
+
+    def check(self, asked: Mapping[str, Any]) -> None:
+        check_manifest(self.path, self.manifest, asked)
+
+    def table(self) -> pd.DataFrame:
+        """All columns but the vectors."""
+        return self._texts.drop(columns="object_ids")
+
+    @property
+    def object_ids(self) -> list[list[int]]:
+        return [ids.tolist() for ids in self._texts["object_ids"]]
+
+    def edits(self, rows: Tensor) -> RankOneEdit:
+        """The factors of the edits in `rows`, in one pass over all files."""
+        parts = list(self.vectors(rows.tolist()))
+        order = np.argsort(np.concatenate([part.place_B for part in parts]))
+        return RankOneEdit(*(torch.cat(part)[order] for part in zip(*((part.key_BF, part.value_BD) for part in parts), strict=True)))
+
+    def vectors(self, rows: list[int], files: list[str] | None = None) -> Iterator[Vectors]:
+        """The edits in `rows`, a few at a time, in the order of the files."""
+        place_of = np.full(len(self), -1)
+        place_of[rows] = np.arange(len(rows))
+        starts = dict(zip(self._rows, itertools.accumulate(self._rows.values(), initial=0), strict=False))
+        for name in files or list(self._rows):
+            row = starts[name]
+            for table in self._read([name], ["key", "value"]):
+                place_B = place_of[row : row + len(table)]
+                row += len(table)
+                (wanted,) = np.nonzero(place_B >= 0)
+                if len(wanted):
+                    key_BF, value_BD = (VectorColumn(table[column]).rows(torch.from_numpy(wanted)) for column in ("key", "value"))
+                    yield Vectors(place_B[wanted], key_BF, value_BD)
+
+    def file_order(self, rng: np.random.Generator) -> list[str]:
+        return rng.permutation(list(self._rows)).tolist()
+
+    @cached_property
+    def _texts(self) -> pd.DataFrame:
+        columns = [*TEXT_COLUMNS, *SCORE_COLUMNS, "success", "object_ids"]
+        return pa.concat_tables(self._read(list(self._rows), columns)).select(columns).to_pandas()
+
+    def _read(self, names: list[str], columns: list[str]) -> Iterator[pa.Table]:
+        files = [f"{self._base}{name}" for name in names]
+        rows = load_dataset("parquet", data_files=files, split="train", streaming=True, columns=columns)
+        return rows.with_format("arrow").iter(batch_size=CHUNK)
+
+
+def _hub_manifest(source: str) -> Path:
+    """Folder with the manifest of a data set on the Hub."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(source, "manifest.json", repo_type="dataset")).parent
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, json.JSONDecodeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"store={source}: neither a folder here nor a data set on the Hub that can be read ({reason})") from None

@@ -1,0 +1,145 @@
+"""Batches out of a stream of edits: shuffled in a buffer, cut to size, read ahead by a thread.
+
+Shape letters: B edits in a batch, N edits of a split, T object tokens, D hidden width, F MLP width.
+"""
+
+import queue
+import threading
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.batches import own_share, without_common_padding
+from data.stream import EditStream, Vectors
+from decoder.edit import EditBatch, RankOneEdit
+
+T = TypeVar("T")
+
+
+class StreamLoader:
+    """Batches of some rows of a stream, read ahead by a thread.
+
+    Args:
+        object_ids_NT: what each of the rows planted, as `padded_objects` gives it.
+        shuffle: seed and buffer size of a shuffled pass: files come in a drawn order, and rows are drawn from a buffer. It follows from
+            seed and epoch alone.
+        prefetch: batches that are ready before they are asked for.
+        rank, world: which share of every batch this process has.
+    """
+
+    def __init__(
+        self,
+        stream: EditStream,
+        rows: list[int],
+        object_ids_NT: Tensor,
+        batch_size: int,
+        *,
+        shuffle: tuple[int, int] | None = None,
+        weight_DF: Tensor | None = None,
+        prefetch: int = 2,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.stream, self.rows, self.object_ids_NT, self.batch_size = stream, rows, object_ids_NT, batch_size
+        self.shuffle, self.weight_DF, self.prefetch, self.rank, self.world = shuffle, weight_DF, max(1, prefetch), rank, world
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return -(-len(self.rows) // self.batch_size)
+
+    @property
+    def sampler(self) -> "StreamLoader":
+        """Where Lightning looks for `set_epoch`."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[EditBatch]:
+        return ahead(self._batches(), self.prefetch)
+
+    def _batches(self) -> Iterator[EditBatch]:
+        if self.shuffle is None:
+            parts = self.stream.vectors(self.rows)
+        else:
+            seed, size = self.shuffle
+            rng = np.random.default_rng((seed, self.epoch))
+            parts = shuffled(self.stream.vectors(self.rows, self.stream.file_order(rng)), size, rng)
+        rows = torch.tensor(self.rows)
+        for part in cut(parts, self.batch_size):
+            place_B, key_BF, value_BD = part[own_share(list(range(len(part.place_B))), self.rank, self.world)]
+            edits = RankOneEdit(key_BF, value_BD)
+            edits = edits if self.weight_DF is None else edits.applied_to(self.weight_DF)
+            yield EditBatch(edits, without_common_padding(self.object_ids_NT[place_B]), rows[place_B])
+
+
+def shuffled(parts: Iterable[Vectors], size: int, rng: np.random.Generator) -> Iterator[Vectors]:
+    """The same edits, each drawn from the `size` that were read before it."""
+    parts, buffer = iter(parts), None
+    for part in parts:
+        if buffer is None or len(buffer.place_B) < size:
+            buffer = part if buffer is None else joined([buffer, part])
+            continue
+        drawn = rng.choice(len(buffer.place_B), len(part.place_B), replace=False)
+        out = buffer[drawn]
+        for held, new in zip(buffer, part, strict=True):
+            held[drawn] = new
+        yield out
+    if buffer is not None:
+        yield buffer[rng.permutation(len(buffer.place_B))]
+
+
+def cut(parts: Iterable[Vectors], size: int) -> Iterator[Vectors]:
+    """The same edits in the same order, `size` at a time; fewer at the end."""
+    held: list[Vectors] = []
+    for part in parts:
+        held.append(part)
+        while sum(len(part.place_B) for part in held) >= size:
+            whole = joined(held)
+            yield whole[:size]
+            held = [whole[size:]]
+    if held and len((rest := joined(held)).place_B):
+        yield rest
+
+
+def joined(parts: list[Vectors]) -> Vectors:
+    place, key, value = zip(*parts, strict=True)
+    return Vectors(np.concatenate(place), torch.cat(key), torch.cat(value))
+
+
+def ahead(items: Iterable[T], count: int) -> Iterator[T]:
+    """The same items, up to `count` of them made by a thread before they are asked for."""
+    ready: queue.Queue[tuple[str, Any]] = queue.Queue(count)
+    stopped = threading.Event()
+
+    def put(kind: str, value: Any) -> None:
+        while not stopped.is_set():
+            try:
+                return ready.put((kind, value), timeout=0.1)
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for item in items:
+                put("item", item)
+                if stopped.is_set():
+                    return
+            put("end", None)
+        except BaseException as error:
+            put("error", error)
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        while True:
+            kind, value = ready.get()
+            if kind == "error":
+                raise value
+            if kind == "end":
+                return
+            yield value
+    finally:
+        stopped.set()
