@@ -9,7 +9,7 @@ from data.facts import load_facts
 from decoder.config import HostConfig, TrainConfig
 from decoder.host import Host
 from decoder.loading import memory_needed
-from decoder.paths import cached, short_hash
+from decoder.paths import alone, cached, short_hash
 from decoder.ranks import own_device
 from decoder.session import console
 
@@ -45,7 +45,9 @@ def pocket_folder(cfg: TrainConfig) -> Path:
     facts = load_facts(cfg.facts)
     folder = cached(cfg.cache_dir, "hosts", "pocket", pocket_fingerprint(cfg.host, facts.sha256))
     if not (folder / "config.json").exists():
-        build_pocket_host(cfg.host, facts, folder)
+        with alone(folder):
+            if not (folder / "config.json").exists():
+                build_pocket_host(cfg.host, facts, folder)
     return folder
 
 

@@ -12,7 +12,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from rich.progress import Progress
 
 from data.editors import load_editor
@@ -29,7 +28,7 @@ from decoder.config import ProduceConfig, TrainConfig
 from decoder.edit import RankOneEdit
 from decoder.errors import UserError, run_command
 from decoder.host import Host
-from decoder.paths import cache_root
+from decoder.paths import alone, cache_root
 from decoder.session import quiet
 
 log = logging.getLogger(__name__)
@@ -46,7 +45,7 @@ def produce(cfg: TrainConfig, host: Host) -> EditStore:
     maker = ShardMaker(cfg, host)
     if store := maker.finished():
         return store
-    with maker.alone():
+    with alone(maker.path):
         if store := maker.finished():
             return store
         maker.make_all(maker.missing())
@@ -83,11 +82,6 @@ class ShardMaker:
         store.check(self.asked)
         remove_partial(self.path)
         return store
-
-    def alone(self) -> FileLock:
-        """A lock among those who would make the whole store; it goes when its process does."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        return FileLock(self.path.with_name(f".{self.path.name}.lock"))
 
     def missing(self) -> list[int]:
         """Shards that nobody has made yet."""

@@ -30,6 +30,8 @@ class StreamLoader:
         rank, world: which share of every batch this process has.
     """
 
+    batch_sampler = None  # Lightning looks here, then at `sampler`
+
     def __init__(
         self,
         stream: EditStream,
@@ -78,8 +80,8 @@ class StreamLoader:
 
 def shuffled(parts: Iterable[Vectors], size: int, rng: np.random.Generator) -> Iterator[Vectors]:
     """The same edits, each drawn from the `size` that were read before it."""
-    parts, buffer = iter(parts), None
-    for part in parts:
+    buffer = None
+    for part in (read[start : start + size] for read in parts for start in range(0, len(read.place_B), size)):
         if buffer is None or len(buffer.place_B) < size:
             buffer = part if buffer is None else joined([buffer, part])
             continue
@@ -132,7 +134,7 @@ def ahead(items: Iterable[T], count: int) -> Iterator[T]:
         except BaseException as error:
             put("error", error)
 
-    threading.Thread(target=work, daemon=True).start()
+    threading.Thread(target=work, daemon=True, name="reads ahead").start()
     try:
         while True:
             kind, value = ready.get()

@@ -201,9 +201,7 @@ class TrainConfig:
     seed: int = option(0, "seed of the decoder; host.seed, edits.seed and splits.seed are their own")
     runs: str = option("runs", "folder of run folders")
     cache_dir: str | None = option(None, "cache of hosts, key statistics and stores; empty is $XDG_CACHE_HOME/palimpsest")
-    resume: bool | None = option(
-        None, "go on from the last checkpoint, or start anew; empty goes on with a killed run of these settings"
-    )
+    resume: bool | None = option(None, "go on from the last checkpoint, or start anew; empty goes on with a killed run of these settings")
     host: HostConfig = group(HostConfig)
     store: str | None = option(None, "folder of the store of edits; empty is in the cache")
     facts: FactsConfig = group(FactsConfig)

@@ -5,7 +5,6 @@ saving and loading import torch.
 """
 
 import json
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from decoder.card import model_card
 from decoder.compose import compose, folders_first
 from decoder.config import ExportConfig
 from decoder.errors import UserError, run_command
+from decoder.paths import put_in_place
 
 if TYPE_CHECKING:
     from decoder.host import Host
@@ -85,8 +85,7 @@ def save_decoder(folder: Path, decoder: "ObjectDecoder", facts: dict[str, Any]) 
     }
     save_file(tensors, str(temporary / WEIGHTS), metadata=metadata)
     (temporary / CARD).write_text(model_card(config))
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(temporary, folder)
+    put_in_place(temporary, folder)
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:

@@ -3,8 +3,11 @@
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from decoder.config import TrainConfig
 
@@ -20,6 +23,27 @@ def cache_root(cache_dir: str | None) -> Path:
 def cached(cache_dir: str | None, kind: str, name: str, fingerprint: str) -> Path:
     """Folder of one cached host, set of key statistics or store; `kind` is hosts, keys or stores."""
     return cache_root(cache_dir) / kind / f"{name}-{fingerprint}"
+
+
+def alone(path: Path) -> FileLock:
+    """A lock, to be held with `with`, among the processes that would make `path`; it goes when its process does."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(path.with_name(f".{path.name}.lock"))
+
+
+def put_in_place(made: Path, folder: Path) -> None:
+    """Renames a finished folder to its place. What lay there is there whole or not at all, also for a reader after a kill."""
+    remove_whole(folder)
+    os.replace(made, folder)
+
+
+def remove_whole(folder: Path) -> None:
+    """Removes a folder so that nobody finds half of it under its name."""
+    aside = folder.with_name(f".{folder.name}.removed")
+    shutil.rmtree(aside, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, aside)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def run_folder(cfg: TrainConfig) -> Path:

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import shutil
 import time
 import warnings
 from collections.abc import Collection, Iterator, Sequence
@@ -18,7 +17,7 @@ from decoder.calibration import calibrate
 from decoder.config import TrainConfig
 from decoder.host import Host
 from decoder.model import ObjectDecoder
-from decoder.paths import run_folder, trained_layers
+from decoder.paths import remove_whole, run_folder, trained_layers
 from decoder.reading import Reading, readings_table
 from decoder.report import read_predictions, write_report
 from decoder.runs import write_result
@@ -64,10 +63,11 @@ def begin(folder: Path, checkpoint: Path | None) -> None:
 
 def clear(folder: Path) -> None:
     """Removes what an earlier run of the same name left, so that a folder never mixes two runs."""
-    for name in ("checkpoints", "decoder"):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    for name in ("metrics.csv", "result.json", "predictions.parquet", "report.html"):
+    # A run counts as finished until its result is gone, and then has no checkpoint to go on from.
+    remove_whole(folder / "checkpoints")
+    for name in ("result.json", "metrics.csv", "predictions.parquet", "report.html"):
         (folder / name).unlink(missing_ok=True)
+    remove_whole(folder / "decoder")
 
 
 @contextmanager
@@ -132,7 +132,9 @@ def describe_edits(edits: Any) -> None:
 def save_predictions(readings: dict[str, list[Reading]], edits: pd.DataFrame, folder: Path) -> pd.DataFrame:
     """Writes predictions.parquet and returns the readings with everything known of their edits."""
     table = readings_table(readings, edits)
-    table[PREDICTION_COLUMNS].to_parquet(folder / "predictions.parquet", index=False)
+    temporary = folder / "predictions.parquet.tmp"
+    table[PREDICTION_COLUMNS].to_parquet(temporary, index=False)
+    os.replace(temporary, folder / "predictions.parquet")
     return table
 
 

@@ -85,8 +85,9 @@ def _csv_logger(folder: Path, checkpoint: Path | None) -> CSVLogger:
     logger, file = CSVLogger(folder, name="", version=""), folder / "metrics.csv"
     if checkpoint and file.exists() and rank_zero_only.rank == 0:
         epoch = torch.load(checkpoint, weights_only=True)["epoch"]
-        with file.open(newline="") as stream:
-            kept = [{name: text for name, text in row.items() if text} for row in csv.DictReader(stream)]
+        # A last line without its end was being written when the run was killed.
+        whole = [line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        kept = [{name: text for name, text in row.items() if text} for row in csv.DictReader(whole)]
         # Opening it removes the file.
         writer = logger.experiment
         writer.metrics = [row for row in kept if row.get("epoch", "").isdigit() and int(row["epoch"]) <= epoch]

@@ -1,61 +1,199 @@
-"""A program that is killed loses nothing it had finished."""
+"""A program that is killed loses nothing it had finished, and the same command goes on.
+
+The commands are forked from a process that has imported the libraries, so that moments of killing fall on the work and not on imports.
+"""
 
 import json
+import multiprocessing
 import os
+import random
+import shutil
 import signal
-import subprocess
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import torch
+from datasets import load_from_disk
+from safetensors.torch import load_file
 
-from data.store import EditStore
+from data.store import EditStore, partial_folder
 
-ROOT = Path(__file__).parents[2]
-MINIATURE = ["experiment=smoke", "edits.shard_size=16"]
+SEED = 20
+KILLS = 21
+ORDER = ("edits", "edits", "edits", "fit", "fit", "export", "export")
+FORKED = multiprocessing.get_context("forkserver")
+FORKED.set_forkserver_preload(["train", "data.produce", "data.bench", "decoder.module", "decoder.training", "decoder.export"])
+ARGUMENTS = ("experiment=smoke", "optim.epochs=8", "wandb.mode=disabled", "trainer.accelerator=cpu", "edits.shard_size=16")
+
+
+def train(*argv: str) -> None:
+    import train
+
+    os.environ["WANDB_MODE"] = "disabled"
+    torch.set_num_threads(1)
+    train.main(list(argv))
+
+
+def started(target: Callable, *arguments) -> multiprocessing.Process:
+    process = FORKED.Process(target=target, args=arguments)
+    process.start()
+    return process
+
+
+def kill(process: multiprocessing.Process) -> bool:
+    """Kills a process; whether it was still at work."""
+    if process.is_alive():
+        os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    return process.exitcode == -signal.SIGKILL
+
+
+def run_paths(folder: Path) -> SimpleNamespace:
+    run = folder / "runs" / "smoke" / "pocket" / "rome-e1-t1-s0"
+    return SimpleNamespace(
+        store=folder / "store",
+        shards=partial_folder(folder / "store"),
+        log=run / "log.txt",
+        checkpoint=run / "checkpoints" / "last.ckpt",
+        predictions=run / "predictions.parquet",
+        decoder=run / "decoder",
+        result=run / "result.json",
+    )
+
+
+@pytest.fixture(scope="module")
+def command(cache) -> Callable[[Path], list[str]]:
+    return lambda folder: [*ARGUMENTS, f"cache_dir={cache}", f"runs={folder / 'runs'}", f"store={folder / 'store'}"]
+
+
+def shown(paths: SimpleNamespace) -> dict[str, float]:
+    """When each shard that is there was made. Everything with its final name must be whole."""
+    if paths.store.exists():
+        EditStore(paths.store)  # compares every hash
+    made = {}
+    for shard in sorted(paths.shards.glob("shard-*")):
+        json.loads((shard / "skipped.json").read_text())
+        assert (shard / "state.json").exists() and len(load_from_disk(str(shard))) > 0
+        made[shard.name] = shard.stat().st_mtime
+    for checkpoint in paths.checkpoint.parent.glob("*.ckpt"):
+        torch.load(checkpoint, weights_only=True)
+    if paths.predictions.exists():
+        pd.read_parquet(paths.predictions)
+    if paths.result.exists():
+        json.loads(paths.result.read_text())
+    if paths.decoder.exists():
+        json.loads((paths.decoder / "decoder_config.json").read_text())
+        assert load_file(paths.decoder / "decoder_model.safetensors")
+    return made
+
+
+def epoch(checkpoint: Path) -> int:
+    return torch.load(checkpoint, weights_only=True)["epoch"] if checkpoint.exists() else -1
+
+
+def assert_same(paths: SimpleNamespace, reference: SimpleNamespace) -> None:
+    pd.testing.assert_frame_equal(*(pd.read_parquet(p.predictions) for p in (paths, reference)))
+    found, wanted = (json.loads(p.result.read_text()) for p in (paths, reference))
+    for part in ("status", "edits", "fit", "validation", "test", "baselines", "calibration"):
+        assert found[part] == wanted[part], part
+    assert EditStore(paths.store).fingerprint == EditStore(reference.store).fingerprint
+    ours, theirs = (load_file(p.decoder / "decoder_model.safetensors") for p in (paths, reference))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    curves, expected = (pd.read_csv(p.result.with_name("metrics.csv"))["val/id/loss"].dropna() for p in (paths, reference))
+    assert curves.tolist() == expected.tolist()
+
+
+def undisturbed(line: list[str], paths: SimpleNamespace) -> dict[str, float]:
+    """Runs to the end; seconds from each stage's first file to the next one's."""
+    process, seen = started(train, *line), {}
+    marks = {"edits": paths.log, "fit": paths.store / "manifest.json", "export": paths.predictions}
+    while process.is_alive():
+        for stage, mark in marks.items():
+            if stage not in seen and mark.exists():
+                seen[stage] = time.monotonic()
+        time.sleep(0.005)
+    process.join()
+    assert process.exitcode == 0 and len(seen) == 3
+    ends = [seen["fit"], seen["export"], time.monotonic()]
+    return {stage: end - seen[stage] for stage, end in zip(marks, ends, strict=True)}
 
 
 @pytest.mark.slow
-def test_killed_production_goes_on_at_its_next_shard(cache, tmp_path):
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    line = [sys.executable, "-m", "data.produce", *MINIATURE, f"cache_dir={cache}"]
-    subprocess.run([*line, f"store={whole}"], check=True, capture_output=True, timeout=300)
+@pytest.mark.timeout(1200)
+def test_killed_anywhere_the_same_command_goes_on_to_the_same_result(command, tmp_path):
+    """Random moments while edits are made, while training, and from the tests to the end of the export; in turns, until `KILLS` are done."""
+    rng = random.Random(SEED)
+    reference = run_paths(tmp_path / "whole")
+    duration = undisturbed(command(tmp_path / "whole"), reference)
+    kills, chains = dict.fromkeys(duration, 0), 0
+    while sum(kills.values()) < KILLS:
+        chains += 1
+        folder = tmp_path / f"killed-{chains}"
+        paths, line = run_paths(folder), command(folder)
+        marks = {"edits": paths.log, "fit": paths.store / "manifest.json", "export": paths.predictions}
+        before, reached = {}, -1
+        for stage in (*ORDER, None):
+            begun = time.time()
+            process = started(train, *line)
+            if stage:
+                while process.is_alive() and not (marks[stage].exists() and (stage != "export" or marks[stage].stat().st_mtime > begun)):
+                    time.sleep(0.002)
+                process.join(timeout=rng.uniform(0, duration[stage]))
+                kills[stage] += (killed := kill(process))
+                if killed:
+                    after = shown(paths)
+                    assert paths.store.exists() or before.items() <= after.items(), "a shard is made once"
+                    assert epoch(paths.checkpoint) >= reached, "an epoch that was saved is not trained again"
+                    before, reached = after, epoch(paths.checkpoint)
+                    continue
+            process.join()
+            assert process.exitcode == 0
+            break
+        assert_same(paths, reference)
+        shutil.rmtree(folder)
+    assert min(kills.values()) >= 3, kills
+    print(f"{sum(kills.values())} kills in {chains} chains: {kills}; stages take {duration}")
 
-    process = subprocess.Popen([*line, f"store={killed}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    first = killed.with_name("killed.partial") / "shard-00000"
-    deadline = time.monotonic() + 200
-    while not first.exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert first.exists() and not killed.exists()
 
-    subprocess.run([*line, f"store={killed}"], check=True, capture_output=True, timeout=300)
-    resumed, reference = EditStore(killed), EditStore(whole)
-    assert resumed.table()["edit_id"].tolist() == reference.table()["edit_id"].tolist()
-    assert torch.equal(resumed.value_ND, reference.value_ND) and torch.equal(resumed.key_NF, reference.key_NF)
+def tiny_decoder():
+    from unit.tiny_hosts import tiny_host
+
+    from decoder.model import ObjectDecoder
+
+    host = tiny_host()
+    return ObjectDecoder(host, edited_layer=1, trained_layers=[2], prompt_MD=torch.zeros(3, host.hidden_size))
+
+
+def export_forever(folder: Path) -> None:
+    """Exports to one place again and again; config and weights tell which time it was."""
+    from decoder.export import save_decoder
+
+    torch.set_num_threads(1)
+    decoder, number = tiny_decoder(), 0
+    while True:
+        number += 1
+        torch.nn.init.constant_(decoder.prompt_MD, number)
+        save_decoder(folder, decoder, {"number": number, "scores": {}, "editors": [], "calibration": {"auroc": 0.5}})
 
 
 @pytest.mark.slow
-def test_killed_fit_resumes_to_the_same_numbers(cache, command, tmp_path):
-    miniature = ["experiment=smoke", "optim.epochs=12", "wandb.mode=disabled"]
-    whole, killed = (tmp_path / name / "smoke" / "pocket" / "rome-e1-t1-s0" for name in ("whole", "killed"))
-    assert command("train.py", *miniature, f"runs={tmp_path / 'whole'}").returncode == 0
+def test_killed_while_exporting_a_decoder_is_whole_or_absent(tmp_path):
+    from decoder.export import load_decoder
 
-    line = [sys.executable, str(ROOT / "train.py"), *miniature, f"runs={tmp_path / 'killed'}", f"cache_dir={cache}"]
-    process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 200
-    while not (killed / "checkpoints" / "last.ckpt").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    time.sleep(0.5)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert (killed / "checkpoints" / "last.ckpt").exists() and not (killed / "predictions.parquet").exists()
-
-    assert command("train.py", *miniature, f"runs={tmp_path / 'killed'}", "resume=true").returncode == 0
-    pd.testing.assert_frame_equal(*(pd.read_parquet(folder / "predictions.parquet") for folder in (whole, killed)))
-    results = [json.loads((folder / "result.json").read_text()) for folder in (whole, killed)]
-    assert results[0]["test"] == results[1]["test"] and results[0]["fit"] == results[1]["fit"]
+    rng, host, folder, numbers = random.Random(SEED), tiny_decoder().host, tmp_path / "decoder", []
+    for _ in range(KILLS):
+        process = started(export_forever, folder)
+        seen = folder.stat().st_mtime_ns if folder.exists() else 0
+        while process.is_alive() and (not folder.exists() or folder.stat().st_mtime_ns == seen):
+            time.sleep(0.001)
+        process.join(timeout=rng.uniform(0, 0.2))
+        assert kill(process)
+        if folder.exists():
+            config = json.loads((folder / "decoder_config.json").read_text())
+            assert (load_decoder(folder, host).prompt_MD == config["number"]).all()
+            numbers.append(config["number"])
+    assert len(numbers) > KILLS // 2 and len(set(numbers)) > 3

@@ -1,192 +1,21 @@
-"""Making, opening and streaming a store of the planned edits, with an editor that draws its factors instead of optimising them.
+"""Opening and loading a store of the planned edits, with an editor that draws its factors instead of optimising them.
 
 Shape letters: B edits, T object tokens, D hidden width, F MLP width.
 """
 
-import dataclasses
 from collections import Counter
-from types import SimpleNamespace
-from zlib import crc32
 
 import pytest
 import torch
+from drawn_stores import config
 
-import data.produce
-from data.datamodule import EditDataModule, EditRows, exported_splits
-from data.facts import load_facts
-from data.pocket.tokenizer import build_tokenizer
-from data.splits import draw_splits, plan_edits
-from data.store import SCORE_COLUMNS, EditStore
-from decoder.config import FactsConfig, TrainConfig
+from data.batches import EditRows
+from data.datamodule import EditDataModule, exported_splits
+from decoder.config import TrainConfig
 from decoder.edit import PADDING, DenseEdit, RankOneEdit
-from decoder.host import Host
 from decoder.model import ObjectDecoder
 
-SHARD = 500
-
-
-class DrawnEdits:
-    """Draws factors by edit_id, so that they are the same in any sharding; can be killed."""
-
-    asked: list[str] = []
-    killed_at = 10**9
-
-    @classmethod
-    def prepare(cls, host, cfg, texts, cache):
-        editor = cls()
-        editor.width, editor.mlp_width = host.weight_DF(cfg.layer).shape
-        return editor
-
-    def edit(self, requests, advance):
-        if len(self.asked) + len(requests) > self.killed_at:
-            raise KeyboardInterrupt
-        self.asked += [request.edit_id for request in requests]
-        kept = [i for i, request in enumerate(requests) if not skips(request.edit_id)]
-        edits = RankOneEdit(self.draw(requests, kept, self.mlp_width), self.draw(requests, kept, self.width))
-        skipped = [(request.edit_id, "drawn to be skipped") for request in requests if skips(request.edit_id)]
-        return SimpleNamespace(kept=kept, edits=edits, skipped=skipped)
-
-    def draw(self, requests, kept, width):
-        return torch.stack(
-            [torch.randn(width, generator=torch.Generator().manual_seed(crc32(requests[i].edit_id.encode()) + width)) for i in kept]
-        )
-
-
-def skips(edit_id: str) -> bool:
-    return crc32(edit_id.encode()) % 97 == 0
-
-
-def drawn_scores(host, layer, requests, edits, facts):
-    success = [crc32(request.edit_id.encode()) % 41 > 0 for request in requests]
-    return {name: [1.0] * len(requests) for name in SCORE_COLUMNS} | {"success": success}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def drawn_edits():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data.produce, "load_editor", lambda name: DrawnEdits)
-        patch.setattr(data.produce, "score", drawn_scores)
-        patch.setattr(data.produce, "key_text", lambda facts, seed, sentences: [])
-        yield
-
-
-@pytest.fixture(autouse=True)
-def alive():
-    DrawnEdits.asked, DrawnEdits.killed_at = [], 10**9
-
-
-@pytest.fixture(scope="module")
-def facts():
-    return load_facts(FactsConfig())
-
-
-@pytest.fixture(scope="module")
-def host(new_host, facts):
-    tokenizer = build_tokenizer(facts, 600)
-    return Host(new_host("qwen3 window", vocab_size=len(tokenizer)).model, tokenizer, name="tiny", terminator=".")
-
-
-def config(path, **data_settings) -> TrainConfig:
-    cfg = TrainConfig(store=str(path))
-    cfg.edits.shard_size = SHARD
-    cfg.data = dataclasses.replace(cfg.data, **data_settings)
-    return cfg
-
-
-@pytest.fixture(scope="module")
-def path(host, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("stores") / "store"
-    EditDataModule(config(folder), host).prepare_data()
-    return folder
-
-
-@pytest.fixture()
-def opened(path, host):
-    def make(**data_settings) -> EditDataModule:
-        edits = EditDataModule(config(path, **data_settings), host)
-        edits.prepare_data()
-        edits.setup()
-        return edits
-
-    return make
-
-
-def planned(facts, cfg) -> list[str]:
-    return [request.edit_id for request in plan_edits(facts, draw_splits(facts, cfg.splits), cfg.edits)]
-
-
-# Making
-
-
-def test_store_holds_every_planned_edit_or_why_not(path, facts):
-    store, wanted = EditStore(path), planned(facts, config(path))
-    skipped = [edit_id for edit_id, _ in store.manifest["skipped"]]
-    assert store.table()["edit_id"].tolist() == [edit_id for edit_id in wanted if not skips(edit_id)]
-    assert skipped == [edit_id for edit_id in wanted if skips(edit_id)] and skipped
-    assert store.manifest["counts"]["rows"] + len(skipped) == len(wanted)
-
-
-def test_store_that_is_there_is_opened(opened):
-    edits = opened()
-    edits.prepare_data()
-    edits.setup()
-    rows = edits.rows
-    edits.setup("test")
-    assert DrawnEdits.asked == [] and edits.rows is rows
-
-
-def test_setup_in_a_process_of_its_own_opens_the_store(path, host):
-    edits = EditDataModule(config(path), host)
-    edits.setup("fit")
-    assert DrawnEdits.asked == [] and edits.val_splits
-
-
-def test_killed_run_goes_on_at_the_next_shard(path, host, facts, tmp_path):
-    cfg = config(tmp_path / "store")
-    DrawnEdits.killed_at = 3 * SHARD - 1
-    with pytest.raises(KeyboardInterrupt):
-        EditDataModule(cfg, host).prepare_data()
-    assert not (tmp_path / "store").exists() and len(DrawnEdits.asked) == 2 * SHARD
-    DrawnEdits.asked, DrawnEdits.killed_at = [], 10**9
-    EditDataModule(cfg, host).prepare_data()
-    assert DrawnEdits.asked == planned(facts, cfg)[2 * SHARD :]
-    assert EditStore(tmp_path / "store").fingerprint == EditStore(path).fingerprint
-
-
-def test_killed_run_goes_on_with_shards_of_another_size(path, host, tmp_path):
-    cfg = config(tmp_path / "store")
-    DrawnEdits.killed_at = 3 * SHARD - 1
-    with pytest.raises(KeyboardInterrupt):
-        EditDataModule(cfg, host).prepare_data()
-    cfg.edits.shard_size, DrawnEdits.killed_at = SHARD // 2, 10**9
-    try:
-        EditDataModule(cfg, host).prepare_data()
-    except ValueError as refusal:
-        assert "shard_size" in str(refusal)
-    else:
-        assert EditStore(tmp_path / "store").table().equals(EditStore(path).table())
-
-
-@pytest.mark.parametrize(
-    ("group", "field", "value", "named"),
-    [("edits", "seed", 1, "seed: 0"), ("edits", "steps", 3, "steps: 30"), ("splits", "seed", 1, "requests")],
-)
-def test_store_made_for_something_else_is_refused(path, host, group, field, value, named):
-    cfg = config(path)
-    setattr(getattr(cfg, group), field, value)
-    with pytest.raises(ValueError, match=named):
-        EditDataModule(cfg, host).prepare_data()
-    assert EditStore(path), "it is kept"
-
-
-def test_batch_size_of_the_editor_does_not_matter(path, host):
-    cfg = config(path)
-    cfg.edits.batch_size = 3
-    EditDataModule(cfg, host).prepare_data()
-    assert DrawnEdits.asked == []
-
-
-# Streaming
+pytestmark = pytest.mark.usefixtures("drawn_edits", "alive")
 
 
 def test_splits_are_named_in_order(opened):
@@ -199,8 +28,8 @@ def test_splits_are_named_in_order(opened):
             assert {len(batch.edits) for batch in batches[:-1]} <= {64}
 
 
-def test_empty_splits_have_no_loader(path, host):
-    edits = EditDataModule(config(path), host)
+def test_empty_splits_have_no_loader(store_path, fact_host):
+    edits = EditDataModule(config(store_path), fact_host)
     edits.setup()
     edits.rows = edits.rows | {"val/new": [], "unseen_object": []}
     assert edits.val_splits == ["val/id"] and edits.test_splits == ["id", "ood", "val/id"]
@@ -212,7 +41,7 @@ def test_training_rows_come_once_an_epoch_in_another_order(opened):
 
     def order(epoch: int) -> list[int]:
         loader = edits.train_dataloader()
-        loader.sampler.set_epoch(epoch)
+        loader.batch_sampler.sampler.set_epoch(epoch)
         return torch.cat([batch.row_B for batch in loader]).tolist()
 
     first, second = order(0), order(1)
@@ -221,13 +50,13 @@ def test_training_rows_come_once_an_epoch_in_another_order(opened):
     assert edits.table["success"].iloc[first].all() and not edits.table["success"].all()
 
 
-def test_batch_is_the_edits_and_their_objects(opened, host):
+def test_batch_is_the_edits_and_their_objects(opened, fact_host):
     edits = opened()
     batch = next(iter(edits.train_dataloader()))
     table = edits.table.iloc[batch.row_B.tolist()]
     assert torch.equal(batch.edits.key_BF, edits.store.key_NF[batch.row_B])
     assert torch.equal(batch.edits.value_BD, edits.store.value_ND[batch.row_B])
-    wanted = [[*host.object_ids(object), host.terminator_id] for object in table["object"]]
+    wanted = [[*fact_host.object_ids(object), fact_host.terminator_id] for object in table["object"]]
     longest = max(map(len, wanted))
     assert batch.object_ids_BT.tolist() == [ids + [PADDING] * (longest - len(ids)) for ids in wanted]
 
@@ -248,9 +77,9 @@ def test_without_terminator_an_object_ends_with_its_last_token(opened):
     assert batch.object_ids_BT.tolist() == [store.object_ids[4]]
 
 
-def test_factors_and_whole_matrices_are_read_alike(opened, host):
+def test_factors_and_whole_matrices_are_read_alike(opened, fact_host):
     layer = TrainConfig().edits.layer
-    decoder = ObjectDecoder(host, edited_layer=layer, trained_layers=[2], prompt_MD=torch.randn(4, 32))
+    decoder = ObjectDecoder(fact_host, edited_layer=layer, trained_layers=[2], prompt_MD=torch.randn(4, 32))
     factors, dense = (next(iter(opened(form=form).val_dataloader()[0])) for form in ("factors", "dense"))
     assert isinstance(factors.edits, RankOneEdit) and isinstance(dense.edits, DenseEdit)
     assert torch.equal(factors.object_ids_BT, dense.object_ids_BT) and torch.equal(factors.row_B, dense.row_B)
@@ -311,12 +140,12 @@ def test_training_subjects_and_templates_are_of_training_only(opened):
     assert not set(edits.training_templates) & set(edits.table.iloc[edits.rows["ood"] + edits.rows["val/new"]]["prompt"])
 
 
-def test_exported_splits(opened, host):
+def test_exported_splits(opened, fact_host):
     edits = opened()
     splits = {split: edits.table["edit_id"].iloc[rows].tolist() for split, rows in edits.rows.items()}
-    loaders, table = exported_splits(edits.store, splits | {"unseen_object": []}, host.terminator_id)
+    loaders, table = exported_splits(edits.store, splits | {"unseen_object": []}, fact_host.terminator_id)
     assert list(loaders) == ["id", "ood"]
     assert torch.cat([batch.row_B for batch in loaders["ood"]]).tolist() == edits.rows["ood"]
     assert table["seen_object"].tolist() == edits.table["seen_object"].tolist()
     with pytest.raises(ValueError, match="lacks 1 of the decoder's id edits, P0-x first"):
-        exported_splits(edits.store, splits | {"id": [*splits["id"], "P0-x"]}, host.terminator_id)
+        exported_splits(edits.store, splits | {"id": [*splits["id"], "P0-x"]}, fact_host.terminator_id)

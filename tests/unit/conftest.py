@@ -1,0 +1,57 @@
+"""What the tests of stores, loaders and streams share: one store of drawn edits a module."""
+
+import pytest
+from drawn_stores import DrawnEdits, config, drawn_scores
+
+import data.produce
+from data.datamodule import EditDataModule
+from data.facts import FactSet, load_facts
+from data.pocket.tokenizer import build_tokenizer
+from decoder.config import FactsConfig
+from decoder.host import Host
+
+
+@pytest.fixture(scope="module")
+def drawn_edits():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data.produce, "load_editor", lambda name: DrawnEdits)
+        patch.setattr(data.produce, "score", drawn_scores)
+        patch.setattr(data.produce, "key_text", lambda facts, seed, sentences: [])
+        yield
+
+
+@pytest.fixture()
+def alive():
+    DrawnEdits.asked, DrawnEdits.killed_at = [], 10**9
+
+
+@pytest.fixture(scope="session")
+def pocket_facts() -> FactSet:
+    return load_facts(FactsConfig())
+
+
+@pytest.fixture(scope="module")
+def fact_host(new_host, pocket_facts) -> Host:
+    """A tiny random host whose tokenizer knows the pocket's facts."""
+    tokenizer = build_tokenizer(pocket_facts, 600)
+    return Host(new_host("qwen3 window", vocab_size=len(tokenizer)).model, tokenizer, name="tiny", terminator=".")
+
+
+@pytest.fixture(scope="module")
+def store_path(drawn_edits, fact_host, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stores") / "store"
+    EditDataModule(config(folder), fact_host).prepare_data()
+    return folder
+
+
+@pytest.fixture()
+def opened(store_path, fact_host):
+    """The edits of the store, with other data settings or another store if the test likes."""
+
+    def make(store=store_path, **data_settings) -> EditDataModule:
+        edits = EditDataModule(config(store, **data_settings), fact_host)
+        edits.prepare_data()
+        edits.setup()
+        return edits
+
+    return make

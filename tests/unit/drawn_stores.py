@@ -1,0 +1,61 @@
+"""Stores of the planned edits on a tiny host, by an editor that draws its factors instead of optimising them."""
+
+import dataclasses
+from types import SimpleNamespace
+from zlib import crc32
+
+import torch
+
+from data.splits import draw_splits, plan_edits
+from data.store import SCORE_COLUMNS
+from decoder.config import TrainConfig
+from decoder.edit import RankOneEdit
+
+SHARD = 500
+
+
+class DrawnEdits:
+    """Draws factors by edit_id, so that they are the same in any sharding; can be killed."""
+
+    asked: list[str] = []
+    killed_at = 10**9
+
+    @classmethod
+    def prepare(cls, host, cfg, texts, cache):
+        editor = cls()
+        editor.width, editor.mlp_width = host.weight_DF(cfg.layer).shape
+        return editor
+
+    def edit(self, requests, advance):
+        if len(self.asked) + len(requests) > self.killed_at:
+            raise KeyboardInterrupt
+        self.asked += [request.edit_id for request in requests]
+        kept = [i for i, request in enumerate(requests) if not skips(request.edit_id)]
+        edits = RankOneEdit(self.draw(requests, kept, self.mlp_width), self.draw(requests, kept, self.width))
+        skipped = [(request.edit_id, "drawn to be skipped") for request in requests if skips(request.edit_id)]
+        return SimpleNamespace(kept=kept, edits=edits, skipped=skipped)
+
+    def draw(self, requests, kept, width):
+        return torch.stack(
+            [torch.randn(width, generator=torch.Generator().manual_seed(crc32(requests[i].edit_id.encode()) + width)) for i in kept]
+        )
+
+
+def skips(edit_id: str) -> bool:
+    return crc32(edit_id.encode()) % 97 == 0
+
+
+def drawn_scores(host, layer, requests, edits, facts):
+    success = [crc32(request.edit_id.encode()) % 41 > 0 for request in requests]
+    return {name: [1.0] * len(requests) for name in SCORE_COLUMNS} | {"success": success}
+
+
+def config(path, **data_settings) -> TrainConfig:
+    cfg = TrainConfig(store=str(path))
+    cfg.edits.shard_size = SHARD
+    cfg.data = dataclasses.replace(cfg.data, **data_settings)
+    return cfg
+
+
+def planned(facts, cfg) -> list[str]:
+    return [request.edit_id for request in plan_edits(facts, draw_splits(facts, cfg.splits), cfg.edits)]

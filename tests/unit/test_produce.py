@@ -1,0 +1,166 @@
+"""Making a store of the planned edits: what is in it, resuming, sharing the work between parts and processes.
+
+The editor draws its factors instead of optimising them.
+"""
+
+import threading
+
+import pytest
+import torch
+from drawn_stores import SHARD, DrawnEdits, config, planned, skips
+
+from data.datamodule import EditDataModule
+from data.produce import ShardMaker, main, produce, read_part
+from data.store import EditStore, partial_folder
+from decoder.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("drawn_edits", "alive")
+
+
+def test_store_holds_every_planned_edit_or_why_not(store_path, pocket_facts):
+    store, wanted = EditStore(store_path), planned(pocket_facts, config(store_path))
+    skipped = [edit_id for edit_id, _ in store.manifest["skipped"]]
+    assert store.table()["edit_id"].tolist() == [edit_id for edit_id in wanted if not skips(edit_id)]
+    assert skipped == [edit_id for edit_id in wanted if skips(edit_id)] and skipped
+    assert store.manifest["counts"]["rows"] + len(skipped) == len(wanted)
+
+
+def test_store_that_is_there_is_opened(opened):
+    edits = opened()
+    edits.prepare_data()
+    edits.setup()
+    rows = edits.rows
+    edits.setup("test")
+    assert DrawnEdits.asked == [] and edits.rows is rows
+
+
+def test_setup_in_a_process_of_its_own_opens_the_store(store_path, fact_host):
+    edits = EditDataModule(config(store_path), fact_host)
+    edits.setup("fit")
+    assert DrawnEdits.asked == [] and edits.val_splits
+
+
+def test_killed_run_goes_on_at_the_next_shard(store_path, fact_host, pocket_facts, tmp_path):
+    cfg = config(tmp_path / "store")
+    DrawnEdits.killed_at = 3 * SHARD - 1
+    with pytest.raises(KeyboardInterrupt):
+        EditDataModule(cfg, fact_host).prepare_data()
+    assert not (tmp_path / "store").exists() and len(DrawnEdits.asked) == 2 * SHARD
+    DrawnEdits.asked, DrawnEdits.killed_at = [], 10**9
+    EditDataModule(cfg, fact_host).prepare_data()
+    assert DrawnEdits.asked == planned(pocket_facts, cfg)[2 * SHARD :]
+    assert EditStore(tmp_path / "store").fingerprint == EditStore(store_path).fingerprint
+
+
+def test_killed_run_goes_on_with_shards_of_another_size(store_path, fact_host, tmp_path):
+    cfg = config(tmp_path / "store")
+    DrawnEdits.killed_at = 3 * SHARD - 1
+    with pytest.raises(KeyboardInterrupt):
+        EditDataModule(cfg, fact_host).prepare_data()
+    cfg.edits.shard_size, DrawnEdits.killed_at = SHARD // 2, 10**9
+    try:
+        EditDataModule(cfg, fact_host).prepare_data()
+    except ValueError as refusal:
+        assert "shard_size" in str(refusal)
+    else:
+        assert EditStore(tmp_path / "store").table().equals(EditStore(store_path).table())
+
+
+@pytest.mark.parametrize(
+    ("group", "field", "value", "named"),
+    [("edits", "seed", 1, "seed: 0"), ("edits", "steps", 3, "steps: 30"), ("splits", "seed", 1, "requests")],
+)
+def test_store_made_for_something_else_is_refused(store_path, fact_host, group, field, value, named):
+    cfg = config(store_path)
+    setattr(getattr(cfg, group), field, value)
+    with pytest.raises(ValueError, match=named):
+        EditDataModule(cfg, fact_host).prepare_data()
+    assert EditStore(store_path), "it is kept"
+
+
+def test_batch_size_of_the_editor_does_not_matter(store_path, fact_host):
+    cfg = config(store_path)
+    cfg.edits.batch_size = 3
+    EditDataModule(cfg, fact_host).prepare_data()
+    assert DrawnEdits.asked == []
+
+
+# In parts
+
+
+def test_parts_join_to_the_store_that_one_process_makes(store_path, fact_host, pocket_facts, tmp_path):
+    cfg, made = config(tmp_path / "store"), []
+    for part in (3, 1, 2):
+        made += ShardMaker(cfg, fact_host).make_part(part, 3)
+    assert sorted(made) == list(range(ShardMaker(cfg, fact_host).shards)) and not (tmp_path / "store").exists()
+    assert sorted(DrawnEdits.asked) == sorted(planned(pocket_facts, cfg)), "no edit is made twice"
+    joined = ShardMaker(cfg, fact_host).join()
+    assert joined.fingerprint == EditStore(store_path).fingerprint and joined.manifest == EditStore(store_path).manifest
+    assert not partial_folder(joined.path).exists()
+
+
+def test_a_part_that_is_there_is_not_made_again(fact_host, tmp_path):
+    for _ in range(2):
+        ShardMaker(config(tmp_path / "store"), fact_host).make_part(1, 2)
+    assert len(DrawnEdits.asked) == len(set(DrawnEdits.asked)) > 0
+
+
+def test_missing_parts_are_named(fact_host, tmp_path):
+    maker = ShardMaker(config(tmp_path / "store"), fact_host)
+    assert maker.shards == 5
+    maker.make_part(1, 4)
+    with pytest.raises(ValueError, match=r"shards 1, 2, 3 of 5 are missing.*shard=2/4 and shard=3/4 and shard=4/4"):
+        maker.join()
+    maker.make(3)
+    with pytest.raises(ValueError, match=r"shards 1, 2 of 5 .*shard=2/4 and shard=3/4$"):
+        maker.join()
+
+
+def test_without_parts_what_is_missing_is_made_and_joined(store_path, fact_host, pocket_facts, tmp_path):
+    cfg = config(tmp_path / "store")
+    ShardMaker(cfg, fact_host).make_part(2, 2)
+    before = len(DrawnEdits.asked)
+    assert produce(cfg, fact_host).fingerprint == EditStore(store_path).fingerprint
+    assert before > 0 and sorted(DrawnEdits.asked) == sorted(planned(pocket_facts, cfg))
+
+
+@pytest.mark.parametrize("text", ["0/4", "5/4", "a/b", "3", "1/0", "-1/4", "1/4/2", "join"])
+def test_bad_parts_are_one_line(text, capsys):
+    with pytest.raises(UserError, match=f"shard={text}: expected PART/PARTS"):
+        read_part(text)
+    with pytest.raises(SystemExit) as stop:
+        main([f"shard={text}"])
+    shown = capsys.readouterr().err
+    assert stop.value.code == 2 and shown.count("\n") == 1 and f"shard={text}" in shown
+
+
+def test_part_of_a_range():
+    assert read_part("3/16") == (3, 16) and read_part("1/1") == (1, 1)
+
+
+def test_of_two_that_ask_at_once_one_makes_the_store(store_path, fact_host, pocket_facts, tmp_path):
+    cfg, found = config(tmp_path / "store"), []
+    threads = [threading.Thread(target=lambda: found.append(produce(cfg, fact_host))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 2 and {store.fingerprint for store in found} == {EditStore(store_path).fingerprint}
+    assert sorted(DrawnEdits.asked) == sorted(planned(pocket_facts, cfg))
+
+
+def test_what_a_killed_join_left_goes_when_the_store_is_opened(fact_host, tmp_path):
+    cfg = config(tmp_path / "store")
+    produce(cfg, fact_host)
+    (partial_folder(tmp_path / "store") / "shard-00000").mkdir(parents=True)
+    asked = len(DrawnEdits.asked)
+    produce(cfg, fact_host)
+    assert not partial_folder(tmp_path / "store").exists() and len(DrawnEdits.asked) == asked
+
+
+def test_rows_of_many_record_batches_are_read_in_the_order_asked_for(store_path):
+    store = EditStore(store_path)
+    assert store.dataset.data.table["key"].num_chunks > 1
+    rows = torch.randperm(len(store), generator=torch.Generator().manual_seed(0))[:300]
+    found = store.edits(rows)
+    assert torch.equal(found.key_BF, store.key_NF[rows]) and torch.equal(found.value_BD, store.value_ND[rows])
