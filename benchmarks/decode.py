@@ -11,7 +11,7 @@ Shape letters: B edits, M prompt vectors, T object tokens, D hidden width, F MLP
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from common import Common, Rates, Row, alternate, compare, measure_rates, not_measured, settings, write
@@ -24,11 +24,18 @@ from decoder.errors import run_command
 from decoder.host import Host
 from decoder.metrics import object_loss
 from decoder.model import ObjectDecoder
+from decoder.nearest import did_you_mean
+from decoder.passes import scored_only
 from decoder.prompt import random_prompt
 from decoder.swap import exchanged, swapped
 
 UNIT = "edits/s"
-AGREEMENT = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.1}  # of gradients, relative to the longest; rounding of W'
+AGREEMENT = 1e-4  # of float32 gradients, relative: batches and single edits are summed in other orders
+
+
+@dataclass
+class Settings(Common):
+    only: str = ""  # cpu or gpu; empty runs the cases of both
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,7 @@ SHAPES = {
         torch.bfloat16,
         layer=5,
     ),
-    "miniature": Shape(GPT2Config(n_embd=32, n_layer=3, n_head=2, vocab_size=64), layer=1),
+    "miniature": Shape(GPT2Config(n_embd=32, n_layer=3, n_head=2, vocab_size=64, bos_token_id=0, eos_token_id=0), layer=1),
 }
 
 
@@ -70,7 +77,6 @@ class Case:
     batch: int = 32
     prompt: int = 5
     tokens: int = 1
-    dense: bool = True  # whether the one-at-a-time way is measured too
 
     def __str__(self) -> str:
         return f"{self.shape} layer {self.layer}, {self.batch} edits, prompt {self.prompt}, objects of {self.tokens}"
@@ -133,30 +139,28 @@ class Bench:
         return [weight.T.contiguous() for weight in whole] if self.host.stored_transposed(self.layer) else whole
 
     def _loss(self, prompt_BMD: Tensor, ids_BT: Tensor) -> Tensor:
-        """The decoder's loss without any of its short cuts but the head on scored positions."""
+        """The decoder's loss with one of its short cuts alone: the head on scored positions."""
         cache = DynamicCache() if ids_BT.shape[1] > 1 else None
         blocks = {int(layer): block for layer, block in self.decoder.trained.items()}
         half = self.host.dtype != torch.float32
-        with torch.autocast(self.host.device.type, dtype=self.host.dtype if half else None, enabled=half):
+        autocast = torch.autocast(self.host.device.type, dtype=self.host.dtype if half else None, enabled=half)
+        with autocast, scored_only(self.host):
             with exchanged(self.host, blocks):
                 prompt = {"inputs_embeds": prompt_BMD, "past_key_values": cache, "use_cache": cache is not None}
-                logits = [self.host.model(**prompt, logits_to_keep=1).logits]
+                logits_1NV = [self.host.model(**prompt, logits_to_keep=1).logits]
             if cache is not None:
-                logits.append(self.host.model(ids_BT[:, :-1], past_key_values=cache, use_cache=True).logits)
-        return object_loss(torch.cat(logits, dim=1), ids_BT)
+                logits_1NV.append(self.host.model(ids_BT[:, :-1], past_key_values=cache, use_cache=True).logits)
+        ids_1N = torch.cat([ids_BT[:, 0], ids_BT[:, 1:].flatten()]).unsqueeze(0)
+        return object_loss(torch.cat(logits_1NV, dim=1), ids_1N)
 
-    def check(self, ways: Iterable[str]) -> None:
-        """Raises RuntimeError if two ways make other gradients: exact before fast."""
+    def apart(self, ways: Iterable[str]) -> float:
+        """How far the gradients of any way are from ours, relative to their length."""
         gradients = {}
         for way in ways:
             self.optimizer.zero_grad()
             getattr(self, way)()
             gradients[way] = torch.cat([parameter.grad.flatten() for parameter in self.decoder.parameters()])
-        ours = gradients.pop("born")
-        for way, gradient in gradients.items():
-            apart = float((gradient - ours).norm() / ours.norm())
-            if not apart < AGREEMENT[self.host.dtype]:
-                raise RuntimeError(f"{self.case}: gradients of {way} and born are {apart:.1e} apart")
+        return max(float((gradient - gradients["born"]).norm() / gradients["born"].norm()) for gradient in gradients.values())
 
     def step(self, way: str) -> None:
         self.optimizer.zero_grad()
@@ -164,11 +168,74 @@ class Bench:
         self.optimizer.step()
 
 
-def necessary(host: Host, case: Case) -> tuple[int, int]:
-    """Operations and bytes of one training step that no way of taking it can go below; one-token objects.
+def necessary(bench: Bench) -> tuple[int, int]:
+    """Operations and bytes of one training step on one-token objects, born at the edit.
 
-    Layers up to the edited projection see M positions, the others B * M. Backward, every activation costs what it cost forward
-    (the two products of attention twice that), and of the weights only the trained layer's have gradients. Weights are read once forward and once backward.
+    Blocks up to the edited one see M positions, the others B * M; the head sees B. Backward, activations cost what they cost forward (the
+    two products of attention twice that), and of the weights only the trained block's have gradients. Weights are read twice.
     """
-    position = [(0, 0)] * host.layers
-    raise NotImplementedError(position)
+    host, case = bench.host, bench.case
+    operations = 4 * case.batch * host.model.get_output_embeddings().weight.numel()
+    for layer, block in enumerate(host.blocks):
+        positions = case.prompt * (1 if layer <= case.layer else case.batch)
+        operations += 4 * _matrices(block) * positions + 12 * case.prompt * host.hidden_size * positions
+    operations += 2 * _matrices(bench.decoder.trained) * case.prompt
+    return operations, 2 * sum(parameter.nbytes for parameter in host.model.parameters())
+
+
+def _matrices(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.dim() == 2)
+
+
+def random_host(name: str, device: str) -> Host:
+    shape = SHAPES[name]
+    with torch.device(device), torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Host(AutoModelForCausalLM.from_config(shape.config, dtype=shape.dtype), None, name=name)
+
+
+def measure(host: Host, case: Case, rates: Rates, repeats: int) -> list[Row]:
+    """Ours against both other ways.
+
+    Raises:
+        RuntimeError: the ways make other gradients: exact before fast. In half precision, where whole matrices are rounded, how far
+            they are apart is only noted.
+    """
+    bench, ways = Bench(host, case), ("dense", "plain", "born")
+    apart = bench.apart(ways)
+    if host.dtype == torch.float32 and not apart < AGREEMENT:
+        raise RuntimeError(f"{case}: gradients are {apart:.1e} apart")
+    seconds = alternate({way: partial(bench.step, way) for way in ways}, repeats)
+    floor = rates.floor_seconds(*necessary(bench)) if case.tokens == 1 else None
+    title = "figure/decode-" if case == FIGURE else f"{case}: "
+    row = {"amount": case.batch, "unit": UNIT, "floor_seconds": floor, "note": f"gradients {apart:.0e} apart"}
+    return [compare(title + name, seconds["born"], seconds[way], **row) for way, name in (("dense", "dense"), ("plain", "factors"))]
+
+
+@run_command
+def main(argv: list[str] | None = None) -> None:
+    cfg = settings(Settings, sys.argv[1:] if argv is None else argv)
+    groups = {"cpu": [FIGURE, *SWEEP], "gpu": ON_GPU} if not cfg.miniature else {"cpu": [MINIATURE]}
+    if cfg.only:
+        if cfg.only not in groups:
+            raise ValueError(f"only={cfg.only}: {did_you_mean(cfg.only, groups)}")
+        groups = {cfg.only: groups[cfg.only]}
+    rows = []
+    for where, cases in groups.items():
+        device = "cuda" if where == "gpu" else "cpu"
+        if where == "gpu" and not torch.cuda.is_available():
+            rows += [not_measured(str(case), UNIT, "no GPU") for case in cases]
+            continue
+        hosts: dict[str, Host] = {}
+        for case in cases:
+            if case.shape not in hosts:
+                hosts.clear()  # before the next takes memory
+                hosts[case.shape] = random_host(case.shape, device)
+                rates = measure_rates(device, SHAPES[case.shape].dtype, width=256 if cfg.miniature else 2048)
+            rows += measure(hosts[case.shape], case, rates, cfg.repeats)
+            Console().print(f"  {case}: {rows[-1].ours:.1f} {UNIT}", style="dim", highlight=False)
+    write("decode", rows, cfg.out)
+
+
+if __name__ == "__main__":
+    main()
