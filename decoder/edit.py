@@ -1,7 +1,7 @@
 """An edit of one down-projection, as a type with its algebra.
 
-Shape letters: B edits, C of them at a time, T positions, D hidden width, F MLP width. An edit always carries the B of a whole batch: one
-edit is B = 1.
+Shape letters: B edits, C of them at a time, T positions, S positions of several samples, D hidden width, F MLP width. An edit always
+carries the B of a whole batch: one edit is B = 1.
 """
 
 from abc import ABC, abstractmethod
@@ -26,7 +26,7 @@ class Edit(ABC):
     def _map(self, function) -> "Edit":
         return type(self)(*(function(getattr(self, f.name)) for f in fields(self)))
 
-    def __getitem__(self, index) -> "Edit":
+    def __getitem__(self, index: int | slice | Tensor) -> "Edit":
         """The edits of an integer, slice or index tensor; an integer keeps B = 1."""
         index = slice(index, index + 1 or None) if isinstance(index, int) else index
         return self._map(lambda tensor: tensor[index])
@@ -94,6 +94,9 @@ class WholeEdit(Edit):
     def copied_bytes(self, dtype: torch.dtype) -> int:
         """What `whole` takes for each matrix; 0 if it copies nothing."""
 
+    def repeat_interleave(self, times: int) -> "RepeatedEdit":
+        return RepeatedEdit(self, times)
+
     def chunks(self, dtype: torch.dtype, memory_budget: int) -> Iterator[tuple[slice, Tensor]]:
         """All matrices, as many at a time as the budget allows, and at least one."""
         copied = self.copied_bytes(dtype)
@@ -106,6 +109,29 @@ class WholeEdit(Edit):
         return out_BTD if bias_D is None else out_BTD + bias_D.to(out_BTD.dtype)
 
 
+@dataclass(frozen=True)
+class RepeatedEdit(Edit):
+    """Each of some edits `times` in a row, none of them copied: samples of one edit are taken as more positions of one sample."""
+
+    edits: Edit
+    times: int
+
+    def __len__(self) -> int:
+        return len(self.edits) * self.times
+
+    def _map(self, function) -> "RepeatedEdit":
+        return RepeatedEdit(self.edits._map(function), self.times)
+
+    def width(self) -> tuple[int, int]:
+        return self.edits.width()
+
+    def output(self, x_BTF: Tensor, y_BTD: Tensor, bias_D: Tensor | None, memory_budget: int = MEMORY_BUDGET) -> Tensor:
+        if len(x_BTF) == 1:
+            return self.edits.output(x_BTF, y_BTD, bias_D, memory_budget).repeat_interleave(self.times, dim=0)
+        x_CSF, y_CSD = (tensor.reshape(len(self.edits), -1, tensor.shape[2]) for tensor in (x_BTF, y_BTD))
+        return self.edits.output(x_CSF, y_CSD, bias_D, memory_budget).view(y_BTD.shape)
+
+
 class _ChunkedProduct(torch.autograd.Function):
     """x W'ᵀ for every W'. Backward the matrices are taken anew, so that the graph holds none of them."""
 
@@ -115,6 +141,7 @@ class _ChunkedProduct(torch.autograd.Function):
         out_BTD = x_BTF.new_empty(len(edits), x_BTF.shape[1], edits.width()[0])
         for rows, weight_CDF in edits.chunks(x_BTF.dtype, memory_budget):
             torch.matmul(x_BTF if len(x_BTF) == 1 else x_BTF[rows], weight_CDF.transpose(1, 2), out=out_BTD[rows])
+            del weight_CDF  # before the next chunk takes memory
         return out_BTD
 
     @staticmethod
@@ -126,6 +153,7 @@ class _ChunkedProduct(torch.autograd.Function):
                 grad_BTF += grad_CTF.sum(0, keepdim=True)
             else:
                 grad_BTF[rows] = grad_CTF
+            del weight_CDF
         return grad_BTF, None, None
 
 
