@@ -63,7 +63,8 @@ def test_chunks_equal_an_in_place_swap(new_host, in_place, name, rows, per_chunk
 @pytest.mark.parametrize("layout", ["one file", "a file each"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", ["gpt2", "gpt2 square", "llama"])
-def test_matrices_in_files_are_the_same_edits(tmp_path, new_host, name, dtype, layout):
+def test_matrices_in_files_are_the_same_edits(tmp_path, new_host, monkeypatch, name, dtype, layout):
+    monkeypatch.setattr("decoder.checkpoint.CHUNK", 500)  # entries: a matrix comes in several pieces
     host = new_host(name)
     files, memory = stored(tmp_path, host, dtype, layout), DenseEdit(matrices(host, dtype))
     host.memory_budget = 2 * memory.weight_BDF[0].numel() * 4
