@@ -92,12 +92,12 @@ def settings(kind: type[S], argv: Sequence[str]) -> S:
 def alternate(ways: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
     """Seconds of one call of each way, `repeats` samples of each, taken in turns so that they share the machine's moods.
 
-    Every way is called once before, untimed; a way faster than `SHORTEST_SAMPLE` is called several times a sample.
+    Every way is called before, untimed; a way faster than `SHORTEST_SAMPLE` is called several times a sample.
     """
     calls = {}
     for name, way in ways.items():
-        way()
-        calls[name] = max(1, round(SHORTEST_SAMPLE / max(_seconds(way, 1), 1e-9)))
+        slow = _seconds(way, 1) > 10 * SHORTEST_SAMPLE  # however cold
+        calls[name] = 1 if slow else max(1, round(SHORTEST_SAMPLE / max(_seconds(way, 1), 1e-9)))
     samples: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(repeats):
         for name, way in ways.items():

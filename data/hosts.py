@@ -22,7 +22,9 @@ def open_host(cfg: TrainConfig) -> Host:
     """
     if cfg.host.path:
         _announce(cfg.host)
-    return Host.load(
+    if not cfg.swap.memory_budget > 0:
+        raise ValueError(f"swap.memory_budget={cfg.swap.memory_budget}: expected GiB above 0")
+    host = Host.load(
         cfg.host.path or pocket_folder(cfg),
         name=cfg.host.name,
         dtype=cfg.host.dtype,
@@ -30,6 +32,8 @@ def open_host(cfg: TrainConfig) -> Host:
         terminator=cfg.host.terminator,
         device=device(cfg.trainer.accelerator, own_device(cfg)),
     )
+    host.memory_budget = int(cfg.swap.memory_budget * 2**30)
+    return host
 
 
 def _announce(cfg: HostConfig) -> None:

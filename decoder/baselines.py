@@ -173,7 +173,7 @@ OF_THE_RUN = frozenset({"untrained_prompt"})
 class AtSubject(RankOneEdit):
     """The value added with gain 1 at the first prompt position and nowhere else; object tokens pass unedited."""
 
-    def output(self, x_BTF: Tensor, y_BTD: Tensor, bias_D: Tensor | None) -> Tensor:
+    def output(self, x_BTF: Tensor, y_BTD: Tensor, bias_D: Tensor | None, memory_budget: int = 0) -> Tensor:
         out_BTD = y_BTD.expand(len(self), -1, -1).clone()
         if x_BTF.shape[1] > 1:
             out_BTD[:, 0] += self.value_BD

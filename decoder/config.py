@@ -169,6 +169,7 @@ class TrainerConfig:
 @dataclass
 class SwapConfig:
     arithmetic: Literal["factors", "dense"] = option("factors", "W x + (key.x) value, or the product with W' rounded to the host's dtype")
+    memory_budget: float = option(1.0, "GiB that copies of edits' whole matrices may take at a time; one matrix always may")
 
 
 @dataclass

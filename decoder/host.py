@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
+from decoder.edit import MEMORY_BUDGET
 from decoder.families import FAMILIES, Family
 from decoder.loading import load_files
 from decoder.nearest import did_you_mean
@@ -49,6 +50,8 @@ class Host:
         self.model = model.eval().requires_grad_(False)
         # None until the swap's self-check has run.
         self.born_at_edit: bool | None = None if self.family.born_at_edit else False
+        # Bytes that copies of edits' whole matrices may take beside the host.
+        self.memory_budget = MEMORY_BUDGET
         self.tokenizer = tokenizer
         self.name, self.path, self.revision = name, path, revision
         self.terminator_id = self._single_token(terminator) if terminator else None

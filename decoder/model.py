@@ -5,7 +5,8 @@ tokens are then continued on that cache by the host's own layers, still with the
 switch an edit on and to ask for its object, and the host itself spells the object, which keeps objects readable that training
 never showed. `scope="all"` keeps the trained layer in place for both passes: the published one-pass form.
 
-Shape letters: B edits, M prompt vectors, T object tokens (terminator included), K beams, D hidden width, V vocabulary.
+Shape letters: B edits, M prompt vectors, T object tokens (terminator included), K beams, N scored tokens or rows of beams,
+D hidden width, V vocabulary.
 """
 
 import copy
@@ -17,8 +18,9 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from decoder.beam import Beams, beam_search
-from decoder.edit import Edit
+from decoder.edit import PADDING, Edit, RankOneEdit
 from decoder.host import Host
+from decoder.passes import scored_only, widen
 from decoder.swap import exchanged, swapped
 
 
@@ -62,13 +64,30 @@ class ObjectDecoder(nn.Module):
         return [int(layer) for layer in self.trained]
 
     def forward(self, edits: Edit, object_ids_BT: Tensor) -> Tensor:
-        """Logits (B, T, V) of each object token given the ones before it; `PADDING` may follow the objects."""
+        """Logits (B, T, V) of each object token given the ones before it; `PADDING` may follow the objects.
+
+        Training needs no more than `scored`.
+        """
+        batch, tokens = object_ids_BT.shape
+        first_BV, rest_NV = self._passes(edits, object_ids_BT, torch.ones_like(object_ids_BT, dtype=torch.bool))
+        return torch.cat([first_BV.unsqueeze(1), rest_NV.view(batch, tokens - 1, -1)], dim=1) if tokens > 1 else first_BV.unsqueeze(1)
+
+    def scored(self, edits: Edit, object_ids_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (N, V) of the N object tokens that are no padding, and these tokens (N,): first tokens, then the others row by row."""
+        planted_BT = object_ids_BT != PADDING
+        first_BV, rest_NV = self._passes(edits, object_ids_BT, planted_BT)
+        ids_N = torch.cat([object_ids_BT[:, 0], object_ids_BT[:, 1:][planted_BT[:, 1:]]])
+        return torch.cat([first_BV, rest_NV]) if len(rest_NV) else first_BV, ids_N
+
+    def _passes(self, edits: Edit, object_ids_BT: Tensor, scored_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, V) of the first tokens, and (N, V) of the later ones that are scored, row by row."""
         edits = self._prepared(edits)
-        first_BV, cache = self._read_prompt(edits)
         if object_ids_BT.shape[1] == 1:
-            return first_BV.unsqueeze(1)
-        rest_BTV = self._continue(edits, object_ids_BT[:, :-1].clamp(min=0), cache)
-        return torch.cat([first_BV.unsqueeze(1), rest_BTV], dim=1)
+            first_BV = self._read_prompt(edits)
+            return first_BV, first_BV[:0]
+        first_BV = self._read_prompt(edits, cache := DynamicCache())
+        widen(cache, len(edits))
+        return first_BV, self._continue(edits, object_ids_BT[:, :-1].clamp(min=0), cache, scored_BT[:, 1:])
 
     @torch.no_grad()
     def take_prior(self, share: float) -> None:
@@ -86,42 +105,38 @@ class ObjectDecoder(nn.Module):
     def read(self, edits: Edit, *, beams: int, max_object_tokens: int) -> Beams:
         """The most probable whole objects of each edit, best first."""
         edits = self._prepared(edits)
-        first_BV, cache = self._read_prompt(edits)
+        first_BV = self._read_prompt(edits, cache := DynamicCache())
         first_BV = first_BV.float().log_softmax(-1) - self.prior_V.to(first_BV.device)
         beams = min(beams, first_BV.shape[1])
-        cache.batch_repeat_interleave(beams)
+        widen(cache, len(edits), beams)
         beam_edits = edits.repeat_interleave(beams)
 
         def step(tokens_N: Tensor, origin_N: Tensor) -> Tensor:
             cache.reorder_cache(origin_N)
-            return self._continue(beam_edits, tokens_N.unsqueeze(1), cache)[:, 0]
+            return self._continue(beam_edits, tokens_N.unsqueeze(1), cache)
 
         return beam_search(first_BV, step, beams=beams, max_tokens=max_object_tokens, terminator_id=self.host.terminator_id)
 
     def _prepared(self, edits: Edit) -> Edit:
         edits = edits.to(self.host.device)
-        if self.arithmetic == "dense" and hasattr(edits, "applied_to"):
-            return edits.applied_to(self.host.weight_DF(self.edited_layer))
+        if self.arithmetic == "dense" and isinstance(edits, RankOneEdit):
+            return edits.rounded_to(self.host.weight_DF(self.edited_layer))
         return edits
 
-    def _read_prompt(self, edits: Edit) -> tuple[Tensor, DynamicCache]:
-        """First pass: logits (B, V) after the prompt, and the cache with batch B in every layer."""
+    def _read_prompt(self, edits: Edit, cache: DynamicCache | None = None) -> Tensor:
+        """First pass: logits (B, V) after the prompt. A cache is filled with it: batch 1 up to the edit, B after it."""
         prompt_1MD = self.prompt_MD.unsqueeze(0).to(self.host.dtype)
-        # The cache a config asks for drops positions in windowed layers that the second pass needs.
-        cache = DynamicCache()
-        with self._autocast(), self._trained_in_place(), swapped(self.host, edits, self.edited_layer):
-            output = self.host.model(inputs_embeds=prompt_1MD, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        assert cache.get_seq_length() == self.prompt_MD.shape[0], "the host did not keep the prompt in its cache"
-        for layer in cache.layers:
-            if layer.keys.shape[0] != len(edits):
-                layer.batch_repeat_interleave(len(edits))
-        return output.logits[:, -1], cache
+        inputs = {"inputs_embeds": prompt_1MD, "past_key_values": cache, "use_cache": cache is not None}
+        with self._autocast(), self._trained_in_place(), swapped(self.host, edits, self.edited_layer), scored_only(self.host):
+            logits_1BV = self.host.model(**inputs, logits_to_keep=1).logits
+        assert cache is None or cache.get_seq_length() == len(self.prompt_MD), "the host did not keep the prompt in its cache"
+        return logits_1BV[0]
 
-    def _continue(self, edits: Edit, ids_BT: Tensor, cache: DynamicCache) -> Tensor:
-        """Second pass: logits (B, T, V) after each of the given object tokens; the cache grows by T."""
+    def _continue(self, edits: Edit, ids_BT: Tensor, cache: DynamicCache, scored_BT: Tensor | None = None) -> Tensor:
+        """Second pass: logits (N, V) after the given object tokens that are scored, all unless told; the cache grows by T."""
         trained = self._trained_in_place() if self.scope == "all" else nullcontext()
-        with self._autocast(), trained, swapped(self.host, edits, self.edited_layer):
-            return self.host.model(input_ids=ids_BT, past_key_values=cache, use_cache=True).logits
+        with self._autocast(), trained, swapped(self.host, edits, self.edited_layer), scored_only(self.host, scored_BT):
+            return self.host.model(input_ids=ids_BT, past_key_values=cache, use_cache=True).logits[0]
 
     def _autocast(self) -> torch.autocast:
         """Lets float32 trained layers meet the activations of a half-precision host."""

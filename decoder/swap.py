@@ -54,7 +54,7 @@ def swapped(host: Host, edits: Edit, layer: int) -> Iterator[None]:
                 f"{len(edits)} edits meet an input of shape {tuple(x_BTF.shape)}: expected ({len(edits)}, T, F) or (1, T, F). "
                 "Repeat the edits, or the batch, so that every sample has its edit"
             )
-        out_BTD = edits.output(x_BTF, y_BTD, getattr(module, "bias", None))
+        out_BTD = edits.output(x_BTF, y_BTD, getattr(module, "bias", None), host.memory_budget)
         # A permuted layout would survive the norms and break models that call .view on the result.
         return (out_BTD if len(shape) == 3 else out_BTD.reshape(shape)).contiguous()
 

@@ -146,7 +146,7 @@ def test_gradient_checkpointing_is_refused(new_host, random_edits):
 def test_output_is_contiguous(host_of):
     @dataclass(frozen=True)
     class Permuted(DenseEdit):
-        def output(self, x_BTF, y_BTD, bias_D):
+        def output(self, x_BTF, y_BTD, bias_D, memory_budget=0):
             return y_BTD.expand(len(self), -1, -1).transpose(0, 1).contiguous().transpose(0, 1)
 
     host = host_of("llama")
