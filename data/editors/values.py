@@ -6,14 +6,16 @@ an edit that is done leaves the batch.
 Shape letters: B edits, N rows, K scored tokens, S suffix positions, D hidden width, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from data.editors.rows import Row, Suffixes
+from data.editors.rows import Row
+from data.editors.suffixes import Suffixes
 from decoder.config import EditsConfig
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
@@ -94,7 +96,6 @@ class _Adam:
         return -self.lr / (1 - BETA1**self.time) * self.mean_BD / scale_BD
 
 
-@torch.enable_grad()
 def optimise(suffixes: Suffixes, jobs: Sequence[Job], cfg: EditsConfig) -> tuple[Tensor, Tensor, Tensor]:
     """The vectors δ of the jobs, by at most `cfg.steps` forwards and one update fewer.
 
@@ -104,6 +105,11 @@ def optimise(suffixes: Suffixes, jobs: Sequence[Job], cfg: EditsConfig) -> tuple
     Returns:
         delta_BD, steps_B (updates) and loss_B (last forward), on the CPU.
     """
+    with torch.enable_grad(), _tf32(cfg.precision == "tf32"):
+        return _optimise(suffixes, jobs, cfg)
+
+
+def _optimise(suffixes: Suffixes, jobs: Sequence[Job], cfg: EditsConfig) -> tuple[Tensor, Tensor, Tensor]:
     device = suffixes.value_ND.device
     found_BD = torch.zeros(len(jobs), suffixes.value_ND.shape[1])
     steps_B, final_B = torch.zeros(len(jobs), dtype=torch.long), torch.zeros(len(jobs))
@@ -113,7 +119,8 @@ def optimise(suffixes: Suffixes, jobs: Sequence[Job], cfg: EditsConfig) -> tuple
     adam, scored = _Adam(delta_BD, cfg.lr), _Scored.of(jobs, device)
     for step in range(cfg.steps):
         delta_BD.requires_grad_()
-        loss_B, clean_BV = _loss(suffixes, scored, delta_BD, norm_B, clean_BV, cfg)
+        with torch.autocast(device.type, torch.bfloat16, enabled=cfg.precision == "bf16"):
+            loss_B, clean_BV = _loss(suffixes, scored, delta_BD, norm_B, clean_BV, cfg)
         last = step == cfg.steps - 1
         stop = [last or loss < cfg.stop_loss for loss in loss_B.tolist()]
         done, keep = [b for b, flag in enumerate(stop) if flag], [b for b, flag in enumerate(stop) if not flag]
@@ -150,3 +157,22 @@ def _loss(
     # The norm over the squared norm, as ROME's own code has it.
     decay_B = delta_BD.norm(dim=1) / norm_B.square()
     return nll_B + cfg.kl * kl_B + cfg.decay * decay_B, clean_BV
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """Raises ValueError where a device does not have a precision."""
+    if precision == "tf32" and device.type != "cuda":
+        raise ValueError(f"edits.precision=tf32 is a mode of NVIDIA GPUs, the host is on {device.type}. Use float32 or bf16")
+
+
+@contextmanager
+def _tf32(wanted: bool) -> Iterator[None]:
+    """Inside the block the products of float32 matrices may be in TF32."""
+    before = torch.get_float32_matmul_precision()
+    try:
+        if wanted:
+            torch.set_float32_matmul_precision("high")
+        yield
+    finally:
+        if wanted:
+            torch.set_float32_matmul_precision(before)
