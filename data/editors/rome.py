@@ -113,7 +113,7 @@ class Rome:
         Raises:
             RuntimeError, MemoryError: what the device raises if not even one edit fits.
         """
-        jobs, skipped = self._jobs(requests)
+        jobs, skipped = self.jobs(requests)
         # Neighbours of like length share a batch, so that little of it is padding.
         jobs.sort(key=lambda job: job.size)
         solved: list[tuple[Tensor, ...]] = []
@@ -138,7 +138,7 @@ class Rome:
         kept = [jobs[b].index for b in order]
         return RomeResult(kept, RankOneEdit(key_BF[order], value_BD[order]), delta_BD[order], steps_B[order], loss_B[order], skipped)
 
-    def _jobs(self, requests: Sequence[EditRequest]) -> tuple[list[Job], list[tuple[str, str]]]:
+    def jobs(self, requests: Sequence[EditRequest]) -> tuple[list[Job], list[tuple[str, str]]]:
         jobs, skipped = [], []
         for index, request in enumerate(requests):
             try:

@@ -42,23 +42,11 @@ def prompt_row(host: Host, template: str, subject: str, targets: list[int]) -> R
         ValueError: the template has no place for the subject, the subject is empty, or the row is longer than the host can read.
     """
     ids, lookup = host.prompt_ids(template, subject)
-    return _row(host, template, ids, lookup, targets)
-
-
-def text_row(host: Host, prompt: str, targets: list[int]) -> Row:
-    """The row of a whole prompt, for reading it only: it has no subject to edit at.
-
-    Raises:
-        ValueError: the prompt is empty, or the row is longer than the host can read.
-    """
-    ids = host.text_ids(prompt)
-    if not ids:
-        raise ValueError(f"prompt {prompt!r} tokenises to nothing")
-    return _row(host, prompt, ids, len(ids) - 1, targets)
-
-
-def _row(host: Host, prompt: str, ids: list[int], lookup: int, targets: list[int]) -> Row:
-    longest = host.longest_input
-    if longest and len(ids) + len(targets) > longest:
-        raise ValueError(f"prompt {prompt!r}: {len(ids) + len(targets)} tokens, {host.name} reads {longest}")
+    check_length(host, template, len(ids) + len(targets))
     return Row(ids + targets[:-1], lookup, targets)
+
+
+def check_length(host: Host, prompt: str, tokens: int) -> None:
+    """Raises ValueError if a prompt with its target has more tokens than the host reads."""
+    if host.longest_input and tokens > host.longest_input:
+        raise ValueError(f"prompt {prompt!r}: {tokens} tokens, {host.name} reads {host.longest_input}")
