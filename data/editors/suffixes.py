@@ -8,14 +8,14 @@ In the clean pass itself a beginning that several rows share, such as the contex
 
 Rows are padded on both sides so that all lookups share a column: T = P + S.
 
-Shape letters: N rows, G groups of rows, T positions, P prefix positions, C cached ones of them, S suffix positions, D hidden width,
-F MLP width.
+Shape letters: N rows, G groups of rows, T positions, P prefix positions, C cached ones of them, S suffix positions, R states that are
+read, D hidden width, F MLP width.
 """
 
 import copy
 import os.path
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 
 import torch
@@ -68,12 +68,16 @@ class Suffixes:
     as_tuple: bool
     shortcut: bool = False
 
-    def hidden(self, delta_ND: Tensor) -> Tensor:
-        """Final hidden states (N, S, D), after the last norm, with delta added at the lookup."""
+    def hidden(self, delta_ND: Tensor, read_R2: Tensor | None = None) -> Tensor:
+        """Final hidden states (N, S, D), after the last norm, with delta added at the lookup.
+
+        Args:
+            read_R2: row and column of the only states that will be read, none twice; the others may be wrong.
+        """
         cache = DynamicCache()
         # Layers grow by concatenation, so a shallow copy keeps the prefixes as they are.
         cache.layers = [copy.copy(layer) for layer in self.cache.layers]
-        with self._above(delta_ND) if self.shortcut else self._added(delta_ND):
+        with self._above(delta_ND) if self.shortcut else self._added(delta_ND), self._read_only(read_R2):
             return self.host.model.base_model(
                 input_ids=self.ids_NS,
                 attention_mask=self.mask_NT,
@@ -101,6 +105,27 @@ class Suffixes:
             yield
         finally:
             handle.remove()
+
+    @contextmanager
+    def _read_only(self, read_R2: Tensor | None) -> Iterator[None]:
+        """Inside the block the last MLP, which mixes no positions, runs on the states that are read only."""
+        mlp = _last_mlp(self.host) if self.layer < self.host.layers - 1 and read_R2 is not None else None
+        if mlp is None:
+            yield
+            return
+        forward, (row_R, column_R) = mlp.forward, read_R2.unbind(dim=1)
+
+        def at_places(*args: Tensor) -> Tensor:
+            if any(arg.shape[:2] != self.ids_NS.shape for arg in args):
+                return forward(*args)
+            out_1RD = forward(*(arg[row_R, column_R].unsqueeze(0) for arg in args))
+            return out_1RD.new_zeros(*self.ids_NS.shape, out_1RD.shape[-1]).index_put((row_R, column_R), out_1RD[0])
+
+        mlp.forward = at_places
+        try:
+            yield
+        finally:
+            del mlp.forward
 
     def select(self, rows: Sequence[int]) -> "Suffixes":
         """Only these rows, in this order; columns that only served longer rows are dropped."""
@@ -140,6 +165,15 @@ class Suffixes:
         delta_ND *= self.value_ND.norm() / delta_ND.norm()
         short_NSD, whole_NSD = (replace(self, shortcut=flag).hidden(delta_ND)[:, 0].float() for flag in (True, False))
         return bool((short_NSD - whole_NSD).norm() <= SHORTCUT_ERROR * whole_NSD.norm())
+
+
+def _last_mlp(host: Host) -> nn.Module | None:
+    """The MLP of the last block, where it is one module that serves every token."""
+    last = host.layers - 1
+    with suppress(ValueError):
+        if path := host.down_proj_path(last).rpartition(".")[0]:
+            return host.blocks[last].get_submodule(path)
+    return None
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 Many edits are optimised in one batch. The loss is a sum over edits and Adam is elementwise, so each edit gets what it would get alone;
 an edit that is done leaves the batch.
 
-Shape letters: B edits, N rows, K scored tokens, S suffix positions, D hidden width, V vocabulary.
+Shape letters: B edits, N rows, K scored tokens, R read states, S suffix positions, D hidden width, V vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
@@ -47,7 +47,10 @@ def row_starts(jobs: Sequence[Job]) -> list[int]:
 
 @dataclass(frozen=True)
 class _Scored:
-    """Where the loss is read: edit of each row; row, column, label, edit and weight of each token; row of each edit's KL term."""
+    """Where the loss is read: edit of each row; row, column, label, edit and weight of each token; row of each edit's KL term.
+
+    `read_R2` lists the rows and columns of both, none twice.
+    """
 
     edit_N: Tensor
     row_K: Tensor
@@ -56,6 +59,7 @@ class _Scored:
     edit_K: Tensor
     weight_K: Tensor
     essence_B: Tensor
+    read_R2: Tensor
 
     @classmethod
     def of(cls, jobs: Sequence[Job], device: torch.device) -> "_Scored":
@@ -66,6 +70,7 @@ class _Scored:
                 tokens += [(n, place - row.lookup, label, b) for place, label in zip(row.scored, row.targets, strict=True)]
                 weights += [1 / (len(rows) * len(row.targets))] * len(row.targets)
         row_K, column_K, label_K, edit_K = torch.tensor(tokens, device=device).T
+        essences = [start + job.essence for job, start in zip(jobs, row_starts(jobs), strict=True)]
         return cls(
             edit_N=torch.tensor([b for b, job in enumerate(jobs) for _ in job.rows], device=device),
             row_K=row_K,
@@ -73,7 +78,8 @@ class _Scored:
             label_K=label_K,
             edit_K=edit_K,
             weight_K=torch.tensor(weights, device=device),
-            essence_B=torch.tensor([start + job.essence for job, start in zip(jobs, row_starts(jobs), strict=True)], device=device),
+            essence_B=torch.tensor(essences, device=device),
+            read_R2=torch.tensor(sorted({(n, column) for n, column, *_ in tokens} | {(n, 0) for n in essences}), device=device),
         )
 
 
@@ -167,7 +173,7 @@ class ValueSearch:
         """Loss of each edit; the first call, where δ = 0, keeps the log-probabilities at the essence row's lookup before the edit."""
         scored, norm_B, cfg = self._scored, self._norm_B, self._cfg
         with torch.autocast(self.device.type, torch.bfloat16, enabled=cfg.precision == "bf16"):
-            hidden_NSD = self._suffixes.hidden(self._delta_BD[scored.edit_N])
+            hidden_NSD = self._suffixes.hidden(self._delta_BD[scored.edit_N], scored.read_R2)
             picked = torch.cat([hidden_NSD[scored.row_K, scored.column_K], hidden_NSD[scored.essence_B, 0]])
             logits = self._suffixes.host.head(picked)
         logprobs = logits.float().log_softmax(dim=-1)

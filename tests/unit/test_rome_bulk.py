@@ -193,3 +193,23 @@ def test_multi_token_targets_and_early_stops_among_neighbours_of_shared_contexts
     assert len(set(result.steps_B.tolist())) > 1
     for b, (delta, _, _) in enumerate(plain):
         assert relative(result.delta_BD[b], delta) < 1e-4
+
+
+def test_states_that_nobody_reads_are_not_computed(any_host):
+    rows, groups = rows_of(any_host)
+    suffixes = clean_pass(any_host, LAYER, rows, groups)
+    delta_ND = torch.randn(suffixes.value_ND.shape, generator=torch.Generator().manual_seed(0))
+    read_R2 = torch.tensor([(n, column) for n, row in enumerate(rows) for column in {0, row.suffix - 1}])
+    row_R, column_R = read_R2.unbind(dim=1)
+    whole, part = suffixes.hidden(delta_ND), suffixes.hidden(delta_ND, read_R2)
+    torch.testing.assert_close(part[row_R, column_R], whole[row_R, column_R], rtol=1e-4, atol=1e-5)
+    assert "forward" not in vars(any_host.blocks[-1].mlp) if hasattr(any_host.blocks[-1], "mlp") else True
+
+
+def test_the_last_mlp_sees_only_what_is_read():
+    host = tiny_host()
+    rows, groups = rows_of(host)
+    suffixes, seen = clean_pass(host, LAYER, rows, groups), []
+    host.blocks[-1].mlp.down_proj.register_forward_hook(lambda module, args, output: seen.append(args[0].shape[:2].numel()))
+    suffixes.hidden(torch.zeros_like(suffixes.value_ND), torch.tensor([(0, 0), (3, 1)]))
+    assert seen == [2]
