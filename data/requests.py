@@ -38,6 +38,8 @@ def store_path(cfg: TrainConfig, host: Host, asked: dict[str, Any]) -> Path:
 def request_manifest(cfg: TrainConfig, host: Host, facts: FactSet, requests: list[EditRequest]) -> dict[str, Any]:
     """What a store must have been made from and with: all of its manifest that is known beforehand."""
     settings = {name: value for name, value in dataclasses.asdict(cfg.edits).items() if name not in (*SPEED_ONLY, "editor", "layer")}
+    if cfg.edits.precision == "float32":
+        del settings["precision"]  # stores made before there was a choice stay valid
     return {
         "host": {
             "id": host.name,

@@ -12,19 +12,21 @@ ROME so has two keys. Gupta et al. 2024 (r-ROME, p-ROME) take one everywhere, wh
 Shape letters: B edits, D hidden width, F MLP width.
 """
 
+import gc
 import logging
 import random
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from data.editors.rows import Row, Suffixes, clean_pass, prompt_row, target_ids
-from data.editors.values import Job, optimise, row_starts
+from data.editors.rows import Row, prompt_row, target_ids
+from data.editors.suffixes import Suffixes, clean_pass
+from data.editors.values import Job, check_precision, optimise, row_starts
 from data.facts import EditRequest
 from data.keys import KeyStatistics, second_moment, whitener
 from decoder.config import EditsConfig
@@ -71,9 +73,10 @@ class Rome:
 
     Attributes:
         whiten: keys k (B, F) -> C⁻¹k.
+        batch_size: edits made together from here on.
 
     Raises:
-        ValueError: no such layer, a ridge that is none, or contexts that do not start with the bare one.
+        ValueError: no such layer, a ridge that is none, a precision the device has not, or contexts that do not start with the bare one.
     """
 
     direction: Literal["mean", "bare"] = "mean"
@@ -87,6 +90,8 @@ class Rome:
             raise ValueError(f"contexts {list(contexts)!r}: expected the bare {{}} first and one {{}} in each")
         self.host, self.layer, self.cfg, self.contexts = host, layer, cfg, list(contexts)
         self.whiten = whitener(statistics, cfg.ridge)
+        self.batch_size = cfg.batch_size
+        check_precision(cfg.precision, host.device)
         self._shortcut: bool | None = None
 
     @classmethod
@@ -99,16 +104,30 @@ class Rome:
         return cls(host, cfg.layer, cfg, statistics, sample_contexts(texts, cfg.contexts, cfg.seed))
 
     def edit(self, requests: Sequence[EditRequest], advance: Callable[[int], None] | None = None) -> RomeResult:
-        """Makes the edits, `cfg.batch_size` together.
+        """Makes the edits, `batch_size` together: `cfg.batch_size`, halved whenever that is too much for the memory.
 
         Args:
             requests: one that cannot be made (object without a token, prompt without {}, empty subject) is skipped and listed.
             advance: is told how many more requests are done.
+
+        Raises:
+            RuntimeError, MemoryError: what the device raises if not even one edit fits.
         """
-        jobs, skipped = self._jobs(requests)
+        jobs, skipped = self.jobs(requests)
         # Neighbours of like length share a batch, so that little of it is padding.
         jobs.sort(key=lambda job: job.size)
-        solved = [self._solve(jobs[start : start + self.cfg.batch_size], advance) for start in range(0, len(jobs), self.cfg.batch_size)]
+        solved: list[tuple[Tensor, ...]] = []
+        start = 0
+        while start < len(jobs):
+            batch = jobs[start : start + self.batch_size]
+            # Tried in a call of its own: what a failed batch has taken is free again before the next one starts.
+            if (found := self._try(batch)) is None:
+                self._halve(len(batch))
+                continue
+            solved.append(found)
+            start += len(batch)
+            if advance:
+                advance(len(batch))
         if not solved:
             empty = RankOneEdit(torch.empty(0, self.host.mlp_size(self.layer)), torch.empty(0, self.host.hidden_size))
             return RomeResult([], empty, empty.value_BD, torch.empty(0, dtype=torch.long), torch.empty(0), skipped)
@@ -119,7 +138,7 @@ class Rome:
         kept = [jobs[b].index for b in order]
         return RomeResult(kept, RankOneEdit(key_BF[order], value_BD[order]), delta_BD[order], steps_B[order], loss_B[order], skipped)
 
-    def _jobs(self, requests: Sequence[EditRequest]) -> tuple[list[Job], list[tuple[str, str]]]:
+    def jobs(self, requests: Sequence[EditRequest]) -> tuple[list[Job], list[tuple[str, str]]]:
         jobs, skipped = [], []
         for index, request in enumerate(requests):
             try:
@@ -142,7 +161,23 @@ class Rome:
             return Job(index, rows, essence=0)
         return Job(index, [*rows, Row(seen, lookup, [])], essence=len(rows))
 
-    def _solve(self, jobs: Sequence[Job], advance: Callable[[int], None] | None) -> tuple[Tensor, ...]:
+    def _try(self, jobs: Sequence[Job]) -> tuple[Tensor, ...] | None:
+        """What `_solve` gives, or None if several jobs are too many for the memory."""
+        try:
+            return self._solve(jobs)
+        except (RuntimeError, MemoryError) as error:
+            if len(jobs) == 1 or not out_of_memory(error):
+                raise
+            return None
+
+    def _halve(self, failed: int) -> None:
+        self.batch_size = failed // 2
+        gc.collect()
+        if self.host.device.type == "cuda":
+            torch.cuda.empty_cache()
+        log.warning("edits.batch_size: %d edits together do not fit into memory, %d from here on", failed, self.batch_size)
+
+    def _solve(self, jobs: Sequence[Job]) -> tuple[Tensor, ...]:
         """Keys, values, deltas, steps and losses of a batch of jobs."""
         suffixes = self._clean(jobs)
         starts = row_starts(jobs)
@@ -154,8 +189,6 @@ class Rome:
         if self.constraint == "mean":
             missing_BD = missing_BD + suffixes.value_ND[starts].double().cpu() - self._mean(suffixes.value_ND, starts)
         value_BD = missing_BD / (key_BF[self.constraint] * unit_BF).sum(dim=1, keepdim=True)
-        if advance:
-            advance(len(jobs))
         return unit_BF.float(), value_BD.float(), delta_BD, steps_B, loss_B
 
     def _mean(self, rows_NX: Tensor, starts: Sequence[int]) -> Tensor:
@@ -164,12 +197,18 @@ class Rome:
 
     def _clean(self, jobs: Sequence[Job]) -> Suffixes:
         rows = [row for job in jobs for row in job.rows]
-        suffixes = clean_pass(self.host, self.layer, rows)
+        # Rows of one context begin alike in all jobs.
+        suffixes = clean_pass(self.host, self.layer, rows, [context for job in jobs for context in range(len(job.rows))])
         if self._shortcut is None:
             self._shortcut = suffixes.select(range(len(jobs[0].rows))).shortcut_holds()
             if not self._shortcut:
                 log.warning("%s: adding a value above block %d changes more; every block runs at each step", self.host.name, self.layer)
-        return replace(suffixes, shortcut=self._shortcut)
+        return suffixes.above() if self._shortcut else suffixes
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on any device; on the CPU torch has no class for it."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 class RRome(Rome):

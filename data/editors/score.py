@@ -3,27 +3,24 @@
 Every number is read from teacher-forced passes of the edited host. The most likely token at each place of the target, given the target so
 far, is the greedy continuation whenever that continuation is exactly the target, so exact match needs no decoding.
 
-Shape letters: B edits, N rows, T positions, K scored tokens, D hidden width, V vocabulary.
+A prompt is read once for all objects that are looked for after it (`reading.py`).
+
+Shape letters: B edits.
 """
 
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass
-from math import exp, nan
+from math import nan
 
-import torch
-from torch import Tensor
-
-from data.editors.rows import Row, prompt_row, target_ids, text_row
+from data.editors.reading import Question, Tokens, read
 from data.facts import EditRequest, Fact, FactSet
-from decoder.edit import Edit, RankOneEdit
+from decoder.edit import RankOneEdit
 from decoder.host import Host
-from decoder.swap import swapped
 
 NEIGHBOURS = 10
-BATCH_TOKENS = 4096  # positions in a batch, padding included
 
 KINDS = {"efficacy": "es", "paraphrase": "ps", "specificity": "ns"}
 """The exact-match score of each kind of prompt, and the literature's comparison of two objects on the same prompts."""
@@ -31,21 +28,11 @@ KINDS = {"efficacy": "es", "paraphrase": "ps", "specificity": "ns"}
 
 @dataclass(frozen=True)
 class _Probe:
-    """A prompt put to an edited host: which edit, which score, the row that must come out and the row it is compared with."""
+    """What an edited host is asked: which edit, for which score; first the object that must come out, then the one it is compared with."""
 
     edit: int
     kind: str
-    right: Row
-    other: Row
-
-
-@dataclass(frozen=True)
-class _Reading:
-    """What a host makes of one row: whether it says the target, the target's probability, mean NLL of the object's own tokens."""
-
-    exact: bool
-    probability: float
-    nll: float
+    question: Question
 
 
 def score(
@@ -65,7 +52,7 @@ def score(
         edits: made for the requests, in their order.
         facts: where other subjects of the relation are taken from: up to 10, whose object is not the planted one and whom the clean host
             recalls on the edit prompt.
-        advance: is told how many more rows are read.
+        advance: is told how many more prompts are read.
 
     Returns:
         efficacy, paraphrase, specificity: share of prompts whose greedy continuation is exactly the target (object and terminator).
@@ -78,14 +65,14 @@ def score(
     """
     if len(requests) != len(edits):
         raise ValueError(f"{len(requests)} requests for {len(edits)} edits: expected one each")
-    recalled = _recalled(host, requests, facts)
-    given = _recalled_given(host, requests)
-    probes = [probe for b, request in enumerate(requests) for probe in _probes(host, b, request, recalled, given)]
-    rows = [row for probe in probes for row in (probe.right, probe.other)]
-    owners = [probe.edit for probe in probes for _ in range(2)]
-    readings = _read(host, rows, (edits.to(host.device), layer, owners), advance)
+    tokens = Tokens(host)
+    recalled = _recalled(tokens, requests, facts)
+    given = _recalled_given(tokens, requests)
+    probes = [probe for b, request in enumerate(requests) for probe in _probes(tokens, b, request, recalled, given)]
+    planted = (edits.to(host.device), layer, [probe.edit for probe in probes])
+    answers = read(host, [probe.question for probe in probes], planted, advance)
     found: dict[str, list[list[float]]] = defaultdict(lambda: [[] for _ in requests])
-    for probe, right, other in zip(probes, readings[::2], readings[1::2], strict=True):
+    for probe, (right, other) in zip(probes, answers, strict=True):
         found[probe.kind][probe.edit].append(right.exact)
         found[f"{probe.kind}_probability"][probe.edit].append(right.probability)
         found[KINDS[probe.kind]][probe.edit].append(right.nll < other.nll)
@@ -101,7 +88,7 @@ def _mean(values: list[float]) -> float:
 
 
 def _probes(
-    host: Host, b: int, request: EditRequest, recalled: dict[tuple[str, str], list[Fact]], recalled_given: set[tuple[str, str]]
+    tokens: Tokens, b: int, request: EditRequest, recalled: dict[tuple[str, str], list[Fact]], recalled_given: set[tuple[str, str]]
 ) -> Iterable[_Probe]:
     """The prompts of one edit; one that cannot be put to the host is left out."""
     fact = request.fact
@@ -111,10 +98,10 @@ def _probes(
     asked += [("specificity", fact.prompt, other.subject, other.object_true, request.object) for other in others]
     for kind, template, subject, *objects in asked:
         with suppress(ValueError):
-            yield _Probe(b, kind, *(prompt_row(host, template, subject, target_ids(host, text)) for text in objects))
+            yield _Probe(b, kind, tokens.of_prompt(template, subject, *objects))
     given = [pair for pair in fact.neighbours if pair in recalled_given and pair[1] != request.object]
     for prompt, answer in given[:NEIGHBOURS]:
-        yield _Probe(b, "specificity", *(text_row(host, prompt, target_ids(host, text)) for text in (answer, request.object)))
+        yield _Probe(b, "specificity", tokens.of_text(prompt, answer, request.object))
 
 
 def _neighbours(request: EditRequest, recalled: list[Fact]) -> list[Fact]:
@@ -123,85 +110,29 @@ def _neighbours(request: EditRequest, recalled: list[Fact]) -> list[Fact]:
     return random.Random(request.edit_id).sample(others, min(NEIGHBOURS, len(others)))
 
 
-def _recalled(host: Host, requests: Sequence[EditRequest], facts: FactSet) -> dict[tuple[str, str], list[Fact]]:
+def _recalled(tokens: Tokens, requests: Sequence[EditRequest], facts: FactSet) -> dict[tuple[str, str], list[Fact]]:
     """The facts the clean host recalls, for each relation and edit prompt that is asked for."""
     asked = dict.fromkeys((request.fact.relation, request.fact.prompt) for request in requests if not request.fact.neighbours)
     known: dict[tuple[str, str], list[Fact]] = {key: [] for key in asked}
-    places, rows = [], []
+    places, questions = [], []
     for relation, prompt in asked:
         for fact in facts.by_relation.get(relation, ()):
             try:
-                rows.append(prompt_row(host, prompt, fact.subject, target_ids(host, fact.object_true)))
+                questions.append(tokens.of_prompt(prompt, fact.subject, fact.object_true))
             except ValueError:  # a fact that cannot be put to the host is not recalled by it
                 continue
             places.append(((relation, prompt), fact))
-    for (key, fact), reading in zip(places, _read(host, rows), strict=True):
-        if reading.exact:
+    for (key, fact), (answer,) in zip(places, read(tokens.host, questions), strict=True):
+        if answer.exact:
             known[key].append(fact)
     return known
 
 
-def _recalled_given(host: Host, requests: Sequence[EditRequest]) -> set[tuple[str, str]]:
+def _recalled_given(tokens: Tokens, requests: Sequence[EditRequest]) -> set[tuple[str, str]]:
     """The neighbour prompts that fact sets give and the clean host answers rightly."""
-    pairs, rows = [], []
+    pairs, questions = [], []
     for pair in dict.fromkeys(pair for request in requests for pair in request.fact.neighbours):
         with suppress(ValueError):
-            rows.append(text_row(host, pair[0], target_ids(host, pair[1])))
+            questions.append(tokens.of_text(*pair))
             pairs.append(pair)
-    return {pair for pair, reading in zip(pairs, _read(host, rows), strict=True) if reading.exact}
-
-
-@torch.no_grad()
-def _read(
-    host: Host,
-    rows: list[Row],
-    planted: tuple[Edit, int, list[int]] | None = None,
-    advance: Callable[[int], None] | None = None,
-) -> list[_Reading]:
-    """Reads rows with the clean host, or each with its edit; `planted` is edits, layer and each row's edit."""
-    readings: list[_Reading] = [None] * len(rows)
-    for batch in _batches(rows):
-        edited = nullcontext()
-        if planted:
-            edits, layer, owners = planted
-            edited = swapped(host, edits[torch.tensor([owners[n] for n in batch], device=host.device)], layer)
-        with edited:
-            found = _read_batch(host, [rows[n] for n in batch])
-        for n, reading in zip(batch, found, strict=True):
-            readings[n] = reading
-        if advance:
-            advance(len(batch))
-    return readings
-
-
-def _batches(rows: list[Row]) -> Iterable[list[int]]:
-    """Indices of rows of like length, at most `BATCH_TOKENS` padded positions together."""
-    batch: list[int] = []
-    for n in sorted(range(len(rows)), key=lambda n: len(rows[n].ids)):
-        if batch and (len(batch) + 1) * len(rows[n].ids) > BATCH_TOKENS:
-            yield batch
-            batch = []
-        batch.append(n)
-    if batch:
-        yield batch
-
-
-def _read_batch(host: Host, rows: list[Row]) -> list[_Reading]:
-    ids_NT = torch.nn.utils.rnn.pad_sequence([torch.tensor(row.ids) for row in rows], batch_first=True)
-    mask_NT = torch.nn.utils.rnn.pad_sequence([torch.ones(len(row.ids), dtype=torch.long) for row in rows], batch_first=True)
-    hidden_NTD = host.model.base_model(
-        input_ids=ids_NT.to(host.device), attention_mask=mask_NT.to(host.device), use_cache=False
-    ).last_hidden_state
-    row_K = [n for n, row in enumerate(rows) for _ in row.scored]
-    place_K = [place for row in rows for place in row.scored]
-    label_K = torch.tensor([label for row in rows for label in row.targets], device=host.device)
-    logits_KV: Tensor = host.head(hidden_NTD[row_K, place_K]).float()
-    hit_K = (logits_KV.argmax(dim=1) == label_K).tolist()
-    nll_K = torch.nn.functional.cross_entropy(logits_KV, label_K, reduction="none").tolist()
-    readings, start = [], 0
-    for row in rows:
-        end = start + len(row.targets)
-        own = nll_K[start : end - (host.terminator_id is not None)]
-        readings.append(_Reading(all(hit_K[start:end]), exp(-sum(nll_K[start:end])), sum(own) / len(own)))
-        start = end
-    return readings
+    return {pair for pair, (answer,) in zip(pairs, read(tokens.host, questions), strict=True) if answer.exact}

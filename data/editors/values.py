@@ -3,17 +3,19 @@
 Many edits are optimised in one batch. The loss is a sum over edits and Adam is elementwise, so each edit gets what it would get alone;
 an edit that is done leaves the batch.
 
-Shape letters: B edits, N rows, K scored tokens, S suffix positions, D hidden width, V vocabulary.
+Shape letters: B edits, N rows, K scored tokens, R read states, S suffix positions, D hidden width, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from data.editors.rows import Row, Suffixes
+from data.editors.rows import Row
+from data.editors.suffixes import Suffixes
 from decoder.config import EditsConfig
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
@@ -45,7 +47,10 @@ def row_starts(jobs: Sequence[Job]) -> list[int]:
 
 @dataclass(frozen=True)
 class _Scored:
-    """Where the loss is read: edit of each row; row, column, label, edit and weight of each token; row of each edit's KL term."""
+    """Where the loss is read: edit of each row; row, column, label, edit and weight of each token; row of each edit's KL term.
+
+    `read_R2` lists the rows and columns of both, none twice.
+    """
 
     edit_N: Tensor
     row_K: Tensor
@@ -54,6 +59,7 @@ class _Scored:
     edit_K: Tensor
     weight_K: Tensor
     essence_B: Tensor
+    read_R2: Tensor
 
     @classmethod
     def of(cls, jobs: Sequence[Job], device: torch.device) -> "_Scored":
@@ -64,6 +70,7 @@ class _Scored:
                 tokens += [(n, place - row.lookup, label, b) for place, label in zip(row.scored, row.targets, strict=True)]
                 weights += [1 / (len(rows) * len(row.targets))] * len(row.targets)
         row_K, column_K, label_K, edit_K = torch.tensor(tokens, device=device).T
+        essences = [start + job.essence for job, start in zip(jobs, row_starts(jobs), strict=True)]
         return cls(
             edit_N=torch.tensor([b for b, job in enumerate(jobs) for _ in job.rows], device=device),
             row_K=row_K,
@@ -71,7 +78,8 @@ class _Scored:
             label_K=label_K,
             edit_K=edit_K,
             weight_K=torch.tensor(weights, device=device),
-            essence_B=torch.tensor([start + job.essence for job, start in zip(jobs, row_starts(jobs), strict=True)], device=device),
+            essence_B=torch.tensor(essences, device=device),
+            read_R2=torch.tensor(sorted({(n, column) for n, column, *_ in tokens} | {(n, 0) for n in essences}), device=device),
         )
 
 
@@ -94,7 +102,6 @@ class _Adam:
         return -self.lr / (1 - BETA1**self.time) * self.mean_BD / scale_BD
 
 
-@torch.enable_grad()
 def optimise(suffixes: Suffixes, jobs: Sequence[Job], cfg: EditsConfig) -> tuple[Tensor, Tensor, Tensor]:
     """The vectors δ of the jobs, by at most `cfg.steps` forwards and one update fewer.
 
@@ -104,49 +111,97 @@ def optimise(suffixes: Suffixes, jobs: Sequence[Job], cfg: EditsConfig) -> tuple
     Returns:
         delta_BD, steps_B (updates) and loss_B (last forward), on the CPU.
     """
-    device = suffixes.value_ND.device
-    found_BD = torch.zeros(len(jobs), suffixes.value_ND.shape[1])
-    steps_B, final_B = torch.zeros(len(jobs), dtype=torch.long), torch.zeros(len(jobs))
-    jobs, active = list(jobs), list(range(len(jobs)))
-    norm_B = suffixes.value_ND[row_starts(jobs)].float().norm(dim=1)
-    delta_BD, clean_BV = torch.zeros_like(found_BD, device=device), None
-    adam, scored = _Adam(delta_BD, cfg.lr), _Scored.of(jobs, device)
+    search = ValueSearch(suffixes, jobs, cfg)
     for step in range(cfg.steps):
-        delta_BD.requires_grad_()
-        loss_B, clean_BV = _loss(suffixes, scored, delta_BD, norm_B, clean_BV, cfg)
-        last = step == cfg.steps - 1
-        stop = [last or loss < cfg.stop_loss for loss in loss_B.tolist()]
-        done, keep = [b for b, flag in enumerate(stop) if flag], [b for b, flag in enumerate(stop) if not flag]
-        places = [active[b] for b in done]
-        found_BD[places], final_B[places], steps_B[places] = delta_BD.detach()[done].cpu(), loss_B.detach()[done].cpu(), step
-        if not keep:
+        if not search.step(last=step == cfg.steps - 1):
             break
-        (grad_BD,) = torch.autograd.grad(loss_B[keep].sum(), delta_BD)
-        delta_BD = delta_BD.detach()
-        if done:
-            rows = [start + n for b, start in enumerate(row_starts(jobs)) for n in range(len(jobs[b].rows)) if not stop[b]]
-            suffixes, jobs, active = suffixes.select(rows), [jobs[b] for b in keep], [active[b] for b in keep]
-            scored = _Scored.of(jobs, device)
-            delta_BD, grad_BD, clean_BV, norm_B = delta_BD[keep], grad_BD[keep], clean_BV[keep], norm_B[keep]
-            adam.select(keep)
-        delta_BD = delta_BD + adam.step(grad_BD)
-        over_B = delta_BD.norm(dim=1) / (cfg.clamp * norm_B)
-        delta_BD = delta_BD / over_B.clamp(min=1)[:, None]
-    return found_BD, steps_B, final_B
+    return search.found_BD, search.steps_B, search.loss_B
 
 
-def _loss(
-    suffixes: Suffixes, scored: _Scored, delta_BD: Tensor, norm_B: Tensor, clean_BV: Tensor | None, cfg: EditsConfig
-) -> tuple[Tensor, Tensor]:
-    """Loss of each edit, and the log-probabilities at the essence row's lookup before the edit (from the first call, where δ = 0)."""
-    hidden_NSD = suffixes.hidden(delta_BD[scored.edit_N])
-    picked = torch.cat([hidden_NSD[scored.row_K, scored.column_K], hidden_NSD[scored.essence_B, 0]])
-    logprobs = suffixes.host.head(picked).float().log_softmax(dim=-1)
-    token_KV, essence_BV = logprobs.split([len(scored.row_K), len(norm_B)])
-    clean_BV = essence_BV.detach() if clean_BV is None else clean_BV
-    nll_K = -token_KV.gather(1, scored.label_K[:, None]).squeeze(1)
-    nll_B = torch.zeros_like(norm_B).index_add(0, scored.edit_K, nll_K * scored.weight_K)
-    kl_B = (essence_BV.exp() * (essence_BV - clean_BV)).sum(dim=1)
-    # The norm over the squared norm, as ROME's own code has it.
-    decay_B = delta_BD.norm(dim=1) / norm_B.square()
-    return nll_B + cfg.kl * kl_B + cfg.decay * decay_B, clean_BV
+class ValueSearch:
+    """The search for the vectors δ of a batch of jobs, step by step.
+
+    Attributes:
+        found_BD, steps_B, loss_B: of the edits that are done: δ, updates made, loss at the last forward; on the CPU.
+    """
+
+    def __init__(self, suffixes: Suffixes, jobs: Sequence[Job], cfg: EditsConfig) -> None:
+        self.device = suffixes.value_ND.device
+        self.found_BD = torch.zeros(len(jobs), suffixes.value_ND.shape[1])
+        self.steps_B, self.loss_B = torch.zeros(len(jobs), dtype=torch.long), torch.zeros(len(jobs))
+        self._suffixes, self._jobs, self._active, self._cfg = suffixes, list(jobs), list(range(len(jobs))), cfg
+        self._norm_B = suffixes.value_ND[row_starts(jobs)].float().norm(dim=1)
+        self._delta_BD, self._clean_BV = torch.zeros_like(self.found_BD, device=self.device), None
+        self._adam, self._scored = _Adam(self._delta_BD, cfg.lr), _Scored.of(jobs, self.device)
+
+    def step(self, last: bool = False) -> bool:
+        """One forward, and an update of the edits that go on; all are done after the last one. Returns whether any goes on."""
+        with torch.enable_grad(), _tf32(self._cfg.precision == "tf32"):
+            self._delta_BD.requires_grad_()
+            loss_B = self._loss()
+            stop = [last or loss < self._cfg.stop_loss for loss in loss_B.tolist()]
+            self._finish(stop, loss_B.detach())
+            if all(stop):
+                return False
+            (grad_BD,) = torch.autograd.grad(loss_B[[b for b, flag in enumerate(stop) if not flag]].sum(), self._delta_BD)
+        self._delta_BD = self._delta_BD.detach()
+        if any(stop):
+            grad_BD = self._leave(stop, grad_BD)
+        delta_BD = self._delta_BD + self._adam.step(grad_BD)
+        over_B = delta_BD.norm(dim=1) / (self._cfg.clamp * self._norm_B)
+        self._delta_BD = delta_BD / over_B.clamp(min=1)[:, None]
+        return True
+
+    def _finish(self, stop: list[bool], loss_B: Tensor) -> None:
+        done = [b for b, flag in enumerate(stop) if flag]
+        places = [self._active[b] for b in done]
+        self.found_BD[places], self.loss_B[places] = self._delta_BD.detach()[done].cpu(), loss_B[done].cpu()
+        self.steps_B[places] = self._adam.time
+
+    def _leave(self, stop: list[bool], grad_BD: Tensor) -> Tensor:
+        """Takes the edits that are done out of the batch; returns the others' gradients."""
+        keep = [b for b, flag in enumerate(stop) if not flag]
+        starts = row_starts(self._jobs)
+        self._suffixes = self._suffixes.select([starts[b] + n for b in keep for n in range(len(self._jobs[b].rows))])
+        self._jobs, self._active = [self._jobs[b] for b in keep], [self._active[b] for b in keep]
+        self._scored = _Scored.of(self._jobs, self.device)
+        self._delta_BD, self._clean_BV, self._norm_B = self._delta_BD[keep], self._clean_BV[keep], self._norm_B[keep]
+        self._adam.select(keep)
+        return grad_BD[keep]
+
+    def _loss(self) -> Tensor:
+        """Loss of each edit; the first call, where δ = 0, keeps the log-probabilities at the essence row's lookup before the edit."""
+        scored, norm_B, cfg = self._scored, self._norm_B, self._cfg
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=cfg.precision == "bf16"):
+            hidden_NSD = self._suffixes.hidden(self._delta_BD[scored.edit_N], scored.read_R2)
+            picked = torch.cat([hidden_NSD[scored.row_K, scored.column_K], hidden_NSD[scored.essence_B, 0]])
+            logits = self._suffixes.host.head(picked)
+        logprobs = logits.float().log_softmax(dim=-1)
+        token_KV, essence_BV = logprobs.split([len(scored.row_K), len(norm_B)])
+        if self._clean_BV is None:
+            self._clean_BV = essence_BV.detach()
+        nll_K = -token_KV.gather(1, scored.label_K[:, None]).squeeze(1)
+        nll_B = torch.zeros_like(norm_B).index_add(0, scored.edit_K, nll_K * scored.weight_K)
+        kl_B = (essence_BV.exp() * (essence_BV - self._clean_BV)).sum(dim=1)
+        # The norm over the squared norm, as ROME's own code has it.
+        decay_B = self._delta_BD.norm(dim=1) / norm_B.square()
+        return nll_B + cfg.kl * kl_B + cfg.decay * decay_B
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """Raises ValueError where a device does not have a precision."""
+    if precision == "tf32" and device.type != "cuda":
+        raise ValueError(f"edits.precision=tf32 is a mode of NVIDIA GPUs, the host is on {device.type}. Use float32 or bf16")
+
+
+@contextmanager
+def _tf32(wanted: bool) -> Iterator[None]:
+    """Inside the block the products of float32 matrices may be in TF32."""
+    before = torch.get_float32_matmul_precision()
+    try:
+        if wanted:
+            torch.set_float32_matmul_precision("high")
+        yield
+    finally:
+        if wanted:
+            torch.set_float32_matmul_precision(before)

@@ -12,7 +12,8 @@ from torch import nn
 
 from data.editors import load_editor
 from data.editors.rome import Rome, sample_contexts
-from data.editors.rows import Suffixes, clean_pass, prompt_row
+from data.editors.rows import prompt_row
+from data.editors.suffixes import Suffixes, clean_pass
 
 
 def weights_hash(host) -> str:

@@ -1,0 +1,202 @@
+"""What a host says after a prompt: how likely each of some objects is there, and whether it would say it.
+
+A prompt is run once and leaves its keys and values; each object runs on top of them. Prompts are padded on the left, so that what follows
+stands next to them.
+
+Shape letters: N prompts, P positions of a prompt, T positions of an object but its last, K scored tokens, V vocabulary.
+"""
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cache
+from math import exp
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import DynamicCache
+
+from data.editors.rows import check_length, target_ids
+from decoder.edit import Edit
+from decoder.host import Host
+from decoder.swap import swapped
+
+BATCH_TOKENS = 2048  # positions of prompts in a batch, padding included
+
+Planted = tuple[Edit, int, Sequence[int]]
+"""Edits, their layer, and the edit that acts on each question."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """Tokens of a prompt and of the objects that are looked for after it, each with the host's terminator."""
+
+    ids: list[int]
+    targets: list[list[int]]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Whether a host says a target, the target's probability, mean NLL of the object's own tokens."""
+
+    exact: bool
+    probability: float
+    nll: float
+
+
+class Tokens:
+    """Questions to a host; prompts and objects that come again are not tokenised again."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self._prompt = cache(host.prompt_ids)
+        self._text = cache(host.text_ids)
+        self._target = cache(lambda text: target_ids(host, text))
+
+    def of_prompt(self, template: str, subject: str, *objects: str) -> Question:
+        """The question that a filled template asks.
+
+        Raises:
+            ValueError: the template has no place for the subject, the subject or an object is empty, or all is longer than the host reads.
+        """
+        return self._checked(template, self._prompt(template, subject)[0], objects)
+
+    def of_text(self, prompt: str, *objects: str) -> Question:
+        """The question that a whole prompt asks.
+
+        Raises:
+            ValueError: the prompt or an object is empty, or all is longer than the host reads.
+        """
+        ids = self._text(prompt)
+        if not ids:
+            raise ValueError(f"prompt {prompt!r} tokenises to nothing")
+        return self._checked(prompt, ids, objects)
+
+    def _checked(self, prompt: str, ids: list[int], objects: Iterable[str]) -> Question:
+        question = Question(ids, [self._target(text) for text in objects])
+        check_length(self.host, prompt, len(ids) + max(map(len, question.targets)))
+        return question
+
+
+@torch.no_grad()
+def read(
+    host: Host, questions: Sequence[Question], planted: Planted | None = None, advance: Callable[[int], None] | None = None
+) -> list[list[Answer]]:
+    """An answer to each target of each question, of the clean host or of the host with the question's edit.
+
+    Args:
+        questions: all with as many targets.
+        advance: is told how many more are read.
+    """
+    answers: list[list[Answer]] = [None] * len(questions)
+    for batch in _batches(questions):
+        for n, answer in zip(batch, _read_batch(host, questions, batch, planted), strict=True):
+            answers[n] = answer
+        if advance:
+            advance(len(batch))
+    return answers
+
+
+def _batches(questions: Sequence[Question]) -> Iterable[list[int]]:
+    """Indices of questions of like length, at most `BATCH_TOKENS` padded positions together."""
+    batch: list[int] = []
+    for n in sorted(range(len(questions)), key=lambda n: len(questions[n].ids)):
+        if batch and (len(batch) + 1) * len(questions[n].ids) > BATCH_TOKENS:
+            yield batch
+            batch = []
+        batch.append(n)
+    if batch:
+        yield batch
+
+
+def _read_batch(host: Host, questions: Sequence[Question], batch: list[int], planted: Planted | None) -> list[list[Answer]]:
+    asked = [questions[n] for n in batch]
+
+    def edited(rows: Sequence[int]) -> AbstractContextManager[None]:
+        if planted is None:
+            return nullcontext()
+        edits, layer, owners = planted
+        return swapped(host, edits[torch.tensor([owners[batch[row]] for row in rows], device=host.device)], layer)
+
+    with edited(range(len(asked))):
+        prompts = _Prompts.run(host, [one.ids for one in asked])
+    answers: list[list[Answer]] = [[] for _ in asked]
+    for targets in zip(*(one.targets for one in asked), strict=True):
+        scores = [[score] for score in _scores(prompts.first_NV, [target[0] for target in targets])]
+        if rows := [n for n, target in enumerate(targets) if len(target) > 1]:
+            with edited(rows):
+                later = prompts.continued(rows, [targets[n] for n in rows])
+            for n, score in later:
+                scores[n].append(score)
+        for n, found in enumerate(scores):
+            answers[n].append(_answer(host, found))
+    return answers
+
+
+@dataclass(frozen=True)
+class _Prompts:
+    """Prompts that have been run: log-probabilities of what comes first after each, real positions, keys and values."""
+
+    host: Host
+    first_NV: Tensor
+    mask_NP: Tensor
+    cache: DynamicCache
+
+    @classmethod
+    def run(cls, host: Host, rows: list[list[int]]) -> "_Prompts":
+        longest = max(map(len, rows))
+        ids_NP = torch.tensor([[0] * (longest - len(row)) + row for row in rows], device=host.device)
+        mask_NP = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=host.device)
+        cache = DynamicCache()
+        hidden_NPD = host.model.base_model(
+            input_ids=ids_NP,
+            attention_mask=mask_NP,
+            position_ids=(mask_NP.cumsum(dim=1) - 1).clamp(min=0),
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        return cls(host, host.head(hidden_NPD[:, -1]).float().log_softmax(dim=1), mask_NP, cache)
+
+    def continued(self, rows: list[int], targets: list[list[int]]) -> list[tuple[int, "_Score"]]:
+        """The row and the score of every token but the first of these rows' targets."""
+        device = self.host.device
+        index, mask_NP, cache = torch.tensor(rows, device=device), self.mask_NP[rows], DynamicCache()
+        cache.layers = [copy.copy(layer) for layer in self.cache.layers]
+        for layer in cache.layers:
+            layer.keys, layer.values = layer.keys[index], layer.values[index]
+        ids_NT = pad_sequence([torch.tensor(target[:-1]) for target in targets], batch_first=True).to(device)
+        hidden_NTD = self.host.model.base_model(
+            input_ids=ids_NT,
+            # Padding on the right is seen by nobody.
+            attention_mask=torch.cat([mask_NP, mask_NP.new_ones(ids_NT.shape)], dim=1),
+            position_ids=mask_NP.sum(dim=1, keepdim=True) + torch.arange(ids_NT.shape[1], device=device),
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        places = [(n, t) for n, target in enumerate(targets) for t in range(len(target) - 1)]
+        row_K, place_K = map(list, zip(*places, strict=True))
+        logprobs_KV = self.host.head(hidden_NTD[row_K, place_K]).float().log_softmax(dim=1)
+        scores = _scores(logprobs_KV, [label for target in targets for label in target[1:]])
+        return [(rows[n], score) for n, score in zip(row_K, scores, strict=True)]
+
+
+class _Score(NamedTuple):
+    """Whether a token is the most likely one, and its negative log-likelihood."""
+
+    hit: bool
+    nll: float
+
+
+def _scores(logprobs_KV: Tensor, labels: list[int]) -> list[_Score]:
+    label_K = torch.tensor(labels, device=logprobs_KV.device)
+    nll_K = -logprobs_KV.gather(1, label_K[:, None]).squeeze(1)
+    return [_Score(*pair) for pair in zip((logprobs_KV.argmax(dim=1) == label_K).tolist(), nll_K.tolist(), strict=True)]
+
+
+def _answer(host: Host, scores: list[_Score]) -> Answer:
+    """Of a target's tokens, of which the host's terminator is the last."""
+    own = scores[: len(scores) - (host.terminator_id is not None)]
+    return Answer(all(one.hit for one in scores), exp(-sum(one.nll for one in scores)), sum(one.nll for one in own) / len(own))

@@ -1,0 +1,251 @@
+"""Running what follows the subject on top of what precedes it.
+
+Positions left of the subject's last token (the lookup) cannot see the edit, so one clean pass over the rows gives, once and for all,
+their keys and values at every layer, the key and the value of the projection at the lookup, and the edited block's output. What is left
+to run for every trial value are the suffixes, the lookup and what comes after it, through the blocks above the edit.
+
+In the clean pass itself a beginning that several rows share, such as the context that many edits are put into, is run once.
+
+Rows are padded on both sides so that all lookups share a column: T = P + S.
+
+Shape letters: N rows, G groups of rows, T positions, P prefix positions, C cached ones of them, S suffix positions, R states that are
+read, D hidden width, F MLP width.
+"""
+
+import copy
+import os.path
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from data.editors.rows import Row
+from decoder.host import Host
+from decoder.swap import exchanged
+
+SHORTCUT_ERROR = 1e-2  # relative; rounding in bfloat16 stays below, a norm after the projection far above
+
+
+class _Given(nn.Module):
+    """A block whose output is already known."""
+
+    def __init__(self, state_NSD: Tensor, as_tuple: bool) -> None:
+        super().__init__()
+        self.output = (state_NSD, None) if as_tuple else state_NSD
+
+    def forward(self, *args: object, **kwargs: object) -> object:
+        return self.output
+
+
+@dataclass(frozen=True)
+class Suffixes:
+    """The suffixes of a batch of rows, with all that the clean host says about the rows.
+
+    Attributes:
+        host, layer: where a value is added: the down-projection's output at the lookup.
+        lengths: of the suffixes.
+        ids_NS, positions_NS, mask_NT: tokens and places of the suffixes; real positions of the whole rows.
+        key_NF, value_ND: input and output of the projection at the lookup.
+        state_NSD: output of the edited block; what the shortcut starts from.
+        cache: keys and values of the prefixes.
+        as_tuple: whether blocks of this family return a tuple.
+        shortcut: start above the edited block (exact where the block adds the projection's output to the residual stream).
+    """
+
+    host: Host
+    layer: int
+    lengths: list[int]
+    ids_NS: Tensor
+    positions_NS: Tensor
+    mask_NT: Tensor
+    key_NF: Tensor
+    value_ND: Tensor
+    state_NSD: Tensor
+    cache: DynamicCache
+    as_tuple: bool
+    shortcut: bool = False
+
+    def hidden(self, delta_ND: Tensor, read_R2: Tensor | None = None) -> Tensor:
+        """Final hidden states (N, S, D), after the last norm, with delta added at the lookup.
+
+        Args:
+            read_R2: row and column of the only states that will be read, none twice; the others may be wrong.
+        """
+        cache = DynamicCache()
+        # Layers grow by concatenation, so a shallow copy keeps the prefixes as they are.
+        cache.layers = [copy.copy(layer) for layer in self.cache.layers]
+        with self._above(delta_ND) if self.shortcut else self._added(delta_ND), self._read_only(read_R2):
+            return self.host.model.base_model(
+                input_ids=self.ids_NS,
+                attention_mask=self.mask_NT,
+                position_ids=self.positions_NS,
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state
+
+    @contextmanager
+    def _above(self, delta_ND: Tensor) -> Iterator[None]:
+        state_NSD = torch.cat([self.state_NSD[:, :1] + delta_ND.to(self.state_NSD.dtype)[:, None], self.state_NSD[:, 1:]], dim=1)
+        given = _Given(state_NSD, self.as_tuple)
+        with exchanged(self.host, dict.fromkeys(range(self.layer + 1), given)):
+            yield
+
+    @contextmanager
+    def _added(self, delta_ND: Tensor) -> Iterator[None]:
+        def add(module: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
+            output_NSD = output.reshape(*self.ids_NS.shape, -1)
+            first_N1D = output_NSD[:, :1] + delta_ND.to(output.dtype)[:, None]
+            return torch.cat([first_N1D, output_NSD[:, 1:]], dim=1).reshape(output.shape)
+
+        handle = self.host.down_proj(self.layer).register_forward_hook(add)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    @contextmanager
+    def _read_only(self, read_R2: Tensor | None) -> Iterator[None]:
+        """Inside the block the last MLP, which mixes no positions, runs on the states that are read only."""
+        mlp = _last_mlp(self.host) if self.layer < self.host.layers - 1 and read_R2 is not None else None
+        if mlp is None:
+            yield
+            return
+        forward, (row_R, column_R) = mlp.forward, read_R2.unbind(dim=1)
+
+        def at_places(*args: Tensor) -> Tensor:
+            if any(arg.shape[:2] != self.ids_NS.shape for arg in args):
+                return forward(*args)
+            out_1RD = forward(*(arg[row_R, column_R].unsqueeze(0) for arg in args))
+            return out_1RD.new_zeros(*self.ids_NS.shape, out_1RD.shape[-1]).index_put((row_R, column_R), out_1RD[0])
+
+        mlp.forward = at_places
+        try:
+            yield
+        finally:
+            del mlp.forward
+
+    def select(self, rows: Sequence[int]) -> "Suffixes":
+        """Only these rows, in this order; columns that only served longer rows are dropped."""
+        index = torch.tensor(rows, device=self.ids_NS.device)
+        lengths = [self.lengths[row] for row in rows]
+        prefix, suffix = self.mask_NT.shape[1] - self.ids_NS.shape[1], max(lengths)
+        cache = DynamicCache()
+        cache.layers = [copy.copy(layer) for layer in self.cache.layers]
+        for layer in cache.layers:
+            layer.keys, layer.values = layer.keys[index], layer.values[index]
+        return replace(
+            self,
+            lengths=lengths,
+            ids_NS=self.ids_NS[index, :suffix],
+            positions_NS=self.positions_NS[index, :suffix],
+            mask_NT=self.mask_NT[index, : prefix + suffix],
+            key_NF=self.key_NF[index],
+            value_ND=self.value_ND[index],
+            state_NSD=self.state_NSD[index, :suffix],
+            cache=cache,
+        )
+
+    def above(self) -> "Suffixes":
+        """The same by the shortcut; what the blocks up to the edit have cached is let go."""
+        cache = DynamicCache()
+        cache.layers = [copy.copy(layer) for layer in self.cache.layers]
+        for layer in cache.layers[: self.layer + 1]:
+            # Only the length is asked for.
+            layer.keys = layer.values = layer.keys.new_zeros(1).expand(*layer.keys.shape[:1], 1, layer.keys.shape[2], 1)
+        return replace(self, cache=cache, shortcut=True)
+
+    @torch.no_grad()
+    def shortcut_holds(self) -> bool:
+        """Whether starting above the edited block gives what running every block gives, on a random value."""
+        generator = torch.Generator().manual_seed(0)
+        delta_ND = torch.randn(self.value_ND.shape, generator=generator).to(self.value_ND)
+        delta_ND *= self.value_ND.norm() / delta_ND.norm()
+        short_NSD, whole_NSD = (replace(self, shortcut=flag).hidden(delta_ND)[:, 0].float() for flag in (True, False))
+        return bool((short_NSD - whole_NSD).norm() <= SHORTCUT_ERROR * whole_NSD.norm())
+
+
+def _last_mlp(host: Host) -> nn.Module | None:
+    """The MLP of the last block, where it is one module that serves every token."""
+    last = host.layers - 1
+    with suppress(ValueError):
+        if path := host.down_proj_path(last).rpartition(".")[0]:
+            return host.blocks[last].get_submodule(path)
+    return None
+
+
+@torch.no_grad()
+def clean_pass(host: Host, layer: int, rows: Sequence[Row], groups: Sequence[int] | None = None) -> Suffixes:
+    """Runs rows through the clean host once.
+
+    Args:
+        groups: number of each row's group, from 0 up; what all rows of a group begin with is run once for them. None: each its own.
+    """
+    prefix, suffix = max(row.lookup for row in rows), max(row.suffix for row in rows)
+    ids_NT = torch.zeros(len(rows), prefix + suffix, dtype=torch.long)
+    mask_NT = torch.zeros_like(ids_NT)
+    for n, row in enumerate(rows):
+        columns = slice(prefix - row.lookup, prefix + row.suffix)
+        ids_NT[n, columns] = torch.tensor(row.ids)
+        mask_NT[n, columns] = 1
+    ids_NT, mask_NT = ids_NT.to(host.device), mask_NT.to(host.device)
+    positions_NT = (mask_NT.cumsum(dim=1) - 1).clamp(min=0)
+    cache, start = _shared_beginnings(host, rows, groups, prefix)
+    caught: dict[str, object] = {}
+    with ExitStack() as hooks:
+        projection = host.down_proj(layer).register_forward_hook(lambda module, args, output: caught.update(key=args[0], value=output))
+        block = host.blocks[layer].register_forward_hook(lambda module, args, output: caught.update(block=output))
+        hooks.callback(projection.remove)
+        hooks.callback(block.remove)
+        host.model.base_model(
+            input_ids=ids_NT[:, start:],
+            attention_mask=mask_NT,
+            position_ids=positions_NT[:, start:],
+            past_key_values=cache,
+            use_cache=True,
+        )
+    for cached in cache.layers:
+        cached.keys, cached.values = cached.keys[:, :, :prefix].clone(), cached.values[:, :, :prefix].clone()
+    as_tuple = isinstance(caught["block"], tuple)
+    state_NTD = caught["block"][0] if as_tuple else caught["block"]
+    run = (len(rows), prefix + suffix - start, -1)
+    return Suffixes(
+        host=host,
+        layer=layer,
+        lengths=[row.suffix for row in rows],
+        ids_NS=ids_NT[:, prefix:],
+        positions_NS=positions_NT[:, prefix:],
+        mask_NT=mask_NT,
+        key_NF=caught["key"].reshape(run)[:, prefix - start].clone(),
+        value_ND=caught["value"].reshape(run)[:, prefix - start].clone(),
+        state_NSD=state_NTD[:, prefix - start :].clone(),
+        cache=cache,
+        as_tuple=as_tuple,
+    )
+
+
+def _shared_beginnings(host: Host, rows: Sequence[Row], groups: Sequence[int] | None, prefix: int) -> tuple[DynamicCache, int]:
+    """Keys and values of the first columns, each group's beginning run once, and the column from which on every row runs for itself."""
+    members: dict[int, list[Row]] = {}
+    for group, row in zip(groups or range(len(rows)), rows, strict=True):
+        members.setdefault(group, []).append(row)
+    # One cut for all rows, left of which none has more than its group shares: columns stay gapless, as sliding windows need it.
+    shared = {group: os.path.commonprefix([row.ids[: row.lookup] for row in found]) for group, found in members.items() if len(found) > 1}
+    groups = list(groups) if groups else list(range(len(rows)))
+    start = prefix - max(row.lookup - len(shared.get(group, ())) for group, row in zip(groups, rows, strict=True))
+    cache = DynamicCache()
+    if start == 0:
+        return cache, 0
+    openings = [torch.tensor(ids, dtype=torch.long) for ids in shared.values()]
+    # Padding on the right is seen by nobody.
+    ids_GC = torch.nn.utils.rnn.pad_sequence(openings, batch_first=True).to(host.device)
+    host.model.base_model(input_ids=ids_GC, past_key_values=cache, use_cache=True)
+    place = {group: g for g, group in enumerate(shared)}
+    group_N1 = torch.tensor([place.get(group, 0) for group in groups], device=host.device)[:, None]
+    left_N1 = torch.tensor([prefix - row.lookup for row in rows], device=host.device)[:, None]
+    token_NC = (torch.arange(start, device=host.device) - left_N1).clamp(min=0, max=ids_GC.shape[1] - 1)
+    for layer in cache.layers:
+        layer.keys, layer.values = (one[group_N1, :, token_NC].transpose(1, 2).contiguous() for one in (layer.keys, layer.values))
+    return cache, start
