@@ -132,7 +132,7 @@ class DataConfig:
 @dataclass
 class DecoderConfig:
     layer: Any = option(1, "trained layer, 0-based; several as [0,1]", "int|list of int")
-    prompt_length: int = option(20, "learnable prompt vectors M")
+    prompt_length: int = option(12, "learnable prompt vectors M")
     train_prompt: bool = option(True, "learn the prompt vectors; the paper keeps them fixed")
     scope: Literal["prompt", "all"] = option("prompt", "positions the trained layer acts on: the prompt only (two passes), or all")
     target: Literal["object", "first_token"] = option(
@@ -153,6 +153,8 @@ class OptimConfig:
     warmup_steps: int = option(0, "steps of linear warm-up")
     clip: float | None = option(1.0, "largest gradient norm")
     gain_spread: float = option(10.0, "weight of the penalty on how unevenly the prompt switches edits on; 0 for none")
+    recombined: float = option(0.3, "chance of a training edit to get the key of another one of its batch")
+    value_noise: float = option(0.3, "noise on the values of training edits, as a share of their length")
     epochs: int = option(30, "most epochs")
     patience: int = option(15, "validation checks without a better val/id/loss before training stops")
 

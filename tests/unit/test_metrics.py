@@ -17,6 +17,7 @@ from decoder.metrics import (
     first_token_correct,
     gain_spread,
     grouped_scores,
+    key_spread,
     object_loss,
     split_scores,
     wilson,
@@ -118,13 +119,13 @@ def test_gain_spread_is_the_variance_of_gains_over_their_squared_mean():
     variances = [statistics.variance(gain) for gain in gains]
     means = [statistics.mean(gain) for gain in gains]
     expected = sum(variances) / sum(mean**2 for mean in means)
-    assert float(gain_spread(input_MF, key_KF)) == pytest.approx(expected, rel=1e-5)
-    assert float(gain_spread(4 * input_MF, key_KF)) == pytest.approx(expected, rel=1e-5), "it is a share: scale is free"
+    assert float(gain_spread(input_MF, key_spread(key_KF))) == pytest.approx(expected, rel=1e-5)
+    assert float(gain_spread(4 * input_MF, key_spread(key_KF))) == pytest.approx(expected, rel=1e-5), "it is a share: scale is free"
 
 
 def test_an_even_prompt_has_no_gain_spread():
     key_KF = torch.tensor([[1.0, 3.0], [1.0, -2.0], [1.0, 0.5]])
-    assert float(gain_spread(torch.tensor([[2.0, 0.0], [0.0, 0.0]]), key_KF)) == 0
+    assert float(gain_spread(torch.tensor([[2.0, 0.0], [0.0, 0.0]]), key_spread(key_KF))) == 0
 
 
 READINGS = pd.DataFrame(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from decoder.edit import PADDING
-from decoder.metrics import object_loss
+from decoder.metrics import exact_match, object_loss, told_correct
 from decoder.model import ObjectDecoder
 from decoder.passes import widen
 from decoder.swap import exchanged, swapped
@@ -100,6 +100,27 @@ def test_scored_are_the_logits_of_tokens_that_are_no_padding(any_host, random_ed
         assert ids_N.tolist() == [*ids_BT[:, 0].tolist(), *ids_BT[:, 1:][planted_BT[:, 1:]].tolist()]
         loss = object_loss(logits_NV.unsqueeze(0), ids_N.unsqueeze(0))
         torch.testing.assert_close(loss, object_loss(everything_BTV, ids_BT), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_an_object_told_token_by_token_is_right_where_greedy_search_finds_it(any_host, random_edits, ends):
+    edits, decoder = random_edits(any_host, 6), decoder_on(any_host, 2)
+    found = decoder.read(edits, beams=1, max_object_tokens=3)
+    if ends:
+        # What the first edit's object ends with, so that one object at least is shorter than search allows.
+        any_host.terminator_id = found.tokens[0][0][-1]
+        found = decoder.read(edits, beams=1, max_object_tokens=8)
+    end = [any_host.terminator_id] if ends else []
+    planted = [torch.tensor([*objects[0], *end]) for objects in found.tokens]
+    planted[1], planted[2][0], planted[3][-1] = planted[1].flip(0), planted[2][0] + 1, planted[3][-1] + 1
+    ids_BT = torch.nn.utils.rnn.pad_sequence(planted, batch_first=True, padding_value=PADDING)
+    first_B, whole_B = told_correct(decoder.scored(edits, ids_BT)[0], ids_BT, any_host.terminator_id)
+    # Search must end an object at its greatest length, whatever is likelier; what is told need not.
+    free = [b for b, objects in enumerate(found.tokens) if not ends or len(objects[0]) < 8]
+    found_B = exact_match(found, ids_BT, any_host.terminator_id)
+    assert [bool(whole_B[b]) for b in free] == [found_B[b] for b in free] and (ends or found_B[0])
+    assert first_B.tolist() == [objects[0][0] == int(ids[0]) for objects, ids in zip(found.tokens, planted, strict=True)]
+    assert not whole_B[2] and not whole_B[3]
 
 
 def test_only_what_is_scored_leaves_the_head(any_host, random_edits):
