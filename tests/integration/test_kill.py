@@ -125,7 +125,7 @@ def undisturbed(line: list[str], paths: SimpleNamespace) -> dict[str, float]:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_killed_anywhere_the_same_command_goes_on_to_the_same_result(command, tmp_path):
-    """Random moments while edits are made, while training, and from the tests to the end of the export; in turns, until `KILLS` are done."""
+    """At random moments while edits are made, while training, and from the tests to the end of the export, until `KILLS` are done."""
     rng = random.Random(SEED)
     reference = run_paths(tmp_path / "whole")
     duration = undisturbed(command(tmp_path / "whole"), reference)

@@ -85,6 +85,11 @@ def test_self_first_lets_the_group_win(configs):
         ("host.revision=${seed}", "0"),
         ("resume=True", True),
         ("trainer.devices=[3]", [3]),
+        ("trainer.devices=2", 2),
+        ("trainer.num_nodes=4", 4),
+        ("trainer.strategy=ddp_find_unused_parameters_true", "ddp_find_unused_parameters_true"),
+        ("resume=true", True),
+        ("resume=null", None),
     ],
 )
 def test_values_arrive_as_typed(argument, expected):
@@ -143,8 +148,10 @@ def test_values_arrive_as_typed(argument, expected):
         ("optim.lr_layer=nan", ["from 0 up"]),
         ("optim.betas=[0.9]", ["two numbers"]),
         ("trainer.devices=0", ["[0,1]"]),
-        ("trainer.devices=2", ["on one device so far", "launcher.jobs"]),
-        ("trainer.num_nodes=2", ["on one device so far"]),
+        ("trainer.num_nodes=0", ["from 1 up"]),
+        ("trainer.strategy=fsdp", ["auto, ddp", "frozen host whole"]),
+        ("trainer.strategy=ddp_spawn", ["auto, ddp"]),
+        ("data.prefetch=0", ["from 1 up"]),
     ],
 )
 def test_bad_argument_is_one_line_and_exit_2(argument, parts, capsys):
