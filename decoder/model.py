@@ -113,7 +113,8 @@ class ObjectDecoder(nn.Module):
         beam_edits = edits.repeat_interleave(beams)
 
         def step(tokens_N: Tensor, origin_N: Tensor) -> Tensor:
-            cache.reorder_cache(origin_N)
+            if beams > 1:
+                cache.reorder_cache(origin_N)
             return self._continue(beam_edits, tokens_N.unsqueeze(1), cache)
 
         return beam_search(first_BV, step, beams=beams, max_tokens=max_object_tokens, terminator_id=self.host.terminator_id)
