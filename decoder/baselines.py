@@ -1,58 +1,29 @@
 """What simpler readers make of the same edits. A decoder's score means little without them.
 
 Base known: the reader has the host's own W_V, so the update W' - W and its factors. Base unknown: it has W' alone.
-Settings of a baseline (its ridge, its template) are chosen on validation edits.
+Settings of a baseline (its ridge, its template) are chosen on validation edits. The regressions have a file of their own.
 
 Shape letters: B edits, N training edits, M prompt length, D hidden width, F MLP width, V vocabulary, T object tokens.
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from decoder.edit import EditBatch, RankOneEdit
-from decoder.host import Host
+from decoder.evidence import Answer, Evidence, Reader, canonical_value, validation_score
 from decoder.metrics import exact_match, wilson
 from decoder.model import ObjectDecoder
 from decoder.prompt import carrier_prompt
+from decoder.regressions import linear_value, master_key
 
-RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 CARRIER_STRENGTHS = (2.0, 3.5, 5.0, 7.0)
 CHUNK = 128
-
-
-class Answer(NamedTuple):
-    """A baseline's answers on one split."""
-
-    first_token_B: Tensor
-    exact_B: list[bool] | None = None
-    """Whether the whole object is right; None if the baseline names a first token only."""
-
-
-Reader = Callable[[EditBatch], Answer]
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What baselines are fitted on and chosen on. Edits come as factors, in any number."""
-
-    host: Host
-    layer: int
-    train: EditBatch
-    validation: EditBatch
-    start: ObjectDecoder
-    """The decoder before training: its start prompt and no trained layer."""
-    subjects: Sequence[str]
-    """Subjects of the training edits."""
-    templates: Sequence[str]
-    """Templates of the training relations."""
-    beams: int
-    max_object_tokens: int
 
 
 def score_baselines(evidence: Evidence, tests: Mapping[str, EditBatch], names: Collection[str] | None = None) -> dict[str, Any]:
@@ -74,7 +45,7 @@ def _scores(answer: Answer, batch: EditBatch) -> dict[str, Any]:
 
 def logit_lens(evidence: Evidence) -> Reader:
     """The value through final norm and unembedding (nostalgebraist 2020)."""
-    value = _canonical_value(evidence.train)
+    value = canonical_value(evidence.train)
     return lambda batch: Answer(evidence.host.unembed(value(batch)).argmax(-1))
 
 
@@ -92,7 +63,7 @@ def logit_lens_base_free(evidence: Evidence) -> Reader:
 
 def nearest_edit(evidence: Evidence) -> Reader:
     """The object of the training edit whose value has the highest cosine."""
-    value = _canonical_value(evidence.train)
+    value = canonical_value(evidence.train)
     train_ND = normalize(value(evidence.train))
 
     def read(batch: EditBatch) -> Answer:
@@ -118,7 +89,7 @@ def carrier(evidence: Evidence) -> Reader:
 
     The template, then the strength (times the clean output's norm), are those that read most validation edits.
     """
-    host, value = evidence.host, _canonical_value(evidence.train)
+    host, value = evidence.host, canonical_value(evidence.train)
     prompts = [carrier_prompt(host, evidence.subjects, template) for template in evidence.templates]
 
     def reader(prompt_MD: Tensor, strength: float) -> Reader:
@@ -126,32 +97,9 @@ def carrier(evidence: Evidence) -> Reader:
         return lambda batch: _read(evidence, decoder, AtSubject(batch.edits.key_BF, strength * normalize(value(batch))), batch)
 
     size = _clean_output_norm(evidence, prompts[0])
-    prompt_MD = max(prompts, key=lambda prompt: _validation_score(evidence, reader(prompt, 5.0 * size)))
-    strength = max(CARRIER_STRENGTHS, key=lambda times: _validation_score(evidence, reader(prompt_MD, times * size)))
+    prompt_MD = max(prompts, key=lambda prompt: validation_score(evidence, reader(prompt, 5.0 * size)))
+    strength = max(CARRIER_STRENGTHS, key=lambda times: validation_score(evidence, reader(prompt_MD, times * size)))
     return reader(prompt_MD, strength * size)
-
-
-def linear_value(evidence: Evidence) -> Reader:
-    """Ridge regression, in closed form, from the value's direction to the unembedding of the object's first token.
-
-    How long a value is depends on its key more than on its object.
-    """
-    value = _canonical_value(evidence.train)
-    return _best_ridge(evidence, lambda batch: normalize(value(batch)))
-
-
-def master_key(evidence: Evidence) -> Reader:
-    """The value without the base: w with key.w = 1 for the training keys (ridge regression); then z = W'w minus its training
-    mean holds the value, and the same ridge regression as `linear_value` reads its direction."""
-    key_NF = normalize(evidence.train.edits.key_BF)
-    best: tuple[float, Reader] | None = None
-    for ridge in RIDGES:
-        master_F = _ridge(key_NF, torch.ones_like(key_NF[:, :1]), ridge)[:, 0]
-        reader = _best_ridge(evidence, _response(evidence, master_F))
-        score = _validation_score(evidence, reader)
-        if best is None or score > best[0]:
-            best = score, reader
-    return best[1]
 
 
 BASELINES: dict[str, tuple[bool, Callable[[Evidence], Reader]]] = {
@@ -178,55 +126,6 @@ class AtSubject(RankOneEdit):
         if x_BTF.shape[1] > 1:
             out_BTD[:, 0] += self.value_BD
         return out_BTD
-
-
-def _canonical_value(train: EditBatch) -> Callable[[EditBatch], Tensor]:
-    """ΔW fixes its factors up to scale and sign. Here the key has norm 1 and points along the mean training key."""
-    mean_F = normalize(train.edits.key_BF).mean(0)
-
-    def value(batch: EditBatch) -> Tensor:
-        key_BF = batch.edits.key_BF
-        return batch.edits.value_BD * (key_BF.norm(dim=1) * (key_BF @ mean_F).sign()).unsqueeze(1)
-
-    return value
-
-
-def _response(evidence: Evidence, master_F: Tensor) -> Callable[[EditBatch], Tensor]:
-    """The direction of W'w less its mean over the training edits."""
-    base_D = evidence.host.weight_DF(evidence.layer).float() @ master_F
-
-    def response(batch: EditBatch) -> Tensor:
-        # (W + value ⊗ key) w, without building W'.
-        return base_D + batch.edits.value_BD * (batch.edits.key_BF @ master_F).unsqueeze(1)
-
-    mean_D = response(evidence.train).mean(0)
-    return lambda batch: normalize(response(batch) - mean_D)
-
-
-def _best_ridge(evidence: Evidence, feature: Callable[[EditBatch], Tensor]) -> Reader:
-    """The regression from a feature (B, D) to first-token unembeddings whose ridge reads most validation edits."""
-    unembedding_VD = evidence.host.model.get_output_embeddings().weight.detach().float()
-    train_ND, target_ND = feature(evidence.train), unembedding_VD[evidence.train.object_ids_BT[:, 0]]
-    mean_D, mean_target_D = train_ND.mean(0), target_ND.mean(0)
-
-    def reader(ridge: float) -> Reader:
-        map_DD = _ridge(train_ND - mean_D, target_ND - mean_target_D, ridge)
-        return lambda batch: Answer((((feature(batch) - mean_D) @ map_DD + mean_target_D) @ normalize(unembedding_VD).T).argmax(1))
-
-    return max(map(reader, RIDGES), key=lambda read: _validation_score(evidence, read))
-
-
-def _ridge(x_NF: Tensor, y_ND: Tensor, ridge: float) -> Tensor:
-    """argmin over A of |xA - y|² + ridge · mean eigenvalue of xᵀx · |A|²."""
-    x_NF, y_ND = x_NF.double(), y_ND.double()
-    gram_FF = x_NF.T @ x_NF
-    gram_FF.diagonal().add_(ridge * gram_FF.diagonal().mean())
-    return torch.linalg.solve(gram_FF, x_NF.T @ y_ND).float()
-
-
-def _validation_score(evidence: Evidence, reader: Reader) -> float:
-    batch = evidence.validation
-    return float((reader(batch).first_token_B == batch.object_ids_BT[:, 0]).float().mean())
 
 
 def _read(evidence: Evidence, decoder: ObjectDecoder, edits: RankOneEdit, batch: EditBatch) -> Answer:

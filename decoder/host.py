@@ -124,9 +124,9 @@ class Host:
     def down_proj_path(self, layer: int) -> str:
         """Path of W_V's module inside a block."""
         self.check_layer(layer, "layer")
-        usable = {n: path for n, block in enumerate(self.blocks) if (path := self._path_in(block))}
-        if layer in usable:
-            return usable[layer]
+        if path := self._path_in(self.blocks[layer]):
+            return path
+        usable = [n for n, block in enumerate(self.blocks) if self._path_in(block)]
         raise ValueError(
             f"layer={layer}: the experts of {self.name} layer {layer} are fused in one tensor, and no down-projection serves every token; "
             f"layers that have one: {', '.join(map(str, usable)) or 'none'}"

@@ -69,7 +69,7 @@ class ObjectDecoder(nn.Module):
         Training needs no more than `scored`.
         """
         batch, tokens = object_ids_BT.shape
-        first_BV, rest_NV = self._passes(edits, object_ids_BT, torch.ones_like(object_ids_BT, dtype=torch.bool))
+        first_BV, rest_NV = self._passes(edits, object_ids_BT)
         return torch.cat([first_BV.unsqueeze(1), rest_NV.view(batch, tokens - 1, -1)], dim=1) if tokens > 1 else first_BV.unsqueeze(1)
 
     def scored(self, edits: Edit, object_ids_BT: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,15 +79,16 @@ class ObjectDecoder(nn.Module):
         ids_N = torch.cat([object_ids_BT[:, 0], object_ids_BT[:, 1:][planted_BT[:, 1:]]])
         return torch.cat([first_BV, rest_NV]) if len(rest_NV) else first_BV, ids_N
 
-    def _passes(self, edits: Edit, object_ids_BT: Tensor, scored_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (B, V) of the first tokens, and (N, V) of the later ones that are scored, row by row."""
+    def _passes(self, edits: Edit, object_ids_BT: Tensor, scored_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Logits (B, V) of the first tokens, and (N, V) of the later ones that are scored, all unless told, row by row."""
         edits = self._prepared(edits)
         if object_ids_BT.shape[1] == 1:
             first_BV = self._read_prompt(edits)
             return first_BV, first_BV[:0]
         first_BV = self._read_prompt(edits, cache := DynamicCache())
         widen(cache, len(edits))
-        return first_BV, self._continue(edits, object_ids_BT[:, :-1].clamp(min=0), cache, scored_BT[:, 1:])
+        later_BT = None if scored_BT is None else scored_BT[:, 1:]
+        return first_BV, self._continue(edits, object_ids_BT[:, :-1].clamp(min=0), cache, later_BT)
 
     @torch.no_grad()
     def take_prior(self, share: float) -> None:
@@ -112,7 +113,8 @@ class ObjectDecoder(nn.Module):
         beam_edits = edits.repeat_interleave(beams)
 
         def step(tokens_N: Tensor, origin_N: Tensor) -> Tensor:
-            cache.reorder_cache(origin_N)
+            if beams > 1:
+                cache.reorder_cache(origin_N)
             return self._continue(beam_edits, tokens_N.unsqueeze(1), cache)
 
         return beam_search(first_BV, step, beams=beams, max_tokens=max_object_tokens, terminator_id=self.host.terminator_id)

@@ -139,5 +139,5 @@ def _check(host: Host, edits: Edit, layer: int) -> None:
             f"edits are for a (D, F) = {edits.width()} matrix, W_V of {host.name} layer {layer} is {expected}. "
             "Edits can only be read with the host and layer they were made on"
         )
-    if any(getattr(module, "gradient_checkpointing", False) for module in host.model.modules()):
+    if any(getattr(module, "gradient_checkpointing", False) for module in (host.entry, *host.blocks)):
         raise ValueError(f"{host.name} has gradient checkpointing on, which re-runs blocks after the edit is gone. Switch it off")

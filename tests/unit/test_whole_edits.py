@@ -11,7 +11,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from decoder.edit import DenseEdit, RankOneEdit
+from data.hosts import open_host
+from decoder.config import TrainConfig
+from decoder.edit import MEMORY_BUDGET, DenseEdit, RankOneEdit
 from decoder.model import ObjectDecoder
 from decoder.stored import stored_edits
 from decoder.swap import swapped
@@ -147,3 +149,15 @@ def test_bad_files_are_refused(tmp_path, new_host):
     (tmp_path / "edits.pt").write_bytes(b"x")
     with pytest.raises(ValueError, match="pickles are never loaded"):
         stored_edits([tmp_path / "edits.pt"], host, LAYER)
+
+
+def test_the_setting_reaches_the_host(tmp_path, new_host):
+    host, cfg = new_host("llama"), TrainConfig()
+    assert host.memory_budget == MEMORY_BUDGET == cfg.swap.memory_budget * 2**30
+    host.model.save_pretrained(tmp_path)
+    host.tokenizer.save_pretrained(tmp_path)
+    cfg.host.path, cfg.trainer.accelerator, cfg.swap.memory_budget = str(tmp_path), "cpu", 0.25
+    assert open_host(cfg).memory_budget == 2**28
+    cfg.swap.memory_budget = 0
+    with pytest.raises(ValueError, match=r"swap.memory_budget=0: expected GiB above 0"):
+        open_host(cfg)

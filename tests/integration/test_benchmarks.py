@@ -1,0 +1,71 @@
+"""Every benchmark runs in miniature and writes the JSON its readers expect, so that none rots."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+SCRIPTS = sorted(file.name for file in FOLDER.glob("*.py") if file.name != "common.py")
+FIELDS = {"case", "unit", "ours", "reference", "ratio", "spread", "repeats", "floor", "distance", "note"}
+
+
+def run(script: str, *arguments: str) -> subprocess.CompletedProcess:
+    environment = os.environ | {"PYTHONPATH": str(FOLDER.parent), "HF_HUB_OFFLINE": "1"}
+    return subprocess.run([sys.executable, str(FOLDER / script), *arguments], env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_runs_in_miniature(tmp_path, script):
+    out = tmp_path / "result.json"
+    done = run(script, "miniature=true", "repeats=5", f"out={out}")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(out.read_text())
+    assert {"machine", "versions", "rows"} <= result.keys()
+    assert {"threads", "cores", "memory_gib", "cpu", "gpu"} == result["machine"].keys() and result["versions"]["torch"] == torch.__version__
+    assert result["rows"]
+    for row in result["rows"]:
+        assert row.keys() == FIELDS and (row["ours"] is not None or row["note"].startswith("not measured"))
+        if row["ratio"] is not None:
+            assert row["ratio"] > 0 and row["repeats"] >= 5 and row["spread"] >= 0
+            assert math.isfinite(row["ours"] + row["reference"])
+    assert str(FOLDER.parent) not in out.read_text(), "a result names no place of this machine"
+    assert result["rows"][0]["case"][:20] in done.stdout, "the table is printed"
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_unknown_setting_is_one_line(script):
+    done = run(script, "repeat=5")
+    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1 and "did you mean 'repeats'" in done.stderr
+
+
+def test_common(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    from common import Rates, compare, not_measured, quartile_distance
+
+    row = compare("figure/x", [2.0, 1.0, 4.0], [8.0, 8.0, 8.0], amount=6, unit="edits/s", floor_seconds=0.5)
+    assert (row.ours, row.reference, row.ratio, row.repeats, row.floor, row.distance) == (3.0, 0.75, 4.0, 3, 12.0, 4.0)
+    assert row.spread == quartile_distance([4.0, 8.0, 2.0]) == 3.0
+    assert compare("x", [1.0, 1.0]).ratio is None and not_measured("x", "1/s", "no GPU").note == "not measured: no GPU"
+    assert Rates(operations=10.0, bytes=2.0).floor_seconds(20.0, 8.0) == 4.0
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_a_step_does_the_floor_s_operations_and_no_more(monkeypatch, layer):
+    """Counted by the library while a step is taken: whatever is run twice, or for every edit instead of once, would show."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import decode
+
+    case = decode.Case("miniature", layer=layer, batch=16, prompt=6)
+    bench = decode.Bench(decode.random_host("miniature", "cpu"), case)
+    bench.step("born")  # the self-check
+    with FlopCounterMode(display=False) as counter:
+        bench.step("born")
+    operations, _ = decode.necessary(bench)
+    assert counter.get_total_flops() == pytest.approx(operations, rel=0.05)
