@@ -113,13 +113,14 @@ class Suffixes:
         if mlp is None:
             yield
             return
-        forward, (row_R, column_R) = mlp.forward, read_R2.unbind(dim=1)
+        # Flat places: the gradient of an index over two dimensions is slow on a CPU.
+        forward, place_R = mlp.forward, read_R2[:, 0] * self.ids_NS.shape[1] + read_R2[:, 1]
 
         def at_places(*args: Tensor) -> Tensor:
             if any(arg.shape[:2] != self.ids_NS.shape for arg in args):
                 return forward(*args)
-            out_1RD = forward(*(arg[row_R, column_R].unsqueeze(0) for arg in args))
-            return out_1RD.new_zeros(*self.ids_NS.shape, out_1RD.shape[-1]).index_put((row_R, column_R), out_1RD[0])
+            out_RD = forward(*(arg.flatten(0, 1).index_select(0, place_R).unsqueeze(0) for arg in args)).squeeze(0)
+            return out_RD.new_zeros(self.ids_NS.numel(), out_RD.shape[1]).index_copy(0, place_R, out_RD).unflatten(0, self.ids_NS.shape)
 
         mlp.forward = at_places
         try:
