@@ -88,6 +88,12 @@ def test_settings_that_no_folder_shows_are_named_in_it():
     [
         (["-m", "seed=0,0"], "two runs of the grid would write to .*rome-e1-t1-s0.*Drop one"),
         (["-m", "optim.epochs=1,2", "variant=mine"], "two runs"),
+        (["-m", "optim.lr_layer=1e-3,0.001"], "two runs of the grid would be the same: .*1e-3.*0.001"),
+        (["-m", "wandb.mode=offline,disabled"], "two runs of the grid would be the same"),
+        (["-m", "seed=1", "seed=2,3"], "seed came twice; several values of a setting are written seed=A,B"),
+        (["-m", "seed=range(0,999999999999)"], "999999999999 values, a grid has at most 10000 runs"),
+        (["-m", "seed=range(0,999)", "host.seed=range(0,999)"], "998001 runs .seed, host.seed., expected at most 10000"),
+        (["-m", "seed=0,1", "variant=../x"], "variant=../x: .*without slashes"),
         (["-m", "decoder.layr=0,1"], "did you mean 'decoder.layer'"),
         (["-m", "seed=0,x"], "seed=x: expected int"),
         (["-m", "experiment=layers,smoke"], "has a grid of its own"),
