@@ -51,8 +51,8 @@ class Run:
             result = read_result(self.folder / "result.json")
         except (FileNotFoundError, ValueError):
             return None
-        same = result.get("status") == "ok" and with_effect(result["config"]) == with_effect(to_dict(self.config))
-        return result if same else None
+        whole = result.get("status") == "ok" and all(result.get(part) for part in ("config", "seconds", "test"))
+        return result if whole and with_effect(result["config"]) == with_effect(to_dict(self.config)) else None
 
 
 @dataclass(frozen=True)

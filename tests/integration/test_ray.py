@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -69,23 +69,34 @@ def wait_for(condition: Callable[[], object]) -> object:
     raise TimeoutError
 
 
-def worker(task: str) -> psutil.Process | None:
-    """A process of these tests' cluster that is at a task."""
+def workers(task: str) -> Iterator[psutil.Process]:
+    """The processes of these tests' cluster that are at a task."""
     for process in psutil.Process().children(recursive=True):
         try:
-            if process.cmdline()[:1] and process.cmdline()[0].startswith(f"ray::{task}"):
-                return process
+            if "".join(process.cmdline()[:1]).startswith(f"ray::{task}"):
+                yield process
         except psutil.Error:
             pass
+
+
+def maker(partial: Path) -> psutil.Process | None:
+    """A worker that makes edits, once some are made."""
+    return next(workers("MapWorker"), None) if len(list(partial.glob("shard-*"))) >= 3 else None
+
+
+def runner() -> psutil.Process | None:
+    """A worker that has begun to train."""
+    for process in workers("_run"):
+        logs = [Path(file.path) for file in process.open_files() if file.path.endswith("log.txt")]
+        if any((log.parent / "metrics.csv").exists() for log in logs):
+            return process
     return None
 
 
-def kill(task: str, when: Callable[[], object], program: subprocess.Popen) -> None:
-    """Kills a worker that is at a task, once there is something to lose."""
-    wait_for(lambda: when() or program.poll() is not None)
-    victim = wait_for(lambda: worker(task))
-    victim.send_signal(signal.SIGKILL)
+def kill(find: Callable[[], psutil.Process | None], program: subprocess.Popen) -> None:
+    victim = wait_for(lambda: find() or program.poll() is not None)
     assert program.poll() is None, "it was over before anything was killed"
+    victim.send_signal(signal.SIGKILL)
 
 
 def start(environment: dict[str, str], *line: str) -> subprocess.Popen:
@@ -108,7 +119,7 @@ def test_edits_made_on_ray_are_those_made_here_though_a_worker_is_killed(cluster
 
     # A folder as it was typed: workers must find it from where the user stands.
     program = start(cluster | here, *make, "store=theirs", "launcher=ray")
-    kill("MapWorker", lambda: len(list(theirs.with_name("theirs.partial").glob("shard-*"))) >= 3, program)
+    kill(lambda: maker(theirs.with_name("theirs.partial")), program)
     shown = ended(program)
 
     assert shown.split()[-1] == "theirs"
@@ -125,7 +136,7 @@ def test_a_grid_on_ray_gives_the_numbers_of_this_process_though_a_worker_is_kill
     ended(start(alone | here, *grid, "runs=ours"))
 
     program = start(cluster | here, *grid, "runs=theirs", "launcher=ray")
-    kill("_run", lambda: list(theirs.rglob("metrics.csv")), program)
+    kill(runner, program)
     shown = ended(program)
     assert shown.count("its worker died; it is started again") == 1
     starts = [file.read_text().count("Palimpsest: read") for file in theirs.rglob("log.txt")]
