@@ -4,6 +4,7 @@ python evaluate.py decoder=runs/main/pocket/rome-e1-t1-s0/decoder
 python evaluate.py decoder=... suspect=matrix.safetensors
 python evaluate.py decoder=... suspect=CHECKPOINT_FOLDER
 python evaluate.py decoder=decoders suspect=matrix.safetensors      a folder of several decoders: the one that fits is used
+python evaluate.py decoder=decoders suspect=CHECKPOINT_FOLDER       every decoder that fits, the most suspicious layer first
 """
 
 import json
@@ -21,6 +22,8 @@ def main(argv: list[str] | None = None) -> None:
     cfg = compose(EvaluateConfig, "evaluate", sys.argv[1:] if argv is None else argv)
     if not cfg.decoder:
         raise UserError("decoder= is missing: give the decoder/ folder of a run, as printed by train.py")
+    if ranked := rank_layers(cfg):
+        return show(cfg, ranked)
     chosen = choose_decoder(cfg)
     from decoder.audit import open_decoder
     from decoder.session import quiet
@@ -41,6 +44,20 @@ def choose_decoder(cfg: EvaluateConfig) -> str | None:
     choice = choose(cfg.decoder, host=cfg.host, layer=cfg.layer, tensors=tensors)
     cfg.decoder = str(choice.folder)
     return choice.reason
+
+
+def rank_layers(cfg: EvaluateConfig) -> dict[str, Any] | None:
+    """A checkpoint folder read by every decoder that fits, where several of a collection do."""
+    from decoder.collection import is_collection
+
+    if not is_collection(cfg.decoder) or not cfg.suspect or not Path(cfg.suspect).is_dir() or cfg.tensor:
+        return None
+    from decoder.ranking import entries_for, rank
+    from decoder.session import quiet
+
+    quiet()
+    entries = entries_for(cfg)
+    return rank(cfg, entries) if len(entries) > 1 else None
 
 
 def read(cfg: EvaluateConfig, decoder: Any, config: dict[str, Any]) -> dict[str, Any]:
@@ -79,6 +96,11 @@ def show(cfg: EvaluateConfig, answer: dict[str, Any]) -> None:
     from decoder.audit import describe_answer, scores_table
     from decoder.session import console
 
+    if "ranking" in answer:
+        from decoder.ranking import ranking_table
+
+        console().print(ranking_table(answer))
+        return
     if "chosen" in answer:
         console().print(f"Using {answer['chosen']}", highlight=False)
     console().print(describe_answer(answer) if cfg.suspect else scores_table(answer), highlight=False)

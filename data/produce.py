@@ -186,16 +186,21 @@ def columns(host: Host, requests: list[EditRequest], edits: RankOneEdit, scores:
 def main(argv: list[str] | None = None) -> None:
     cfg = compose(ProduceConfig, "train", sys.argv[1:] if argv is None else argv, page="produce")
     part = read_part(cfg.shard) if cfg.shard not in (None, MERGE) else None
+    if part and cfg.launcher.name == "ray":
+        raise UserError(f"shard={cfg.shard} launcher=ray: Ray shares the shards itself; give one of the two")
     quiet()
-    host = open_host(cfg)
     if part:
-        _make_part(ShardMaker(cfg, host), *part)
+        _make_part(ShardMaker(cfg), *part)
         return
     if cfg.shard == MERGE:
-        maker = ShardMaker(cfg, host)
+        maker = ShardMaker(cfg)
         store = maker.finished() or maker.join()
+    elif cfg.launcher.name == "ray":
+        from data.produce_on_ray import produced_on_ray
+
+        store = produced_on_ray(cfg)
     else:
-        store = produce(cfg, host)
+        store = produce(cfg, open_host(cfg))
     if cfg.parquet:
         write_parquet(store, Path(cfg.parquet).expanduser())
     table = store.table()

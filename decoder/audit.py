@@ -24,8 +24,8 @@ ASSUMPTION = "This decoder assumes that the matrix holds one edit: it names an o
 NEEDED = ("search", "calibration", "store", "splits")
 
 
-def open_decoder(cfg: EvaluateConfig) -> tuple[ObjectDecoder, dict[str, Any]]:
-    """An exported decoder on its host, and its config.
+def open_decoder(cfg: EvaluateConfig, host: Host | None = None) -> tuple[ObjectDecoder, dict[str, Any]]:
+    """An exported decoder on its host, and its config; `host` is that host if it is open already.
 
     Raises:
         ValueError: no decoder there, its host is not to be found, or the host given is another one.
@@ -36,8 +36,9 @@ def open_decoder(cfg: EvaluateConfig) -> tuple[ObjectDecoder, dict[str, Any]]:
     if cfg.device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device={cfg.device}: there is no CUDA device here. Use device=cpu")
     trained_on = config["host"]
-    path = cfg.host or _host_path(trained_on, cfg.cache_dir)
-    host = Host.load(path, name=trained_on["id"], dtype=trained_on["dtype"], revision=trained_on["revision"], device=cfg.device)
+    if host is None:
+        path = cfg.host or _host_path(trained_on, cfg.cache_dir)
+        host = Host.load(path, name=trained_on["id"], dtype=trained_on["dtype"], revision=trained_on["revision"], device=cfg.device)
     host.terminator_id = config["terminator_id"]
     return load_decoder(cfg.decoder, host, allow_host_mismatch=cfg.allow_host_mismatch), config
 

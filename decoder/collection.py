@@ -41,6 +41,8 @@ def export_best(found: Found, to: Path) -> Path:
     best = best_runs(found)
     if not best:
         raise UserError(f"none of {len(found.results)} runs is finished and has a decoder; run train.py first")
+    if to.is_file():
+        raise UserError(f"to={to}: it is a file; give a folder")
     if to.exists() and any(to.iterdir()) and not is_collection(to):
         raise UserError(f"to={to}: the folder is not empty and no collection of decoders; give another one")
     temporary = to.with_name(f"{to.name}.tmp")

@@ -113,6 +113,12 @@ def _check_train(config: TrainConfig) -> None:
         raise UserError(
             f"trainer.strategy={strategy}: expected auto, ddp or ddp_find_unused_parameters_true; every process holds the frozen host whole"
         )
+    if config.variant and (set(config.variant) & set("/\\") or config.variant in (".", "..")):
+        raise UserError(f"variant={config.variant}: it is the end of a folder's name; write it without slashes")
+    if (gpus := config.launcher.gpus) != int(gpus) and (gpus > 1 or config.launcher.name == "slurm"):
+        raise UserError(
+            f"launcher.gpus={gpus:g}: expected a whole number" + ("" if config.launcher.name == "slurm" else ", or a part of one")
+        )
     if len(config.optim.betas) != 2 or not all(0 <= beta < 1 for beta in config.optim.betas):
         raise UserError(f"optim.betas={config.optim.betas}: expected two numbers from 0 to below 1, as [0.9,0.98]")
     kept = config.splits.val_subjects + config.splits.test_subjects

@@ -188,10 +188,11 @@ class WandbConfig:
 
 @dataclass
 class LauncherConfig:
-    name: Literal["local", "slurm"] = option("local", "where a grid runs: here, or `slurm` prints an sbatch script")
-    jobs: int = option(1, "processes that share the runs of a grid and the cores of this machine")
-    cpus: int = option(4, "slurm: cores of a run")
-    gpus: int = option(0, "slurm: GPUs of a run")
+    name: Literal["local", "ray", "slurm"] = option("local", "where runs go: here, to Ray, or into an sbatch script that slurm prints")
+    jobs: int | None = option(None, "most runs at a time; empty: one here, and as many as there is room for on ray and slurm")
+    cpus: int = option(4, "ray, slurm: cores of a run")
+    gpus: float = option(0, "ray, slurm: GPUs of a run; on ray also a part of one, as 0.5")
+    retries: int = option(3, "ray: how often a run is started again after its worker died")
     memory: str = option("16G", "slurm: memory of a run")
     time: str = option("04:00:00", "slurm: time limit of a run")
     partition: str | None = option(None, "slurm: partition")

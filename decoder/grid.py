@@ -7,7 +7,7 @@
 import math
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -26,6 +26,7 @@ WITHOUT_EFFECT = {"runs", "cache_dir", "resume", "wandb", "launcher", "grid", "v
 OF_THE_EDITS = ("host", "cache_dir", "store", "facts", "keys", "edits", "splits")
 """Settings that say which edits are made; runs that share them share their edits."""
 LONGEST_VARIANT = 60
+MOST_RUNS = 10_000
 RANGE = re.compile(r"range\(\s*(-?\d+)\s*(?:,\s*(-?\d+)\s*)?(?:,\s*(-?\d+)\s*)?\)")
 
 
@@ -50,13 +51,13 @@ class Run:
             result = read_result(self.folder / "result.json")
         except (FileNotFoundError, ValueError):
             return None
-        same = result.get("status") == "ok" and with_effect(result["config"]) == with_effect(to_dict(self.config))
-        return result if same else None
+        whole = result.get("status") == "ok" and all(result.get(part) for part in ("config", "seconds", "test"))
+        return result if whole and with_effect(result["config"]) == with_effect(to_dict(self.config)) else None
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The runs of a command line, those of one host and edited layer together; `is_one_run` if no grid was asked for."""
+    """The runs of a command line, those of one host and edited layer together; `is_one_run` if one run is to be done here and now."""
 
     runs: list[Run]
     axes: dict[str, list[str]]
@@ -67,10 +68,12 @@ def read_grid(argv: Sequence[str]) -> Grid:
     """The runs a command line stands for; answers `--help` and `--cfg` (of the first run) as `compose` does.
 
     Raises:
-        UserError: an argument is not understood, or two runs would share a folder.
+        UserError: an argument is not understood, or two runs would share a folder or be the same.
     """
     words = [word for word in argv if word not in FLAGS]
     several = len(words) < len(argv)
+    if several and (twice := _first_twice(word.partition("=")[0] for word in words)):
+        raise UserError(f"{twice} came twice; several values of a setting are written {twice}=A,B")
     typed = {key: values(text, key) for key, _, text in (word.partition("=") for word in words)} if several else {}
     axes = {key: found for key, found in typed.items() if len(found) > 1}
     kept = [word for word in words if word.partition("=")[0] not in axes]
@@ -79,9 +82,12 @@ def read_grid(argv: Sequence[str]) -> Grid:
         raise UserError(f"experiment={','.join(axes['experiment'])}: {first.experiment} has a grid of its own; give one experiment")
     given = {word.partition("=")[0] for word in words}
     axes = {key: values(_text(found), key) for key, found in first.grid.items() if key not in given} | axes
+    if (count := math.prod(map(len, axes.values()))) > MOST_RUNS:
+        raise UserError(f"the grid has {count} runs ({', '.join(axes)}), expected at most {MOST_RUNS}; give fewer values")
     runs = [_run(kept, dict(zip(axes, choice, strict=True))) for choice in product(*axes.values())]
     _check_folders(runs)
-    return Grid(_neighbours(runs), axes, is_one_run=not several and not axes)
+    _check_settings(runs, axes)
+    return Grid(_neighbours(runs), axes, is_one_run=not several and not axes and first.launcher.name == "local")
 
 
 def values(text: str, key: str = "") -> list[str]:
@@ -99,6 +105,8 @@ def values(text: str, key: str = "") -> list[str]:
         counted = range(*(int(bound) for bound in bounds.groups() if bound)) if bounds and bounds[3] != "0" else ()
         if not counted:
             raise UserError(f"{key}={part}: expected range(START,STOP) or range(START,STOP,STEP) with members, as range(0,48,4)")
+        if len(counted) > MOST_RUNS:
+            raise UserError(f"{key}={part}: {len(counted)} values, a grid has at most {MOST_RUNS} runs")
         found += map(str, counted)
     return found
 
@@ -142,6 +150,22 @@ def _check_folders(runs: list[Run]) -> None:
             raise UserError(
                 f"two runs of the grid would write to {run.folder}: `{' '.join(other.argv)}` and `{' '.join(run.argv)}`. Drop one of them"
             )
+
+
+def _check_settings(runs: list[Run], axes: dict[str, list[str]]) -> None:
+    """Refuses runs that differ in nothing that counts: a value spelt twice, or a setting that has no effect on results."""
+    first: dict[str, Run] = {}
+    for run in runs if "variant" not in axes else ():
+        settings = short_hash([run.config.experiment, with_effect(to_dict(run.config))])
+        if (other := first.setdefault(settings, run)) is not run:
+            raise UserError(
+                f"two runs of the grid would be the same: `{' '.join(other.argv)}` and `{' '.join(run.argv)}`. Drop one of them"
+            )
+
+
+def _first_twice(keys: Iterable[str]) -> str | None:
+    seen: set[str] = set()
+    return next((key for key in keys if key in seen or seen.add(key)), None)
 
 
 def _neighbours(runs: list[Run]) -> list[Run]:

@@ -20,6 +20,7 @@ from rich.table import Table
 from decoder.compose import to_dict
 from decoder.grid import Grid, Run, edits_of, seconds_of
 from decoder.paths import trained_layers
+from decoder.runs import is_finished, write_result
 
 Outcome = tuple[Run, dict[str, Any]]
 RunOne = Callable[[Run, Any], dict[str, Any]]
@@ -43,24 +44,36 @@ def launch(grid: Grid, run_one: RunOne, script: Path) -> None:
     finished = {run.folder: result for run in grid.runs if (result := run.finished())}
     left = [run for run in grid.runs if run.folder not in finished]
     out.print(plan(grid, finished))
-    out.print(_estimate([seconds_of(result) for result in finished.values()], len(left), config.launcher.jobs))
+    out.print(_estimate([seconds_of(result) for result in finished.values()], len(left), config.launcher.jobs or 1))
     if not left:
         out.print(f"Nothing to run. Compare them:  python -m decoder.report {_common(grid)}")
         return
-    jobs = min(config.launcher.jobs, len(left))
-    if jobs > 1:
-        from decoder.workers import in_processes
-
-        outcomes = in_processes(left, script, jobs)
-    else:
-        outcomes = in_process(left, run_one, out)
-    failed = _follow(outcomes, len(left), jobs, out)
+    with _launcher(left, run_one, script, out) as (outcomes, jobs):
+        failed = _follow(outcomes, len(left), jobs, out)
     _compare(grid, out)
     if failed:
         out.print(f"\n{len(failed)} of {len(grid.runs)} runs failed; the same command tries them again:", style="bold")
         for run, result in failed:
             out.print(f"  {run.folder}: {result['error']}", markup=False)
         raise SystemExit(1)
+
+
+@contextlib.contextmanager
+def _launcher(runs: list[Run], run_one: RunOne, script: Path, out: Console) -> Iterator[tuple[Iterator[Outcome], int]]:
+    """The outcomes of runs as they end, and how many run at a time."""
+    launcher = runs[0].config.launcher
+    if launcher.name == "ray":
+        from decoder.cluster import connected
+        from decoder.on_ray import on_ray
+
+        with connected(runs[0].config) as room:
+            yield on_ray(runs, script, room, out), min(room, len(runs))
+    elif (jobs := min(launcher.jobs or 1, len(runs))) > 1:
+        from decoder.workers import in_processes
+
+        yield in_processes(runs, script, jobs), jobs
+    else:
+        yield in_process(runs, run_one, out), 1
 
 
 def plan(grid: Grid, finished: dict[Path, dict[str, Any]]) -> Table:
@@ -108,6 +121,15 @@ def attempt(run: Run, run_one: RunOne, bench: Any) -> dict[str, Any]:
         except Exception as error:
             close_run(exit_code=1)
             return failed(to_dict(run.config), error)
+
+
+def lost(run: Run, why: str) -> dict[str, Any]:
+    """The result of a run that ended before it could leave one: it is written down, unless an earlier one went through."""
+    result = {"status": "failed", "error": why, "config": to_dict(run.config)}
+    if not is_finished(run.folder):
+        run.folder.mkdir(parents=True, exist_ok=True)
+        write_result(run.folder, result)
+    return result
 
 
 def _follow(outcomes: Iterator[Outcome], count: int, jobs: int, out: Console) -> list[Outcome]:

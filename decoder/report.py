@@ -43,12 +43,15 @@ def read_predictions(path: Path) -> list[dict]:
 
 
 def read_history(path: Path) -> dict[str, dict[int, float]]:
-    """Metric -> epoch -> mean of the values logged in that epoch, from Lightning's `metrics.csv`; empty if it is absent."""
+    """Metric -> epoch -> mean of the values logged in that epoch, from Lightning's `metrics.csv`; empty if it is absent or damaged."""
     if not path.exists():
         return {}
     import pandas
 
-    means = pandas.read_csv(path).groupby("epoch").mean()
+    try:
+        means = pandas.read_csv(path).groupby("epoch").mean(numeric_only=True)
+    except (KeyError, ValueError):  # what a killed or full machine leaves of it
+        return {}
     return {str(name): means[name].dropna().to_dict() for name in means}
 
 
@@ -114,7 +117,10 @@ def main(argv: list[str] | None = None) -> None:
     from decoder.project import read_project
 
     found = read_project(cfg.wandb, cfg.group) if cfg.wandb else find_runs(cfg.runs)
-    page = write_comparison(found, Path(cfg.to or (cfg.runs[0] if cfg.runs else ".")).expanduser())
+    to = Path(cfg.to or (cfg.runs[0] if cfg.runs else ".")).expanduser()
+    if to.is_file():
+        raise UserError(f"to={to}: it is a file; give a folder")
+    page = write_comparison(found, to)
     print(f"{len(found.finished)} finished runs, {len(found.failed)} failed, {len(found.unfinished)} not finished")
     print(page, page.with_suffix(".csv"), sep="\n")
 

@@ -53,8 +53,10 @@ def read_result(path: Path) -> dict[str, Any]:
 
 def is_finished(folder: Path) -> bool:
     """Whether the folder has the result of a run that went through."""
-    file = folder / FILE
-    return file.exists() and json.loads(file.read_text(encoding="utf-8")).get("status") == "ok"
+    try:
+        return read_result(folder / FILE).get("status") == "ok"
+    except (FileNotFoundError, ValueError):
+        return False
 
 
 def find_runs(folders: Iterable[str | Path]) -> Found:

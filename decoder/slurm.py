@@ -11,10 +11,10 @@ def sbatch_script(grid: Grid) -> str:
     config = left[0].config
     options = {
         "job-name": f"palimpsest-{config.experiment}",
-        "array": f"0-{len(left) - 1}",
+        "array": f"0-{len(left) - 1}" + (f"%{config.launcher.jobs}" if config.launcher.jobs else ""),
         "ntasks": 1,
         "cpus-per-task": config.launcher.cpus,
-        "gpus-per-task": config.launcher.gpus or None,
+        "gpus-per-task": int(config.launcher.gpus) or None,
         "mem": config.launcher.memory,
         "time": config.launcher.time,
         "partition": config.launcher.partition,

@@ -14,10 +14,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from decoder.compose import to_dict
 from decoder.grid import Run, edits_of, read_grid
-from decoder.launch import Outcome, RunOne, attempt
-from decoder.runs import is_finished, write_result
+from decoder.launch import Outcome, RunOne, attempt, lost
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -77,11 +75,7 @@ class Worker:
             return json.loads(answer)
         self._process = None
         error = f"WorkerDied: its process ended with code {process.wait()}, see {run.folder / 'log.txt'}"
-        result = {"status": "failed", "error": error, "config": to_dict(run.config)}
-        if task == "run" and not is_finished(run.folder):
-            run.folder.mkdir(parents=True, exist_ok=True)
-            write_result(run.folder, result)
-        return result
+        return lost(run, error) if task == "run" else {"status": "failed", "error": error}
 
     def stop(self) -> None:
         if self._process is not None:
@@ -123,4 +117,4 @@ def _work(worker: Worker, waiting: "queue.SimpleQueue[Run]", ended: "queue.Simpl
         try:
             ended.put((run, worker.ask("run", run)))
         except Exception as error:  # an outcome must come for every run, or the grid would wait for ever
-            ended.put((run, {"status": "failed", "error": f"{type(error).__name__}: {error}", "config": to_dict(run.config)}))
+            ended.put((run, lost(run, f"{type(error).__name__}: {error}")))

@@ -88,6 +88,12 @@ def test_settings_that_no_folder_shows_are_named_in_it():
     [
         (["-m", "seed=0,0"], "two runs of the grid would write to .*rome-e1-t1-s0.*Drop one"),
         (["-m", "optim.epochs=1,2", "variant=mine"], "two runs"),
+        (["-m", "optim.lr_layer=1e-3,0.001"], "two runs of the grid would be the same: .*1e-3.*0.001"),
+        (["-m", "wandb.mode=offline,disabled"], "two runs of the grid would be the same"),
+        (["-m", "seed=1", "seed=2,3"], "seed came twice; several values of a setting are written seed=A,B"),
+        (["-m", "seed=range(0,999999999999)"], "999999999999 values, a grid has at most 10000 runs"),
+        (["-m", "seed=range(0,999)", "host.seed=range(0,999)"], "998001 runs .seed, host.seed., expected at most 10000"),
+        (["-m", "seed=0,1", "variant=../x"], "variant=../x: .*without slashes"),
         (["-m", "decoder.layr=0,1"], "did you mean 'decoder.layer'"),
         (["-m", "seed=0,x"], "seed=x: expected int"),
         (["-m", "experiment=layers,smoke"], "has a grid of its own"),
@@ -103,7 +109,8 @@ def finished_run(tmp_path, *argv, status="ok", **changes) -> Run:
     (run,) = read_grid([f"runs={tmp_path}", *argv]).runs
     run.folder.mkdir(parents=True)
     config = json.loads(json.dumps(to_dict(run.config))) | changes
-    (run.folder / "result.json").write_text(json.dumps({"schema": 1, "status": status, "config": config}))
+    result = {"schema": 1, "status": status, "config": config, "seconds": {"fit": 9.0, "test": 1.0}, "test": {"id": {}}}
+    (run.folder / "result.json").write_text(json.dumps(result))
     return run
 
 
@@ -114,8 +121,9 @@ def test_finished_is_a_result_of_the_same_settings(tmp_path):
         assert read_grid([f"runs={tmp_path}", "seed=3", same]).runs[0].finished()
     for other in ("optim.epochs=2", "edits.ridge=0", "trainer.precision=bf16-mixed"):
         assert not read_grid([f"runs={tmp_path}", "seed=3", other]).runs[0].finished()
-    (run.folder / "result.json").write_text("{")
-    assert not run.finished()
+    for damaged in ("{", '{"schema": 1, "status": "ok"}', '{"schema": 1, "status": "ok", "config": null}', "[]"):
+        (run.folder / "result.json").write_text(damaged)
+        assert not run.finished()
 
 
 def test_a_failed_run_is_not_finished(tmp_path):
@@ -131,9 +139,6 @@ def test_results_of_before_a_setting_without_effect_existed_still_count(tmp_path
 def test_nothing_heavy_is_imported_when_all_runs_are_finished(tmp_path):
     for seed in (0, 1):
         finished_run(tmp_path, f"seed={seed}", status="ok")
-        file = next(tmp_path.rglob(f"*-s{seed}/result.json"))
-        result = json.loads(file.read_text()) | {"seconds": {"fit": 9.0, "test": 1.0}}
-        file.write_text(json.dumps(result))
     code = f"import sys, train; train.main(['-m', 'seed=0,1', 'runs={tmp_path}'])"
     code += "; print([m for m in ('torch', 'pandas', 'lightning', 'wandb', 'matplotlib') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(REPO)})

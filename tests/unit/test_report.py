@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from decoder.report import read_history, write_report
+from decoder.runs import is_finished
 from decoder.tables import draw_edits, example_lines, results_table, score_rows
 
 SPLITS = ("id", "ood", "unseen_object")
@@ -170,6 +171,12 @@ def test_history_is_the_mean_of_each_epoch(tmp_path):
     assert read_history(tmp_path / "absent.csv") == {}
 
 
+@pytest.mark.parametrize("left", ["", "{", "epoch,step\n", "step,val/id/loss\n1,2\n", "epoch,step,val/id/loss\n0,1,2\n1,2,3,4,5\n"])
+def test_a_damaged_history_is_none(tmp_path, left):
+    (tmp_path / "metrics.csv").write_text(left)
+    assert not any(read_history(tmp_path / "metrics.csv").values())
+
+
 def test_report_has_every_part_and_needs_nothing_else(run_folder):
     path = write_report(run_folder)
     page = path.read_text(encoding="utf-8")
@@ -236,3 +243,11 @@ def test_missing_result_is_named(tmp_path):
 def test_import_is_light():
     code = "import sys, decoder.report; print([m for m in ('torch', 'matplotlib', 'pandas', 'jinja2', 'scipy') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_a_result_that_is_no_json_is_not_finished(tmp_path):
+    assert not is_finished(tmp_path)
+    (tmp_path / "result.json").write_text("{")
+    assert not is_finished(tmp_path)
+    (tmp_path / "result.json").write_text('{"schema": 1, "status": "ok"}')
+    assert is_finished(tmp_path)

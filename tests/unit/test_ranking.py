@@ -1,0 +1,82 @@
+"""A checkpoint folder read by every decoder of a collection that fits: who reads, in what order, and what is refused."""
+
+import json
+
+import pytest
+import torch
+from unit.test_collection import write_run
+from unit.test_export import FACTS as EXPORTED
+
+import evaluate
+from decoder.collection import export_best
+from decoder.config import EvaluateConfig
+from decoder.errors import UserError
+from decoder.ranking import entries_for, rank
+from decoder.runs import find_runs
+
+
+@pytest.fixture
+def folders(host_of, tmp_path):
+    """A collection of two layers of one host and one of another, and an edited checkpoint of the first host."""
+    host = host_of("llama")
+    for name, edited in (("llama", 0), ("llama", 2), ("gpt2", 1)):
+        write_run(tmp_path / "runs", host_of(name), edited, 1, 0, 0.5)
+    collection = export_best(find_runs([tmp_path / "runs"]), tmp_path / "decoders").parent
+    for folder, nulls in (("llama-e0", 0.9), ("llama-e2", 0.0), ("gpt2-e1", 0.0)):
+        # Layer 0 is never more confident than its nulls, layer 2 always is.
+        file = collection / folder / "decoder_config.json"
+        calibration = EXPORTED["calibration"] | {"null": {"n": 3, "quantiles": [nulls] * 101}}
+        file.write_text(json.dumps(json.loads(file.read_text()) | EXPORTED | {"calibration": calibration}))
+    suspect = tmp_path / "suspect"
+    host.model.save_pretrained(suspect)
+    host.tokenizer.save_pretrained(suspect)
+    host.model.save_pretrained(tmp_path / "host")
+    host.tokenizer.save_pretrained(tmp_path / "host")
+    return collection, suspect
+
+
+@pytest.fixture
+def config(folders, host_of, monkeypatch):
+    from decoder import audit
+
+    monkeypatch.setattr(audit.Host, "load", lambda path, name, **_: host_of(name))
+    return EvaluateConfig(decoder=str(folders[0]), suspect=str(folders[1]))
+
+
+def test_every_decoder_of_the_host_reads_and_the_most_suspicious_layer_is_first(config, capsys):
+    found = rank(config, entries_for(config))
+    assert [(one["host"], one["layer"]) for one in found["ranking"]] == [("llama", 2), ("llama", 0)]
+    percentiles = [one["null_percentile"] for one in found["ranking"]]
+    assert percentiles == sorted(percentiles, reverse=True) and percentiles[0] > percentiles[1]
+    assert found["surroundings"]["further_trained_count"] == 0 and found["refused"] == []
+    evaluate.main([f"decoder={config.decoder}", f"suspect={config.suspect}"])
+    shown = capsys.readouterr().out
+    assert "null percentile" in shown and "1 of 2 layers are more confident than 95 %" in shown and "in 10% of checkpoints" in shown
+    evaluate.main([f"decoder={config.decoder}", f"suspect={config.suspect}", "json=true"])
+    assert [one["layer"] for one in json.loads(capsys.readouterr().out)["ranking"]] == [2, 0]
+
+
+def test_one_that_fits_is_used_as_before(config, capsys):
+    evaluate.main([f"decoder={config.decoder}", f"suspect={config.suspect}", "layer=2"])
+    shown = capsys.readouterr().out
+    assert "Using llama-e2 of 3 decoders" in shown and "Planted in layer 2" in shown
+
+
+def test_a_checkpoint_of_another_model_is_refused(config, folders):
+    from safetensors.torch import load_file, save_file
+
+    file = folders[1] / "model.safetensors"
+    tensors = load_file(file)
+    tensors.pop("model.norm.weight")
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(UserError, match="no decoder of .* can read it. llama-e0: .*no tensor model.norm.weight"):
+        rank(config, entries_for(config))
+
+
+def test_matrices_of_another_shape_fit_no_decoder(config, folders):
+    from safetensors.torch import load_file, save_file
+
+    file = folders[1] / "model.safetensors"
+    tensors = load_file(file) | {"model.layers.2.mlp.down_proj.weight": torch.zeros(32, 7)}
+    save_file(tensors, file, metadata={"format": "pt"})
+    assert [entry["folder"] for entry in entries_for(config)] == ["llama-e0"]
