@@ -120,7 +120,7 @@ def test_an_object_told_token_by_token_is_right_where_greedy_search_finds_it(any
     found_B = exact_match(found, ids_BT, any_host.terminator_id)
     assert [bool(whole_B[b]) for b in free] == [found_B[b] for b in free] and (ends or found_B[0])
     assert first_B.tolist() == [objects[0][0] == int(ids[0]) for objects, ids in zip(found.tokens, planted, strict=True)]
-    assert not whole_B[2] and not whole_B[3]
+    assert not whole_B[2] and not (whole_B[3] and 3 in free)
 
 
 def test_only_what_is_scored_leaves_the_head(any_host, random_edits):
