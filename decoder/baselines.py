@@ -92,14 +92,20 @@ def carrier(evidence: Evidence) -> Reader:
     host, value = evidence.host, canonical_value(evidence.train)
     prompts = [carrier_prompt(host, evidence.subjects, template) for template in evidence.templates]
 
-    def reader(prompt_MD: Tensor, strength: float) -> Reader:
-        decoder = ObjectDecoder(host, edited_layer=evidence.layer, trained_layers=[], prompt_MD=prompt_MD)
-        return lambda batch: _read(evidence, decoder, AtSubject(batch.edits.key_BF, strength * normalize(value(batch))), batch)
+    def planted(batch: EditBatch, strength: float) -> AtSubject:
+        return AtSubject(batch.edits.key_BF, strength * normalize(value(batch)))
+
+    def behind(prompt_MD: Tensor) -> ObjectDecoder:
+        return ObjectDecoder(host, edited_layer=evidence.layer, trained_layers=[], prompt_MD=prompt_MD)
+
+    def says_first(prompt_MD: Tensor, strength: float) -> Reader:
+        """First tokens only, which is what choices go by."""
+        return lambda batch: Answer(behind(prompt_MD)(planted(batch, strength), batch.object_ids_BT[:, :1])[:, 0].argmax(-1))
 
     size = _clean_output_norm(evidence, prompts[0])
-    prompt_MD = max(prompts, key=lambda prompt: validation_score(evidence, reader(prompt, 5.0 * size)))
-    strength = max(CARRIER_STRENGTHS, key=lambda times: validation_score(evidence, reader(prompt_MD, times * size)))
-    return reader(prompt_MD, strength * size)
+    prompt_MD = max(prompts, key=lambda prompt: validation_score(evidence, says_first(prompt, 5.0 * size)))
+    strength = size * max(CARRIER_STRENGTHS, key=lambda times: validation_score(evidence, says_first(prompt_MD, times * size)))
+    return lambda batch: _read(evidence, behind(prompt_MD), planted(batch, strength), batch)
 
 
 BASELINES: dict[str, tuple[bool, Callable[[Evidence], Reader]]] = {
