@@ -20,7 +20,7 @@ from transformers import DynamicCache
 from decoder.beam import Beams, beam_search
 from decoder.edit import PADDING, Edit, RankOneEdit
 from decoder.host import Host
-from decoder.passes import scored_only, widen
+from decoder.passes import last_state_only, scored_only, widen
 from decoder.swap import exchanged, swapped
 
 
@@ -130,7 +130,8 @@ class ObjectDecoder(nn.Module):
         prompt_1MD = self.prompt_MD.unsqueeze(0).to(self.host.dtype)
         inputs = {"inputs_embeds": prompt_1MD, "past_key_values": cache, "use_cache": cache is not None}
         with self._autocast(), self._trained_in_place(), swapped(self.host, edits, self.edited_layer), scored_only(self.host):
-            logits_1BV = self.host.model(**inputs, logits_to_keep=1).logits
+            with last_state_only(self.host, self.edited_layer):
+                logits_1BV = self.host.model(**inputs, logits_to_keep=1).logits
         assert cache is None or cache.get_seq_length() == len(self.prompt_MD), "the host did not keep the prompt in its cache"
         return logits_1BV[0]
 

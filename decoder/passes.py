@@ -4,9 +4,10 @@ Shape letters: B edits, N scored positions, T positions, D hidden width, V vocab
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers import DynamicCache
 
 from decoder.host import Host
@@ -30,6 +31,40 @@ def scored_only(host: Host, scored_BT: Tensor | None = None) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def last_state_only(host: Host, edited_layer: int) -> Iterator[None]:
+    """Inside the block the last MLP, which mixes no positions, runs on the last position; the other final states are wrong.
+
+    Keys and values of the last block are made before its MLP, so a cache is filled as ever. Blocks that build their MLP otherwise, and an
+    edited last block, run whole.
+    """
+    mlp = last_mlp(host) if edited_layer < host.layers - 1 else None
+    if mlp is None:
+        yield
+        return
+    forward = mlp.forward
+
+    def at_last(*args: Tensor) -> Tensor:
+        if any(arg.dim() != 3 for arg in args):
+            return forward(*args)
+        return pad(forward(*(arg[:, -1:] for arg in args)), (0, 0, args[0].shape[1] - 1, 0))
+
+    mlp.forward = at_last
+    try:
+        yield
+    finally:
+        del mlp.forward
+
+
+def last_mlp(host: Host) -> nn.Module | None:
+    """The MLP of the last block, where it is one module that serves every token."""
+    last = host.layers - 1
+    with suppress(ValueError):
+        if path := host.down_proj_path(last).rpartition(".")[0]:
+            return host.blocks[last].get_submodule(path)
+    return None
 
 
 def widen(cache: DynamicCache, batch: int, times: int = 1) -> None:

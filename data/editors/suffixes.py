@@ -15,7 +15,7 @@ read, D hidden width, F MLP width.
 import copy
 import os.path
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -24,6 +24,7 @@ from transformers import DynamicCache
 
 from data.editors.rows import Row
 from decoder.host import Host
+from decoder.passes import last_mlp
 from decoder.swap import exchanged
 
 SHORTCUT_ERROR = 1e-2  # relative; rounding in bfloat16 stays below, a norm after the projection far above
@@ -109,7 +110,7 @@ class Suffixes:
     @contextmanager
     def _read_only(self, read_R2: Tensor | None) -> Iterator[None]:
         """Inside the block the last MLP, which mixes no positions, runs on the states that are read only."""
-        mlp = _last_mlp(self.host) if self.layer < self.host.layers - 1 and read_R2 is not None else None
+        mlp = last_mlp(self.host) if self.layer < self.host.layers - 1 and read_R2 is not None else None
         if mlp is None:
             yield
             return
@@ -166,15 +167,6 @@ class Suffixes:
         delta_ND *= self.value_ND.norm() / delta_ND.norm()
         short_NSD, whole_NSD = (replace(self, shortcut=flag).hidden(delta_ND)[:, 0].float() for flag in (True, False))
         return bool((short_NSD - whole_NSD).norm() <= SHORTCUT_ERROR * whole_NSD.norm())
-
-
-def _last_mlp(host: Host) -> nn.Module | None:
-    """The MLP of the last block, where it is one module that serves every token."""
-    last = host.layers - 1
-    with suppress(ValueError):
-        if path := host.down_proj_path(last).rpartition(".")[0]:
-            return host.blocks[last].get_submodule(path)
-    return None
 
 
 @torch.no_grad()
