@@ -1,7 +1,7 @@
 """What the benchmarks share: timing ways of doing one thing in turns, the machine's own speed, the table and the JSON.
 
 A benchmark is a script with a dataclass of settings (`Common` and its own) that ends with `write`. Its JSON holds
-`{machine, versions, rows}`; a row is a `Row`.
+`{machine, versions, rows}`; a row is a `Row`. `python benchmarks/common.py FILE` prints such a file as a Markdown table.
 """
 
 import dataclasses
@@ -10,11 +10,12 @@ import json
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from omegaconf import OmegaConf
@@ -209,7 +210,26 @@ def table(name: str, rows: Sequence[Row]) -> Table:
     return found
 
 
+def markdown(result: Mapping[str, Any]) -> str:
+    """The rows as a Markdown table, below a line that names the machine."""
+    columns = ["case", "unit", "ours", "reference", "ratio", "spread", "floor", "distance", "note"]
+    about = result["machine"]
+    lines = [
+        f"{about['cpu']}, {about['threads']} of {about['cores']} cores, {about['memory_gib']} GiB, {about['gpu'] or 'no GPU'}; "
+        f"torch {result['versions']['torch']}, transformers {result['versions']['transformers']}; "
+        f"medians over {max(row['repeats'] for row in result['rows'])} repeats.",
+        "",
+        f"| {' | '.join(columns)} |",
+        f"| {' | '.join('---' if column in ('case', 'unit', 'note') else '---:' for column in columns)} |",
+    ]
+    return "\n".join(lines + [f"| {' | '.join(_cell(row[column]) for column in columns)} |" for row in result["rows"]])
+
+
 def _cell(value: object) -> str:
     if value is None:
         return "-"
     return f"{value:.3g}" if isinstance(value, float) and abs(value) < 1000 else f"{value:,.0f}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    print(markdown(json.loads(Path(sys.argv[1]).read_text())))

@@ -18,7 +18,7 @@ FIELDS = {"case", "unit", "ours", "reference", "ratio", "spread", "repeats", "fl
 
 def run(script: str, *arguments: str) -> subprocess.CompletedProcess:
     environment = os.environ | {"PYTHONPATH": str(FOLDER.parent), "HF_HUB_OFFLINE": "1"}
-    return subprocess.run([sys.executable, str(FOLDER / script), *arguments], env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run([sys.executable, str(FOLDER / script), *arguments], env=environment, capture_output=True, text=True, timeout=900)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -37,6 +37,8 @@ def test_runs_in_miniature(tmp_path, script):
             assert math.isfinite(row["ours"] + row["reference"])
     assert str(FOLDER.parent) not in out.read_text(), "a result names no place of this machine"
     assert result["rows"][0]["case"][:20] in done.stdout, "the table is printed"
+    lines = run("common.py", str(out)).stdout.splitlines()
+    assert "torch" in lines[0] and len(lines) == 4 + len(result["rows"]) and len({line.count("|") for line in lines[2:]}) == 1
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
