@@ -16,7 +16,7 @@ from tiny_hosts import tiny_host
 from data.editors.rome import Rome
 from data.editors.suffixes import clean_pass
 from data.facts import load_facts
-from data.produce import request_manifest
+from data.requests import request_manifest
 from decoder.compose import compose
 from decoder.config import TrainConfig
 
