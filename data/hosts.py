@@ -28,7 +28,8 @@ def open_host(cfg: TrainConfig) -> Host:
         cfg.host.path or pocket_folder(cfg),
         name=cfg.host.name,
         dtype=cfg.host.dtype,
-        revision=cfg.host.revision,
+        # A folder is as it is; a commit of the Hub says nothing of it.
+        revision=cfg.host.revision if cfg.host.path and not Path(cfg.host.path).is_dir() else None,
         terminator=cfg.host.terminator,
         device=device(cfg.trainer.accelerator, own_device(cfg)),
     )

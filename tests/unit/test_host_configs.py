@@ -4,6 +4,7 @@ Shape letters: D hidden width, F MLP width.
 """
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -94,6 +95,14 @@ def test_settings_are_as_published(name):
     gated_family = name.startswith(("llama", "mistral", "qwen", "gemma"))
     assert (edits.steps, edits.decay, edits.ridge) == ((25, 1e-3, "identity") if gated_family else (20, 0.5, 0))
     assert edits.clamp == (3 if name in ("gpt2", "gpt2-medium") else 4)
+
+
+def test_hosts_are_pinned_to_commits_of_their_own():
+    """`main` moves; where no commit could be told for sure it stays, and the file says so."""
+    revisions = {name: compose(TrainConfig, "train", [f"host={name}"]).host.revision for name in HOSTS}
+    assert {name for name, revision in revisions.items() if revision == "main"} == {"pythia-6.9b"}
+    pinned = [revision for revision in revisions.values() if revision != "main"]
+    assert all(re.fullmatch("[0-9a-f]{40}", revision) for revision in pinned) and len(set(pinned)) == len(pinned)
 
 
 def test_the_command_line_and_other_groups_win_over_a_hosts_file():
