@@ -6,7 +6,6 @@ A checkpoint is a safetensors or npz file, or a Hugging Face folder with one saf
 import json
 import zipfile
 from collections.abc import Iterator
-from contextlib import ExitStack
 from math import prod
 from pathlib import Path
 
@@ -20,6 +19,7 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 # Names in the code, and in the files that their authors published and that are still written.
 RENAMED = (("model.language_model.", "language_model.model."), ("lm_head.", "embed_out."), ("lm_head.", "language_model.lm_head."))
 CHUNK = 1 << 22  # entries read at a time
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 NO_PICKLE = "pickles are never loaded: save it again as safetensors (save_pretrained does)"
 
 
@@ -32,8 +32,7 @@ class Checkpoint:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).expanduser()
-        self._opened = ExitStack()
-        self._sources: dict[str, object] = {}
+        self._sources: dict[str, Path | np.lib.npyio.NpzFile] = {}
         if self.path.is_dir():
             for file in _files(self.path):
                 self._open(file)
@@ -49,16 +48,16 @@ class Checkpoint:
             try:
                 archive = np.load(file, allow_pickle=False)
                 self._sources |= dict.fromkeys(archive.files, archive)
-            except (ValueError, OSError, zipfile.BadZipFile) as error:
+            except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
                 raise ValueError(f"{file} is not a whole npz file ({error})") from None
             return
         try:
-            opened = self._opened.enter_context(safe_open(str(file), "pt"))
+            with safe_open(str(file), "pt") as opened:
+                self._sources |= dict.fromkeys(opened.keys(), file)
         except (SafetensorError, OSError) as error:
             raise ValueError(
                 f"{file} is not a whole safetensors file ({error}). Pickles and .pt files are never loaded: convert it"
             ) from None
-        self._sources |= dict.fromkeys(opened.keys(), opened)
 
     @property
     def names(self) -> list[str]:
@@ -66,24 +65,35 @@ class Checkpoint:
 
     def shape(self, name: str) -> tuple[int, ...]:
         source = self._sources[name]
-        return self._array(name).shape if isinstance(source, np.lib.npyio.NpzFile) else tuple(source.get_slice(name).get_shape())
+        if isinstance(source, np.lib.npyio.NpzFile):
+            return self._array(name).shape
+        with safe_open(source, "pt") as opened:
+            return tuple(opened.get_slice(name).get_shape())
 
     def parts(self, name: str) -> Iterator[Tensor]:
         """The tensor in pieces along its first dimension, in the dtype it is stored in."""
-        source = self._sources[name]
-        if isinstance(source, np.lib.npyio.NpzFile):
-            yield torch.from_numpy(self._array(name))
-            return
-        opened, shape = source.get_slice(name), self.shape(name)
-        if not shape:
-            yield source.get_tensor(name)
+        shape = self.shape(name)
+        if not shape or isinstance(self._sources[name], np.lib.npyio.NpzFile):
+            yield self._whole(name)
             return
         step = max(1, CHUNK // max(1, prod(shape[1:])))
         for start in range(0, shape[0], step):
-            yield opened[start : start + step]
+            # Opened anew for each piece: pages of a file that stays open would count until the last piece is read.
+            with safe_open(self._sources[name], "pt") as opened:
+                yield opened.get_slice(name)[start : start + step]
+
+    def _whole(self, name: str) -> Tensor:
+        source = self._sources[name]
+        if isinstance(source, np.lib.npyio.NpzFile):
+            array = self._array(name)
+            if array.dtype.kind not in "biufc":
+                raise ValueError(f"{self.path}: {name} cannot be read as numbers (it is of {array.dtype})")
+            return torch.from_numpy(array)
+        with safe_open(source, "pt") as opened:
+            return opened.get_tensor(name)
 
     def matrix(self, name: str, expected: tuple[int, ...], what: str) -> Tensor:
-        """A matrix in float32, and never more than it and one piece in memory.
+        """A matrix in the dtype it is stored in (float64: in float32), and never more than it and one piece in memory.
 
         Raises:
             ValueError: the shape is another one, the entries are no floats, or some are NaN or infinite.
@@ -92,15 +102,22 @@ class Checkpoint:
         if shape != expected:
             turned = " It looks transposed." if shape == expected[::-1] else ""
             raise ValueError(f"{self.path}: {name} is {shape}, {what} is {expected}.{turned}")
-        matrix, row = torch.empty(shape), 0
+        if isinstance(self._sources[name], np.lib.npyio.NpzFile):
+            return self._checked(name, self._whole(name))
+        matrix, row = torch.empty(0), 0
         for part in self.parts(name):
-            if not part.is_floating_point():
-                raise ValueError(f"{self.path}: {name} is {part.dtype}, expected floats")
-            if not part.isfinite().all():
-                raise ValueError(f"{self.path}: {name} holds NaN or infinity; expected finite numbers")
+            part = self._checked(name, part)
+            matrix = matrix if row else torch.empty(shape, dtype=part.dtype)
             matrix[row : row + len(part)] = part
             row += len(part)
         return matrix
+
+    def _checked(self, name: str, part: Tensor) -> Tensor:
+        if part.dtype not in FLOATS:
+            raise ValueError(f"{self.path}: {name} is {part.dtype}, expected floats of 16, 32 or 64 bits")
+        if not all(piece.isfinite().all() for piece in part.split(max(1, CHUNK // part.shape[1]))):
+            raise ValueError(f"{self.path}: {name} holds NaN or infinity; expected finite numbers")
+        return part.float() if part.dtype == torch.float64 else part
 
     def dtype(self, name: str) -> torch.dtype:
         return next(self.parts(name)).dtype
@@ -131,12 +148,12 @@ def is_checkpoint_folder(path: Path) -> bool:
 def _files(folder: Path) -> list[Path]:
     if (folder / INDEX).exists():
         try:
-            shards = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
+            shards = sorted(set(map(Path, json.loads((folder / INDEX).read_text())["weight_map"].values())))
         except (json.JSONDecodeError, KeyError, AttributeError, UnicodeDecodeError, TypeError):
             raise ValueError(f"{folder / INDEX} is no index of shards (weight_map). Save the checkpoint again") from None
         for shard in shards:
-            if Path(shard).name != shard:
-                raise ValueError(f"{folder / INDEX} names {shard!r}, which is outside its folder. Save the checkpoint again")
+            if shard.name != str(shard):
+                raise ValueError(f"{folder / INDEX} names {str(shard)!r}, which is outside its folder. Save the checkpoint again")
             if not (folder / shard).exists():
                 raise ValueError(f"{folder}: shard {shard} is missing. Download or copy it again")
         return [folder / shard for shard in shards]

@@ -42,7 +42,7 @@ class Surroundings:
 
 
 def read_suspect(path: str | Path, host: Host, layer: int, tensor: str | None = None) -> DenseEdit:
-    """The suspect W'_V of `layer`, in the host's own orientation and any float dtype.
+    """The suspect W'_V of `layer`, in canonical orientation and the dtype it is stored in (float64: float32).
 
     Args:
         path: safetensors or npz file, or checkpoint folder.
@@ -62,7 +62,7 @@ def read_suspect(path: str | Path, host: Host, layer: int, tensor: str | None = 
 
 
 def read_weight_DF(checkpoint: Checkpoint, name: str, host: Host, layer: int) -> Tensor:
-    """One matrix in canonical orientation and float32."""
+    """One matrix in canonical orientation and the dtype it is stored in (float64: float32)."""
     expected = tuple(host.down_proj(layer).weight.shape)
     matrix = checkpoint.matrix(name, expected, f"{host.module_path(layer)} of {host.name}")
     return matrix.T if host.stored_transposed(layer) else matrix
@@ -126,8 +126,8 @@ def _distance(checkpoint: Checkpoint, name: str, own: Tensor) -> float:
 
 def _compare_config(folder: Path, host: Host) -> None:
     try:
-        config = json.loads((folder / "config.json").read_text())
-    except (FileNotFoundError, json.JSONDecodeError) as error:
+        config = dict(json.loads((folder / "config.json").read_text()).items())
+    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
         raise ValueError(f"{folder / 'config.json'}: missing or not whole JSON ({type(error).__name__}). Copy the whole folder") from None
     own = host.model.config.to_dict()
     for field in ("model_type", "hidden_size", "n_embd", "num_hidden_layers", "n_layer", "vocab_size"):
