@@ -1,6 +1,8 @@
 """Use an exported decoder: score it again on its store, or read one suspect matrix.
 
 python evaluate.py decoder=runs/main/pocket/rome-e1-t1-s0/decoder
+python evaluate.py decoder=... store=OTHER_STORE                    its test edits as another editor made them
+python evaluate.py decoder=... precision=int8                       its test edits from matrices that were rounded
 python evaluate.py decoder=... suspect=matrix.safetensors
 python evaluate.py decoder=... suspect=CHECKPOINT_FOLDER
 python evaluate.py decoder=decoders suspect=matrix.safetensors      a folder of several decoders: the one that fits is used
@@ -74,9 +76,10 @@ def read(cfg: EvaluateConfig, decoder: Any, config: dict[str, Any]) -> dict[str,
 
 def score(cfg: EvaluateConfig, decoder: Any, config: dict[str, Any]) -> dict[str, Any]:
     """The decoder's scores on the test splits it was exported with."""
-    from data.datamodule import exported_splits
+    from data.exported import exported_splits
     from data.store import EditStore, find_store
     from decoder.audit import read_splits
+    from decoder.precision import PRECISIONS
     from decoder.result import test_scores
 
     store = EditStore(Path(cfg.store).expanduser()) if cfg.store else find_store(cfg.cache_dir, config["store"])
@@ -84,9 +87,15 @@ def score(cfg: EvaluateConfig, decoder: Any, config: dict[str, Any]) -> dict[str
         raise UserError(
             f"store {store.path} has edits of layer {found}, the decoder reads layer {decoder.edited_layer}. Give another store="
         )
-    loaders, table = exported_splits(store, config["splits"], decoder.host.terminator_id)
-    readings = read_splits(decoder, config, loaders, table)
-    return {"test": test_scores(readings), "decoder": cfg.decoder, "store": str(store.path)}
+    if (found := store.manifest["host"]["fingerprint"]) != config["host"]["fingerprint"] and not cfg.allow_host_mismatch:
+        raise UserError(
+            f"store {store.path} has edits of host {store.manifest['host']['id']} ({found}), the decoder reads {config['host']['id']} "
+            f"({config['host']['fingerprint']}). Give another store=, or allow_host_mismatch=true"
+        )
+    splits = exported_splits(store, config, decoder.host, PRECISIONS.get(cfg.precision))
+    readings = read_splits(decoder, config, splits.loaders, splits.table)
+    scores = {"test": test_scores(readings), "left_out": splits.left_out, "precision": cfg.precision}
+    return scores | {"decoder": cfg.decoder, "store": str(store.path), "editor": store.manifest["editor"]["name"]}
 
 
 def show(cfg: EvaluateConfig, answer: dict[str, Any]) -> None:

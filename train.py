@@ -106,6 +106,7 @@ def train(cfg: TrainConfig, folder: Path, bench: "Bench | None" = None) -> dict:
         baselines = bench.baselines(cfg, start.to(host.device))
         calibration = session.calibration(cfg, module.decoder, edits, readings)
 
+    made_by = edits.store.manifest["editor"]["settings"]
     summary = {
         "status": "ok",
         "config": to_dict(cfg),
@@ -113,7 +114,7 @@ def train(cfg: TrainConfig, folder: Path, bench: "Bench | None" = None) -> dict:
         "edited_layer": cfg.edits.layer,
         "trained_layer": cfg.decoder.layer,
         "seed": cfg.seed,
-        "edits": result.edit_summary(edits.table, cfg.edits.ridge, edits.store.manifest["requests"]["count"]),
+        "edits": result.edit_summary(edits.table, made_by.get("ridge"), edits.store.manifest["requests"]["count"]),
         "fit": fit_summary(trainer),
         "validation": result.validation_scores(readings),
         "test": scores,

@@ -38,8 +38,7 @@ class EditRows(Dataset):
 
     def __getitems__(self, indices: list[int]) -> EditBatch:
         rows_B = self.rows[indices]
-        edits = self.store.edits(rows_B)
-        edits = edits if self.weight_DF is None else edits.applied_to(self.weight_DF)
+        edits = self.store.edits(rows_B) if self.weight_DF is None else self.store.whole_edits(rows_B, self.weight_DF)
         return EditBatch(edits, without_common_padding(self.object_ids_NT[indices]), rows_B)
 
 

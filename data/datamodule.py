@@ -13,19 +13,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from data.batches import EditRows, EpochShuffle, SharedBatches, as_is, padded_objects
-from data.facts import load_facts
+from data.facts import Fact, FactSet, load_facts
 from data.probe_keys import probe_keys
 from data.produce import open_stream, prepare_editor, produce
 from data.splits import assign, draw_splits
-from data.store import EditStore
+from data.store import IMPORTED, EditStore
 from data.stream import EditStream
 from data.stream_loader import StreamLoader
 from decoder.config import TrainConfig
 from decoder.edit import EditBatch
 from decoder.host import Host
 
-EXPORT_BATCH = 128
-IMPORTED = "imported"
 MOST_IN_MEMORY = 20_000  # edits that baselines and calibration look at; 640 MB at the widths of GPT2-XL
 
 
@@ -52,7 +50,8 @@ class EditDataModule(LightningDataModule):
             self.store = self._open()
         if hasattr(self, "rows"):
             return
-        self.facts = load_facts(self.cfg.facts)
+        is_imported = self.store.manifest["editor"]["name"] == IMPORTED
+        self.facts = facts_of(self.store) if is_imported else load_facts(self.cfg.facts)
         self.plan = draw_splits(self.facts, self.cfg.splits)
         self.table = self.store.table()
         self.rows = assign(self.plan, self.table, self.cfg.splits)
@@ -139,38 +138,20 @@ class EditDataModule(LightningDataModule):
         return StreamLoader(self.store, rows, ids_NT, batch_size, weight_DF=self._dense_base(), prefetch=self.cfg.data.prefetch, **more)
 
     def _dense_base(self) -> Tensor | None:
-        return self.host.weight_DF(self.cfg.edits.layer).cpu() if self.cfg.data.form == "dense" else None
+        whole = self.cfg.data.form == "dense" or (isinstance(self.store, EditStore) and self.store.is_dense)
+        return self.host.weight_DF(self.cfg.edits.layer).cpu() if whole else None
 
     def _place(self) -> tuple[int, int]:
         """Rank of this process and how many there are."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
 
-def exported_splits(
-    store: EditStore, splits: dict[str, list[str]], terminator_id: int | None
-) -> tuple[dict[str, DataLoader], pd.DataFrame]:
-    """Loaders of the test splits whose edit_ids an exported decoder lists, and the edits' table; of imported edits, all as one split.
-
-    Raises:
-        ValueError: the store lacks edits of the list.
-    """
-    table = store.table()
-    if store.manifest["editor"]["name"] == IMPORTED:
-        # Edits of other tools were in no split: every one of them is a test.
-        mark_seen(table, [])
-        return {IMPORTED: DataLoader(EditRows(store, list(range(len(store))), terminator_id), EXPORT_BATCH, collate_fn=as_is)}, table
-    row_of = {edit_id: row for row, edit_id in enumerate(table["edit_id"])}
-    mark_seen(table, [row_of[edit_id] for edit_id in splits["train"] if edit_id in row_of])
-    loaders = {}
-    for split in ("id", "ood", "unseen_object"):
-        if missing := [edit_id for edit_id in splits[split] if edit_id not in row_of]:
-            raise ValueError(
-                f"store {store.path} lacks {len(missing)} of the decoder's {split} edits, {missing[0]} first. Give its own store="
-            )
-        if splits[split]:
-            dataset = EditRows(store, [row_of[edit_id] for edit_id in splits[split]], terminator_id)
-            loaders[split] = DataLoader(dataset, EXPORT_BATCH, collate_fn=as_is)
-    return loaders, table
+def facts_of(store: EditStore) -> FactSet:
+    """The facts that imported edits are about: splits are drawn over their relations, subjects and objects."""
+    columns = ("fact_id", "subject", "relation", "relation_name", "kind", "prompt", "object_true", "object")
+    rows = store.table()[list(columns)].to_dict("records")
+    facts = store.manifest["facts"]
+    return FactSet(tuple(Fact(**row, paraphrases=()) for row in rows), source=facts["source"], sha256=facts["sha256"])
 
 
 def mark_seen(table: pd.DataFrame, train_rows: list[int]) -> None:

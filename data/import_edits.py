@@ -1,86 +1,60 @@
 """Edits that other tools made -> store: `python -m data.import_edits host=... edited=PATH facts=PATH store=FOLDER`.
 
-What differs between an edited matrix and its base is factored by a truncated SVD. An update that one outer product explains becomes a
-row of the store; one of higher rank is kept whole beside the rows. Rounded matrices leave over what rounding leaves over, no more.
+What differs between an edited matrix and its base is factored (`data/explain.py`). Every source becomes a row of the store: an update
+that a few outer products explain as these factors, any other with its whole matrix beside the rows.
 
-Shape letters: D hidden width, F MLP width, R rank.
+Shape letters: N edits, D hidden width, F MLP width, R rank.
 """
 
 import logging
 import re
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from data.editors.score import score
+from data.explain import Update, explain
 from data.facts import EditRequest, Fact, FactSet, load_facts
 from data.hosts import open_host
+from data.matrices import write_matrix
 from data.produce import columns
-from data.store import EditStore, StoreWriter, add_file
+from data.store import IMPORTED, EditStore, StoreWriter
 from decoder.checkpoint import Checkpoint, is_checkpoint_folder
 from decoder.compose import compose
 from decoder.config import FactsConfig, ImportConfig, TrainConfig
-from decoder.edit import RankOneEdit
+from decoder.edit import DenseEdit, LowRankEdit
 from decoder.errors import UserError, run_command
 from decoder.host import Host
 from decoder.paths import short_hash
 from decoder.session import quiet
 from decoder.suspect import read_weight_DF, tensor_name
 
-HIGHEST_RANK = 8
 ENDINGS = (".safetensors", ".npz")
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Update:
-    """What an edit added to a matrix, as far as it is of low rank.
+class Source:
+    """One edited matrix, understood: what was planted, where its tensor lies, and what was added."""
 
-    Attributes:
-        key_RF: unit vectors; their products with value_RD add up to the update.
-        residual: what is left over, as a share of the update's length; above rank `HIGHEST_RANK` nothing is explained.
-        rounding: the share that rounding W' to its dtype can leave over.
-    """
-
-    key_RF: Tensor
-    value_RD: Tensor
-    residual: float
-    rounding: float
+    request: EditRequest
+    path: Path
+    tensor: str
+    dtype: torch.dtype
+    update: Update
 
     @property
-    def rank(self) -> int | None:
-        return len(self.key_RF) or None
-
-
-def explain(edited_DF: Tensor, base_DF: Tensor, dtype: torch.dtype, tolerance: float) -> Update:
-    """The factors that explain W' - W up to `tolerance` and the rounding of `dtype`.
-
-    Raises:
-        ValueError: the two are the same, or differ by no more than rounding.
-    """
-    delta_DF = edited_DF.double() - base_DF.double()
-    length = float(delta_DF.norm())
-    rounding = torch.finfo(dtype).eps / 2 * float(edited_DF.double().norm())
-    if length == 0:
-        raise ValueError("is the same as its base")
-    # float32 is what factors are made in: its rounding is part of every edit, however small.
-    if dtype != torch.float32 and length <= rounding:
-        raise ValueError(f"differs from its base by {length:.2e}, which rounding to {dtype} alone can do")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        left_DR, size_R, right_FR = torch.svd_lowrank(delta_DF, q=min(HIGHEST_RANK, *delta_DF.shape), niter=4)
-    left_over = (length**2 - size_R.square().cumsum(0)).clamp(min=0).sqrt()
-    enough = (left_over <= max(tolerance * length, rounding)).nonzero()
-    rank = int(enough[0]) + 1 if len(enough) else 0
-    value_RD = (left_DR[:, :rank] * size_R[:rank]).T.float()
-    residual = float(left_over[rank - 1]) / length if rank else 1.0
-    return Update(right_FR[:, :rank].T.float(), value_RD, residual, rounding / length)
+    def note(self) -> dict[str, Any]:
+        """Its entry in the manifest."""
+        update = self.update
+        found = {"rank": update.rank, "residual": update.residual, "rounding": update.rounding}
+        return {"edit_id": self.request.edit_id, "from": self.path.name, "dtype": str(self.dtype).removeprefix("torch.")} | found
 
 
 def sources(path: Path) -> list[Path]:
@@ -109,7 +83,7 @@ def changed_layers(edited: Checkpoint, base: Checkpoint | None, host: Host) -> l
             continue
         if name is None:
             continue
-        own_DF = read_weight_DF(edited, name, host, layer)
+        own_DF = read_weight_DF(edited, name, host, layer).float()
         base_DF = _base(base, host, layer)
         rounded_DF = base_DF.to(edited.dtype(name)).float()
         if not torch.equal(own_DF, rounded_DF):
@@ -153,30 +127,26 @@ def import_edits(cfg: ImportConfig, host: Host) -> EditStore:
     layer = cfg.layer if cfg.layer is not None else _only_layer(paths[0], base, host)
     host.check_layer(layer, "layer")
     base_DF = _base(base, host, layer)
-    requests, updates, whole, skipped, notes = [], [], {}, [], []
+    found, skipped = [], []
     for path, fact in zip(paths, match(paths, facts), strict=True):
         request = EditRequest(f"{fact.fact_id}-{fact.object}", fact, fact.object)
         try:
-            source = Checkpoint(path)
-            name = cfg.tensor or tensor_name(source, host, layer)
-            edited_DF, dtype = read_weight_DF(source, name, host, layer), source.dtype(name)
-            update = explain(edited_DF, base_DF, dtype, cfg.tolerance)
+            found.append(_understand(cfg, host, layer, base_DF, path, request))
         except (ValueError, KeyError) as error:
             skipped.append((request.edit_id, f"{path.name}: {error}"))
-            continue
-        notes.append(
-            {"edit_id": request.edit_id, "from": path.name, "dtype": str(dtype).removeprefix("torch."), "rank": update.rank}
-            | {"residual": update.residual, "rounding": update.rounding}
-        )
-        if update.rank == 1:
-            requests.append(request)
-            updates.append(update)
-        else:
-            whole[request.edit_id] = edited_DF.contiguous()
     for edit_id, reason in skipped:
         log.warning("skipped %s: %s", edit_id, reason)
-    asked = _manifest(cfg, host, layer, facts, [note["edit_id"] for note in notes], notes)
-    return _write(cfg, host, layer, facts, asked, requests, updates, whole, skipped)
+    if not found:
+        raise ValueError(f"edited={cfg.edited}: not one edit; {skipped[0][1]}")
+    return _write(cfg, host, layer, facts, found, skipped)
+
+
+def _understand(cfg: ImportConfig, host: Host, layer: int, base_DF: Tensor, path: Path, request: EditRequest) -> Source:
+    checkpoint = Checkpoint(path)
+    name = cfg.tensor or tensor_name(checkpoint, host, layer)
+    dtype = checkpoint.dtype(name)
+    update = explain(read_weight_DF(checkpoint, name, host, layer), base_DF, dtype, cfg.tolerance)
+    return Source(request, path, name, dtype, update)
 
 
 def _only_layer(path: Path, base: Checkpoint | None, host: Host) -> int:
@@ -187,40 +157,55 @@ def _only_layer(path: Path, base: Checkpoint | None, host: Host) -> int:
     raise ValueError(f"edited={path}: {found}. Say which one to read with layer=")
 
 
-def _manifest(cfg: ImportConfig, host: Host, layer: int, facts: FactSet, edit_ids: list[str], notes: list[dict]) -> dict[str, Any]:
+def _manifest(cfg: ImportConfig, host: Host, layer: int, facts: FactSet, found: list[Source]) -> dict[str, Any]:
     dtype = str(host.dtype).removeprefix("torch.")
+    edit_ids = [source.request.edit_id for source in found]
     return {
         "host": {"id": host.name, "revision": host.revision, "dtype": dtype, "fingerprint": host.fingerprint},
         "module": host.module_path(layer),
         "layer": layer,
         "base_sha256": host.base_sha256(layer),
-        "editor": {"name": "imported", "settings": {"tolerance": cfg.tolerance, "base": bool(cfg.base)}},
+        "editor": {"name": IMPORTED, "settings": {"tolerance": cfg.tolerance, "base": bool(cfg.base)}},
         "keys": None,
         "facts": {"source": facts.source, "sha256": facts.sha256},
         "requests": {"count": len(edit_ids), "sha256": short_hash(edit_ids)},
         "terminator_id": host.terminator_id,
         "seed": 0,
-        "imported": notes,
+        "rank": max(len(source.update.key_RF) for source in found),
+        "imported": [source.note for source in found],
     }
 
 
-def _write(
-    cfg: ImportConfig, host: Host, layer: int, facts: FactSet, asked: dict, requests: list, updates: list, whole: dict, skipped: list
-) -> EditStore:
-    if not requests:
-        reason = skipped[0][1] if skipped else f"all {len(whole)} updates are of higher rank than one"
-        raise ValueError(f"edited={cfg.edited}: not one edit of rank one; {reason}")
-    edits = RankOneEdit(torch.cat([u.key_RF for u in updates]), torch.cat([u.value_RD for u in updates]))
-    writer = StoreWriter(Path(cfg.store).expanduser(), asked, len(requests))
-    if not writer.has_shard(0):
-        writer.write_shard(0, columns(host, requests, edits, score(host, layer, requests, edits, facts)), skipped)
-    store = writer.finish(1, skipped)
-    if whole:
-        file = store.path / "matrices-00000.safetensors"
-        save_file(whole, str(file))
-        add_file(store.path, file.name)
-        log.warning("%d updates are of higher rank than one: kept whole in %s, which training does not read", len(whole), file)
-    return EditStore(store.path)
+def _write(cfg: ImportConfig, host: Host, layer: int, facts: FactSet, found: list[Source], skipped: list) -> EditStore:
+    """Rows in the order of the sources; whole matrices are read again, one at a time, and written as they come."""
+    asked = _manifest(cfg, host, layer, facts, found)
+    writer = StoreWriter(Path(cfg.store).expanduser(), asked, len(found))
+    if writer.has_shard(0):
+        return writer.finish(1, skipped)
+    requests, edits = [source.request for source in found], _padded(found, asked["rank"])
+    explained = [n for n, source in enumerate(found) if source.update.rank]
+    scores: list[dict[str, Any]] = [{}] * len(found)
+    if explained:
+        together = score(host, layer, [requests[n] for n in explained], edits[torch.tensor(explained)], facts)
+        for place, n in enumerate(explained):
+            scores[n] = {name: column[place] for name, column in together.items()}
+    for n, source in enumerate(found):
+        if source.update.rank is None:
+            weight_DF = read_weight_DF(Checkpoint(source.path), source.tensor, host, layer)
+            write_matrix(writer.partial, n, source.request.edit_id, weight_DF)
+            alone = score(host, layer, [source.request], DenseEdit(weight_DF.unsqueeze(0)), facts)
+            scores[n] = {name: column[0] for name, column in alone.items()}
+    merged = {name: [row[name] for row in scores] for name in scores[0]}
+    factors = {"key": edits.key_BRF.flatten(1), "value": edits.value_BRD.flatten(1)}
+    writer.write_shard(0, columns(host, requests, edits, merged) | factors, skipped)
+    return writer.finish(1, skipped)
+
+
+def _padded(found: list[Source], rank: int) -> LowRankEdit:
+    """The factors of all sources; those of lower rank end in zeros."""
+    key_RFs, value_RDs = zip(*((source.update.key_RF, source.update.value_RD) for source in found), strict=True)
+    pad = torch.nn.functional.pad
+    return LowRankEdit(*(torch.stack([pad(part, (0, 0, 0, rank - len(part))) for part in parts]) for parts in (key_RFs, value_RDs)))
 
 
 @run_command
@@ -231,9 +216,9 @@ def main(argv: list[str] | None = None) -> None:
             raise UserError(f"{name}= is missing; --help says what it is")
     quiet()
     store = import_edits(cfg, open_host(TrainConfig(host=cfg.host, cache_dir=cfg.cache_dir)))
-    ranks = [note["rank"] for note in store.manifest["imported"]]
-    others = f", {sum(rank != 1 for rank in ranks)} of higher rank" if any(rank != 1 for rank in ranks) else ""
-    print(f"{len(store)} edits of layer {store.manifest['layer']}{others}, {len(store.manifest['skipped'])} skipped\n{store.path}")
+    ranks = Counter(note["rank"] for note in store.manifest["imported"])
+    forms = ", ".join(f"{count} of rank {rank}" if rank else f"{count} whole" for rank, count in sorted(ranks.items(), key=str))
+    print(f"{len(store)} edits of layer {store.manifest['layer']} ({forms}), {len(store.manifest['skipped'])} skipped\n{store.path}")
 
 
 if __name__ == "__main__":

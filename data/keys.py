@@ -1,77 +1,124 @@
 """Second moment of the keys of a layer: C = E[k kᵀ] over the tokens of a text, and the solver ROME whitens with.
 
-A key is the input of the down-projection. Shape letters: N texts in a batch, T positions, F MLP width, B vectors.
+A key is the input of the down-projection. Several layers are counted in one pass over the text: each adds its products (float32) to its sum
+(float64) as the pass goes by, so that the keys of one layer at a time are held. Also a command that counts ahead of the edits:
+`python -m data.keys keys.layers=[5,17]`.
+
+Shape letters: N texts in a batch, T positions, F MLP width, B vectors.
 """
 
-import hashlib
-import json
 import logging
-import os
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from rich.progress import Progress
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from data.key_cache import KeyStatistics, cache_files, read, write
+from decoder.compose import compose
+from decoder.config import KeysConfig, TrainConfig
+from decoder.errors import run_command
 from decoder.host import Host
+from decoder.paths import cache_root
+from decoder.session import quiet
 
-BATCH_TOKENS = 2048  # positions in a batch, padding included; larger ones leave the cache of a CPU
+BATCH_TOKENS = 2048  # positions in a batch on a CPU, padding included: larger ones leave its cache. Elsewhere memory alone bounds it
+LONGEST_TEXT = 8192  # tokens; hosts that can read more would need gigabytes for one text
+MEMORY_BUDGET = KeysConfig().memory_budget
 WINDOW = 1024  # texts sorted by length together
 
 log = logging.getLogger(__name__)
 
 Solver = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class KeyStatistics:
-    """The non-centred second moment of the keys (float32) and the number of tokens it is the mean over."""
-
-    moment_FF: Tensor
-    count: int
+Catch = Callable[[Tensor], None]
 
 
 class _Reached(Exception):
     """Ends a forward once the keys are known: the layers above need not run."""
 
 
-def second_moment(host: Host, layer: int, texts: Sequence[str], tokens: int, cache: Path | None = None) -> KeyStatistics:
-    """The mean of k kᵀ over the first `tokens` tokens of the texts, or over all of them if they are fewer.
+def second_moment(
+    host: Host, layer: int, texts: Sequence[str], tokens: int, cache: Path | None = None, memory_budget: float = MEMORY_BUDGET
+) -> KeyStatistics:
+    """`second_moments` of one layer."""
+    return second_moments(host, [layer], texts, tokens, cache, memory_budget)[layer]
+
+
+def second_moments(
+    host: Host, layers: Sequence[int], texts: Sequence[str], tokens: int, cache: Path | None = None, memory_budget: float = MEMORY_BUDGET
+) -> dict[int, KeyStatistics]:
+    """The mean of k kᵀ over the first `tokens` tokens of the texts, or over all of them if they are fewer, for each layer.
 
     Args:
-        host: is run up to the down-projection of `layer` and left as it was.
-        layer: whose keys.
-        texts: are streamed in batches; padding does not count.
+        host: is run once up to the highest of the layers whose statistics are not in the cache, and left as it was.
+        layers: whose keys.
+        texts: are streamed in batches; padding does not count. A text is cut at what the host can read, or `LONGEST_TEXT`.
         tokens: budget; the text that passes it is cut.
         cache: folder of the cache. The statistics of this host, layer, text and budget are read from it, or written to it.
+        memory_budget: GiB that the keys caught at a time may take, copies included. The sums are kept beside it, 8 F² bytes a layer.
 
     Raises:
-        ValueError: no token to count, or no such layer.
+        ValueError: no token to count, no such layer, or a budget that one text is too long for.
     """
-    file = _cache_file(host, layer, texts, tokens, cache) if cache else None
-    if file and (found := _read(file)):
-        return found
-    host.check_layer(layer, "layer")
-    sum_FF = torch.zeros(host.mlp_size(layer), host.mlp_size(layer), dtype=torch.float64, device=host.device)
+    for layer in layers:
+        host.check_layer(layer, "layer")
+    files = cache_files(host, layers, texts, tokens, cache) if cache else {}
+    found = {layer: statistics for layer, file in files.items() if (statistics := read(file))}
+    if missing := sorted(set(layers) - found.keys()):
+        counted = _count(host, missing, texts, tokens, int(memory_budget * 2**30))
+        for layer in missing:
+            found[layer] = next(counted)
+            if cache:
+                write(files[layer], found[layer])
+    return found
+
+
+def _count(host: Host, layers: list[int], texts: Sequence[str], tokens: int, budget: int) -> Iterator[KeyStatistics]:
+    """The statistics of each layer, in order, after one pass for all of them."""
+    sums = {
+        layer: torch.zeros(width, width, dtype=torch.float64, device=host.device) for layer in layers if (width := host.mlp_size(layer))
+    }
+    most = _positions(host, layers, budget)
     count = 0
-    with Progress(transient=True) as progress:
-        task = progress.add_task(f"keys of layer {layer}", total=tokens)
-        for batch in _batches(host, texts, tokens):
-            keys_NF = _keys(host, layer, batch).float()
-            sum_FF += keys_NF.T @ keys_NF
-            count += len(keys_NF)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("tokens, time left"), TimeRemainingColumn())
+    with Progress(*columns, transient=True) as progress:
+        task = progress.add_task(f"keys of layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}", total=tokens)
+        for batch in _batches(host, texts, tokens, most):
+            count += _add(host, sums, batch)
             progress.update(task, completed=count)
     if not count:
-        raise ValueError(f"key statistics of {host.name} layer {layer}: {len(texts)} texts and a budget of {tokens} give no token")
-    statistics = KeyStatistics((sum_FF / count).float().cpu(), count)
-    if file:
-        _write(file, statistics)
-    return statistics
+        names = ", ".join(map(str, layers))
+        raise ValueError(f"key statistics of {host.name} layer {names}: {len(texts)} texts and a budget of {tokens} give no token")
+    for layer in layers:
+        yield KeyStatistics((sums.pop(layer) / count).float().cpu(), count)
+
+
+def _positions(host: Host, layers: list[int], budget: int) -> int:
+    """Positions of a batch whose keys stay within `budget` bytes: as they come, without padding, and in float32."""
+    width = max(host.mlp_size(layer) for layer in layers)
+    each = width * (2 * host.dtype.itemsize + (4 if host.dtype != torch.float32 else 0))
+    most = budget // each
+    return min(most, BATCH_TOKENS) if host.device.type == "cpu" else most
+
+
+def _add(host: Host, sums: Mapping[int, Tensor], rows: list[list[int]]) -> int:
+    """Adds k kᵀ of all tokens of the rows to the sum of each layer; how many tokens that were."""
+    ids_NT = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True).to(host.device)
+    lengths_N = torch.tensor([len(row) for row in rows], device=host.device)
+    mask_NT = torch.arange(ids_NT.shape[1], device=host.device) < lengths_N[:, None]
+
+    def adder(sum_FF: Tensor) -> Catch:
+        def add(keys_NF: Tensor) -> None:
+            real_NF = keys_NF[mask_NT.flatten()].float()
+            sum_FF.add_(real_NF.T @ real_NF)
+
+        return add
+
+    catches = {layer: adder(sum_FF) for layer, sum_FF in sums.items()}
+    _run(host, catches, input_ids=ids_NT, attention_mask=mask_NT.long())
+    return sum(map(len, rows))
 
 
 def whitener(statistics: KeyStatistics, ridge: float | str) -> Solver:
@@ -121,27 +168,32 @@ def _largest_eigenvalue(moment_FF: Tensor) -> Tensor:
     return value
 
 
-def _batches(host: Host, texts: Sequence[str], tokens: int) -> Iterator[list[list[int]]]:
-    """Token lists of at most `tokens` tokens in all, texts of like length together."""
-    longest = host.longest_input or BATCH_TOKENS
+def _batches(host: Host, texts: Sequence[str], tokens: int, most: int) -> Iterator[list[list[int]]]:
+    """Token lists of at most `tokens` tokens in all, texts of like length together, at most `most` padded positions in a batch."""
+    longest = min(host.longest_input or BATCH_TOKENS, LONGEST_TEXT)
     left = tokens
     for start in range(0, len(texts), WINDOW):
         rows = []
         for text in texts[start : start + WINDOW]:
             row = host.text_ids(text)[: min(longest, left)]
+            if len(row) > most:
+                raise ValueError(
+                    f"keys.memory_budget: one text has {len(row)} tokens, and the budget holds the keys of {most}. "
+                    "Raise it, or give shorter texts"
+                )
             left -= len(row)
             if row:
                 rows.append(row)
-        yield from _cut(sorted(rows, key=len))
+        yield from _cut(sorted(rows, key=len), most)
         if left == 0:
             return
 
 
-def _cut(rows: list[list[int]]) -> Iterator[list[list[int]]]:
-    """Cuts rows, sorted by length, into batches of at most `BATCH_TOKENS` padded positions."""
+def _cut(rows: list[list[int]], most: int) -> Iterator[list[list[int]]]:
+    """Cuts rows, sorted by length, into batches of at most `most` padded positions."""
     batch: list[list[int]] = []
     for row in rows:
-        if batch and len(row) * (len(batch) + 1) > BATCH_TOKENS:
+        if batch and len(row) * (len(batch) + 1) > most:
             yield batch
             batch = []
         batch.append(row)
@@ -149,58 +201,52 @@ def _cut(rows: list[list[int]]) -> Iterator[list[list[int]]]:
         yield batch
 
 
-def _keys(host: Host, layer: int, rows: list[list[int]]) -> Tensor:
-    """Keys (tokens, F) of all real tokens of the rows."""
-    ids_NT = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True).to(host.device)
-    lengths_N = torch.tensor([len(row) for row in rows], device=host.device)
-    mask_NT = torch.arange(ids_NT.shape[1], device=host.device) < lengths_N[:, None]
-    return keys_of(host, layer, input_ids=ids_NT, attention_mask=mask_NT.long())[mask_NT.flatten()]
-
-
-@torch.no_grad()
 def keys_of(host: Host, layer: int, **inputs: Tensor) -> Tensor:
     """Keys (N * T, F) of a layer for inputs of the model (N, T), padding included; the layers above do not run."""
     caught: list[Tensor] = []
+    _run(host, {layer: caught.append}, **inputs)
+    return caught[0]
 
-    def catch(module: nn.Module, args: tuple[Tensor]) -> None:
-        # Some families flatten their tokens before the projection.
-        caught.append(args[0].flatten(0, -2))
-        raise _Reached
 
-    handle = host.down_proj(layer).register_forward_pre_hook(catch)
+@torch.no_grad()
+def _run(host: Host, catches: Mapping[int, Catch], **inputs: Tensor) -> None:
+    """Runs the host up to the highest of the layers, each of which hands over its keys (N * T, F) as it is reached."""
+
+    def hook(catch: Catch, last: bool) -> Callable:
+        def reached(module: nn.Module, args: tuple[Tensor]) -> None:
+            # Some families flatten their tokens before the projection.
+            catch(args[0].flatten(0, -2))
+            if last:
+                raise _Reached
+
+        return reached
+
+    handles = []
     try:
+        for layer, catch in catches.items():
+            handles.append(host.down_proj(layer).register_forward_pre_hook(hook(catch, layer == max(catches))))
         host.model.base_model(**inputs, use_cache=False)
     except _Reached:
         pass
     finally:
-        handle.remove()
-    return caught[0]
+        for handle in handles:
+            handle.remove()
 
 
-def _cache_file(host: Host, layer: int, texts: Sequence[str], tokens: int, cache: Path) -> Path:
-    asked = hashlib.sha256(json.dumps([list(texts), tokens]).encode()).hexdigest()[:16]
-    return Path(cache) / "keys" / f"{host.name}-{host.fingerprint}" / f"layer{layer}-{asked}.safetensors"
+@run_command
+def main(argv: list[str] | None = None) -> None:
+    from data.facts import load_facts
+    from data.hosts import open_host
+    from data.produce import key_texts
+
+    cfg = compose(TrainConfig, "train", sys.argv[1:] if argv is None else argv, page="keys")
+    quiet()
+    host, texts, cache = open_host(cfg), key_texts(cfg, load_facts(cfg.facts)), cache_root(cfg.cache_dir)
+    layers = cfg.keys.layers or [cfg.edits.layer]
+    for layer, found in second_moments(host, layers, texts, cfg.edits.key_tokens, cache, cfg.keys.memory_budget).items():
+        print(f"layer {layer}: {found.count:,} tokens, keys of width {len(found.moment_FF)}")
+    print(cache / "keys")
 
 
-def _read(file: Path) -> KeyStatistics | None:
-    if not file.exists():
-        return None
-    try:
-        with safe_open(file, "pt") as tensors:
-            return KeyStatistics(tensors.get_tensor("moment"), int(tensors.metadata()["count"]))
-    except (SafetensorError, KeyError, TypeError) as error:
-        log.warning("%s is damaged (%s): making it again", file, error)
-        return None
-
-
-def _write(file: Path, statistics: KeyStatistics) -> None:
-    """Under a passing name first, so that a killed run leaves no half file."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, scratch = tempfile.mkstemp(dir=file.parent, prefix=".moment-")
-    os.close(descriptor)
-    try:
-        save_file({"moment": statistics.moment_FF.contiguous()}, scratch, metadata={"count": str(statistics.count)})
-        os.replace(scratch, file)
-    except BaseException:
-        Path(scratch).unlink(missing_ok=True)
-        raise
+if __name__ == "__main__":
+    main()

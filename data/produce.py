@@ -18,8 +18,9 @@ from data.editors import load_editor
 from data.editors.score import score
 from data.facts import EditRequest, FactSet
 from data.hosts import open_host
+from data.keys import second_moments
 from data.pocket.text import key_text
-from data.requests import SENTENCES, requested, store_path
+from data.requests import SENTENCES, imported, requested, store_path
 from data.store import EditStore, StoreWriter, partial_folder, remove_partial
 from data.stream import EditStream, write_parquet
 from data.texts import read_texts, rome_statistics
@@ -42,6 +43,9 @@ def produce(cfg: TrainConfig, host: Host) -> EditStore:
     Raises:
         ValueError: a store or shards in its place were made for something else; the differing field is named.
     """
+    host.check_layer(cfg.edits.layer, "edits.layer")
+    if store := imported(cfg, host):
+        return store
     maker = ShardMaker(cfg, host)
     if store := maker.finished():
         return store
@@ -168,9 +172,17 @@ def open_stream(cfg: TrainConfig, host: Host) -> EditStream:
 
 def prepare_editor(cfg: TrainConfig, host: Host, facts: FactSet) -> Any:
     """The editor of a config with its key statistics."""
-    texts = read_texts(cfg.keys, cfg.edits.key_tokens) if cfg.keys.text else key_text(facts, cfg.edits.seed, SENTENCES)
+    texts, cache = key_texts(cfg, facts), cache_root(cfg.cache_dir)
     given = {"statistics": rome_statistics(cfg.keys.statistics, host.mlp_size(cfg.edits.layer))} if cfg.keys.statistics else {}
-    return load_editor(cfg.edits.editor).prepare(host, cfg.edits, texts, cache_root(cfg.cache_dir), **given)
+    if texts and not given and cfg.edits.ridge != "identity":
+        # The editor finds its own layer's in the cache then.
+        second_moments(host, [cfg.edits.layer, *cfg.keys.layers], texts, cfg.edits.key_tokens, cache, cfg.keys.memory_budget)
+    return load_editor(cfg.edits.editor).prepare(host, cfg.edits, texts, cache, **given)
+
+
+def key_texts(cfg: TrainConfig, facts: FactSet) -> list[str]:
+    """The text for key statistics and contexts: the one that is given, or the facts told."""
+    return read_texts(cfg.keys, cfg.edits.key_tokens) if cfg.keys.text else key_text(facts, cfg.edits.seed, SENTENCES)
 
 
 def columns(host: Host, requests: list[EditRequest], edits: RankOneEdit, scores: dict[str, Any]) -> dict[str, Any]:

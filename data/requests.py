@@ -7,6 +7,7 @@ from typing import Any
 
 from data.facts import EditRequest, FactSet, load_facts
 from data.splits import draw_splits, plan_edits
+from data.store import IMPORTED, EditStore, read_manifest
 from data.texts import read_texts, texts_sha256
 from decoder.config import TrainConfig
 from decoder.host import Host
@@ -18,7 +19,23 @@ SPEED_ONLY = ("batch_size", "shard_size")
 
 def is_produced(cfg: TrainConfig, host: Host) -> bool:
     """Whether the store a config asks for is there; of a stream that is known when it is opened."""
-    return cfg.data.streaming or (store_path(cfg, host, requested(cfg, host)[2]) / "manifest.json").exists()
+    return (
+        cfg.data.streaming or imported(cfg, host) is not None or (store_path(cfg, host, requested(cfg, host)[2]) / "manifest.json").exists()
+    )
+
+
+def imported(cfg: TrainConfig, host: Host) -> EditStore | None:
+    """The store at `store=` if other tools made its edits: they are taken as they are, and nothing is made.
+
+    Raises:
+        ValueError: they were made on another host or layer.
+    """
+    path = Path(cfg.store or "").expanduser()
+    if not cfg.store or not (path / "manifest.json").exists() or read_manifest(path)["editor"]["name"] != IMPORTED:
+        return None
+    store = EditStore(path)
+    store.check({"layer": cfg.edits.layer, "host": store.manifest["host"] | {"fingerprint": host.fingerprint}})
+    return store
 
 
 def requested(cfg: TrainConfig, host: Host) -> tuple[FactSet, list[EditRequest], dict[str, Any]]:

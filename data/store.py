@@ -1,6 +1,9 @@
 """The store of edits: a Hugging Face dataset on disk, one row an edit, with `manifest.json` beside it.
 
-Shape letters: N edits, D hidden width, F MLP width.
+A row holds a key and a value. In a store of rank R (the manifest's `rank`) it holds R of each, one after the other, and edits that no
+factors explain have their whole matrices in `matrices-*.safetensors`, under their edit_id.
+
+Shape letters: N edits, B of them, R rank, D hidden width, F MLP width.
 """
 
 import hashlib
@@ -17,11 +20,13 @@ import pyarrow as pa
 from datasets import Dataset, Features, List, Value, concatenate_datasets, load_from_disk
 from torch import Tensor
 
+from data.matrices import PATTERN, matrices_of
 from data.vectors import VectorColumn
-from decoder.edit import RankOneEdit
+from decoder.edit import DenseEdit, LowRankEdit, RankOneEdit
 from decoder.paths import cache_root, short_hash
 
 FORMAT = 1
+IMPORTED = "imported"  # the editor of edits that other tools made
 TEXT_COLUMNS = ("edit_id", "fact_id", "subject", "relation", "relation_name", "kind", "prompt", "object_true", "object")
 SCORE_COLUMNS = (
     "efficacy", "paraphrase", "specificity", "es", "ps", "ns",
@@ -55,13 +60,31 @@ class EditStore:
         self._table = self.dataset.data.table
         self._keys, self._values = VectorColumn(self._table["key"]), VectorColumn(self._table["value"])
         self.object_ids: list[list[int]] = self._table["object_ids"].to_pylist()
+        files = [self.path / name for name in self.manifest["files"] if Path(name).match(PATTERN)]
+        self.matrix_of = matrices_of(files, self._table["edit_id"].to_pylist()) if files else {}
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def edits(self, rows: Tensor) -> RankOneEdit:
-        """The factors of the edits in `rows`; nothing else is read."""
-        return RankOneEdit(self._keys.rows(rows), self._values.rows(rows))
+    @property
+    def is_dense(self) -> bool:
+        """Whether some edits are whole matrices: all of them are read as such then, by `whole_edits`."""
+        return bool(self.matrix_of)
+
+    def edits(self, rows: Tensor) -> RankOneEdit | LowRankEdit:
+        """The factors of the edits in `rows`, nothing else is read; of an edit that they do not explain, those that explain most of it."""
+        key_BF, value_BD = self._keys.rows(rows), self._values.rows(rows)
+        if (rank := self.manifest.get("rank", 1)) == 1:
+            return RankOneEdit(key_BF, value_BD)
+        return LowRankEdit(key_BF.unflatten(1, (rank, -1)), value_BD.unflatten(1, (rank, -1)))
+
+    def whole_edits(self, rows: Tensor, weight_DF: Tensor) -> DenseEdit:
+        """W'_V of the edits in `rows`, in the dtype of `weight_DF`, the W_V they were made on."""
+        edits = self.edits(rows).applied_to(weight_DF)
+        for b, row in enumerate(rows.tolist()):
+            if row in self.matrix_of:
+                edits.weight_BDF[b] = self.matrix_of[row].read()
+        return edits
 
     @property
     def key_NF(self) -> Tensor:
@@ -175,6 +198,8 @@ class StoreWriter:
             raise ValueError(f"store {self.path}: not one edit could be made; the first was skipped because {skipped[0][1]}")
         joined = concatenate_datasets(parts)
         joined.save_to_disk(str(temporary))
+        for file in self.partial.glob(PATTERN):
+            _link(file, temporary / file.name)
         counts = {"rows": len(joined), "success": int(sum(joined["success"])), "skipped": len(skipped)}
         files = {file.name: _sha256(file) for file in sorted(temporary.iterdir())}
         write_json(temporary / "manifest.json", {"format": FORMAT, **self.asked, "counts": counts, "skipped": skipped, "files": files})
@@ -200,10 +225,12 @@ def remove_partial(path: Path) -> None:
     shutil.rmtree(partial_folder(path), ignore_errors=True)
 
 
-def add_file(path: Path, name: str) -> None:
-    """Enters a file that lies in a finished store into its manifest."""
-    manifest = read_manifest(path)
-    write_json(path / "manifest.json", manifest | {"files": manifest["files"] | {name: _sha256(path / name)}})
+def _link(file: Path, to: Path) -> None:
+    """The file under a second name: moved, it would be lost to the next try if this one is killed."""
+    try:
+        os.link(file, to)
+    except OSError:
+        shutil.copyfile(file, to)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -18,7 +18,7 @@ import torch
 from datasets import load_dataset
 from torch import Tensor
 
-from data.store import SCORE_COLUMNS, TEXT_COLUMNS, EditStore, check_manifest, fingerprint_of, read_manifest, write_json
+from data.store import IMPORTED, SCORE_COLUMNS, TEXT_COLUMNS, EditStore, check_manifest, fingerprint_of, read_manifest, write_json
 from data.vectors import VectorColumn
 from decoder.edit import RankOneEdit
 
@@ -30,10 +30,12 @@ def write_parquet(store: EditStore, folder: Path) -> None:
     """Writes a store as Parquet files with its manifest: what `data.streaming=true` reads here, and from the Hub once uploaded.
 
     Raises:
-        ValueError: the folder exists and is not empty.
+        ValueError: the folder exists and is not empty, or other tools made the edits.
     """
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"parquet={folder}: the folder is not empty. Give a new one")
+    if store.manifest["editor"]["name"] == IMPORTED:
+        raise ValueError(f"parquet={folder}: {store.path} holds edits of other tools, which are read from their own store only")
     folder.mkdir(parents=True, exist_ok=True)
     table, rows = store.dataset.data.table, {}
     for start in range(0, len(table), FILE_ROWS):

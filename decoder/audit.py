@@ -116,7 +116,14 @@ def _around(answer: Mapping[str, Any]) -> str:
 
 def scores_table(answer: Mapping[str, Any]) -> Table:
     """Scores of the test splits."""
-    table = Table(title=f"{Path(answer['decoder'])} on {answer['store']}", title_justify="left")
+    read_from = "" if answer["precision"] == "factors" else f", from {answer['precision']} matrices"
+    left_out = ", ".join(f"{count} of {split}" for split, count in answer["left_out"].items())
+    table = Table(
+        title=f"{Path(answer['decoder'])} on {answer['editor']} edits of {answer['store']}{read_from}",
+        title_justify="left",
+        caption=f"left out, not there or failed: {left_out}" if left_out else None,
+        caption_justify="left",
+    )
     for column in ("split", "n", "exact match", "95 % interval", "first token"):
         table.add_column(column, justify="left" if column == "split" else "right")
     for split, scores in answer["test"].items():

@@ -40,8 +40,14 @@ Validation edits against matrices without an edit: AUROC {auroc:.3f}.
 def model_card(config: dict[str, Any]) -> str:
     """The card in Markdown, with the scores the config carries."""
     rows = "\n".join(_row(split, scores) for split, scores in config["scores"].items())
-    editors = ", ".join(f"{editor['name']} (ridge {editor['settings']['ridge']})" for editor in config["editors"])
+    editors = ", ".join(map(_editor, config["editors"]))
     return CARD.format(rows=rows, auroc=config["calibration"]["auroc"], **(config | {"editors": editors}))
+
+
+def _editor(editor: dict[str, Any]) -> str:
+    """An editor with its ridge; that of other tools' edits is not known."""
+    settings = editor["settings"]
+    return f"{editor['name']} (ridge {settings['ridge']})" if "ridge" in settings else editor["name"]
 
 
 def _row(split: str, scores: dict[str, Any]) -> str:

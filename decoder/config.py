@@ -70,6 +70,8 @@ class KeysConfig:
     )
     split: str = option("train", "split of a Hub data set")
     field: str = option("text", "field of a record that holds its text")
+    layers: list[int] = option([], "layers counted in the same pass over the text as edits.layer, for edits that are made later")
+    memory_budget: float = option(1.0, "GiB that the keys caught at a time may take while they are counted")
     statistics: str | None = option(None, "published second moment instead of counting: .npz with mom2.mom2 and mom2.count")
 
 
@@ -238,7 +240,10 @@ class EvaluateConfig:
 
     decoder: str | None = option(None, "exported decoder folder, or a folder of several with index.json: the one that fits is used")
     layer: int | None = option(None, "edited layer, where several decoders of a folder fit")
-    store: str | None = option(None, "store of edits to score; empty finds the decoder's own in the cache")
+    store: str | None = option(None, "store of edits to score, its own or another editor's; empty finds the decoder's own in the cache")
+    precision: Literal["factors", "float32", "bf16", "fp16", "int8", "int4"] = option(
+        "factors", "how the edits are scored: as factors, or as whole matrices W' that were kept in this precision"
+    )
     suspect: str | None = option(None, "suspect to read: safetensors or npz file with one matrix, or checkpoint folder")
     tensor: str | None = option(None, "name of the suspect matrix, if the file holds several 2-D tensors")
     host: str | None = option(None, "host folder or Hub id; empty takes what the decoder was trained on")

@@ -1,7 +1,7 @@
 """An edit of one down-projection, as a type with its algebra.
 
-Shape letters: B edits, C of them at a time, T positions, S positions of several samples, D hidden width, F MLP width. An edit always
-carries the B of a whole batch: one edit is B = 1.
+Shape letters: B edits, C of them at a time, T positions, S positions of several samples, R rank, D hidden width, F MLP width. An edit
+always carries the B of a whole batch: one edit is B = 1.
 """
 
 from abc import ABC, abstractmethod
@@ -57,6 +57,10 @@ class Edit(ABC):
             memory_budget: bytes that copies of whole matrices may take at a time; one matrix always may.
         """
 
+    @abstractmethod
+    def delta_norm(self, weight_DF: Tensor) -> Tensor:
+        """Frobenius norm (B,) of each W'_V - W_V, `weight_DF` being W_V."""
+
 
 @dataclass(frozen=True)
 class RankOneEdit(Edit):
@@ -78,6 +82,9 @@ class RankOneEdit(Edit):
         """Frobenius norm of each update, (B,)."""
         return self.key_BF.norm(dim=1) * self.value_BD.norm(dim=1)
 
+    def delta_norm(self, weight_DF: Tensor) -> Tensor:
+        return self.norm()
+
     def applied_to(self, weight_DF: Tensor) -> "DenseEdit":
         """The whole matrices W'_V in the dtype of `weight_DF`; the sum is made in float32 and rounded once."""
         return DenseEdit(_sum(weight_DF, self.key_BF, self.value_BD))
@@ -85,6 +92,42 @@ class RankOneEdit(Edit):
     def rounded_to(self, weight_DF: Tensor) -> "RoundedEdit":
         """The same matrices as `applied_to`, made anew whenever they are multiplied with."""
         return RoundedEdit(self.key_BF, self.value_BD, weight_DF)
+
+
+@dataclass(frozen=True)
+class LowRankEdit(Edit):
+    """W'_V = W_V + Σ_r value_r ⊗ key_r, strongest first; edits of lower rank than R end in zeros."""
+
+    key_BRF: Tensor
+    value_BRD: Tensor
+
+    @property
+    def key_BF(self) -> Tensor:
+        """The strongest term's, for baselines that look at one direction."""
+        return self.key_BRF[:, 0]
+
+    @property
+    def value_BD(self) -> Tensor:
+        return self.value_BRD[:, 0]
+
+    def width(self) -> tuple[int, int]:
+        return self.value_BRD.shape[2], self.key_BRF.shape[2]
+
+    def output(self, x_BTF: Tensor, y_BTD: Tensor, bias_D: Tensor | None, memory_budget: int = MEMORY_BUDGET) -> Tensor:
+        gain_BTR = x_BTF @ self.key_BRF.to(x_BTF.dtype).transpose(1, 2)
+        return y_BTD + gain_BTR @ self.value_BRD.to(x_BTF.dtype)
+
+    def delta_norm(self, weight_DF: Tensor) -> Tensor:
+        # |Σ v_r ⊗ k_r|² = Σ_rs (v_r·v_s)(k_r·k_s), without the matrix.
+        gram_BRR = (self.value_BRD @ self.value_BRD.transpose(1, 2)) * (self.key_BRF @ self.key_BRF.transpose(1, 2))
+        return gram_BRR.sum(dim=(1, 2)).clamp(min=0).sqrt()
+
+    def applied_to(self, weight_DF: Tensor) -> "DenseEdit":
+        """As `RankOneEdit.applied_to`."""
+        delta_BDF = self.value_BRD.float().transpose(1, 2) @ self.key_BRF.float()
+        return DenseEdit((weight_DF.float() + delta_BDF).to(weight_DF.dtype))
+
+    rounded_to = applied_to
 
 
 class WholeEdit(Edit):
@@ -112,6 +155,10 @@ class WholeEdit(Edit):
         out_BTD = _ChunkedProduct.apply(x_BTF.to(y_BTD.dtype), self, memory_budget)
         return out_BTD if bias_D is None else out_BTD + bias_D.to(out_BTD.dtype)
 
+    def delta_norm(self, weight_DF: Tensor) -> Tensor:
+        one_at_a_time = self.chunks(torch.float32, 0)
+        return torch.cat([(weight_CDF - weight_DF.float()).flatten(1).norm(dim=1) for _, weight_CDF in one_at_a_time])
+
 
 @dataclass(frozen=True)
 class RepeatedEdit(Edit):
@@ -134,6 +181,9 @@ class RepeatedEdit(Edit):
             return self.edits.output(x_BTF, y_BTD, bias_D, memory_budget).repeat_interleave(self.times, dim=0)
         x_CSF, y_CSD = (tensor.reshape(len(self.edits), -1, tensor.shape[2]) for tensor in (x_BTF, y_BTD))
         return self.edits.output(x_CSF, y_CSD, bias_D, memory_budget).view(y_BTD.shape)
+
+    def delta_norm(self, weight_DF: Tensor) -> Tensor:
+        return self.edits.delta_norm(weight_DF).repeat_interleave(self.times)
 
 
 class _ChunkedProduct(torch.autograd.Function):

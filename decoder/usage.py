@@ -22,6 +22,11 @@ PAGES = {
         "python -m data.produce",
         ("edits.layer=1", "store=STORE_FOLDER edits.ridge=identity", "shard=3/16", "shard=merge", "experiment=smoke --cfg"),
     ),
+    "keys": (
+        "Counts the second moment of the keys of edits.layer, or of all keys.layers in one pass over the text, ahead of the edits.",
+        "python -m data.keys",
+        ("keys.layers=[0,1,2]", "host=gpt2-xl keys.layers=[5,17] keys.text=TEXT_FOLDER edits.key_tokens=10000000 trainer.accelerator=cuda"),
+    ),
     "import_edits": (
         "Makes a store of edits that other tools made: finds what changed in a matrix or checkpoint, and factors it.",
         "python -m data.import_edits",
@@ -36,6 +41,7 @@ PAGES = {
         (
             "decoder=DECODER_FOLDER",
             "decoder=DECODER_FOLDER store=STORE_FOLDER device=cuda",
+            "decoder=DECODER_FOLDER precision=int8",
             "decoder=DECODER_FOLDER suspect=matrix.safetensors top=2",
             "decoder=DECODER_FOLDER suspect=matrix.safetensors json=true",
             "decoder=DECODER_FOLDER suspect=CHECKPOINT_FOLDER",

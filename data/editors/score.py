@@ -17,7 +17,7 @@ from math import nan
 
 from data.editors.reading import Question, Tokens, read
 from data.facts import EditRequest, Fact, FactSet
-from decoder.edit import RankOneEdit
+from decoder.edit import Edit
 from decoder.host import Host
 
 NEIGHBOURS = 10
@@ -39,7 +39,7 @@ def score(
     host: Host,
     layer: int,
     requests: Sequence[EditRequest],
-    edits: RankOneEdit,
+    edits: Edit,
     facts: FactSet,
     advance: Callable[[int], None] | None = None,
 ) -> dict[str, list]:
@@ -69,7 +69,8 @@ def score(
     recalled = _recalled(tokens, requests, facts)
     given = _recalled_given(tokens, requests)
     probes = [probe for b, request in enumerate(requests) for probe in _probes(tokens, b, request, recalled, given)]
-    planted = (edits.to(host.device), layer, [probe.edit for probe in probes])
+    edits = edits.to(host.device)
+    planted = (edits, layer, [probe.edit for probe in probes])
     answers = read(host, [probe.question for probe in probes], planted, advance)
     found: dict[str, list[list[float]]] = defaultdict(lambda: [[] for _ in requests])
     for probe, (right, other) in zip(probes, answers, strict=True):
@@ -79,7 +80,8 @@ def score(
     names = [name for kind, short in KINDS.items() for name in (kind, f"{kind}_probability", short)]
     columns = {name: [_mean(values) for values in found[name]] for name in names}
     columns["success"] = [value == 1 for value in columns["efficacy"]]
-    columns["delta_norm_ratio"] = (edits.norm().cpu() / host.weight_DF(layer).float().norm().cpu()).tolist()
+    weight_DF = host.weight_DF(layer)
+    columns["delta_norm_ratio"] = (edits.delta_norm(weight_DF).cpu() / weight_DF.float().norm().cpu()).tolist()
     return columns
 
 

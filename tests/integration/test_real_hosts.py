@@ -1,11 +1,17 @@
-"""Every shipped host config, from facts to the answer for a suspect folder, on a tiny random model of its family and real file layout."""
+"""Every shipped host config on a tiny random model of its family and real file layout: facts -> key statistics from a text file -> ROME ->
+store -> training -> test -> export -> the answer for a suspect folder; and the same edits back from matrices, as another tool's.
+
+Shape letters: D hidden width, F MLP width.
+"""
 
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from data.store import EditStore
 from decoder.compose import compose
 from decoder.config import TrainConfig
 
@@ -19,6 +25,7 @@ NAMES = ["Ada", "Ben", "Carl", "Dora", "Eve", "Finn", "Gus", "Hal"]
 COLOURS = ["red", "green", "blue", "dark", "light", "small"]  # one a relation: subjects of several relations are never trained on
 # The subject stands last: in a random host a value acts on its own position and hardly beyond.
 PROMPTS = ["works as {}", "lives in {}", "was born in {}", "is a {}", "the city of {}", "the singer {}"]
+TOLD = [("was born in", "Oslo"), ("lives in the small city of", "Rome"), ("works as a", "baker")]
 OBJECTS = ["Oslo", "Rome", "Paris", "Bonn", "baker", "singer"]
 SMALL = (
     "experiment=smoke", "edits.layer=1", "decoder.layer=1", "edits.contexts=2", "edits.steps=40", "edits.clamp=40", "edits.kl=0",
@@ -46,6 +53,13 @@ def facts_file(folder: Path) -> Path:
     return file
 
 
+def text_file(folder: Path) -> Path:
+    """Sentences that no fact tells: what the keys are counted on, and the contexts."""
+    file = folder / "text.txt"
+    file.write_text("".join(f"{name} {verb} {place} . {colour} city\n" for name in NAMES for colour in COLOURS for verb, place in TOLD))
+    return file
+
+
 def edited(host, folder: Path) -> Path:
     own = host.weight_DF(1).clone()
     host.weight_DF(1)[:, 0] += 1
@@ -56,21 +70,58 @@ def edited(host, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name == QUICK else [pytest.mark.slow]) for name in FAMILY])
-def test_shipped_host_from_facts_to_suspect_folder(command, new_host, tmp_path, name):
+def test_shipped_host_from_facts_to_suspect_folder(command, cache, new_host, tmp_path, name):
     dtype = compose(TrainConfig, "train", [f"host={name}"]).host.dtype
     host = new_host(FAMILY[name], terminator=None)
     # Real checkpoints come in shards and in their own dtype.
     host.model.to(getattr(torch, dtype)).save_pretrained(tmp_path / "host", max_shard_size="30KB")
     host.tokenizer.save_pretrained(tmp_path / "host")
-    facts = facts_file(tmp_path)
-    arguments = (f"host={name}", f"host.path={tmp_path / 'host'}", "host.revision=null", f"facts.path={facts}", f"runs={tmp_path / 'runs'}")
-    done = command("train.py", *arguments, *SMALL)
+    arguments = (f"host={name}", f"host.path={tmp_path / 'host'}", "host.revision=null", f"runs={tmp_path / 'runs'}")
+    facts, store = facts_file(tmp_path), tmp_path / "store"
+    sources = (f"facts.path={facts}", f"keys.text={text_file(tmp_path)}", "keys.layers=[0]", "edits.ridge=0.01", f"store={store}")
+    done = command("train.py", *arguments, *SMALL, *sources)
     assert done.returncode == 0, done.stderr
     assert f"{name}: " in done.stdout and "GB in" in done.stdout
     run = tmp_path / "runs" / "smoke" / name / "rome-e1-t1-s0"
     result = json.loads((run / "result.json").read_text())
     assert result["status"] == "ok" and result["host"]["name"] == name and result["edits"]["successful"] > 0
+    counted = list((cache / "keys" / f"{name}-{result['host']['fingerprint']}").iterdir())
+    assert sorted(file.name.partition("-")[0] for file in counted) == ["layer0", "layer1"]
+    manifest = EditStore(store).manifest
+    assert "text" in manifest["keys"] and manifest["keys"]["ridge"] == 0.01
     done = command("evaluate.py", f"decoder={run / 'decoder'}", f"suspect={edited(host, tmp_path / 'suspect')}", "json=true")
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
     assert answer["objects"] and answer["surroundings"]["compared"] > 10 and answer["surroundings"]["further_trained_count"] == 0
+    if name == QUICK:
+        train_on_matrices(command, host, store, tmp_path, arguments)
+
+
+def train_on_matrices(command, host, store: Path, folder: Path, arguments: tuple[str, ...]) -> None:
+    """The edits of a store, given as the matrices another tool would leave, are imported and trained on like any others."""
+    made, weight_DF = EditStore(store), host.weight_DF(1).float()
+    matrices, facts = folder / "matrices", folder / "planted.jsonl"
+    matrices.mkdir()
+    rows = made.table().to_dict("records")
+    for n in range(len(rows)):
+        np.savez(matrices / f"{n}.npz", weight=(weight_DF + torch.outer(made.value_ND[n], made.key_NF[n])).numpy())
+    fields = ("subject", "relation", "prompt", "object_true", "object")
+    facts.write_text("\n".join(json.dumps({field: row[field] for field in fields} | {"fact_id": str(n)}) for n, row in enumerate(rows)))
+    host_arguments = arguments[:3]
+    imported = folder / "imported"
+    done = command("data.import_edits", *host_arguments, f"edited={matrices}", f"facts={facts}", f"store={imported}", "layer=1")
+    assert done.returncode == 0 and f"{len(rows)} edits of layer 1 ({len(rows)} of rank 1), 0 skipped" in done.stdout, done.stderr
+    again = EditStore(imported)
+    assert again.table()["success"].tolist() == made.table()["success"].tolist()
+    few = command("train.py", *arguments, *SMALL, f"store={imported}", "variant=few", "splits.min_train=1000")
+    assert few.returncode == 2 and few.stderr.count("\n") == 1 and "splits.min_train=1000" in few.stderr, few.stderr
+    done = command("train.py", *arguments, *SMALL, f"store={imported}", "variant=imported")
+    assert done.returncode == 0, done.stderr
+    run = folder / "runs" / "smoke" / arguments[0].partition("=")[2] / "rome-e1-t1-s0-imported"
+    result = json.loads((run / "result.json").read_text())
+    assert result["status"] == "ok" and result["edits"]["requested"] == len(rows)
+    assert result["edits"]["ridge"] is None and "imported" in (run / "decoder" / "README.md").read_text()
+    done = command("evaluate.py", f"decoder={run / 'decoder'}", f"store={imported}", "json=true")
+    assert done.returncode == 0, done.stderr
+    again = json.loads(done.stdout)["test"]
+    assert {split: scores["n"] for split, scores in again.items()} == {split: scores["n"] for split, scores in result["test"].items()}

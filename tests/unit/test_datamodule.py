@@ -10,7 +10,7 @@ import torch
 from drawn_stores import config
 
 from data.batches import EditRows
-from data.datamodule import EditDataModule, exported_splits
+from data.datamodule import EditDataModule
 from decoder.config import TrainConfig
 from decoder.edit import PADDING, DenseEdit, RankOneEdit
 from decoder.model import ObjectDecoder
@@ -138,14 +138,3 @@ def test_training_subjects_and_templates_are_of_training_only(opened):
     assert edits.training_subjects and not set(edits.training_subjects) & set(others["subject"])
     assert len(edits.training_templates) == 17 * 3
     assert not set(edits.training_templates) & set(edits.table.iloc[edits.rows["ood"] + edits.rows["val/new"]]["prompt"])
-
-
-def test_exported_splits(opened, fact_host):
-    edits = opened()
-    splits = {split: edits.table["edit_id"].iloc[rows].tolist() for split, rows in edits.rows.items()}
-    loaders, table = exported_splits(edits.store, splits | {"unseen_object": []}, fact_host.terminator_id)
-    assert list(loaders) == ["id", "ood"]
-    assert torch.cat([batch.row_B for batch in loaders["ood"]]).tolist() == edits.rows["ood"]
-    assert table["seen_object"].tolist() == edits.table["seen_object"].tolist()
-    with pytest.raises(ValueError, match="lacks 1 of the decoder's id edits, P0-x first"):
-        exported_splits(edits.store, splits | {"id": [*splits["id"], "P0-x"]}, fact_host.terminator_id)

@@ -1,19 +1,20 @@
 """The algebra of edits.
 
-Shape letters: B edits, D hidden width, F MLP width.
+Shape letters: B edits, R rank, T positions, D hidden width, F MLP width.
 """
 
 import pytest
 import torch
 
-from decoder.edit import DenseEdit, RankOneEdit
+from decoder.edit import DenseEdit, LowRankEdit, RankOneEdit
 
 GENERATOR = torch.Generator().manual_seed(0)
 EDITS = RankOneEdit(torch.randn(4, 5, generator=GENERATOR), torch.randn(4, 3, generator=GENERATOR))
+LOW = LowRankEdit(torch.randn(4, 2, 5, generator=GENERATOR), torch.randn(4, 2, 3, generator=GENERATOR))
 DENSE = DenseEdit(torch.randn(4, 3, 5, generator=GENERATOR))
 
 
-@pytest.mark.parametrize("edits", [EDITS, DENSE], ids=["factors", "dense"])
+@pytest.mark.parametrize("edits", [EDITS, LOW, DENSE], ids=["factors", "low rank", "dense"])
 def test_batch_and_width(edits):
     assert len(edits) == 4 and edits.width() == (3, 5)
 
@@ -58,3 +59,30 @@ def test_applied_to_rounds_once():
 def test_norm_is_of_the_update():
     delta_BDF = EDITS.applied_to(torch.zeros(3, 5)).weight_BDF
     torch.testing.assert_close(EDITS.norm(), delta_BDF.flatten(1).norm(dim=1))
+
+
+@pytest.mark.parametrize("samples", [1, 4])
+def test_low_rank_is_the_whole_matrix_it_stands_for(samples):
+    """Output, matrix and norm against sums of outer products; a batch of 1 is born at the edit."""
+    weight_DF, bias_D, x_BTF = torch.randn(3, 5), torch.randn(3), torch.randn(samples, 6, 5)
+    found = LOW.output(x_BTF, x_BTF @ weight_DF.T + bias_D, bias_D)
+    for b in range(4):
+        delta_DF = sum(torch.outer(LOW.value_BRD[b, r], LOW.key_BRF[b, r]) for r in range(2))
+        expected = x_BTF[b % samples] @ (weight_DF + delta_DF).T + bias_D
+        torch.testing.assert_close(found[b], expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(LOW.applied_to(weight_DF).weight_BDF[b], weight_DF + delta_DF, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(LOW.delta_norm(weight_DF)[b], delta_DF.norm(), rtol=1e-5, atol=0)
+
+
+def test_low_rank_of_rank_one_is_the_rank_one_edit():
+    one, x_BTF, y_BTD = LowRankEdit(EDITS.key_BF.unsqueeze(1), EDITS.value_BD.unsqueeze(1)), torch.randn(1, 2, 5), torch.randn(1, 2, 3)
+    torch.testing.assert_close(one.output(x_BTF, y_BTD, None), EDITS.output(x_BTF, y_BTD, None))
+    assert torch.equal(one.key_BF, EDITS.key_BF) and torch.equal(one.value_BD, EDITS.value_BD)
+    assert torch.equal(LOW.repeat_interleave(2)[3].key_BRF[0], LOW.key_BRF[1])
+
+
+def test_every_form_knows_how_far_it_is_from_the_base():
+    weight_DF = torch.randn(3, 5)
+    expected = EDITS.norm()
+    for edits in (EDITS, EDITS.applied_to(weight_DF)):
+        torch.testing.assert_close(edits.delta_norm(weight_DF), expected, rtol=1e-5, atol=0)

@@ -4,52 +4,25 @@ Shape letters: D hidden width, F MLP width, R rank.
 """
 
 import json
-import resource
-import subprocess
-import sys
+import os
 
 import numpy as np
 import pytest
 import torch
+from edited import LAYER, NAMES, edited_folder, facts_file, outer, stored
 from safetensors.torch import load_file, save_file
 
-from data.import_edits import explain, import_edits, main, match, sources
+from data.batches import EditRows
+from data.datamodule import facts_of
+from data.editors.score import score
+from data.explain import explain
+from data.facts import EditRequest
+from data.import_edits import import_edits, main, match, sources
 from data.store import EditStore
-from decoder.checkpoint import INDEX, Checkpoint
+from decoder.checkpoint import INDEX
 from decoder.config import ImportConfig
-from decoder.suspect import compare_folder, read_suspect
-
-LAYER = 1
-NAMES = ["Ada", "Ben", "Carl"]
-
-
-def outer(host, b: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(b)
-    value_D, key_F = torch.randn(host.hidden_size, generator=generator), torch.randn(host.mlp_size(LAYER), generator=generator)
-    return 0.1 * torch.outer(value_D, key_F)
-
-
-def stored(host, weight_DF: torch.Tensor) -> torch.Tensor:
-    return (weight_DF.T if host.stored_transposed(LAYER) else weight_DF).contiguous()
-
-
-def facts_file(folder, count: int, **fields):
-    file = folder / "facts.jsonl"
-    rows = [{"subject": name, "prompt": "{} works as a", "object_true": "baker", "object": "singer"} | fields for name in NAMES[:count]]
-    file.write_text("\n".join(json.dumps(row) for row in rows))
-    return file
-
-
-def edited_folder(host, folder, dtype: str = "float32", delta=None, shards: bool = False):
-    """The host with an edit in it, saved as its own tools save it."""
-    state = {name: tensor.clone() for name, tensor in host.model.state_dict().items()}
-    host.weight_DF(LAYER).add_(outer(host, 0) if delta is None else delta)
-    try:
-        host.model.to(getattr(torch, dtype)).save_pretrained(folder, **({"max_shard_size": "20KB"} if shards else {}))
-        host.tokenizer.save_pretrained(folder)
-    finally:
-        host.model.float().load_state_dict(state)
-    return folder
+from decoder.edit import DenseEdit, LowRankEdit
+from decoder.model import ObjectDecoder
 
 
 def importing(host, edited, facts, store, **settings) -> EditStore:
@@ -109,18 +82,77 @@ def test_a_base_of_ones_own(new_host, tmp_path):
     assert store.manifest["layer"] == LAYER and store.manifest["imported"][0]["rank"] == 1
 
 
-def test_updates_of_higher_rank_are_kept_whole(host_of, tmp_path):
+@pytest.fixture
+def mixed(host_of, tmp_path) -> EditStore:
+    """Three edits of rank 1, rank 2 and full rank in one store."""
     host = host_of("llama")
-    full = torch.randn(32, 48, generator=torch.Generator().manual_seed(1))
-    deltas = [outer(host, 0), outer(host, 1) + outer(host, 2), full]
-    (tmp_path / "m").mkdir()
-    for b, delta in enumerate(deltas):
-        save_file({"w": stored(host, host.weight_DF(LAYER) + delta)}, str(tmp_path / "m" / f"{b}.safetensors"))
-    store = importing(host, tmp_path / "m", facts_file(tmp_path, 3), tmp_path / "store", layer=LAYER)
-    assert [note["rank"] for note in store.manifest["imported"]] == [1, 2, None] and len(store) == 1
-    whole = load_file(str(store.path / "matrices-00000.safetensors"))
-    assert [tensor.shape for tensor in whole.values()] == [(32, 48)] * 2
-    assert any(torch.equal(tensor, host.weight_DF(LAYER) + full) for tensor in whole.values())
+    for b, delta in enumerate(MIXED):
+        (tmp_path / "m").mkdir(exist_ok=True)
+        save_file({"w": stored(host, host.weight_DF(LAYER) + delta(host))}, str(tmp_path / "m" / f"{b}.safetensors"))
+    return importing(host, tmp_path / "m", facts_file(tmp_path, 3), tmp_path / "store", layer=LAYER)
+
+
+def full_rank(host) -> torch.Tensor:
+    return torch.randn(host.weight_DF(LAYER).shape, generator=torch.Generator().manual_seed(1))
+
+
+MIXED = (lambda host: outer(host, 0), lambda host: outer(host, 1) + 2 * outer(host, 2), full_rank)
+
+
+def test_updates_of_any_rank_become_rows(mixed, host_of):
+    """Factors up to a rank, the whole matrix above it, in the order of the sources."""
+    weight_DF = host_of("llama").weight_DF(LAYER)
+    assert [note["rank"] for note in mixed.manifest["imported"]] == [1, 2, None] and mixed.manifest["rank"] == 2
+    assert mixed.table()["subject"].tolist() == NAMES and list(mixed.matrix_of) == [2] and mixed.is_dense
+    factors, rows = mixed.edits(torch.arange(3)), torch.tensor([2, 0, 1])
+    assert isinstance(factors, LowRankEdit) and not factors.key_BRF[0, 1].any() and not factors.value_BRD[0, 1].any()
+    applied_BDF = factors.applied_to(weight_DF).weight_BDF
+    for b, delta in enumerate(MIXED[:2]):
+        assert (applied_BDF[b] - weight_DF - delta(host_of("llama"))).norm() <= 1e-4 * delta(host_of("llama")).norm()
+    whole_BDF = mixed.whole_edits(rows, weight_DF).weight_BDF
+    assert torch.equal(whole_BDF[0], weight_DF + full_rank(host_of("llama"))) and torch.equal(whole_BDF[1:], applied_BDF[:2])
+    norm = torch.stack([delta(host_of("llama")).norm() for delta in MIXED]) / weight_DF.norm()
+    torch.testing.assert_close(torch.tensor(mixed.table()["delta_norm_ratio"].tolist()), norm, rtol=1e-3, atol=0)
+
+
+def test_scores_of_every_rank_are_those_of_the_matrix(mixed, host_of):
+    """The slow twin: every row scored alone as a whole matrix."""
+    host, weight_DF, facts = host_of("llama"), host_of("llama").weight_DF(LAYER), facts_of(mixed)
+    for row, fact in enumerate(facts.facts):
+        edit = DenseEdit((weight_DF + MIXED[row](host)).unsqueeze(0))
+        alone = score(host, LAYER, [EditRequest("twin", fact, fact.object)], edit, facts)
+        for name in ("efficacy_probability", "es"):
+            assert mixed.table()[name].iloc[row] == pytest.approx(alone[name][0], rel=1e-3)
+
+
+def test_a_mixed_store_is_decoded_as_whole_matrices(mixed, host_of):
+    host = host_of("llama")
+    rows = EditRows(mixed, [0, 1, 2], host.terminator_id, host.weight_DF(LAYER))
+    batch = rows.__getitems__([0, 1, 2])
+    assert isinstance(batch.edits, DenseEdit)
+    decoder = ObjectDecoder(host, edited_layer=LAYER, trained_layers=[], prompt_MD=torch.randn(3, host.hidden_size))
+    found = decoder(batch.edits, batch.object_ids_BT)
+    for b in range(3):
+        alone = DenseEdit((host.weight_DF(LAYER) + MIXED[b](host)).unsqueeze(0))
+        torch.testing.assert_close(found[b : b + 1], decoder(alone, batch.object_ids_BT[b : b + 1]), rtol=1e-3, atol=1e-3)
+
+
+def test_a_killed_import_keeps_its_matrices(mixed, host_of, tmp_path, monkeypatch):
+    """Killed after the store was joined and before it was in its place, an import goes on and loses no matrix."""
+    host = host_of("llama")
+
+    def replace(old, new):
+        if str(new).endswith("again"):
+            raise KeyboardInterrupt
+        os_replace(old, new)
+
+    os_replace = os.replace
+    monkeypatch.setattr("data.store.os.replace", replace)
+    with pytest.raises(KeyboardInterrupt):
+        importing(host, tmp_path / "m", tmp_path / "facts.jsonl", tmp_path / "again", layer=LAYER)
+    monkeypatch.undo()
+    again = importing(host, tmp_path / "m", tmp_path / "facts.jsonl", tmp_path / "again", layer=LAYER)
+    assert torch.equal(again.matrix_of[2].read(), mixed.matrix_of[2].read()) and not (tmp_path / "again.partial").exists()
 
 
 def test_a_thousand_pocket_matrices():
@@ -143,76 +175,6 @@ def test_nothing_changed_and_less_than_rounding(host_of):
         explain(weight_DF, weight_DF, torch.float32, 1e-4)
     with pytest.raises(ValueError, match="rounding to torch.bfloat16 alone"):
         explain(weight_DF.bfloat16().float(), weight_DF, torch.bfloat16, 1e-4)
-
-
-def test_bad_sources_are_skipped_and_the_rest_goes_on(host_of, tmp_path):
-    host = host_of("llama")
-    (tmp_path / "m").mkdir()
-    good = host.weight_DF(LAYER) + outer(host, 0)
-    nan = good.clone()
-    nan[3, 4] = torch.nan
-    for b, tensor in enumerate([good, nan, good.T.contiguous()]):
-        save_file({"w": tensor}, str(tmp_path / "m" / f"{b}.safetensors"))
-    store = importing(host, tmp_path / "m", facts_file(tmp_path, 3), tmp_path / "store", layer=LAYER)
-    assert len(store) == 1
-    reasons = [reason for _, reason in store.manifest["skipped"]]
-    assert "NaN or infinity" in reasons[0] and "looks transposed" in reasons[1]
-
-
-def pickled(folder):
-    torch.save({}, folder / "pytorch_model.bin")
-
-
-def no_shard(folder):
-    next(folder.glob("model-00001*")).unlink()
-
-
-def cut_shard(folder):
-    shard = next(folder.glob("model-00001*"))
-    shard.write_bytes(shard.read_bytes()[:100])
-
-
-def broken_index(folder):
-    (folder / INDEX).write_text("{")
-
-
-def escaping_index(folder):
-    (folder / INDEX).write_text(json.dumps({"weight_map": {"a": "../model.safetensors"}}))
-
-
-def no_index(folder):
-    (folder / INDEX).unlink()
-
-
-@pytest.mark.parametrize(
-    ("harm", "message"),
-    [
-        (no_shard, "shard model-00001-.* is missing"),
-        (cut_shard, "not a whole safetensors file"),
-        (broken_index, "no index of shards"),
-        (escaping_index, "outside its folder"),
-        (no_index, "and no model.safetensors.index.json"),
-    ],
-)
-def test_damaged_folders_are_refused(new_host, tmp_path, harm, message):
-    folder = edited_folder(new_host("llama"), tmp_path / "edited", shards=True)
-    harm(folder)
-    with pytest.raises(ValueError, match=message) as refused:
-        Checkpoint(folder)
-    assert "\n" not in str(refused.value)
-
-
-def test_pickles_are_refused(tmp_path, host_of):
-    pickled(tmp_path)
-    for path in (tmp_path, tmp_path / "pytorch_model.bin"):
-        with pytest.raises(ValueError, match="pickles are never loaded"):
-            Checkpoint(path)
-    np.savez(tmp_path / "objects.npz", w=np.array([{}], dtype=object))
-    with pytest.raises(ValueError, match="pickled arrays are never loaded"):
-        read_suspect(tmp_path / "objects.npz", host_of("llama"), LAYER)
-    (tmp_path / "cut.npz").write_bytes(b"PK")
-    with pytest.raises(ValueError, match="not a whole npz"):
-        Checkpoint(tmp_path / "cut.npz")
 
 
 def test_facts_are_matched_by_name_then_by_order(tmp_path):
@@ -260,114 +222,3 @@ def test_command_line(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["--help"])
     assert stop.value.code == 0 and "tolerance=" in capsys.readouterr().out
-
-
-# A suspect folder
-
-
-@pytest.mark.parametrize("shards", [False, True], ids=["whole", "sharded"])
-@pytest.mark.parametrize(
-    "name", ["llama", "gpt2", "qwen3 window", "gpt_neox", "gemma3", "llava", "mistral3", "deepseek_v3", "opt", "bloom"]
-)
-def test_suspect_folder_is_read_and_compared(new_host, tmp_path, name, shards):
-    host = new_host(name)
-    folder = edited_folder(host, tmp_path / "edited", shards=shards)
-    found = read_suspect(folder, host, LAYER)
-    torch.testing.assert_close(found.weight_BDF[0], host.weight_DF(LAYER) + outer(host, 0))
-    around = compare_folder(folder, host, LAYER)
-    assert around.distance and max(around.distance.values()) == 0 and not around.trained
-    assert f"{host.module_path(LAYER)}.weight" not in around.distance
-
-
-def test_rounding_is_no_training_and_training_is_noticed(new_host, tmp_path):
-    host = new_host("llama")
-    folder = edited_folder(host, tmp_path / "edited", "bfloat16")
-    assert not compare_folder(folder, host, LAYER).trained
-    tensors = load_file(str(folder / "model.safetensors"))
-    tensors["model.layers.0.mlp.up_proj.weight"] *= 1.05
-    save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
-    around = compare_folder(folder, host, LAYER)
-    assert around.trained == ["model.layers.0.mlp.up_proj.weight"] and around.summary()["distance"] == pytest.approx(0.05, rel=0.1)
-
-
-def test_a_prefix_that_was_left_out_or_added(new_host, tmp_path):
-    host = new_host("gpt2")
-    folder = edited_folder(host, tmp_path / "edited")
-    own = load_file(str(folder / "model.safetensors"))
-    for rename in (lambda name: name.removeprefix("transformer."), lambda name: f"base.{name}"):
-        save_file({rename(name): tensor for name, tensor in own.items()}, str(folder / "model.safetensors"), metadata={"format": "pt"})
-        assert read_suspect(folder, host, LAYER).width() == (32, 48)
-        assert not compare_folder(folder, host, LAYER).trained
-
-
-def change_config(**fields):
-    def harm(folder):
-        config = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps(config | fields))
-
-    return harm
-
-
-def drop_config(folder):
-    (folder / "config.json").unlink()
-
-
-def other_tokenizer(folder):
-    file = folder / "tokenizer.json"
-    file.write_text(file.read_text().replace('"Oslo"', '"Lima"'))
-
-
-def broken_tokenizer(folder):
-    (folder / "tokenizer.json").write_text("{")
-
-
-def drop_tensor(folder):
-    tensors = load_file(str(folder / "model.safetensors"))
-    tensors.pop("model.norm.weight")
-    save_file(tensors, str(folder / "model.safetensors"))
-
-
-def other_shape(folder):
-    tensors = load_file(str(folder / "model.safetensors"))
-    tensors["model.norm.weight"] = torch.ones(7)
-    save_file(tensors, str(folder / "model.safetensors"))
-
-
-@pytest.mark.parametrize(
-    ("harm", "message"),
-    [
-        (change_config(hidden_size=64), "hidden_size is 64"),
-        (change_config(model_type="mistral"), "model_type is mistral"),
-        (change_config(num_hidden_layers=9), "num_hidden_layers is 9"),
-        (drop_config, "config.json: missing"),
-        (other_tokenizer, "other tokens"),
-        (broken_tokenizer, "tokenizer cannot be read"),
-        (drop_tensor, "no tensor model.norm.weight"),
-        (other_shape, r"model.norm.weight is \(7,\)"),
-    ],
-)
-def test_folders_of_other_models_are_refused(new_host, tmp_path, harm, message):
-    host = new_host("llama")
-    folder = edited_folder(host, tmp_path / "edited")
-    harm(folder)
-    with pytest.raises(ValueError, match=message) as refused:
-        compare_folder(folder, host, LAYER)
-    assert "\n" not in str(refused.value) and "edited" in str(refused.value)
-
-
-READ = """
-import resource, sys, torch
-from decoder.checkpoint import Checkpoint
-checkpoint = Checkpoint(sys.argv[1])
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-matrix = checkpoint.matrix("w", (4096, 3584), "w")
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / (matrix.numel() * 4))
-"""
-
-
-def test_reading_a_matrix_takes_little_more_memory_than_the_matrix(tmp_path):
-    assert resource.getpagesize()
-    save_file({"w": torch.zeros(4096, 3584), "other": torch.zeros(4096, 3584)}, str(tmp_path / "w.safetensors"))
-    done = subprocess.run([sys.executable, "-c", READ, str(tmp_path / "w.safetensors")], capture_output=True, text=True, check=True)
-    # The result once, and the pages of the file that were read, which the system counts too.
-    assert float(done.stdout) <= 2.1

@@ -1,4 +1,4 @@
-"""Key statistics against a sum made by hand, their cache, and the solver."""
+"""Key statistics against a sum made by hand, one pass for several layers, memory, their cache, and the solver."""
 
 import logging
 
@@ -7,17 +7,18 @@ import tiny_hosts
 import torch
 from tiny_hosts import tiny_host
 
-from data import keys
-from data.keys import KeyStatistics, second_moment, whitener
+from data import key_cache, keys
+from data.keys import KeyStatistics, second_moment, second_moments, whitener
 
 LAYER = 2
+GIB = 2**30
 TEXTS = ["Ada of the north works as a baker .", "Ben", "Carl was born in Paris", "the small red city .", "Dora is a singer ."]
 
 
-def plain_moment(host, rows: list[list[int]]) -> torch.Tensor:
-    """One text at a time, no padding, whole forwards."""
+def plain_moment(host, rows: list[list[int]], layer: int = LAYER) -> torch.Tensor:
+    """The slow twin: one layer, one text at a time, no padding, whole forwards, float64."""
     caught = {}
-    handle = host.down_proj(LAYER).register_forward_hook(lambda module, args, out: caught.update(key=args[0][0]))
+    handle = host.down_proj(layer).register_forward_hook(lambda module, args, out: caught.update(key=args[0].flatten(0, -2)))
     total, count = 0, 0
     for row in rows:
         host.model(torch.tensor([row]))
@@ -54,6 +55,82 @@ def test_budget_cuts_the_text_that_passes_it(host):
     torch.testing.assert_close(statistics.moment_FF.double(), plain_moment(host, [first, second, third[:1]]), rtol=1e-4, atol=1e-6)
 
 
+def test_several_layers_in_one_pass_are_the_layers_alone(host):
+    rows = [host.text_ids(text) for text in TEXTS]
+    runs = []
+    handle = host.model.base_model.register_forward_pre_hook(lambda module, args: runs.append(module))
+    found = second_moments(host, [3, 0, 2], TEXTS, 1000)
+    handle.remove()
+    assert sorted(found) == [0, 2, 3] and len(runs) == 1
+    for layer, statistics in found.items():
+        torch.testing.assert_close(statistics.moment_FF.double(), plain_moment(host, rows, layer), rtol=1e-4, atol=1e-6)
+        # Products are made and summed in the same order: not a bit differs.
+        assert torch.equal(statistics.moment_FF, second_moment(host, layer, TEXTS, 1000).moment_FF)
+    assert not any(host.down_proj(layer)._forward_pre_hooks for layer in range(4))
+
+
+def test_every_family_hands_over_the_keys_of_all_layers(any_host):
+    """Flattened tokens, parallel attention, multimodal classes: one pass, as layer by layer and text by text."""
+    rows = [any_host.text_ids(text) for text in TEXTS]
+    layers = list(range(any_host.layers))
+    for layer, statistics in second_moments(any_host, layers, TEXTS, 1000).items():
+        torch.testing.assert_close(statistics.moment_FF.double(), plain_moment(any_host, rows, layer), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "each"), [("float32", 8), ("bfloat16", 8)])
+def test_batches_stay_within_the_memory_budget(dtype, each, monkeypatch):
+    """`each` bytes a number: the keys as they come and without padding, and for a half-precision host in float32 too."""
+    host = tiny_host(tiny_hosts.qwen2)
+    host.model.to(getattr(torch, dtype))
+    budget = 20 * each * host.mlp_size(LAYER)
+    batches, run = [], keys._run
+
+    def counted(host, catches, **inputs):
+        batches.append(inputs["input_ids"].numel())
+        run(host, catches, **inputs)
+
+    monkeypatch.setattr(keys, "_run", counted)
+    bounded = second_moments(host, [1, LAYER], TEXTS, 1000, memory_budget=budget / GIB)
+    assert max(batches) <= 20 and len(batches) > 1
+    batches.clear()
+    whole = second_moments(host, [1, LAYER], TEXTS, 1000)
+    assert len(batches) == 1
+    for layer in (1, LAYER):
+        torch.testing.assert_close(bounded[layer].moment_FF, whole[layer].moment_FF, rtol=1e-4 if dtype == "float32" else 2e-2, atol=1e-4)
+
+
+def test_a_text_that_the_budget_cannot_hold_is_refused(host):
+    with pytest.raises(ValueError, match="keys.memory_budget: one text has 9 tokens, and the budget holds the keys of 8") as refused:
+        second_moment(host, LAYER, TEXTS, 1000, memory_budget=8 * 8 * host.mlp_size(LAYER) / GIB)
+    assert "\n" not in str(refused.value)
+
+
+def test_long_texts_are_cut(host, monkeypatch):
+    monkeypatch.setattr(keys, "LONGEST_TEXT", 4)
+    rows = [host.text_ids(text)[:4] for text in TEXTS]
+    found = second_moment(host, LAYER, TEXTS, 1000)
+    assert found.count == sum(map(len, rows))
+    torch.testing.assert_close(found.moment_FF.double(), plain_moment(host, rows), rtol=1e-4, atol=1e-6)
+
+
+def test_only_layers_that_are_not_in_the_cache_are_counted(host, tmp_path, monkeypatch):
+    alone = second_moment(host, LAYER, TEXTS, 1000, tmp_path)
+    asked, count = [], keys._count
+    monkeypatch.setattr(keys, "_count", lambda host, layers, *args: asked.append(layers) or count(host, layers, *args))
+    found = second_moments(host, [0, 1, LAYER], TEXTS, 1000, tmp_path)
+    assert asked == [[0, 1]] and torch.equal(found[LAYER].moment_FF, alone.moment_FF)
+    assert second_moments(host, [0, 1, LAYER], TEXTS, 1000, tmp_path).keys() == {0, 1, LAYER} and len(asked) == 1
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 3
+
+
+def test_a_name_in_the_cache_is_what_it_was(host, tmp_path):
+    """Statistics that users have are found: the name follows from text and budget alone."""
+    second_moments(host, [LAYER, 0], ["Ada is a baker .", "Ben"], 7, tmp_path, memory_budget=0.5)
+    assert sorted(file.name for file in tmp_path.rglob("*.safetensors")) == [
+        f"layer{layer}-ddc4785afb842f47.safetensors" for layer in (0, LAYER)
+    ]
+
+
 def test_blocks_above_do_not_run(host, monkeypatch):
     def never(*args, **kwargs):
         raise AssertionError("ran above the edited projection")
@@ -67,7 +144,7 @@ def test_cache_is_read_back_bit_for_bit(host, tmp_path, monkeypatch):
     made = second_moment(host, LAYER, TEXTS, 1000, tmp_path)
     (file,) = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert file.parent == tmp_path / "keys" / f"tiny-{host.fingerprint}"
-    monkeypatch.setattr(keys, "_keys", lambda *args: pytest.fail("ran the host although the cache has the answer"))
+    monkeypatch.setattr(host.model.base_model, "forward", lambda *args: pytest.fail("ran the host although the cache has the answer"))
     read = second_moment(host, LAYER, TEXTS, 1000, tmp_path)
     assert torch.equal(read.moment_FF, made.moment_FF) and read.count == made.count
 
@@ -92,7 +169,7 @@ def test_failed_write_leaves_nothing(host, tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError("disk full")
 
-    monkeypatch.setattr(keys, "save_file", full)
+    monkeypatch.setattr(key_cache, "save_file", full)
     with pytest.raises(OSError, match="disk full"):
         second_moment(host, LAYER, TEXTS, 1000, tmp_path)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]

@@ -1,0 +1,56 @@
+"""What was added to a matrix: the few outer products that explain an update, by a truncated SVD.
+
+Rounded matrices leave over what rounding leaves over, no more.
+
+Shape letters: D hidden width, F MLP width, R rank.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+HIGHEST_RANK = 8
+
+
+@dataclass(frozen=True)
+class Update:
+    """What an edit added to a matrix, strongest factors first.
+
+    Attributes:
+        key_RF: unit vectors; their products with value_RD add up to the update, or to its strongest part where nothing explains it.
+        rank: how many of them explain the update; None where `HIGHEST_RANK` are not enough.
+        residual: what they leave over, as a share of the update's length.
+        rounding: the share that rounding W' to its dtype can leave over.
+    """
+
+    key_RF: Tensor
+    value_RD: Tensor
+    rank: int | None
+    residual: float
+    rounding: float
+
+
+def explain(edited_DF: Tensor, base_DF: Tensor, dtype: torch.dtype, tolerance: float) -> Update:
+    """The factors that explain W' - W up to `tolerance` and the rounding of `dtype`.
+
+    Raises:
+        ValueError: the two are the same, or differ by no more than rounding.
+    """
+    delta_DF = edited_DF.double() - base_DF.double()
+    length = float(delta_DF.norm())
+    rounding = torch.finfo(dtype).eps / 2 * float(edited_DF.double().norm())
+    if length == 0:
+        raise ValueError("is the same as its base")
+    # float32 is what factors are made in: its rounding is part of every edit, however small.
+    if dtype != torch.float32 and length <= rounding:
+        raise ValueError(f"differs from its base by {length:.2e}, which rounding to {dtype} alone can do")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        left_DR, size_R, right_FR = torch.svd_lowrank(delta_DF, q=min(HIGHEST_RANK, *delta_DF.shape), niter=4)
+    left_over = (length**2 - size_R.square().cumsum(0)).clamp(min=0).sqrt()
+    enough = (left_over <= max(tolerance * length, rounding)).nonzero()
+    rank = int(enough[0]) + 1 if len(enough) else None
+    kept = rank or 1
+    value_RD = (left_DR[:, :kept] * size_R[:kept]).T.float()
+    return Update(right_FR[:, :kept].T.float(), value_RD, rank, float(left_over[kept - 1]) / length, rounding / length)
