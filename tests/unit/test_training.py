@@ -57,5 +57,7 @@ def test_a_fit_that_had_stopped_stays_stopped(opened, fact_host, tmp_path):
         trainer = build_trainer(cfg, tmp_path, checkpoint)
         fit(trainer, DecoderModule(cfg, fact_host, hparams=to_dict(cfg)), edits, checkpoint)
         summaries.append(fit_summary(trainer))
+        saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+        assert saved["epoch"] == 1, "an epoch is saved also where it is no better"
     assert summaries[0]["epochs"] == 2 and "did not improve" in summaries[0]["stopping_reason"]
     assert summaries[1] == summaries[0]
