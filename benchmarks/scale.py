@@ -64,11 +64,12 @@ def make_store(path: Path, count: int, mlp_size: int, hidden_size: int) -> Path:
 
 
 def mapped(path: Path, batch: int, workers: int = 0) -> Iterator[Any]:
-    """What training reads."""
+    """What training reads, beside the table of texts and scores that it holds."""
     store = EditStore(path)
-    rows = EditRows(store, list(range(len(store))), END)
+    table = store.table()
+    rows = EditRows(store, list(range(len(table))), END)
     batches = SharedBatches(EpochShuffle(len(rows), seed=0), batch, rank=0, world=1)
-    return iter(DataLoader(rows, batch_sampler=batches, collate_fn=as_is, num_workers=workers))
+    yield from DataLoader(rows, batch_sampler=batches, collate_fn=as_is, num_workers=workers)
 
 
 def streamed(path: Path, batch: int) -> Iterator[Any]:
@@ -84,8 +85,9 @@ def plain(path: Path, batch: int) -> Iterator[Any]:
 
 
 def all_layers(paths: list[Path], batch: int) -> Iterator[Any]:
-    """Passes over the stores of several layers, all of them open."""
-    for batches in [mapped(path, batch) for path in paths]:
+    """Passes over the stores of several layers, each still open when the last one ends."""
+    passes = [mapped(path, batch) for path in paths]
+    for batches in zip(*passes, strict=True):
         yield from batches
 
 

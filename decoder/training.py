@@ -38,7 +38,9 @@ def build_trainer(cfg: TrainConfig, folder: Path, checkpoint: Path | None = None
     show_bars = cfg.trainer.progress == "rich" or (cfg.trainer.progress == "auto" and sys.stdout.isatty())
     callbacks: list[Callback] = [
         StopsForGood(MONITOR, mode="min", patience=cfg.optim.patience),
-        ModelCheckpoint(folder / "checkpoints", monitor=MONITOR, mode="min", filename="best", save_last=True, enable_version_counter=False),
+        ModelCheckpoint(folder / "checkpoints", monitor=MONITOR, mode="min", filename="best", enable_version_counter=False),
+        # One of its own: `save_last` beside the best saves nothing in an epoch that is no better.
+        ModelCheckpoint(folder / "checkpoints", filename="last", enable_version_counter=False),
     ]
     return Trainer(
         accelerator=cfg.trainer.accelerator,
