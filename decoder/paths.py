@@ -33,17 +33,22 @@ def alone(path: Path) -> FileLock:
 
 def put_in_place(made: Path, folder: Path) -> None:
     """Renames a finished folder to its place. What lay there is there whole or not at all, also for a reader after a kill."""
-    remove_whole(folder)
+    aside = _put_aside(folder)
     os.replace(made, folder)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def remove_whole(folder: Path) -> None:
     """Removes a folder so that nobody finds half of it under its name."""
+    shutil.rmtree(_put_aside(folder), ignore_errors=True)
+
+
+def _put_aside(folder: Path) -> Path:
     aside = folder.with_name(f".{folder.name}.removed")
     shutil.rmtree(aside, ignore_errors=True)
     if folder.exists():
         os.replace(folder, aside)
-        shutil.rmtree(aside, ignore_errors=True)
+    return aside
 
 
 def run_folder(cfg: TrainConfig) -> Path:

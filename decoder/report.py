@@ -55,10 +55,10 @@ def read_history(path: Path) -> dict[str, dict[int, float]]:
     return {str(name): means[name].dropna().to_dict() for name in means}
 
 
-def write_report(run_folder: Path) -> Path:
-    """Writes `report.html`, one self-contained page, into a run folder that has a `result.json`; returns its path."""
+def write_report(run_folder: Path, result: Mapping[str, Any] | None = None) -> Path:
+    """Writes `report.html`, one self-contained page, into a run folder; returns its path. The result is its `result.json` unless given."""
     folder = Path(run_folder)
-    result = read_result(folder / "result.json")
+    result = result or read_result(folder / "result.json")
     context = _page(result, read_predictions(folder / "predictions.parquet"), read_history(folder / "metrics.csv"))
     path = folder / "report.html"
     path.write_text(render("report.html.jinja", context), encoding="utf-8")

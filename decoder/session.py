@@ -176,8 +176,9 @@ def export_facts(cfg: TrainConfig, edits: Any, summary: dict[str, Any]) -> dict[
 
 def finish(result: dict[str, Any], folder: Path) -> None:
     """Writes result and report, and shows them."""
+    # The result last: with it a run counts as finished.
+    write_report(folder, result)
     write_result(folder, result)
-    write_report(folder)
     out = console()
     out.print(results_table(result))
     out.print(
