@@ -14,8 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from decoder.commands import EvaluateConfig
 from decoder.compose import compose
-from decoder.config import EvaluateConfig
 from decoder.errors import UserError, run_command
 
 

@@ -84,7 +84,7 @@ def train(cfg: TrainConfig, folder: Path, bench: "Bench | None" = None) -> dict:
         edits = bench.edits(cfg)
     session.describe_edits(edits)
 
-    with clock("fit"):
+    with clock("fit"), session.threads_for(host):
         checkpoint = checkpoint_to_go_on_from(cfg, folder)
         if is_first(cfg):
             session.begin(folder, checkpoint)
@@ -96,7 +96,7 @@ def train(cfg: TrainConfig, folder: Path, bench: "Bench | None" = None) -> dict:
             describe_run(trainer, cfg, host.layers)
         fit(trainer, module, edits, checkpoint)
 
-    with clock("test"):
+    with clock("test"), session.threads_for(host):
         trainer.test(module, datamodule=edits, ckpt_path="best", verbose=False)
         if not is_first(cfg):
             return {}

@@ -25,8 +25,9 @@ from data.matrices import write_matrix
 from data.produce import columns
 from data.store import IMPORTED, EditStore, StoreWriter
 from decoder.checkpoint import Checkpoint, is_checkpoint_folder
+from decoder.commands import ImportConfig
 from decoder.compose import compose
-from decoder.config import FactsConfig, ImportConfig, TrainConfig
+from decoder.config import FactsConfig, TrainConfig
 from decoder.edit import DenseEdit, LowRankEdit
 from decoder.errors import UserError, run_command
 from decoder.host import Host

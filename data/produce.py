@@ -24,8 +24,9 @@ from data.requests import SENTENCES, imported, requested, store_path
 from data.store import EditStore, StoreWriter, partial_folder, remove_partial
 from data.stream import EditStream, write_parquet
 from data.texts import read_texts, rome_statistics
+from decoder.commands import ProduceConfig
 from decoder.compose import compose
-from decoder.config import ProduceConfig, TrainConfig
+from decoder.config import TrainConfig
 from decoder.edit import RankOneEdit
 from decoder.errors import UserError, run_command
 from decoder.host import Host

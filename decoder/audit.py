@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from decoder.calibration import percentile
-from decoder.config import EvaluateConfig
+from decoder.commands import EvaluateConfig
 from decoder.edit import Edit, EditBatch
 from decoder.export import load_decoder, read_config
 from decoder.host import Host

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import decoder as package
 from decoder.card import model_card
+from decoder.commands import ExportConfig
 from decoder.compose import compose, folders_first
-from decoder.config import ExportConfig
 from decoder.errors import UserError, run_command
 from decoder.paths import put_in_place
 

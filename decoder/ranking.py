@@ -14,7 +14,7 @@ from rich.table import Table
 from decoder.audit import answer, open_decoder
 from decoder.checkpoint import Checkpoint
 from decoder.collection import fitting, read_index
-from decoder.config import EvaluateConfig
+from decoder.commands import EvaluateConfig
 from decoder.errors import UserError
 from decoder.suspect import compare_folder, read_suspect
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
+from decoder.commands import ReportConfig
 from decoder.compose import compose, folders_first
-from decoder.config import ReportConfig
 from decoder.errors import UserError, run_command
 from decoder.runs import find_runs, read_result
 from decoder.tables import (

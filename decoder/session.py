@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from rich.console import Console
 
 from decoder.baselines import Evidence, score_baselines
@@ -25,6 +26,7 @@ from decoder.tables import example_lines, results_table
 
 PREDICTION_COLUMNS = ["edit_id", "subject", "relation", "relation_name", "object_true", "object", "predicted", "probability", "split"]
 TABLE_WIDTH = 120
+NARROW = 256  # hidden width; two threads take 84 ms for a step of the pocket host, one takes 48
 EXPECTED_WARNINGS = (
     ".*LeafSpec.*is deprecated.*",
     ".*does not have many workers.*",
@@ -103,6 +105,21 @@ def quiet() -> None:
     os.environ.setdefault("WANDB_SILENT", "true")
     for message in EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", message)
+
+
+@contextmanager
+def threads_for(host: Host) -> Iterator[None]:
+    """Inside the block a narrow host runs on one thread of the CPU: its products are over before a second thread has woken.
+
+    A user's OMP_NUM_THREADS stays.
+    """
+    before = torch.get_num_threads()
+    if host.hidden_size <= NARROW and host.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class Clock:

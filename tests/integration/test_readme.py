@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from decoder.commands import EvaluateConfig, ExportConfig, ReportConfig
 from decoder.compose import compose, folders_first
-from decoder.config import EvaluateConfig, ExportConfig, ReportConfig, TrainConfig
+from decoder.config import TrainConfig
 from decoder.grid import read_grid
 
 README = (Path(__file__).parents[2] / "README.md").read_text()

@@ -8,7 +8,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from decoder.audit import answer, describe_answer, open_decoder
-from decoder.config import EvaluateConfig
+from decoder.commands import EvaluateConfig
 from decoder.edit import DenseEdit
 from decoder.export import load_decoder, read_config, save_decoder
 from decoder.host import Host

@@ -20,7 +20,7 @@ from data.facts import EditRequest
 from data.import_edits import import_edits, main, match, sources
 from data.store import EditStore
 from decoder.checkpoint import INDEX
-from decoder.config import ImportConfig
+from decoder.commands import ImportConfig
 from decoder.edit import DenseEdit, LowRankEdit
 from decoder.model import ObjectDecoder
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from decoder.commands import EvaluateConfig
 from decoder.compose import compose
-from decoder.config import EvaluateConfig, TrainConfig
+from decoder.config import TrainConfig
 from decoder.grid import read_grid
 from decoder.usage import PAGES
 

@@ -1,0 +1,79 @@
+"""Values that no run can mean, refused before anything is loaded. Nothing here imports torch."""
+
+import math
+from operator import attrgetter
+from typing import Any
+
+from decoder.commands import EvaluateConfig, ExportConfig, ImportConfig, ReportConfig
+from decoder.config import TrainConfig
+from decoder.errors import UserError
+from decoder.usage import settings
+
+POSITIVE = {
+    *(f"host.pocket.{name}" for name in ("layers", "window", "hidden_size", "mlp_size", "heads", "object_vocabulary")),
+    *(f"host.pocket.{name}" for name in ("steps", "batch_size", "row_tokens")),
+    *(f"edits.{name}" for name in ("contexts", "steps", "batch_size", "shard_size", "key_tokens")),
+    *(f"decoder.{name}" for name in ("prompt_length", "beams", "max_object_tokens")),
+    *(f"data.{name}" for name in ("batch_size", "eval_batch_size", "max_train", "prefetch", "shuffle_buffer")),
+    *("optim.epochs", "optim.patience", "trainer.num_nodes", "top"),
+    "facts.per_relation",
+    *("launcher.jobs", "launcher.cpus"),
+}
+FRACTIONS = {
+    "decoder.prior",
+    "optim.recombined",
+    "splits.held_out_objects",
+    "splits.val_subjects",
+    "splits.test_subjects",
+    "host.pocket.min_recall",
+}
+
+
+def check(config: TrainConfig | EvaluateConfig | ImportConfig | ReportConfig | ExportConfig) -> None:
+    """Raises UserError on the first value out of range; what needs torch or a host is checked where that is at hand."""
+    for key, _ in settings(type(config)):
+        value = attrgetter(key)(config)
+        if key == "trainer.devices" or not _is_number(value):
+            continue
+        least = 1 if key in POSITIVE else 0
+        if not math.isfinite(value) or value < least or (key in FRACTIONS and value > 1):
+            raise UserError(f"{key}={value}: expected a number from {least} " + ("to 1" if key in FRACTIONS else "up"))
+    if isinstance(config, TrainConfig):
+        _check_train(config)
+
+
+def _check_train(config: TrainConfig) -> None:
+    layers = config.decoder.layer if isinstance(config.decoder.layer, list) else [config.decoder.layer]
+    if not layers or not all(_is_index(layer) for layer in layers) or len(set(layers)) < len(layers):
+        raise UserError(
+            f"decoder.layer={config.decoder.layer}: expected a layer as 1, or different layers as [0,1]; a grid has -m in front"
+        )
+    if config.edits.ridge != "identity" and not _is_number(config.edits.ridge):
+        raise UserError(f"edits.ridge={config.edits.ridge}: expected `identity` or a number from 0 up")
+    devices = config.trainer.devices
+    if not isinstance(devices, list | str) and devices != -1 and not (_is_index(devices) and devices > 0):
+        raise UserError(f"trainer.devices={devices}: expected auto, a count from 1 up, -1 for all, or indices as [0,1]")
+    strategy = config.trainer.strategy
+    if strategy != "auto" and (not strategy.startswith("ddp") or any(way in strategy for way in ("spawn", "fork", "notebook"))):
+        raise UserError(
+            f"trainer.strategy={strategy}: expected auto, ddp or ddp_find_unused_parameters_true; every process holds the frozen host whole"
+        )
+    if config.variant and (set(config.variant) & set("/\\") or config.variant in (".", "..")):
+        raise UserError(f"variant={config.variant}: it is the end of a folder's name; write it without slashes")
+    if (gpus := config.launcher.gpus) != int(gpus) and (gpus > 1 or config.launcher.name == "slurm"):
+        raise UserError(
+            f"launcher.gpus={gpus:g}: expected a whole number" + ("" if config.launcher.name == "slurm" else ", or a part of one")
+        )
+    if len(config.optim.betas) != 2 or not all(0 <= beta < 1 for beta in config.optim.betas):
+        raise UserError(f"optim.betas={config.optim.betas}: expected two numbers from 0 to below 1, as [0.9,0.98]")
+    kept = config.splits.val_subjects + config.splits.test_subjects
+    if kept >= 1:
+        raise UserError(f"splits.val_subjects + splits.test_subjects = {kept:g}: expected less than 1, the rest is trained on")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_index(value: Any) -> bool:
+    return _is_number(value) and isinstance(value, int) and value >= 0
