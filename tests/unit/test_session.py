@@ -24,12 +24,14 @@ def test_a_narrow_host_runs_on_one_thread_inside_the_block_only(two_threads, new
     assert torch.get_num_threads() == 2
 
 
-def test_a_wide_host_or_a_users_choice_is_left_alone(two_threads, new_host, monkeypatch):
+def test_a_wide_host_keeps_its_threads(two_threads, new_host, monkeypatch):
     host = new_host("gpt2")
     monkeypatch.setattr("decoder.session.NARROW", host.hidden_size - 1)
     with threads_for(host):
         assert torch.get_num_threads() == 2
-    monkeypatch.undo()
+
+
+def test_a_users_choice_is_left_alone(two_threads, new_host, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    with threads_for(host):
+    with threads_for(new_host("gpt2")):
         assert torch.get_num_threads() == 2
