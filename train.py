@@ -97,7 +97,7 @@ def train(cfg: TrainConfig, folder: Path, bench: "Bench | None" = None) -> dict:
         fit(trainer, module, edits, checkpoint)
 
     with clock("test"), session.threads_for(host):
-        trainer.test(module, datamodule=edits, ckpt_path="best", verbose=False)
+        trainer.test(module, datamodule=edits, ckpt_path=trainer.checkpoint_callback.best_model_path, verbose=False)
         if not is_first(cfg):
             return {}
         module.to(host.device)

@@ -32,7 +32,7 @@ class EditDataModule(LightningDataModule):
 
     `prepare_data` makes the store if it is not there; `setup` opens it and draws the splits. Both may be called any number of
     times. Loaders are named by `val_splits` and `test_splits`, in order; tests read the validation splits too, because
-    calibration needs them. `split_rows` gives the rows of a store instead of drawing them, as an exported decoder does.
+    calibration needs them.
     """
 
     def __init__(self, cfg: TrainConfig, host: Host) -> None:

@@ -33,6 +33,10 @@ def open_decoder(cfg: EvaluateConfig, host: Host | None = None) -> tuple[ObjectD
     config = read_config(cfg.decoder)
     if absent := [name for name in NEEDED if name not in config]:
         raise ValueError(f"decoder={cfg.decoder}: its config lacks {', '.join(absent)}; export the decoder again")
+    try:
+        torch.device(cfg.device)
+    except RuntimeError:
+        raise ValueError(f"device={cfg.device}: no device of torch; expected cpu, cuda or cuda:1") from None
     if cfg.device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device={cfg.device}: there is no CUDA device here. Use device=cpu")
     trained_on = config["host"]

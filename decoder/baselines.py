@@ -173,4 +173,5 @@ def _clean_output_norm(evidence: Evidence, prompt_MD: Tensor) -> float:
         evidence.host.model(inputs_embeds=prompt_MD.unsqueeze(0).to(evidence.host.dtype), use_cache=False, logits_to_keep=1)
     finally:
         handle.remove()
-    return float(outputs[0][0, 0].norm())
+    # Some families flatten their tokens before the projection.
+    return float(outputs[0].flatten(0, -2)[0].norm())

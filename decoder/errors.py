@@ -10,6 +10,7 @@ from typing import ParamSpec, TypeVar
 P = ParamSpec("P")
 T = TypeVar("T")
 DEBUG = "PALIMPSEST_DEBUG"
+TERMINATED = 143  # what a shell gives for a program that SIGTERM ended
 
 
 class UserError(Exception):
@@ -17,7 +18,7 @@ class UserError(Exception):
 
 
 def run_command(main: Callable[P, T]) -> Callable[P, T]:
-    """Decorates a program's `main`: bad input exits 2 with one line on stderr, Ctrl-C exits 130.
+    """Decorates a program's `main`: bad input exits 2 with one line on stderr, Ctrl-C exits 130, SIGTERM in a fit 143.
 
     `PALIMPSEST_DEBUG=1` shows the traceback above the line. Other exceptions pass: they are ours to mend.
     """
@@ -31,6 +32,10 @@ def run_command(main: Callable[P, T]) -> Callable[P, T]:
                 traceback.print_exc()
             sys.stderr.write(_line(error) + "\n")
             raise SystemExit(130 if isinstance(error, KeyboardInterrupt) else 2) from None
+        except SystemExit as stop:
+            if stop.code == TERMINATED:
+                sys.stderr.write("terminated\n")
+            raise
 
     return command
 

@@ -94,12 +94,12 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: the folder is no exported decoder, or of a format this version does not know.
     """
-    file = Path(folder) / CONFIG
+    file = Path(folder).expanduser() / CONFIG
     if not file.is_file():
         raise ValueError(f"decoder={folder}: no {CONFIG} there. Give the decoder/ folder of a run")
     try:
         config = json.loads(file.read_text())
-    except json.JSONDecodeError:
+    except (json.JSONDecodeError, UnicodeDecodeError):
         raise ValueError(f"{file} is not whole JSON; export the decoder again") from None
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         found = config.get("format") if isinstance(config, dict) else "none"
@@ -129,11 +129,13 @@ def load_decoder(folder: str | Path, host: "Host", *, allow_host_mismatch: bool 
         raise ValueError(
             f"{folder}: the decoder is for {config['shape']} matrices, {host.name} has {list(host.weight_DF(config['edited_layer']).shape)}"
         )
-    file = Path(folder) / WEIGHTS
+    file = Path(folder).expanduser() / WEIGHTS
     try:
         tensors = load_file(str(file))
     except (SafetensorError, FileNotFoundError) as error:
         raise ValueError(f"{file} cannot be read as safetensors ({error}). Export the decoder again") from None
+    if broken := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+        raise ValueError(f"{file}: {broken[0]} holds NaN or infinity. Train the decoder again")
     decoder = ObjectDecoder(
         host,
         edited_layer=config["edited_layer"],

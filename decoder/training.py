@@ -1,6 +1,7 @@
 """The Lightning trainer of a run and its loggers."""
 
 import csv
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,18 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from decoder.compose import to_dict
 from decoder.config import TrainConfig
+from decoder.errors import TERMINATED
 from decoder.grid import with_effect
 from decoder.paths import trained_layers
 from decoder.runs import is_finished
 
 MONITOR = "val/id/loss"
+
+log = logging.getLogger(__name__)
 
 
 class StopsForGood(EarlyStopping):
@@ -98,32 +102,60 @@ def _csv_logger(folder: Path, checkpoint: Path | None) -> CSVLogger:
 
 
 def checkpoint_to_go_on_from(cfg: TrainConfig, folder: Path) -> Path | None:
-    """The last checkpoint of a run that was killed, if its settings were those of `cfg`.
+    """The last checkpoint of a run that was killed, if its settings were those of `cfg`; None starts anew.
 
-    `resume=true` and `resume=false` decide it whatever lies there; without a checkpoint there is nothing to go on from.
+    Raises:
+        ValueError: `resume=true`, and the checkpoint is of other settings or cannot be read.
     """
     checkpoint = folder / "checkpoints" / "last.ckpt"
     if cfg.resume is False or not checkpoint.exists():
         return None
-    if cfg.resume:
-        return checkpoint
-    before = torch.load(checkpoint, weights_only=True)["hyper_parameters"]
-    return checkpoint if not is_finished(folder) and with_effect(before) == with_effect(to_dict(cfg)) else None
+    try:
+        before = with_effect(torch.load(checkpoint, weights_only=True)["hyper_parameters"])
+    except Exception as error:  # whatever a damaged file makes torch raise
+        if cfg.resume:
+            raise ValueError(f"resume=true: {checkpoint} cannot be read ({type(error).__name__}); resume=false starts anew") from error
+        log.warning("%s cannot be read (%s): starting anew", checkpoint, error)
+        return None
+    now = with_effect(to_dict(cfg))
+    if cfg.resume and before != now:
+        raise ValueError(
+            f"resume=true: {checkpoint} was trained with {_difference(before, now)}. Give the settings it was started with, "
+            "or start anew with resume=false"
+        )
+    return checkpoint if before == now and (cfg.resume or not is_finished(folder)) else None
+
+
+def _difference(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> str:
+    """The first setting that differs, and both values."""
+    name = next(name for name in (*before, *now) if before.get(name) != now.get(name))
+    old, new = before.get(name), now.get(name)
+    if isinstance(old, dict) and isinstance(new, dict):
+        return _difference(old, new, f"{prefix}{name}.")
+    return f"{prefix}{name}={old}, now it is {new}"
 
 
 def fit(trainer: Trainer, module: LightningModule, data: LightningDataModule, checkpoint: Path | None) -> None:
     """Fits, from a checkpoint if one is given.
 
     Raises:
-        ValueError: the checkpoint has run more epochs than are asked for now, or is of another shape.
+        ValueError: the checkpoint has run more epochs than are asked for now, or is of another shape; or training diverged.
     """
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
+    except SystemExit as stop:
+        # Lightning's way to end on a signal, without a word and, on SIGTERM, with exit code 0.
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise SystemExit(TERMINATED if isinstance(stop, SIGTERMException) else stop.code) from None
     except (MisconfigurationException, RuntimeError) as error:
         if checkpoint is None:
             raise
         told = " ".join(str(error).split())
         raise ValueError(f"resume=true: {told} Use the settings, optim.epochs too, the run was started with, or start it anew") from error
+    best = trainer.checkpoint_callback.best_model_score
+    if best is None or not best.isfinite():
+        raise ValueError(f"training diverged: {MONITOR} is {best}. Lower optim.lr_layer or optim.lr_prompt, or set optim.clip=1")
 
 
 def fit_summary(trainer: Trainer) -> dict[str, Any]:

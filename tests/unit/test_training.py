@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import signal
 
 import pytest
 import torch
 
 from decoder.compose import to_dict
-from decoder.config import TrainConfig
+from decoder.config import SplitsConfig, TrainConfig
+from decoder.errors import run_command
 from decoder.module import DecoderModule
 from decoder.training import build_trainer, checkpoint_to_go_on_from, fit, fit_summary
 
@@ -33,13 +35,50 @@ def left_behind(folder, cfg, status=None):
         (None, {"runs": "elsewhere", "cache_dir": "there"}, None, True),
         (None, {}, False, False),
         ("ok", {}, True, True),
-        (None, {"seed": 5}, True, True),
     ],
 )
 def test_the_same_command_goes_on_with_what_was_killed(tmp_path, status, change, resume, goes_on):
     checkpoint = left_behind(tmp_path, TrainConfig(), status)
     cfg = dataclasses.replace(TrainConfig(), **change, resume=resume)
     assert checkpoint_to_go_on_from(cfg, tmp_path) == (checkpoint if goes_on else None)
+
+
+def test_going_on_with_other_settings_is_refused_by_name(tmp_path):
+    left_behind(tmp_path, TrainConfig())
+    cfg = dataclasses.replace(TrainConfig(), splits=SplitsConfig(seed=1), resume=True)
+    with pytest.raises(ValueError, match="trained with splits.seed=0, now it is 1"):
+        checkpoint_to_go_on_from(cfg, tmp_path)
+
+
+def test_a_checkpoint_cut_short_is_not_gone_on_from(tmp_path):
+    checkpoint = left_behind(tmp_path, TrainConfig())
+    checkpoint.write_bytes(checkpoint.read_bytes()[:300])
+    assert checkpoint_to_go_on_from(TrainConfig(), tmp_path) is None
+    with pytest.raises(ValueError, match="last.ckpt cannot be read.*resume=false"):
+        checkpoint_to_go_on_from(TrainConfig(resume=True), tmp_path)
+
+
+def test_training_that_diverges_is_no_result(opened, fact_host, tmp_path):
+    edits = opened(max_train=64)
+    cfg = edits.cfg
+    cfg.decoder.prompt_length, cfg.trainer.accelerator, cfg.wandb.mode, cfg.trainer.progress = 4, "cpu", "disabled", "none"
+    cfg.optim.lr_layer, cfg.optim.lr_prompt, cfg.optim.clip, cfg.optim.gain_spread = 1e30, 1e30, None, 0.0
+    with pytest.raises(ValueError, match="training diverged: val/id/loss is (nan|inf)"):
+        fit(build_trainer(cfg, tmp_path, None), DecoderModule(cfg, fact_host, hparams=to_dict(cfg)), edits, None)
+
+
+@pytest.mark.parametrize(("sent", "code", "said"), [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "terminated")])
+def test_a_signal_in_a_fit_ends_in_one_line_and_its_own_code(opened, fact_host, tmp_path, capsys, sent, code, said):
+    edits = opened(max_train=64)
+    cfg = edits.cfg
+    cfg.decoder.prompt_length, cfg.trainer.accelerator, cfg.wandb.mode, cfg.trainer.progress = 4, "cpu", "disabled", "none"
+    cfg.optim.gain_spread = 0.0
+    module = DecoderModule(cfg, fact_host, hparams=to_dict(cfg))
+    module.on_train_epoch_start = lambda: signal.raise_signal(getattr(signal, sent))
+    command = run_command(lambda: fit(build_trainer(cfg, tmp_path, None), module, edits, None))
+    with pytest.raises(SystemExit) as stop:
+        command()
+    assert stop.value.code == code and said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("resume", [None, True, False])
