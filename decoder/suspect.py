@@ -4,6 +4,7 @@ Shape letters: D hidden width, F MLP width.
 """
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,7 +81,21 @@ def tensor_name(checkpoint: Checkpoint, host: Host, layer: int) -> str:
     if len(matrices) != 1:
         found = ", ".join(matrices[:20]) or "none"
         raise ValueError(f"{checkpoint.path} has {len(matrices)} 2-D tensors ({found}); expected one. Name it with tensor=NAME")
+    if (other := _layer_named(checkpoint, matrices[0], host)) is not None:
+        raise ValueError(
+            f"{checkpoint.path}: {matrices[0]} is of layer {other}, the decoder reads layer {layer}. "
+            "Use a decoder of that layer; tensor=NAME reads it all the same"
+        )
     return matrices[0]
+
+
+def _layer_named(checkpoint: Checkpoint, name: str, host: Host) -> int | None:
+    """The layer whose W_V the host calls so."""
+    for layer in range(host.layers):
+        with suppress(ValueError):  # a layer without a down-projection of its own
+            if checkpoint.find(f"{host.module_path(layer)}.weight") == name:
+                return layer
+    return None
 
 
 def compare_folder(folder: str | Path, host: Host, layer: int) -> Surroundings:

@@ -73,6 +73,16 @@ def test_several_matrices_ask_for_a_name(host_of, tmp_path):
     assert "'c'" in refusal(file, host, "c") and "a, b" in refusal(file, host, "c")
 
 
+@pytest.mark.parametrize("name", ["gpt2", "llama", "opt"])
+def test_a_matrix_of_another_layer_by_its_name_is_refused_unless_named(host_of, tmp_path, name):
+    host = host_of(name)
+    own, other = (f"{host.module_path(layer)}.weight" for layer in (LAYER, 2))
+    assert read_suspect(saved(tmp_path, **{own: stored_weight(host)}), host, LAYER).weight_BDF.isfinite().all()
+    file = saved(tmp_path, **{other: stored_weight(host)})
+    assert "is of layer 2, the decoder reads layer 1" in refusal(file, host)
+    assert read_suspect(file, host, LAYER, tensor=other).weight_BDF.isfinite().all()
+
+
 def test_no_matrix_is_refused(host_of, tmp_path):
     assert "0 2-D tensors (none)" in refusal(saved(tmp_path, bias=torch.zeros(32)), host_of("llama"))
 
