@@ -1,7 +1,4 @@
-"""Checks the figures of the default runs (seeds 0, 1, 2) against their bars, with some slack for noise between machines.
-
-A figure whose bar is not reached yet has a floor: it is printed as short of its bar, and falling below the floor fails.
-"""
+"""Checks the figures of the default runs (seeds 0, 1, 2) against their bars, with some slack for noise between machines."""
 
 import json
 import sys
@@ -17,8 +14,7 @@ BARS = {
     "decoder/ood": 0.83,
     "decoder/unseen_object": 0.88,
 }
-FLOORS = {"decoder/ood": 0.75}
-"""docs/log.md says why it is short and what was tried."""
+LATER_SECONDS = 90
 
 
 def main(folder: Path) -> None:
@@ -31,12 +27,14 @@ def main(folder: Path) -> None:
         found = [result["edits"][figure] if group == "edits" else result["test"][figure]["exact_match"]["value"] for result in results]
         mean = sum(found) / len(found)
         print(f"{name}: {mean:.3f}, bar {bar}{'' if mean >= bar else ', SHORT OF THE BAR'}")
-        if mean < FLOORS.get(name, bar - SLACK):
+        if mean < bar - SLACK:
             below.append(name)
     for result in results:
         print(f"seed {result['seed']}: {', '.join(f'{stage} {seconds:.0f} s' for stage, seconds in result['seconds'].items())}")
     if max(result["seconds"]["total"] for result in results) > MOST_SECONDS:
         below.append("seconds/total")
+    later = max(result["seconds"]["total"] for result in results if result["seed"])
+    print(f"another seed: {later:.0f} s, bar {LATER_SECONDS}{'' if later < LATER_SECONDS else ', SHORT OF THE BAR'}")
     if below:
         sys.exit(f"too low: {', '.join(below)}")
 
