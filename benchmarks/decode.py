@@ -25,7 +25,7 @@ from decoder.host import Host
 from decoder.metrics import object_loss
 from decoder.model import ObjectDecoder
 from decoder.nearest import did_you_mean
-from decoder.passes import scored_only
+from decoder.passes import last_mlp, scored_only
 from decoder.prompt import random_prompt
 from decoder.swap import exchanged, swapped
 
@@ -171,14 +171,17 @@ class Bench:
 def necessary(bench: Bench) -> tuple[int, int]:
     """Operations and bytes of one training step on one-token objects, born at the edit.
 
-    Blocks up to the edited one see M positions, the others B * M; the head sees B. Backward, activations cost what they cost forward (the
-    two products of attention twice that), and of the weights only the trained block's have gradients. Weights are read twice.
+    Blocks up to the edited one see M positions, the others B * M; the last MLP, above the edit, and the head see B. Backward, activations
+    cost what they cost forward (the two products of attention twice that), and of the weights only the trained block's have gradients.
+    Weights are read twice.
     """
     host, case = bench.host, bench.case
     operations = 4 * case.batch * host.model.get_output_embeddings().weight.numel()
     for layer, block in enumerate(host.blocks):
         positions = case.prompt * (1 if layer <= case.layer else case.batch)
         operations += 4 * _matrices(block) * positions + 12 * case.prompt * host.hidden_size * positions
+    if case.layer < host.layers - 1 and (mlp := last_mlp(host)):
+        operations -= 4 * _matrices(mlp) * case.batch * (case.prompt - 1)
     operations += 2 * _matrices(bench.decoder.trained) * case.prompt
     return operations, 2 * sum(parameter.nbytes for parameter in host.model.parameters())
 

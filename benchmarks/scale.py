@@ -51,7 +51,7 @@ class Settings(Common):
 
 def make_store(path: Path, count: int, mlp_size: int, hidden_size: int) -> Path:
     """A store of random edits."""
-    writer, generator = StoreWriter(path, {"terminator_id": END}, SHARD), torch.Generator().manual_seed(0)
+    writer, generator = StoreWriter(path, {"terminator_id": END, "editor": {"name": "drawn"}}, SHARD), torch.Generator().manual_seed(0)
     starts = range(0, count, SHARD)
     for index, start in enumerate(starts):
         rows = min(SHARD, count - start)
@@ -246,7 +246,7 @@ def _kept(rate: Row, amount: int, floor: float) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> None:
     cfg = settings(Settings, sys.argv[1:] if argv is None else argv)
     if cfg.miniature:
-        cfg.edits, cfg.repeats = 2_000, 2
+        cfg.edits = 2_000
     disable_progress_bars()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="palimpsest-scale-", dir=cfg.folder or None) as root:
