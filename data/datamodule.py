@@ -84,18 +84,20 @@ class EditDataModule(LightningDataModule):
 
         They are held in memory: of a large split, the first `MOST_IN_MEMORY` when relations take turns.
         """
-        rows = self.rows[split]
-        if len(rows) > MOST_IN_MEMORY:
-            rows = _evenly_over_relations(rows, self.table, MOST_IN_MEMORY)
+        rows = self._few(split)
         ids_NT = padded_objects(self.store, rows, self.host.terminator_id)
         return EditBatch(self.store.edits(torch.tensor(rows)), ids_NT, torch.tensor(rows)).on(self.host.device)
 
     def probe_keys(self) -> Tensor:
         """Keys (K, F) of training subjects and made-up ones, as `optim.gain_spread` needs them."""
-        training = self.table.iloc[self.rows["train"]]
+        training = self.table.iloc[self._few("train")]
         prompts = list(zip(training["prompt"], training["subject"], strict=True))
         whiten = prepare_editor(self.cfg, self.host, self.facts).whiten
         return probe_keys(self.host, self.cfg.edits.layer, whiten, prompts, self.cfg.data.made_up_keys, self.cfg.edits.seed)
+
+    def _few(self, split: str) -> list[int]:
+        rows = self.rows[split]
+        return _evenly_over_relations(rows, self.table, MOST_IN_MEMORY) if len(rows) > MOST_IN_MEMORY else rows
 
     def transfer_batch_to_device(self, batch: EditBatch, device: torch.device, dataloader_idx: int) -> EditBatch:
         return batch.on(device)
