@@ -10,6 +10,7 @@ python evaluate.py decoder=decoders suspect=CHECKPOINT_FOLDER       every decode
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ def main(argv: list[str] | None = None) -> None:
     cfg = compose(EvaluateConfig, "evaluate", sys.argv[1:] if argv is None else argv)
     if not cfg.decoder:
         raise UserError("decoder= is missing: give the decoder/ folder of a run, as printed by train.py")
+    cfg.decoder, cfg.suspect = os.path.expanduser(cfg.decoder), os.path.expanduser(cfg.suspect) if cfg.suspect else None
     if ranked := rank_layers(cfg):
         return show(cfg, ranked)
     chosen = choose_decoder(cfg)

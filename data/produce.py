@@ -201,6 +201,8 @@ def main(argv: list[str] | None = None) -> None:
     part = read_part(cfg.shard) if cfg.shard not in (None, MERGE) else None
     if part and cfg.launcher.name == "ray":
         raise UserError(f"shard={cfg.shard} launcher=ray: Ray shares the shards itself; give one of the two")
+    if part and cfg.parquet:
+        raise UserError(f"shard={cfg.shard} parquet={cfg.parquet}: a part is no store yet; give parquet= with shard=merge")
     quiet()
     if part:
         _make_part(ShardMaker(cfg), *part)

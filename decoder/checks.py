@@ -40,6 +40,8 @@ def check(config: TrainConfig | EvaluateConfig | ImportConfig | ReportConfig | E
             raise UserError(f"{key}={value}: expected a number from {least} " + ("to 1" if key in FRACTIONS else "up"))
     if isinstance(config, TrainConfig):
         _check_train(config)
+    if isinstance(config, EvaluateConfig) and config.suspect and (config.store or config.precision != "factors"):
+        raise UserError("suspect= reads one matrix as it is: leave out store= and precision=, which are for scoring")
 
 
 def _check_train(config: TrainConfig) -> None:

@@ -9,6 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 import decoder.compose
+from decoder.commands import EvaluateConfig
 from decoder.compose import compose, to_dict, to_yaml
 from decoder.config import TrainConfig
 from decoder.errors import UserError, run_command
@@ -235,3 +236,10 @@ def test_torch_is_not_imported(tmp_path):
     code += "; assert not {'torch', 'rich', 'transformers', 'lightning'} & set(sys.modules)"
     env = {**os.environ, "PYTHONPATH": str(REPO)}
     assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, timeout=60).returncode == 0
+
+
+@pytest.mark.parametrize("scoring", ["store=there", "precision=int8"])
+def test_what_is_for_scoring_is_not_ignored_beside_a_suspect(scoring):
+    with pytest.raises(UserError, match="leave out store= and precision="):
+        compose(EvaluateConfig, "evaluate", ["decoder=d", "suspect=s.safetensors", scoring])
+    assert compose(EvaluateConfig, "evaluate", ["decoder=d", scoring]).suspect is None

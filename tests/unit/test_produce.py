@@ -134,6 +134,13 @@ def test_bad_parts_are_one_line(text, capsys):
     assert stop.value.code == 2 and shown.count("\n") == 1 and f"shard={text}" in shown
 
 
+def test_a_part_is_not_written_as_parquet(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["shard=1/2", f"parquet={tmp_path / 'out'}"])
+    assert stop.value.code == 2 and "give parquet= with shard=merge" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_part_of_a_range():
     assert read_part("3/16") == (3, 16) and read_part("1/1") == (1, 1)
 
