@@ -23,7 +23,8 @@ from data.facts import EditRequest, Fact, FactSet, load_facts
 from data.hosts import open_host
 from data.matrices import write_matrix
 from data.produce import columns
-from data.store import IMPORTED, EditStore, StoreWriter
+from data.store import IMPORTED, EditStore
+from data.store_writer import StoreWriter
 from decoder.checkpoint import Checkpoint, is_checkpoint_folder
 from decoder.commands import ImportConfig
 from decoder.compose import compose

@@ -21,7 +21,8 @@ from data.hosts import open_host
 from data.keys import second_moments
 from data.pocket.text import key_text
 from data.requests import SENTENCES, imported, requested, store_path
-from data.store import EditStore, StoreWriter, partial_folder, remove_partial
+from data.store import EditStore, partial_folder, remove_partial
+from data.store_writer import StoreWriter
 from data.stream import EditStream, write_parquet
 from data.texts import read_texts, rome_statistics
 from decoder.commands import ProduceConfig

@@ -5,7 +5,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -50,3 +50,13 @@ def _line(error: BaseException) -> str:
         return f"error: {message}"
     label = "" if type(error) is ValueError and message else f"{type(error).__name__}: "
     return f"error: {label}{message} ({DEBUG}=1 shows the traceback)"
+
+
+def first_difference(found: Any, wanted: Any) -> tuple[str, str]:
+    """The first differing entry of two settings, as text."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for name in sorted({*found, *wanted}):
+            if found.get(name) != wanted.get(name):
+                inner = first_difference(found.get(name), wanted.get(name))
+                return f"{name}: {inner[0]}", f"{name}: {inner[1]}"
+    return repr(found), repr(wanted)

@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 
 from decoder.compose import to_dict
 from decoder.config import TrainConfig
-from decoder.errors import TERMINATED
+from decoder.errors import TERMINATED, first_difference
 from decoder.grid import with_effect
 from decoder.paths import trained_layers
 from decoder.runs import is_finished
@@ -119,20 +119,12 @@ def checkpoint_to_go_on_from(cfg: TrainConfig, folder: Path) -> Path | None:
         return None
     now = with_effect(to_dict(cfg))
     if cfg.resume and before != now:
+        old, new = first_difference(before, now)
         raise ValueError(
-            f"resume=true: {checkpoint} was trained with {_difference(before, now)}. Give the settings it was started with, "
+            f"resume=true: {checkpoint} was trained with {old}, now it is {new}. Give the settings it was started with, "
             "or start anew with resume=false"
         )
     return checkpoint if before == now and (cfg.resume or not is_finished(folder)) else None
-
-
-def _difference(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> str:
-    """The first setting that differs, and both values."""
-    name = next(name for name in (*before, *now) if before.get(name) != now.get(name))
-    old, new = before.get(name), now.get(name)
-    if isinstance(old, dict) and isinstance(new, dict):
-        return _difference(old, new, f"{prefix}{name}.")
-    return f"{prefix}{name}={old}, now it is {new}"
 
 
 def fit(trainer: Trainer, module: LightningModule, data: LightningDataModule, checkpoint: Path | None) -> None:

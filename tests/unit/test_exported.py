@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from data.exported import exported_splits
-from data.store import SCORE_COLUMNS, TEXT_COLUMNS, EditStore, StoreWriter
+from data.store import SCORE_COLUMNS, TEXT_COLUMNS, EditStore
+from data.store_writer import StoreWriter
 from decoder.audit import read_splits
 from decoder.edit import DenseEdit, RankOneEdit
 from decoder.model import ObjectDecoder

@@ -10,7 +10,8 @@ import pytest
 import torch
 from datasets import load_from_disk
 
-from data.store import SCORE_COLUMNS, TEXT_COLUMNS, EditStore, StoreWriter, find_store
+from data.store import SCORE_COLUMNS, TEXT_COLUMNS, EditStore, find_store, fingerprint_of
+from data.store_writer import StoreWriter
 
 D, F = 6, 9
 ASKED = {
@@ -215,3 +216,9 @@ def test_vectors_of_another_length_are_refused(tmp_path):
 def test_shard_of_which_all_was_skipped(tmp_path):
     store = write(tmp_path / "store", [SHARDS[0], columns(0, 1), SHARDS[2]], skipped=[["e1", "why"]])
     assert torch.equal(store.key_NF, torch.cat([SHARDS[0]["key"], SHARDS[2]["key"]])) and len(store) == 7
+
+
+def test_whole_matrices_are_part_of_what_a_store_is_known_by():
+    files = {"data-0.arrow": "a", "matrices-0.safetensors": "b", "state.json": "c"}
+    assert fingerprint_of(files) != fingerprint_of(files | {"matrices-0.safetensors": "d"})
+    assert fingerprint_of(files) == fingerprint_of(files | {"state.json": "d"})

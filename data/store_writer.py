@@ -1,0 +1,119 @@
+"""Making a store: shard by shard beside its final place, then joined and moved there whole.
+
+Shape letters: N edits, D hidden width, F MLP width.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from datasets import Dataset, concatenate_datasets, load_from_disk
+
+from data.matrices import PATTERN
+from data.store import FORMAT, EditStore, features, partial_folder, remove_partial, sha256_of, write_json
+from decoder.errors import first_difference
+
+
+class StoreWriter:
+    """Writes a store shard by shard beside its final place; nothing half-written is ever seen there.
+
+    A writer that finds an earlier one's shards goes on after them.
+
+    Raises:
+        ValueError: the shards that lie there were made for something else; the field is named.
+    """
+
+    def __init__(self, path: str | Path, asked: Mapping[str, Any], shard_size: int) -> None:
+        self.path, self.asked = Path(path), dict(asked)
+        if self.path.exists() and not (self.path.is_dir() and not any(self.path.iterdir())):
+            raise ValueError(f"store={self.path} exists and is no store of edits. Give a new or an empty folder")
+        self.partial = partial_folder(self.path)
+        self.partial.mkdir(parents=True, exist_ok=True)
+        request = self.partial / "asked.json"
+        if request.exists():
+            found = json.loads(request.read_text())
+            for field, value in {**self.asked, "shard_size": shard_size}.items():
+                if found.get(field) != value:
+                    old, new = first_difference(found.get(field), value)
+                    raise ValueError(
+                        f"{self.partial} holds shards with {field}={old}, asked for {new}. Remove the folder or give another store="
+                    )
+        else:
+            write_json(request, {**self.asked, "shard_size": shard_size})
+
+    @property
+    def parts(self) -> int | None:
+        """How many parts the shards were last made in, if in several."""
+        file = self.partial / "parts.json"
+        return json.loads(file.read_text())["of"] if file.exists() else None
+
+    def note_parts(self, of: int) -> None:
+        write_json(self.partial / "parts.json", {"of": of})
+
+    def has_shard(self, index: int) -> bool:
+        return self._shard(index).exists()
+
+    def write_shard(self, index: int, columns: Mapping[str, Any], skipped: list[list[str]]) -> None:
+        """Writes one shard: columns as of `features`, `key` (N, F) and `value` (N, D) as tensors; and what was skipped, why.
+
+        If another process was first, its shard stays.
+        """
+        temporary = Path(tempfile.mkdtemp(dir=self.partial, prefix=f"half-{index:05d}-"))
+        if columns["edit_id"]:
+            _dataset(columns).save_to_disk(str(temporary))
+        write_json(temporary / "skipped.json", skipped)
+        try:
+            os.replace(temporary, self._shard(index))
+        except OSError:
+            if not self.has_shard(index):
+                raise
+            shutil.rmtree(temporary)
+
+    def skipped(self, shards: int) -> list[list[str]]:
+        """(edit_id, reason) of every record that could not be edited."""
+        return [entry for i in range(shards) for entry in json.loads((self._shard(i) / "skipped.json").read_text())]
+
+    def finish(self, shards: int, skipped: list[list[str]]) -> EditStore:
+        """Joins the shards, writes the manifest with counts and file hashes, and moves the store to its place."""
+        temporary = self.partial / "joined"
+        shutil.rmtree(temporary, ignore_errors=True)
+        parts = [load_from_disk(str(self._shard(i))) for i in range(shards) if (self._shard(i) / "state.json").exists()]
+        if not parts:
+            raise ValueError(f"store {self.path}: not one edit could be made; the first was skipped because {skipped[0][1]}")
+        joined = concatenate_datasets(parts)
+        joined.save_to_disk(str(temporary))
+        for file in self.partial.glob(PATTERN):
+            _link(file, temporary / file.name)
+        counts = {"rows": len(joined), "success": int(sum(joined["success"])), "skipped": len(skipped)}
+        files = {file.name: sha256_of(file) for file in sorted(temporary.iterdir())}
+        write_json(temporary / "manifest.json", {"format": FORMAT, **self.asked, "counts": counts, "skipped": skipped, "files": files})
+        if self.path.exists():
+            self.path.rmdir()
+        os.replace(temporary, self.path)
+        remove_partial(self.path)
+        return EditStore(self.path)
+
+    def _shard(self, index: int) -> Path:
+        return self.partial / f"shard-{index:05d}"
+
+
+def _link(file: Path, to: Path) -> None:
+    """The file under a second name: moved, it would be lost to the next try if this one is killed."""
+    try:
+        os.link(file, to)
+    except OSError:
+        shutil.copyfile(file, to)
+
+
+def _dataset(columns: Mapping[str, Any]) -> Dataset:
+    arrays = {name: values for name, values in columns.items() if name not in ("key", "value")}
+    for name in ("key", "value"):
+        flat = pa.array(columns[name].float().numpy().ravel())
+        arrays[name] = pa.FixedSizeListArray.from_arrays(flat, columns[name].shape[1])
+    schema = features(columns["value"].shape[1], columns["key"].shape[1])
+    return Dataset(pa.table({name: arrays[name] for name in schema})).cast(schema)
