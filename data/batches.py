@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from data.store import EditStore
-from decoder.edit import PADDING, EditBatch
+from decoder.batch import PADDING, EditBatch
 
 
 class EditRows(Dataset):

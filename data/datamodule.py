@@ -20,8 +20,8 @@ from data.splits import assign, draw_splits
 from data.store import IMPORTED, EditStore
 from data.stream import EditStream
 from data.stream_loader import StreamLoader
+from decoder.batch import EditBatch
 from decoder.config import TrainConfig
-from decoder.edit import EditBatch
 from decoder.host import Host
 
 MOST_IN_MEMORY = 20_000  # edits that baselines and calibration look at; 640 MB at the widths of GPT2-XL

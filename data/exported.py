@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from data.batches import EditRows
 from data.datamodule import mark_seen
 from data.store import IMPORTED, EditStore
-from decoder.edit import EditBatch
+from decoder.batch import EditBatch
 from decoder.host import Host
 
 SPLITS = ("id", "ood", "unseen_object")

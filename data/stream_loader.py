@@ -14,7 +14,8 @@ from torch import Tensor
 
 from data.batches import own_share, without_common_padding
 from data.stream import EditStream, Vectors
-from decoder.edit import EditBatch, RankOneEdit
+from decoder.batch import EditBatch
+from decoder.edit import RankOneEdit
 
 T = TypeVar("T")
 

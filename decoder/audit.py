@@ -9,9 +9,10 @@ import torch
 from rich.markup import escape
 from rich.table import Table
 
+from decoder.batch import EditBatch
 from decoder.calibration import percentile
 from decoder.commands import EvaluateConfig
-from decoder.edit import Edit, EditBatch
+from decoder.edit import Edit
 from decoder.export import load_decoder, read_config
 from decoder.host import Host
 from decoder.model import ObjectDecoder

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from decoder.edit import EditBatch, RankOneEdit
+from decoder.batch import EditBatch
+from decoder.edit import RankOneEdit
 from decoder.evidence import Answer, Evidence, Reader, canonical_value, validation_score
 from decoder.metrics import exact_match, wilson
 from decoder.model import ObjectDecoder

@@ -7,7 +7,6 @@ always carries the B of a whole batch: one edit is B = 1.
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -252,22 +251,3 @@ class RoundedEdit(WholeEdit):
 def _sum(weight_DF: Tensor, key_BF: Tensor, value_BD: Tensor) -> Tensor:
     """The sum is made in float32 and rounded once."""
     return torch.einsum("bd,bf->bdf", value_BD.float(), key_BF.float()).add_(weight_DF).to(weight_DF.dtype)
-
-
-PADDING = -100
-"""Marks positions of `object_ids_BT` behind the end of an object; what torch's cross-entropy ignores."""
-
-
-class EditBatch(NamedTuple):
-    """What a loader yields."""
-
-    edits: Edit
-    """B edits."""
-    object_ids_BT: Tensor
-    """Tokens of each planted object and its terminator, then `PADDING`."""
-    row_B: Tensor
-    """Row of each edit in its store."""
-
-    def on(self, device: torch.device) -> "EditBatch":
-        """The batch on a device; copies from page-locked memory are not waited for."""
-        return EditBatch(*(part.to(device, non_blocking=True) for part in self))

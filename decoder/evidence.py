@@ -10,7 +10,7 @@ from typing import NamedTuple
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from decoder.edit import EditBatch
+from decoder.batch import EditBatch
 from decoder.host import Host
 from decoder.model import ObjectDecoder
 

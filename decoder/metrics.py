@@ -13,8 +13,8 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from decoder.batch import PADDING
 from decoder.beam import Beams
-from decoder.edit import PADDING
 
 BOOTSTRAP_DRAWS = 2000
 

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from decoder.batch import PADDING
 from decoder.beam import Beams, beam_search
-from decoder.edit import PADDING, Edit, RankOneEdit
+from decoder.edit import Edit, RankOneEdit
 from decoder.host import Host
 from decoder.passes import last_state_only, scored_only, widen
 from decoder.swap import exchanged, swapped

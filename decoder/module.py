@@ -12,8 +12,8 @@ from lightning import LightningModule
 from torch import Tensor
 
 from decoder.augment import varied
+from decoder.batch import PADDING, EditBatch
 from decoder.config import TrainConfig
-from decoder.edit import PADDING, EditBatch
 from decoder.host import Host
 from decoder.metrics import KeySpread, gain_spread, key_spread, object_loss, split_meters, told_correct
 from decoder.model import ObjectDecoder

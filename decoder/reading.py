@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from decoder.batch import EditBatch
 from decoder.beam import Beams
-from decoder.edit import EditBatch
 from decoder.host import Host
 from decoder.metrics import exact_match, first_token_correct
 

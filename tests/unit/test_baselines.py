@@ -11,7 +11,8 @@ from torch.nn.functional import normalize
 
 from decoder import baselines
 from decoder.baselines import BASELINES, AtSubject, Evidence, score_baselines
-from decoder.edit import PADDING, EditBatch, RankOneEdit
+from decoder.batch import PADDING, EditBatch
+from decoder.edit import RankOneEdit
 from decoder.host import Host
 from decoder.model import ObjectDecoder
 from decoder.prompt import carrier_prompt

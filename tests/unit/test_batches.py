@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from data.batches import EpochShuffle, SharedBatches
-from decoder.edit import EditBatch, RankOneEdit
+from decoder.batch import EditBatch
+from decoder.edit import RankOneEdit
 
 pytestmark = pytest.mark.usefixtures("drawn_edits", "alive")
 

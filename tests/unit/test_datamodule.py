@@ -11,8 +11,9 @@ from drawn_stores import config
 
 from data.batches import EditRows
 from data.datamodule import EditDataModule
+from decoder.batch import PADDING
 from decoder.config import TrainConfig
-from decoder.edit import PADDING, DenseEdit, RankOneEdit
+from decoder.edit import DenseEdit, RankOneEdit
 from decoder.model import ObjectDecoder
 
 pytestmark = pytest.mark.usefixtures("drawn_edits", "alive")

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 import torch
 
+from decoder.batch import PADDING
 from decoder.beam import Beams
-from decoder.edit import PADDING
 from decoder.metrics import (
     cluster_interval,
     exact_match,

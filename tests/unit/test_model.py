@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from decoder.edit import PADDING, DenseEdit
+from decoder.batch import PADDING
+from decoder.edit import DenseEdit
 from decoder.metrics import object_loss
 from decoder.model import ObjectDecoder
 from decoder.prompt import random_prompt

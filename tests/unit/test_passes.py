@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from decoder.edit import PADDING
+from decoder.batch import PADDING
 from decoder.metrics import exact_match, object_loss, told_correct
 from decoder.model import ObjectDecoder
 from decoder.passes import widen
