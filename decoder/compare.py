@@ -7,7 +7,18 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from decoder.curves import Row, Series, baseline_levels, best_layers, differences, layer_curves, run_rows, series_of, shorter
+from decoder.curves import (
+    Row,
+    Series,
+    baseline_levels,
+    best_layers,
+    chosen_by_validation,
+    differences,
+    layer_curves,
+    run_rows,
+    series_of,
+    shorter,
+)
 from decoder.report import read_history, render
 from decoder.runs import Found
 from decoder.tables import METHODS, SPLITS
@@ -56,9 +67,11 @@ def histories(folders: list[Path], rows: list[Row]) -> dict[Series, dict[Any, di
 
 
 def _page(found: Found, rows: list[Row], to: Path) -> dict[str, Any]:
-    curves, levels = layer_curves(rows), baseline_levels(found.finished, rows)
-    curves_by_epoch = histories(list(found.finished), rows)
-    groups = dict.fromkeys((series.host, series.setting) for series in (series_of(row) for row in rows))
+    drawn = [*chosen_by_validation(rows), *rows]
+    folders = {row["run"]: folder for row, folder in zip(rows, found.finished, strict=True)}
+    curves, levels = layer_curves(drawn), baseline_levels([found.finished[folders[row["run"]]] for row in drawn], drawn)
+    curves_by_epoch = histories([folders[row["run"]] for row in drawn], drawn)
+    groups = dict.fromkeys((series.host, series.setting) for series in map(series_of, drawn))
     failed = shorter(
         [{"run": str(folder), "error": result.get("error", "no error was recorded")} for folder, result in found.failed.items()], to
     )
@@ -67,7 +80,7 @@ def _page(found: Found, rows: list[Row], to: Path) -> dict[str, Any]:
         "columns": TABLED,
         "splits": SPLITS,
         "methods": METHODS,
-        "groups": [_group(group, curves, levels, curves_by_epoch) for group in groups],
+        "groups": [_group(group, curves, levels, curves_by_epoch) | {"chosen": _chosen(group, drawn)} for group in groups],
         "best": best_layers(rows),
         "differences": {key: values.most_common(MOST_VALUES) for key, values in differences(_configs(found)).items()},
         "failed": failed,
@@ -91,6 +104,15 @@ def _group(
         "learning_svg": compare_plots.learning_curves({series: by_epoch[series] for series in sorted(by_epoch) if series[:2] == group}),
         "levels": {series: levels[series] for series in own if series in levels},
     }
+
+
+def _chosen(group: tuple[str, str], rows: list[Row]) -> dict[tuple[int, Any], tuple[str, list[Row]]]:
+    """(edited layer, trained layer) -> the training settings that were chosen for it, and its runs; empty where nothing was."""
+    cells: dict[tuple[int, Any], tuple[str, list[Row]]] = {}
+    for row in rows:
+        if (row["host"], row["setting"]) == group and "chosen" in row:
+            cells.setdefault((row["edited_layer"], row["trained_layer"]), (row["chosen"], []))[1].append(row)
+    return dict(sorted(cells.items(), key=lambda item: (item[0][0], str(item[0][1]))))
 
 
 def _configs(found: Found) -> list[Mapping[str, Any]]:

@@ -9,12 +9,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from decoder.grid import with_effect
+from decoder.grid import OF_THE_EDITS, with_effect
 from decoder.runs import validation_score
 from decoder.tables import OOD_CELLS, SPLITS, ridge_of
 
 AXES = {"decoder.layer", "edits.layer", "seed", "experiment"}
 """Settings that are an axis of the comparison, or a name."""
+CHOSEN = "settings of each layer chosen by validation"
 Row = dict[str, Any]
 
 
@@ -77,14 +78,34 @@ def layer_curves(rows: Iterable[Row]) -> dict[Series, dict[str, list[Point]]]:
     }
 
 
+def chosen_by_validation(rows: Iterable[Row]) -> list[Row]:
+    """The rows of every cell (host, edits, edited and trained layer) whose training settings validate best, as series of their own.
+
+    Layers differ in the learning rate they bear, say; under one rate for all, a layer curve shows that as well. Settings compete by
+    their mean validation score over seeds, those with the most seeds only: one lucky seed is not chosen over three.
+    Cells that have one setting come along. Empty where no cell has several.
+    """
+    cells: dict[tuple[Any, ...], dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        if row["validation"] is not None:
+            cells[row["host"], row["edits_setting"], row["edited_layer"], row["trained_layer"]][row["setting"]].append(row)
+    several = {cell[:2] for cell, by_setting in cells.items() if len(by_setting) > 1}
+    chosen = []
+    for (host, edits, *_), by_setting in cells.items():
+        if (host, edits) in several:
+            best = max(by_setting.values(), key=lambda found: (len(found), *_rank(found)))
+            chosen += [row | {"setting": f"{edits}, {CHOSEN}" if edits else CHOSEN, "chosen": row["setting"]} for row in best]
+    return chosen
+
+
 def series_of(row: Row) -> Series:
     return Series(row["host"], row["setting"], row["edited_layer"])
 
 
-def baseline_levels(results: Mapping[Any, Mapping[str, Any]], rows: list[Row]) -> dict[Series, dict[str, dict[str, Any]]]:
+def baseline_levels(results: Iterable[Mapping[str, Any]], rows: Iterable[Row]) -> dict[Series, dict[str, dict[str, Any]]]:
     """Series -> baseline -> `metric` (exact_match, or first_token where a baseline names no more) and its mean by split."""
     found: dict[Series, dict[str, list[Mapping[str, Any]]]] = defaultdict(lambda: defaultdict(list))
-    for result, row in zip(results.values(), rows, strict=True):
+    for result, row in zip(results, rows, strict=True):
         for name, scores in (result.get("baselines") or {}).items():
             found[series_of(row)][name].append(scores)
     return {series: {name: _level(scores) for name, scores in by_name.items()} for series, by_name in found.items()}
@@ -117,7 +138,7 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _settings(flats: Mapping[Any, Mapping[str, Any]]) -> dict[Any, str]:
+def _settings(flats: Mapping[Any, Mapping[str, Any]]) -> dict[Any, dict[str, Any]]:
     """What tells runs of one host apart beside the axes."""
     by_host: dict[Any, list[Mapping[str, Any]]] = defaultdict(list)
     for found in flats.values():
@@ -126,13 +147,14 @@ def _settings(flats: Mapping[Any, Mapping[str, Any]]) -> dict[Any, str]:
         host: [key for key in dict.fromkeys(k for f in group for k in f) if key not in AXES and len({str(f.get(key)) for f in group}) > 1]
         for host, group in by_host.items()
     }
-    return {
-        name: ", ".join(f"{key.removeprefix('edits.')}={found.get(key)}" for key in varying[found.get("host.name")])
-        for name, found in flats.items()
-    }
+    return {name: {key: found.get(key) for key in varying[found.get("host.name")]} for name, found in flats.items()}
 
 
-def _row(name: str, result: Mapping[str, Any], setting: str) -> Row:
+def _in_words(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key.removeprefix('edits.')}={value}" for key, value in settings.items())
+
+
+def _row(name: str, result: Mapping[str, Any], settings: Mapping[str, Any]) -> Row:
     config, host, fit = (result.get(key) or {} for key in ("config", "host", "fit"))
     layers, layer = host.get("layers"), result.get("trained_layer", (config.get("decoder") or {}).get("layer"))
     test, validation = result.get("test") or {}, result.get("validation") or {}
@@ -140,7 +162,8 @@ def _row(name: str, result: Mapping[str, Any], setting: str) -> Row:
         "run": name,
         "experiment": config.get("experiment"),
         "host": host.get("name") or (config.get("host") or {}).get("name") or "unknown",
-        "setting": setting,
+        "setting": _in_words(settings),
+        "edits_setting": _in_words({key: value for key, value in settings.items() if key.split(".")[0] in OF_THE_EDITS}),
         "editor": (config.get("edits") or {}).get("editor"),
         "ridge": ridge_of(dict(result)),
         "edited_layer": result.get("edited_layer", (config.get("edits") or {}).get("layer")),

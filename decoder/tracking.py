@@ -65,7 +65,7 @@ def log_comparison(cfg: TrainConfig, rows: list[dict[str, Any]], folder: Path) -
     import pandas as pd
     import wandb
 
-    from decoder.curves import layer_curves
+    from decoder.curves import chosen_by_validation, layer_curves
     from decoder.tables import SPLITS
 
     run = wandb.init(
@@ -79,7 +79,7 @@ def log_comparison(cfg: TrainConfig, rows: list[dict[str, Any]], folder: Path) -
         dir=folder,
     )
     run.log({"runs": wandb.Table(dataframe=pd.DataFrame(rows).astype({"trained_layer": str}))})
-    for series, curves in layer_curves(rows).items():
+    for series, curves in layer_curves([*chosen_by_validation(rows), *rows]).items():
         drawn = [split for split in SPLITS if curves.get(split)]
         plot = wandb.plot.line_series(
             xs=[[point.layer for point in curves[split]] for split in drawn],

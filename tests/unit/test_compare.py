@@ -13,7 +13,7 @@ from matplotlib.image import imread
 from unit.fabricated_runs import write_grid, write_run
 
 from decoder.compare import write_comparison
-from decoder.curves import Series, baseline_levels, best_layers, differences, layer_curves, run_rows
+from decoder.curves import CHOSEN, Series, baseline_levels, best_layers, chosen_by_validation, differences, layer_curves, run_rows
 from decoder.errors import UserError
 from decoder.report import main
 from decoder.runs import find_runs, validation_score
@@ -65,6 +65,34 @@ def test_runs_of_other_settings_are_never_averaged_together(grid, tmp_path):
     assert [len(point.values) for point in curves[Series("pocket", "ridge=0.01", 0)]["id"]] == [2, 2]
 
 
+def test_validation_chooses_the_settings_of_each_layer_among_those_with_most_seeds(tmp_path):
+    levels = {(0, 5e-3): 0.1, (0, 1e-3): 0.8, (1, 5e-3): 0.9, (1, 1e-3): 0.6, (2, 5e-3): 0.4, (2, 1e-4): 0.99}
+    for (trained, rate), level in levels.items():
+        for seed in range(1 if rate == 1e-4 else 2):
+            file = write_run(tmp_path / f"{rate}", 1, trained, seed, optim={"lr_layer": rate}) / "result.json"
+            result = json.loads(file.read_text())
+            for split in result["validation"].values():
+                split["exact_match"]["value"] = level
+            for split in result["test"].values():
+                split["exact_match"]["value"] = 1 - level  # the tests say the opposite, and have no part in it
+            file.write_text(json.dumps(result))
+    rows = rows_of(tmp_path)
+    chosen = chosen_by_validation(rows)
+    rates = {row["trained_layer"]: row["chosen"] for row in chosen}
+    assert rates == {0: "optim.lr_layer=0.001", 1: "optim.lr_layer=0.005", 2: "optim.lr_layer=0.005"} and len(chosen) == 6
+    curve = layer_curves(chosen)[Series("pocket", CHOSEN, 1)]["ood"]
+    assert [point.mean for point in curve] == pytest.approx([0.2, 0.1, 0.6])
+    page = write_comparison(find_runs([tmp_path]), tmp_path).read_text(encoding="utf-8")
+    assert f"Layer curve: pocket, {CHOSEN}" in page and "What validation chose" in page and "optim.lr_layer=0.005</h2>" in page
+
+
+def test_nothing_is_chosen_between_other_edits_or_where_settings_are_alike(grid, tmp_path):
+    assert chosen_by_validation(rows_of(grid)) == []
+    for ridge in (0, 0.01):
+        write_run(tmp_path / f"{ridge}", 1, 1, 0, edits={"editor": "rome", "layer": 1, "ridge": ridge})
+    assert chosen_by_validation(rows_of(tmp_path)) == []
+
+
 def test_decoders_of_several_layers_are_in_the_table_only(tmp_path):
     write_run(tmp_path, 1, [0, 1], 0)
     write_run(tmp_path, 1, 1, 0)
@@ -97,7 +125,7 @@ def test_validation_score_is_the_mean_of_both_splits():
 
 def test_baselines_say_what_they_are_scored_on(grid):
     found = find_runs([grid]).finished
-    levels = baseline_levels(found, run_rows(found))[Series("pocket", "", 2)]
+    levels = baseline_levels(found.values(), run_rows(found))[Series("pocket", "", 2)]
     assert levels["master_key"]["metric"] == "first_token" and levels["carrier"]["metric"] == "exact_match"
     assert levels["carrier"]["base_known"] and levels["carrier"]["ood"] == pytest.approx(0.5)
 
