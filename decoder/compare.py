@@ -1,4 +1,4 @@
-"""The page and the table of a comparison of runs, from their result.json and metrics.csv; half-finished grids are welcome."""
+"""The page, the table and the figures of a comparison of runs, from their result.json and metrics.csv; half-finished grids are welcome."""
 
 import csv
 from collections import defaultdict
@@ -43,12 +43,13 @@ CURVE_METRICS = ("val/id/loss", "val/new/exact_match")
 
 
 def write_comparison(found: Found, to: Path) -> Path:
-    """Writes compare.html and compare.csv into the folder `to`; returns the page's path."""
+    """Writes compare.html, compare.csv and the figures as files of their own into the folder `to`; returns the page's path."""
     to.mkdir(parents=True, exist_ok=True)
     rows = shorter(run_rows(found.finished), to)
     _write_csv(to / TABLE, rows)
-    page = to / PAGE
-    page.write_text(render("compare.html.jinja", _page(found, rows, to)), encoding="utf-8")
+    page, parts = to / PAGE, _page(found, rows, to)
+    page.write_text(render("compare.html.jinja", parts), encoding="utf-8")
+    _write_figures(to, parts["groups"])
     return page
 
 
@@ -122,6 +123,16 @@ def _configs(found: Found) -> list[Mapping[str, Any]]:
 def _mean_by_epoch(histories: list[Mapping[int, float]]) -> dict[int, float]:
     epochs = sorted({epoch for history in histories for epoch in history})
     return {epoch: fmean(history[epoch] for history in histories if epoch in history) for epoch in epochs}
+
+
+def _write_figures(to: Path, groups: list[dict[str, Any]]) -> None:
+    """compare-curve.svg and compare-heat.svg of the page's first group, compare-curve-2.svg of the second, and so on."""
+    style = "svg { background: var(--page); color: var(--ink); font-family: sans-serif; }"
+    for number, group in enumerate(groups, 1):
+        for name, svg in (("curve", group["curves_svg"]), ("heat", group["heat_svg"])):
+            if svg:
+                file = to / f"{Path(PAGE).stem}-{name}{f'-{number}' if number > 1 else ''}.svg"
+                file.write_text(str(svg).replace(">", f"><style>{render('colours.css.jinja', {})}{style}</style>", 1), encoding="utf-8")
 
 
 def _write_csv(path: Path, rows: list[Row]) -> None:

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import time
+import xml.etree.ElementTree
 from pathlib import Path
 
 import pytest
@@ -151,6 +152,15 @@ def test_page_has_every_part_and_needs_nothing_else(page):
     assert not re.search(r"""(?:src|href)\s*=\s*["']?\s*(?:https?:)?//""", page)
     assert not re.search(r"<link|@import|url\(['\"]?(?!#)|fetch\(|mathdefault", page)
     assert "#0072b2" not in page.split("</style>", 1)[1], "a figure does not follow the page's colours"
+
+
+@pytest.mark.parametrize("name", ["curve", "heat"])
+def test_figures_are_files_of_their_own(grid, page, name):
+    figure = xml.etree.ElementTree.parse(grid / f"compare-{name}.svg").getroot()
+    style, whole = figure[0].text, (grid / f"compare-{name}.svg").read_text(encoding="utf-8")
+    used = set(re.findall(r"var\((--\w+)\)", whole))
+    assert figure[0].tag.endswith("style") and "prefers-color-scheme: dark" in style
+    assert {"--page", "--ink"} < used and all(f"{colour}:" in style for colour in used)
 
 
 def test_csv_has_a_line_a_run(grid, page):
