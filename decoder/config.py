@@ -152,7 +152,7 @@ class OptimConfig:
     betas: list[float] = option([0.9, 0.98], "AdamW betas")
     weight_decay: float = option(0.01, "AdamW weight decay")
     schedule: Literal["constant", "cosine"] = option("cosine", "learning rate over the epochs")
-    warmup_steps: int = option(0, "steps of linear warm-up")
+    warmup_steps: int | None = option(None, "steps of linear warm-up; empty: 100 for a layer before the edited one, else 0")
     clip: float | None = option(1.0, "largest gradient norm")
     gain_spread: float = option(10.0, "weight of the penalty on how unevenly the prompt switches edits on; 0 for none")
     recombined: float = option(0.3, "chance of a training edit to get the key of another one of its batch")

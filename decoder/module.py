@@ -25,6 +25,7 @@ from decoder.swap import projection_inputs
 
 VAL_SPLITS = ("val/id", "val/new")
 TEST_SPLITS = ("id", "ood", "unseen_object")
+WARMUP_BEFORE_EDIT = 100  # steps; 300 do as well
 
 
 class DecoderModule(LightningModule):
@@ -154,11 +155,16 @@ class DecoderModule(LightningModule):
         if self.cfg.decoder.train_prompt:
             groups.append({"params": [self.decoder.prompt_MD], "lr": optim.lr_prompt, "name": "prompt"})
         optimizer = torch.optim.AdamW(groups, betas=tuple(optim.betas), weight_decay=optim.weight_decay)
-        steps = self.trainer.estimated_stepping_batches
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: _learning_rate(step, steps, optim.warmup_steps, optim.schedule)
-        )
+        steps, warmup = self.trainer.estimated_stepping_batches, self._warmup_steps()
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _learning_rate(step, steps, warmup, optim.schedule))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _warmup_steps(self) -> int:
+        if (asked := self.cfg.optim.warmup_steps) is not None:
+            return asked
+        # What such a layer changes reaches the edit through frozen blocks: first steps at the full rate leave prompts there that no
+        # edit answers to, and training never comes back.
+        return WARMUP_BEFORE_EDIT if min(self.decoder.trained_layers) < self.decoder.edited_layer else 0
 
 
 def _learning_rate(step: int, steps: int, warmup_steps: int, schedule: str) -> float:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -58,6 +59,21 @@ def test_a_checkpoint_cut_short_is_not_gone_on_from(tmp_path):
         checkpoint_to_go_on_from(TrainConfig(resume=True), tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("edited", "trained", "asked", "steps"),
+    [(1, 0, None, 100), (1, [2, 0], None, 100), (1, 1, None, 0), (1, 2, None, 0), (1, 0, 0, 0), (1, 1, 7, 7)],
+)
+def test_layers_before_the_edit_are_warmed_up(fact_host, trained, asked, steps):
+    cfg = TrainConfig()
+    cfg.edits.layer, cfg.decoder.layer, cfg.optim.warmup_steps = 1, trained, asked
+    module = DecoderModule(cfg, fact_host)
+    module.trainer = SimpleNamespace(estimated_stepping_batches=1000)
+    scheduler = module.configure_optimizers()["lr_scheduler"]["scheduler"]
+    factors = [scheduler.lr_lambdas[0](step) for step in range(1000)]
+    assert factors.index(1.0) == max(0, steps - 1)
+    assert factors[0] == pytest.approx(1 / max(1, steps)) and factors[-1] < 0.01
+
+
 def test_training_that_diverges_is_no_result(opened, fact_host, tmp_path):
     edits = opened(max_train=64)
     cfg = edits.cfg
@@ -67,6 +83,15 @@ def test_training_that_diverges_is_no_result(opened, fact_host, tmp_path):
         fit(build_trainer(cfg, tmp_path, None), DecoderModule(cfg, fact_host, hparams=to_dict(cfg)), edits, None)
 
 
+@pytest.fixture
+def heard_signals():
+    """A shell starts what goes to its background with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heard_signals")
 @pytest.mark.parametrize(("sent", "code", "said"), [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "terminated")])
 def test_a_signal_in_a_fit_ends_in_one_line_and_its_own_code(opened, fact_host, tmp_path, capsys, sent, code, said):
     edits = opened(max_train=64)
