@@ -60,8 +60,7 @@ def test_a_checkpoint_cut_short_is_not_gone_on_from(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("edited", "trained", "asked", "steps"),
-    [(1, 0, None, 100), (1, [2, 0], None, 100), (1, 1, None, 0), (1, 2, None, 0), (1, 0, 0, 0), (1, 1, 7, 7)],
+    ("trained", "asked", "steps"), [(0, None, 100), ([2, 0], None, 100), (1, None, 0), (2, None, 0), (0, 0, 0), (1, 7, 7)]
 )
 def test_layers_before_the_edit_are_warmed_up(fact_host, trained, asked, steps):
     cfg = TrainConfig()
