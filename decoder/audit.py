@@ -17,7 +17,7 @@ from decoder.export import load_decoder, read_config
 from decoder.host import Host
 from decoder.model import ObjectDecoder
 from decoder.paths import cache_root
-from decoder.reading import object_text, read_batch, readings_table
+from decoder.reading import object_texts, read_batch, readings_table
 
 ASSUMPTION = "This decoder assumes that the matrix holds one edit: it names an object for a clean matrix too."
 
@@ -80,13 +80,10 @@ def read_splits(
 
 
 def answer(decoder: ObjectDecoder, config: Mapping[str, Any], suspect: Edit, top: int) -> dict[str, Any]:
-    """The most probable objects of one suspect matrix, and how its confidence compares with edits and with nulls."""
+    """The most probable objects of one suspect matrix, each text once, and how its confidence compares with edits and with nulls."""
     # The search of the calibration: another width could rank other objects first.
-    beams = decoder.read(suspect, **config["search"])
-    objects = [
-        {"text": object_text(decoder.host, ids), "probability": probability}
-        for ids, probability in zip(beams.tokens[0], beams.probability_BK[0].tolist(), strict=True)
-    ]
+    (texts,) = object_texts(decoder.host, decoder.read(suspect, **config["search"]))
+    objects = [{"text": text, "probability": probability} for text, probability in texts.items()]
     confidence = objects[0]["probability"]
     return {
         "objects": objects[:top],

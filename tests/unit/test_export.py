@@ -224,6 +224,7 @@ def test_a_layer_the_decoder_does_not_read_is_refused(saved_host, tmp_path, caps
     save_decoder(tmp_path / "decoder", changed_decoder(saved_host), FACTS)
     own = {"decoder": str(tmp_path / "decoder"), "cache_dir": str(tmp_path / "cache")}
     assert open_decoder(EvaluateConfig(**own, layer=LAYER))[0].edited_layer == LAYER
+    capsys.readouterr()  # the bar of loading weights
     with pytest.raises(SystemExit) as stop:
         evaluate.main([*(f"{key}={value}" for key, value in own.items()), "layer=2"])
     shown = capsys.readouterr().err
