@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 import time
 import warnings
 from collections.abc import Collection, Iterator, Sequence
@@ -41,7 +42,7 @@ EXPECTED_WARNINGS = (
 
 
 def start(cfg: TrainConfig, config_yaml: str, argv: Sequence[str]) -> Path:
-    """Makes the run folder, says what will be done, and sends log lines to its log.txt."""
+    """Makes the run folder, says what will be done, and writes log lines and what the run says to its log.txt."""
     folder = run_folder(cfg)
     folder.mkdir(parents=True, exist_ok=True)
     # A finished run keeps its own until the new one makes room for itself.
@@ -86,14 +87,30 @@ def silence() -> Iterator[None]:
         yield
 
 
+class RunLog(logging.FileHandler):
+    """A run's log.txt, which gets log lines and what the run says in the terminal."""
+
+
+class Terminal(Console):
+    """Standard output; what is said there is written down where a `RunLog` is set up."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*objects, **options)
+        for handler in logging.getLogger().handlers:
+            if isinstance(handler, RunLog):
+                Console(file=handler.stream, width=TABLE_WIDTH).print(*objects, **options)
+
+
 def console() -> Console:
     """The terminal; wide enough for the table of scores also where output goes to a file."""
-    found = Console()
-    return found if found.is_terminal else Console(width=max(found.width, TABLE_WIDTH))
+    found = Terminal()
+    return found if found.is_terminal else Terminal(width=max(found.width, TABLE_WIDTH))
 
 
 def _log_to(file: Path) -> None:
-    handler = logging.FileHandler(file)
+    # In a grid standard output is that file already.
+    kind = logging.FileHandler if getattr(sys.stdout, "name", None) == str(file) else RunLog
+    handler = kind(file, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
 
