@@ -23,7 +23,7 @@ from decoder.paths import remove_whole, run_folder, trained_layers
 from decoder.reading import Reading, readings_table
 from decoder.report import read_predictions, write_report
 from decoder.runs import is_finished, write_result
-from decoder.tables import example_lines, results_table
+from decoder.tables import counted, example_lines, results_table
 
 PREDICTION_COLUMNS = ["edit_id", "subject", "relation", "relation_name", "object_true", "object", "predicted", "probability", "split"]
 TABLE_WIDTH = 120
@@ -229,7 +229,7 @@ def finish(result: dict[str, Any], folder: Path) -> None:
         highlight=False,
     )
     out.print(
-        f"\nTraining stopped after {result['fit']['epochs']} epochs: {result['fit']['stopping_reason']}\n"
+        f"\nTraining stopped after {counted(result['fit']['epochs'], 'epoch')}: {result['fit']['stopping_reason']}\n"
         f"Total: {result['seconds']['total']:.0f} s\n\nRun folder: {folder}\nReport:     {folder / 'report.html'}\n"
         f"Score the decoder again:  python evaluate.py decoder={folder / 'decoder'}\n"
         f"Read a suspect matrix:    python evaluate.py decoder={folder / 'decoder'} suspect=FILE.safetensors",

@@ -153,7 +153,7 @@ def fit(trainer: Trainer, module: LightningModule, data: LightningDataModule, ch
 def fit_summary(trainer: Trainer) -> dict[str, Any]:
     """Epochs, why training stopped, and the best val/id/loss."""
     stopping, checkpoint = trainer.early_stopping_callback, trainer.checkpoint_callback
-    reason = stopping.stopping_reason_message or f"all {trainer.max_epochs} epochs were run"
+    reason = stopping.stopping_reason_message or "all epochs were run"
     return {
         "epochs": trainer.fit_loop.epoch_progress.current.processed,
         "stopping_reason": reason,
