@@ -19,7 +19,7 @@ from decoder.calibration import calibrate
 from decoder.config import TrainConfig
 from decoder.host import Host
 from decoder.model import ObjectDecoder
-from decoder.paths import remove_whole, run_folder, trained_layers
+from decoder.paths import editor_of, remove_whole, run_folder, trained_layers
 from decoder.reading import Reading, readings_table
 from decoder.report import read_predictions, write_report
 from decoder.runs import is_finished, write_result
@@ -52,7 +52,7 @@ def start(cfg: TrainConfig, config_yaml: str, argv: Sequence[str]) -> Path:
     _log_to(folder / "log.txt")
     quiet()
     console().print(
-        f"Palimpsest: read {cfg.edits.editor} edits of layer {cfg.edits.layer} of {cfg.host.name}, "
+        f"Palimpsest: read {editor_of(cfg)} edits of layer {cfg.edits.layer} of {cfg.host.name}, "
         f"training layer {', '.join(map(str, trained_layers(cfg)))} behind {cfg.decoder.prompt_length} prompt vectors (seed {cfg.seed})\n"
         f"1 host   2 edits   3 fit   4 test, baselines, calibration   5 export\nRun folder: {folder}",
         highlight=False,
