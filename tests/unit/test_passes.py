@@ -158,6 +158,25 @@ def test_layers_up_to_the_edit_run_once(host_of, random_edits):
     assert batches == [1]
 
 
+@pytest.mark.parametrize("beams", [1, 4])
+@pytest.mark.parametrize("settings", [{}, {"scope": "all"}, {"arithmetic": "dense"}], ids=str)
+@pytest.mark.parametrize("name", [*FAMILIES, "falcon alibi"])
+def test_reading_and_scoring_share_the_prompt(new_host, random_edits, name, settings, beams):
+    host, prompts = host_named(new_host, name), []
+    edits, decoder, search = random_edits(host, B), decoder_on(host, 2, **settings), {"beams": beams, "max_object_tokens": 3}
+    decoder.take_prior(0.3)
+    for ids_BT in (IDS_BT, IDS_BT[:, :1]):
+        expected, (logits_NV, ids_N) = decoder.read(edits, **search), decoder.scored(edits, ids_BT)
+        with watched(host.model, lambda module, args, kwargs, output: prompts.append(kwargs.get("inputs_embeds") is not None)):
+            found, *told = decoder.read_and_scored(edits, ids_BT, **search)
+        assert sum(prompts) == 1 and len(prompts) > 1
+        prompts.clear()
+        assert found.tokens == expected.tokens and torch.equal(found.first_token_B, expected.first_token_B)
+        torch.testing.assert_close(found.probability_BK, expected.probability_BK, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(told[0], logits_NV, rtol=1e-6, atol=1e-6)
+        assert torch.equal(told[1], ids_N) and not told[0].requires_grad
+
+
 @pytest.mark.parametrize("times", [1, 4])
 def test_what_all_edits_share_is_repeated_as_a_view(times):
     cache, generator = DynamicCache(), torch.Generator().manual_seed(0)
