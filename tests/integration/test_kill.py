@@ -164,11 +164,11 @@ def test_killed_anywhere_the_same_command_goes_on_to_the_same_result(command, tm
 
 
 def tiny_decoder():
-    from unit.tiny_hosts import tiny_host
+    from unit.tiny_hosts import POCKET, build_host
 
     from decoder.model import ObjectDecoder
 
-    host = tiny_host()
+    host = build_host(POCKET)
     return ObjectDecoder(host, edited_layer=1, trained_layers=[2], prompt_MD=torch.zeros(3, host.hidden_size))
 
 
