@@ -1,4 +1,4 @@
-"""What the JSON files of exported decoders hold, and reading them: a file that was damaged or written by hand is refused in one line.
+"""What the JSON files of exported decoders and of stores hold; a file that was damaged or written by hand is refused in one line.
 
 Only what is read again is described; a file may hold more. Kinds are strict: "1" is no number, and true is none either.
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError, with_config
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 Count = Annotated[int, Field(ge=0)]
 FromOne = Annotated[int, Field(ge=1)]
@@ -112,11 +112,37 @@ class Index(TypedDict):
     decoders: list[IndexEntry]
 
 
-DECODER_CONFIG, COLLECTION = TypeAdapter(DecoderConfig), TypeAdapter(Index)
+class MadeOn(TypedDict):
+    id: NotRequired[str]
+    fingerprint: str
+
+
+class MadeBy(TypedDict):
+    name: str
+    settings: NotRequired[dict[str, Any]]
+
+
+class Requests(TypedDict):
+    count: Count
+
+
+class Manifest(TypedDict):
+    """`manifest.json` of a store of edits, as far as any store is used."""
+
+    host: MadeOn
+    layer: Count
+    editor: MadeBy
+    files: dict[str, str]
+    facts: NotRequired[dict[str, str]]
+    requests: NotRequired[Requests]
+    parquet: NotRequired[dict[str, Count]]
+
+
+DECODER_CONFIG, COLLECTION, MANIFEST = TypeAdapter(DecoderConfig), TypeAdapter(Index), TypeAdapter(Manifest)
 AGAIN = "export it again, or copy it whole"
 
 
-def read_described(file: Path, format: int, description: TypeAdapter) -> dict[str, Any]:
+def read_described(file: Path, format: int, description: TypeAdapter, remedy: str = AGAIN) -> dict[str, Any]:
     """A JSON file as it is, once it was held against its description.
 
     Raises:
@@ -126,15 +152,15 @@ def read_described(file: Path, format: int, description: TypeAdapter) -> dict[st
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
-        raise ValueError(f"{file} is not whole JSON; {AGAIN}") from None
+        raise ValueError(f"{file} is not whole JSON; {remedy}") from None
     if not isinstance(found, dict):
-        raise ValueError(f"{file}: {reprlib.repr(found)} came, expected entries with names; {AGAIN}")
+        raise ValueError(f"{file}: {reprlib.repr(found)} came, expected entries with names; {remedy}")
     if found.get("format") != format:
-        raise ValueError(f"{file}: format {reprlib.repr(found.get('format'))}, this version reads {format}; {AGAIN}")
+        raise ValueError(f"{file}: format {reprlib.repr(found.get('format'))}, this version reads {format}; {remedy}")
     try:
         description.validate_python(found, strict=True)
     except ValidationError as error:
-        raise ValueError(f"{file}: {_told(error)}; {AGAIN}") from None
+        raise ValueError(f"{file}: {_told(error)}; {remedy}") from None
     return found
 
 
