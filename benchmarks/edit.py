@@ -5,7 +5,7 @@
 Both give the same vectors, which is checked before anything is timed. The host has the shape of GPT-2 small and random weights: speed does
 not depend on them. Prompts have CounterFact's length, one token a word. The last row makes edits of the pocket host and scores them.
 
-Shape letters: B edits, C contexts, N rows, T positions, D hidden width, F MLP width, V vocabulary.
+Shape letters: B edits, C contexts, N rows, D hidden width, F MLP width.
 """
 
 import dataclasses
@@ -16,11 +16,11 @@ from dataclasses import dataclass
 
 import torch
 from common import Common, Rates, Row, alternate, compare, measure_rates, settings, write
+from published import Published, Task
 from tokenizers import Tokenizer, models, pre_tokenizers
-from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from data.editors.rome import BARE, ESSENCE, Rome
+from data.editors.rome import BARE, Rome
 from data.editors.score import score
 from data.editors.suffixes import clean_pass
 from data.editors.values import ValueSearch
@@ -45,17 +45,6 @@ class Settings(Common):
     steps: int = 20  # forwards of a whole edit, as published
     checked_steps: int = 4  # forwards before the vectors are compared
     pocket_edits: int = 128  # edits made of the pocket host
-
-
-@dataclass
-class Task:
-    """What both ways are given."""
-
-    host: Host
-    cfg: EditsConfig
-    rome: Rome
-    facts: FactSet
-    requests: list[EditRequest]
 
 
 def build(cfg: Settings, rng: random.Random) -> Task:
@@ -95,63 +84,6 @@ def build(cfg: Settings, rng: random.Random) -> Task:
 def _said(host: Host, prompt: str, subject: str) -> str:
     ids, _ = host.prompt_ids(prompt, subject)
     return host.tokenizer.decode(host.model(torch.tensor([ids]), logits_to_keep=1).logits[0, -1].argmax())
-
-
-class Published:
-    """One edit as ROME's authors make it: all its sentences in one batch, all of the host, the logits of every position, at every step."""
-
-    def __init__(self, task: Task, request: EditRequest) -> None:
-        self.host, self.cfg, self.layer = task.host, task.cfg, task.cfg.layer
-        fact, targets = request.fact, self.host.object_ids(request.object)
-        prompts = [self.host.prompt_ids(context.replace(BARE, fact.prompt), fact.subject) for context in task.rome.contexts]
-        essence, essence_lookup = self.host.prompt_ids(ESSENCE, fact.subject)
-        rows = [ids + targets[:-1] for ids, _ in prompts] + [essence]
-        self.bare = torch.tensor([prompts[0][0]]), prompts[0][1]
-        self.ids_NT = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
-        self.mask_NT = torch.nn.utils.rnn.pad_sequence([torch.ones(len(row), dtype=torch.long) for row in rows], batch_first=True)
-        self.lookup_N = torch.tensor([lookup for _, lookup in prompts] + [essence_lookup])
-        self.row_K = torch.tensor([n for n in range(len(prompts)) for _ in targets])
-        self.place_K = torch.tensor([len(ids) - 1 + t for ids, _ in prompts for t in range(len(targets))])
-        self.label_K = torch.tensor(targets * len(prompts))
-        self.delta_D = torch.zeros(self.host.hidden_size, requires_grad=True)
-        self.adam = torch.optim.Adam([self.delta_D], lr=self.cfg.lr)
-        self.value_D = self.clean_V = None
-
-    @torch.no_grad()
-    def keys(self) -> tuple[Tensor, Tensor]:
-        """Mean key over the contexts, and the bare prompt's, by passes of their own."""
-        found = []
-        hook = self.host.down_proj(self.layer).register_forward_hook(lambda module, args, output: found.append(args[0]))
-        self.host.model(self.ids_NT[:-1], attention_mask=self.mask_NT[:-1], use_cache=False)
-        self.host.model(self.bare[0], use_cache=False)
-        hook.remove()
-        contexts = len(self.lookup_N) - 1
-        return found[0][torch.arange(contexts), self.lookup_N[:-1]].double().mean(0), found[1][0, self.bare[1]].double()
-
-    def forward(self) -> Tensor:
-        """The loss."""
-        rows = torch.arange(len(self.ids_NT))
-
-        def add(module: torch.nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
-            if self.value_D is None:
-                self.value_D = output[0, self.lookup_N[0]].detach().clone()
-            return output.index_put((rows, self.lookup_N), self.delta_D, accumulate=True)
-
-        hook = self.host.down_proj(self.layer).register_forward_hook(add)
-        logprobs_NTV = self.host.model(self.ids_NT, attention_mask=self.mask_NT, use_cache=False).logits.log_softmax(-1)
-        hook.remove()
-        nll = -logprobs_NTV[self.row_K, self.place_K, self.label_K].mean()
-        now_V = logprobs_NTV[-1, self.lookup_N[-1]]
-        self.clean_V = now_V.detach() if self.clean_V is None else self.clean_V
-        kl = (now_V.exp() * (now_V - self.clean_V)).sum()
-        return nll + self.cfg.kl * kl + self.cfg.decay * self.delta_D.norm() / self.value_D.norm() ** 2
-
-    def step(self) -> None:
-        self.adam.zero_grad()
-        self.forward().backward()
-        self.adam.step()
-        with torch.no_grad():
-            self.delta_D *= (self.cfg.clamp * self.value_D.norm() / self.delta_D.norm()).clamp(max=1)
 
 
 def difference(task: Task) -> float:

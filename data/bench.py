@@ -13,6 +13,7 @@ from decoder.config import TrainConfig
 from decoder.grid import OF_THE_EDITS
 from decoder.host import Host
 from decoder.model import ObjectDecoder
+from decoder.paths import editor_of
 from decoder.session import baselines
 
 
@@ -58,7 +59,7 @@ class Bench:
             made = "there" if is_produced(cfg, host) else "to be made"
         except (ValueError, OSError, RuntimeError) as error:
             return f"host {cfg.host.name}, layer {cfg.edits.layer}: {error}"
-        return f"host {host.name}: {host.layers} layers; {cfg.edits.editor} edits of layer {cfg.edits.layer}: {made}"
+        return f"host {host.name}: {host.layers} layers; {editor_of(cfg)} edits of layer {cfg.edits.layer}: {made}"
 
     def _edits_key(self, cfg: TrainConfig) -> str:
         return _key(cfg, *OF_THE_EDITS, "data") + cfg.trainer.accelerator

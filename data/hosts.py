@@ -44,8 +44,12 @@ def _announce(cfg: HostConfig) -> None:
 
 
 def pocket_folder(cfg: TrainConfig) -> Path:
-    """Folder of the pocket host in the cache, built there if it is missing."""
-    from data.pocket.host import build_pocket_host
+    """Folder of the pocket host in the cache, built there if it is missing.
+
+    Raises:
+        ValueError: it recalls less than is asked for, also where it was built when less was.
+    """
+    from data.pocket.host import build_pocket_host, read_recall, refuse_low_recall
 
     facts = load_facts(cfg.facts)
     folder = cached(cfg.cache_dir, "hosts", "pocket", pocket_fingerprint(cfg.host, facts.sha256))
@@ -53,6 +57,7 @@ def pocket_folder(cfg: TrainConfig) -> Path:
         with alone(folder):
             if not (folder / "config.json").exists():
                 build_pocket_host(cfg.host, facts, folder)
+    refuse_low_recall(read_recall(folder), cfg.host.pocket.min_recall)
     return folder
 
 

@@ -22,6 +22,7 @@ from data.matrices import PATTERN, matrices_of
 from data.vectors import VectorColumn
 from decoder.edit import DenseEdit, LowRankEdit, RankOneEdit
 from decoder.errors import first_difference
+from decoder.formats import MANIFEST, read_described
 from decoder.paths import cache_root, short_hash
 
 FORMAT = 1
@@ -157,16 +158,15 @@ def check_manifest(path: str | Path, manifest: Mapping[str, Any], asked: Mapping
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a store.
+
+    Raises:
+        ValueError: there is none, it is of another format, or an entry is missing or of a wrong kind; the file is named.
+    """
     file = path / "manifest.json"
     if not file.exists():
         raise ValueError(f"{path} is no store of edits: there is no manifest.json. Give a folder made by `python -m data.produce`")
-    try:
-        manifest = json.loads(file.read_text())
-    except json.JSONDecodeError:
-        raise ValueError(f"{file} is not whole JSON. Make the store anew") from None
-    if manifest.get("format") != FORMAT:
-        raise ValueError(f"{file}: format {manifest.get('format')}, this version reads {FORMAT}")
-    return manifest
+    return read_described(file, FORMAT, MANIFEST, "make the store anew, or copy it whole")
 
 
 def _check_files(path: Path, files: Mapping[str, str]) -> None:

@@ -17,23 +17,24 @@ from decoder.export import load_decoder, read_config
 from decoder.host import Host
 from decoder.model import ObjectDecoder
 from decoder.paths import cache_root
-from decoder.reading import object_text, read_batch, readings_table
+from decoder.reading import object_texts, read_batch, readings_table
 
 ASSUMPTION = "This decoder assumes that the matrix holds one edit: it names an object for a clean matrix too."
-
-
-NEEDED = ("search", "calibration", "store", "splits")
 
 
 def open_decoder(cfg: EvaluateConfig, host: Host | None = None) -> tuple[ObjectDecoder, dict[str, Any]]:
     """An exported decoder on its host, and its config; `host` is that host if it is open already.
 
     Raises:
-        ValueError: no decoder there, its host is not to be found, or the host given is another one.
+        ValueError: no decoder there, it reads another layer than is asked for, its host is not to be found, or the host given is
+            another one.
     """
     config = read_config(cfg.decoder)
-    if absent := [name for name in NEEDED if name not in config]:
-        raise ValueError(f"decoder={cfg.decoder}: its config lacks {', '.join(absent)}; export the decoder again")
+    if cfg.layer not in (None, config["edited_layer"]):
+        raise ValueError(
+            f"layer={cfg.layer}: {cfg.decoder} reads edited layer {config['edited_layer']}. "
+            "Leave layer= out, or give a decoder of that layer"
+        )
     try:
         torch.device(cfg.device)
     except RuntimeError:
@@ -51,6 +52,8 @@ def open_decoder(cfg: EvaluateConfig, host: Host | None = None) -> tuple[ObjectD
 def _host_path(trained_on: Mapping[str, Any], cache_dir: str | None) -> str:
     """Where the decoder's host is: in the cache by the name of its folder, or what it was loaded from."""
     if not trained_on["cached_as"]:
+        if trained_on["path"] is None:
+            raise ValueError(f"the decoder does not say where its host {trained_on['id']} is. Give host=FOLDER")
         return trained_on["path"]
     folder = cache_root(cache_dir) / "hosts" / trained_on["cached_as"]
     if not folder.is_dir():
@@ -77,13 +80,10 @@ def read_splits(
 
 
 def answer(decoder: ObjectDecoder, config: Mapping[str, Any], suspect: Edit, top: int) -> dict[str, Any]:
-    """The most probable objects of one suspect matrix, and how its confidence compares with edits and with nulls."""
+    """The most probable objects of one suspect matrix, each text once, and how its confidence compares with edits and with nulls."""
     # The search of the calibration: another width could rank other objects first.
-    beams = decoder.read(suspect, **config["search"])
-    objects = [
-        {"text": object_text(decoder.host, ids), "probability": probability}
-        for ids, probability in zip(beams.tokens[0], beams.probability_BK[0].tolist(), strict=True)
-    ]
+    (texts,) = object_texts(decoder.host, decoder.read(suspect, **config["search"]))
+    objects = [{"text": text, "probability": probability} for text, probability in texts.items()]
     confidence = objects[0]["probability"]
     return {
         "objects": objects[:top],

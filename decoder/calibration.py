@@ -16,7 +16,7 @@ from torchmetrics.functional.classification import binary_auroc
 from decoder.edit import RankOneEdit
 from decoder.host import Host
 from decoder.model import ObjectDecoder
-from decoder.reading import object_text
+from decoder.reading import best_texts
 
 NULLS = 500
 CHUNK = 125
@@ -43,10 +43,10 @@ def calibrate(
     confidence: list[float] = []
     nulls = null_edits(train, NULLS, seed)
     for start in range(0, NULLS, CHUNK):
-        beams_found = decoder.read(nulls[start : start + CHUNK], beams=beams, max_object_tokens=max_object_tokens)
-        confidence += beams_found.probability_BK[:, 0].tolist()
+        found = decoder.read(nulls[start : start + CHUNK], beams=beams, max_object_tokens=max_object_tokens)
+        confidence += [probability for _, probability in best_texts(decoder.host, found)]
     clean = decoder.read(clean_edit(decoder.host, decoder.edited_layer), beams=beams, max_object_tokens=max_object_tokens)
-    clean_probability = float(clean.probability_BK[0, 0])
+    ((clean_text, clean_probability),) = best_texts(decoder.host, clean)
     confidence.append(clean_probability)
     scores = torch.tensor([*edit_confidence, *confidence])
     labels = torch.tensor([1] * len(edit_confidence) + [0] * len(confidence))
@@ -56,7 +56,7 @@ def calibrate(
         "edit": {"n": len(edit_confidence), "quantiles": _quantiles(edit_confidence)},
     }
     calibration["clean_matrix"] = {
-        "predicted": object_text(decoder.host, clean.tokens[0][0]),
+        "predicted": clean_text,
         "probability": clean_probability,
         "null_percentile": percentile(clean_probability, calibration["null"]["quantiles"]),
     }

@@ -14,6 +14,7 @@ from typing import Any
 from decoder.card import collection_card
 from decoder.errors import UserError
 from decoder.export import CONFIG, read_config
+from decoder.formats import COLLECTION, read_described
 from decoder.runs import Found, validation_score
 
 FORMAT = 1
@@ -80,16 +81,9 @@ def read_index(folder: str | Path) -> list[dict[str, Any]]:
     """The entries of a collection.
 
     Raises:
-        UserError: index.json is not whole, or of a format this version does not know.
+        ValueError: index.json is not whole, of a format this version does not know, or an entry is missing or of a wrong kind.
     """
-    file = Path(folder) / INDEX
-    try:
-        index = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError:
-        raise UserError(f"{file} is not whole JSON; export the decoders again") from None
-    if not isinstance(index, dict) or index.get("format") != FORMAT:
-        raise UserError(f"{file}: not an index of format {FORMAT}; export the decoders again with this version")
-    return index["decoders"]
+    return read_described(Path(folder) / INDEX, FORMAT, COLLECTION)["decoders"]
 
 
 def fitting(
@@ -149,7 +143,7 @@ def _copy(run: Path, config: Mapping[str, Any], result: Mapping[str, Any], to: P
         name += f"-{config['host']['fingerprint']}"
     shutil.copytree(run / (result.get("decoder") or "decoder"), to / name)
     scores = {split: {"n": score["n"], "exact_match": score["exact_match"]["value"]} for split, score in config["scores"].items()}
-    own = {key: config.get(key) for key in KEPT}
+    own = {key: config[key] for key in KEPT}
     return {"folder": name} | own | {"validation": validation_score(result), "scores": scores, "run": run.name}
 
 

@@ -15,6 +15,7 @@ from decoder.card import model_card
 from decoder.commands import ExportConfig
 from decoder.compose import compose, folders_first
 from decoder.errors import UserError, run_command
+from decoder.formats import DECODER_CONFIG, read_described
 from decoder.paths import put_in_place
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
 FORMAT = 2
 CONFIG, WEIGHTS, CARD = "decoder_config.json", "decoder_model.safetensors", "README.md"
-REQUIRED = {"host", "edited_layer", "trained_layer", "shape", "base_sha256", "prompt_length", "scope", "arithmetic", "terminator_id"}
-REQUIRED_HOST = {"id", "path", "cached_as", "revision", "dtype", "model_type", "fingerprint", "vocabulary"}
 LEADING_SPACE = "objects are tokenised with one leading space"
 
 
@@ -75,7 +74,7 @@ def save_decoder(folder: Path, decoder: "ObjectDecoder", facts: dict[str, Any]) 
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     config = decoder_config(decoder) | facts
-    (temporary / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+    (temporary / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in decoder.state_dict().items()}
     metadata = {
         "format": str(FORMAT),
@@ -84,7 +83,7 @@ def save_decoder(folder: Path, decoder: "ObjectDecoder", facts: dict[str, Any]) 
         "layer": str(config["edited_layer"]),
     }
     save_file(tensors, str(temporary / WEIGHTS), metadata=metadata)
-    (temporary / CARD).write_text(model_card(config))
+    (temporary / CARD).write_text(model_card(config), encoding="utf-8")
     put_in_place(temporary, folder)
 
 
@@ -92,21 +91,13 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     """The config of an exported decoder.
 
     Raises:
-        ValueError: the folder is no exported decoder, or of a format this version does not know.
+        ValueError: the folder is no exported decoder, it is of a format this version does not know, or an entry of its config is missing
+            or of a wrong kind.
     """
     file = Path(folder).expanduser() / CONFIG
     if not file.is_file():
         raise ValueError(f"decoder={folder}: no {CONFIG} there. Give the decoder/ folder of a run")
-    try:
-        config = json.loads(file.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        raise ValueError(f"{file} is not whole JSON; export the decoder again") from None
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
-        found = config.get("format") if isinstance(config, dict) else "none"
-        raise ValueError(f"{file}: format {found}, this version reads {FORMAT}")
-    if absent := (REQUIRED - config.keys()) | (REQUIRED_HOST - config.get("host", {}).keys()):
-        raise ValueError(f"{file} lacks {', '.join(sorted(absent))}; export the decoder again")
-    return config
+    return read_described(file, FORMAT, DECODER_CONFIG)
 
 
 def load_decoder(folder: str | Path, host: "Host", *, allow_host_mismatch: bool = False) -> "ObjectDecoder":

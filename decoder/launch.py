@@ -115,7 +115,7 @@ def attempt(run: Run, run_one: RunOne, bench: Any) -> dict[str, Any]:
     from decoder.tracking import close_run
 
     run.folder.mkdir(parents=True, exist_ok=True)
-    with (run.folder / "log.txt").open("a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+    with (run.folder / "log.txt").open("a", encoding="utf-8") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         try:
             return run_one(run, bench)
         except Exception as error:

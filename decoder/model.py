@@ -21,7 +21,7 @@ from decoder.batch import PADDING
 from decoder.beam import Beams, beam_search
 from decoder.edit import Edit, RankOneEdit
 from decoder.host import Host
-from decoder.passes import last_state_only, scored_only, widen
+from decoder.passes import branched, last_state_only, scored_only, widen
 from decoder.swap import exchanged, swapped
 
 
@@ -70,26 +70,32 @@ class ObjectDecoder(nn.Module):
         Training needs no more than `scored`.
         """
         batch, tokens = object_ids_BT.shape
-        first_BV, rest_NV = self._passes(edits, object_ids_BT)
-        return torch.cat([first_BV.unsqueeze(1), rest_NV.view(batch, tokens - 1, -1)], dim=1) if tokens > 1 else first_BV.unsqueeze(1)
+        edits = self._prepared(edits)
+        first_BV, cache = self._read_prompt(edits, keep=tokens > 1)
+        if cache is None:
+            return first_BV.unsqueeze(1)
+        later_NV = self._later(edits, object_ids_BT, cache)
+        return torch.cat([first_BV.unsqueeze(1), later_NV.view(batch, tokens - 1, -1)], dim=1)
 
     def scored(self, edits: Edit, object_ids_BT: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (N, V) of the N object tokens that are no padding, and these tokens (N,): first tokens, then the others row by row."""
-        planted_BT = object_ids_BT != PADDING
-        first_BV, rest_NV = self._passes(edits, object_ids_BT, planted_BT)
-        ids_N = torch.cat([object_ids_BT[:, 0], object_ids_BT[:, 1:][planted_BT[:, 1:]]])
-        return torch.cat([first_BV, rest_NV]) if len(rest_NV) else first_BV, ids_N
-
-    def _passes(self, edits: Edit, object_ids_BT: Tensor, scored_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Logits (B, V) of the first tokens, and (N, V) of the later ones that are scored, all unless told, row by row."""
         edits = self._prepared(edits)
-        if object_ids_BT.shape[1] == 1:
-            first_BV = self._read_prompt(edits)
-            return first_BV, first_BV[:0]
-        first_BV = self._read_prompt(edits, cache := DynamicCache())
-        widen(cache, len(edits))
-        later_BT = None if scored_BT is None else scored_BT[:, 1:]
-        return first_BV, self._continue(edits, object_ids_BT[:, :-1].clamp(min=0), cache, later_BT)
+        first_BV, cache = self._read_prompt(edits, keep=object_ids_BT.shape[1] > 1)
+        return self._told(edits, object_ids_BT, first_BV, cache)
+
+    @torch.no_grad()
+    def read(self, edits: Edit, *, beams: int, max_object_tokens: int) -> Beams:
+        """The most probable whole objects of each edit, best first."""
+        edits = self._prepared(edits)
+        return self._search(edits, *self._read_prompt(edits), beams, max_object_tokens)
+
+    @torch.no_grad()
+    def read_and_scored(self, edits: Edit, object_ids_BT: Tensor, *, beams: int, max_object_tokens: int) -> tuple[Beams, Tensor, Tensor]:
+        """What `read` and `scored` give, from one pass over the prompt."""
+        edits = self._prepared(edits)
+        first_BV, cache = self._read_prompt(edits)
+        logits_NV, ids_N = self._told(edits, object_ids_BT, first_BV, branched(cache))
+        return self._search(edits, first_BV, cache, beams, max_object_tokens), logits_NV, ids_N
 
     @torch.no_grad()
     def take_prior(self, share: float) -> None:
@@ -103,11 +109,37 @@ class ObjectDecoder(nn.Module):
             logits_V = self.host.model(inputs_embeds=prompt_1MD, use_cache=False, logits_to_keep=1).logits[0, -1]
         self.prior_V.copy_(share * logits_V.float().log_softmax(-1))
 
-    @torch.no_grad()
-    def read(self, edits: Edit, *, beams: int, max_object_tokens: int) -> Beams:
-        """The most probable whole objects of each edit, best first."""
-        edits = self._prepared(edits)
-        first_BV = self._read_prompt(edits, cache := DynamicCache())
+    def _prepared(self, edits: Edit) -> Edit:
+        edits = edits.to(self.host.device)
+        if self.arithmetic == "dense" and isinstance(edits, RankOneEdit):
+            return edits.rounded_to(self.host.weight_DF(self.edited_layer))
+        return edits
+
+    def _read_prompt(self, edits: Edit, keep: bool = True) -> tuple[Tensor, DynamicCache | None]:
+        """First pass: logits (B, V) after the prompt and, if kept, a cache of it: batch 1 up to the edit, B after it."""
+        prompt_1MD, cache = self.prompt_MD.unsqueeze(0).to(self.host.dtype), DynamicCache() if keep else None
+        inputs = {"inputs_embeds": prompt_1MD, "past_key_values": cache, "use_cache": keep}
+        with self._autocast(), self._trained_in_place(), swapped(self.host, edits, self.edited_layer), scored_only(self.host):
+            with last_state_only(self.host, self.edited_layer):
+                logits_1BV = self.host.model(**inputs, logits_to_keep=1).logits
+        assert cache is None or cache.get_seq_length() == len(self.prompt_MD), "the host did not keep the prompt in its cache"
+        return logits_1BV[0], cache
+
+    def _told(self, edits: Edit, object_ids_BT: Tensor, first_BV: Tensor, cache: DynamicCache | None) -> tuple[Tensor, Tensor]:
+        """What `scored` gives, after the first pass."""
+        planted_BT = object_ids_BT != PADDING
+        ids_N = torch.cat([object_ids_BT[:, 0], object_ids_BT[:, 1:][planted_BT[:, 1:]]])
+        if len(ids_N) == len(first_BV):
+            return first_BV, ids_N
+        return torch.cat([first_BV, self._later(edits, object_ids_BT, cache, planted_BT[:, 1:])]), ids_N
+
+    def _later(self, edits: Edit, object_ids_BT: Tensor, cache: DynamicCache, scored_BT: Tensor | None = None) -> Tensor:
+        """Logits (N, V) of the tokens after the first that are scored, all unless told, row by row; the prompt's cache is used up."""
+        widen(cache, len(edits))
+        return self._continue(edits, object_ids_BT[:, :-1].clamp(min=0), cache, scored_BT)
+
+    def _search(self, edits: Edit, first_BV: Tensor, cache: DynamicCache, beams: int, max_object_tokens: int) -> Beams:
+        """What `read` gives, after the first pass; the prompt's cache is used up."""
         first_BV = first_BV.float().log_softmax(-1) - self.prior_V.to(first_BV.device)
         beams = min(beams, first_BV.shape[1])
         widen(cache, len(edits), beams)
@@ -119,22 +151,6 @@ class ObjectDecoder(nn.Module):
             return self._continue(beam_edits, tokens_N.unsqueeze(1), cache)
 
         return beam_search(first_BV, step, beams=beams, max_tokens=max_object_tokens, terminator_id=self.host.terminator_id)
-
-    def _prepared(self, edits: Edit) -> Edit:
-        edits = edits.to(self.host.device)
-        if self.arithmetic == "dense" and isinstance(edits, RankOneEdit):
-            return edits.rounded_to(self.host.weight_DF(self.edited_layer))
-        return edits
-
-    def _read_prompt(self, edits: Edit, cache: DynamicCache | None = None) -> Tensor:
-        """First pass: logits (B, V) after the prompt. A cache is filled with it: batch 1 up to the edit, B after it."""
-        prompt_1MD = self.prompt_MD.unsqueeze(0).to(self.host.dtype)
-        inputs = {"inputs_embeds": prompt_1MD, "past_key_values": cache, "use_cache": cache is not None}
-        with self._autocast(), self._trained_in_place(), swapped(self.host, edits, self.edited_layer), scored_only(self.host):
-            with last_state_only(self.host, self.edited_layer):
-                logits_1BV = self.host.model(**inputs, logits_to_keep=1).logits
-        assert cache is None or cache.get_seq_length() == len(self.prompt_MD), "the host did not keep the prompt in its cache"
-        return logits_1BV[0]
 
     def _continue(self, edits: Edit, ids_BT: Tensor, cache: DynamicCache, scored_BT: Tensor | None = None) -> Tensor:
         """Second pass: logits (N, V) after the given object tokens that are scored, all unless told; the cache grows by T."""

@@ -102,13 +102,16 @@ class DecoderModule(LightningModule):
         self.readings = {split: [] for split in self.trainer.datamodule.test_splits}
 
     def test_step(self, batch: EditBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        split = self.trainer.datamodule.test_splits[dataloader_idx]
-        found = self.decoder.read(batch.edits, beams=self.cfg.decoder.beams, max_object_tokens=self.cfg.decoder.max_object_tokens)
+        split, cfg = self.trainer.datamodule.test_splits[dataloader_idx], self.cfg.decoder
+        search = {"beams": cfg.beams, "max_object_tokens": cfg.max_object_tokens}
+        if split not in TEST_SPLITS:
+            self.readings[split] += read_batch(self.decoder.host, self.decoder.read(batch.edits, **search), batch)
+            return
+        found, logits_NV, ids_N = self.decoder.read_and_scored(batch.edits, self._targets(batch), **search)
         readings = read_batch(self.decoder.host, found, batch)
         self.readings[split] += readings
-        if split in TEST_SPLITS:
-            correct = {name: torch.tensor([getattr(reading, name) for reading in readings]) for name in ("first_token", "exact_match")}
-            self._count(f"test/{split}", self._loss(batch), int((self._targets(batch) != PADDING).sum()), **correct)
+        correct = {name: torch.tensor([getattr(reading, name) for reading in readings]) for name in ("first_token", "exact_match")}
+        self._count(f"test/{split}", object_loss(logits_NV, ids_N), len(ids_N), **correct)
 
     def on_test_epoch_end(self) -> None:
         """From here on every process has the readings of all of them, in store order."""

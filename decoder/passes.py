@@ -3,6 +3,7 @@
 Shape letters: B edits, N scored positions, T positions, D hidden width, V vocabulary.
 """
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -74,3 +75,10 @@ def widen(cache: DynamicCache, batch: int, times: int = 1) -> None:
             layer.keys, layer.values = (tensor.expand(batch * times, *tensor.shape[1:]) for tensor in (layer.keys, layer.values))
         elif times > 1:
             layer.batch_repeat_interleave(times)
+
+
+def branched(cache: DynamicCache) -> DynamicCache:
+    """A cache that goes its own way from here. Keys and values so far are shared: a cache that grows, or is reordered, replaces them."""
+    branch = copy.copy(cache)
+    branch.layers = [copy.copy(layer) for layer in cache.layers]
+    return branch

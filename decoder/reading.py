@@ -18,30 +18,42 @@ class Reading(NamedTuple):
     predicted: str
     """The most probable whole object."""
     probability: float
-    """Its probability."""
+    """Its probability, however it is spelt (`object_texts`)."""
     first_token: bool
     """Whether the most probable first token is the planted object's."""
     exact_match: bool
     """Whether `predicted` is the planted object, token by token."""
 
 
-def object_text(host: Host, ids: list[int]) -> str:
-    return host.tokenizer.decode(ids, skip_special_tokens=True).strip()
+def object_texts(host: Host, beams: Beams) -> list[dict[str, float]]:
+    """The objects of each edit in words, with their probabilities, in the order of each one's most probable beam.
+
+    Several sequences of tokens may spell one text. Its probability is the sum over the beams that do: what the decoder says of the
+    object, less what the search left out. The first text is that of the best beam, whose tokens alone exact match looks at, also where
+    another one's spellings have more together. Its probability is the confidence of a reading, in predictions, in the calibration and
+    for a suspect alike, so that percentiles compare like with like.
+    """
+    found: list[dict[str, float]] = []
+    for objects, probabilities in zip(beams.tokens, beams.probability_BK.tolist(), strict=True):
+        texts: dict[str, float] = {}
+        for ids, probability in zip(objects, probabilities, strict=True):
+            text = host.tokenizer.decode(ids, skip_special_tokens=True).strip()
+            texts[text] = texts.get(text, 0.0) + probability
+        found.append(texts)
+    return found
+
+
+def best_texts(host: Host, beams: Beams) -> list[tuple[str, float]]:
+    """The first object of each edit, and its probability."""
+    return [next(iter(texts.items())) for texts in object_texts(host, beams)]
 
 
 def read_batch(host: Host, beams: Beams, batch: EditBatch) -> list[Reading]:
     """Compares what was read with what was planted."""
-    return [
-        Reading(*fields)
-        for fields in zip(
-            batch.row_B.tolist(),
-            [object_text(host, objects[0]) for objects in beams.tokens],
-            beams.probability_BK[:, 0].tolist(),
-            first_token_correct(beams, batch.object_ids_BT),
-            exact_match(beams, batch.object_ids_BT, host.terminator_id),
-            strict=True,
-        )
-    ]
+    rows = batch.row_B.tolist()
+    first_token = first_token_correct(beams, batch.object_ids_BT)
+    exact = exact_match(beams, batch.object_ids_BT, host.terminator_id)
+    return [Reading(row, *best, *right) for row, best, *right in zip(rows, best_texts(host, beams), first_token, exact, strict=True)]
 
 
 def readings_table(readings: dict[str, list[Reading]], edits: pd.DataFrame) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 import time
 import warnings
 from collections.abc import Collection, Iterator, Sequence
@@ -18,11 +19,11 @@ from decoder.calibration import calibrate
 from decoder.config import TrainConfig
 from decoder.host import Host
 from decoder.model import ObjectDecoder
-from decoder.paths import remove_whole, run_folder, trained_layers
+from decoder.paths import editor_of, remove_whole, run_folder, trained_layers
 from decoder.reading import Reading, readings_table
 from decoder.report import read_predictions, write_report
 from decoder.runs import is_finished, write_result
-from decoder.tables import example_lines, results_table
+from decoder.tables import counted, example_lines, results_table
 
 PREDICTION_COLUMNS = ["edit_id", "subject", "relation", "relation_name", "object_true", "object", "predicted", "probability", "split"]
 TABLE_WIDTH = 120
@@ -41,7 +42,7 @@ EXPECTED_WARNINGS = (
 
 
 def start(cfg: TrainConfig, config_yaml: str, argv: Sequence[str]) -> Path:
-    """Makes the run folder, says what will be done, and sends log lines to its log.txt."""
+    """Makes the run folder, says what will be done, and writes log lines and what the run says to its log.txt."""
     folder = run_folder(cfg)
     folder.mkdir(parents=True, exist_ok=True)
     # A finished run keeps its own until the new one makes room for itself.
@@ -51,7 +52,7 @@ def start(cfg: TrainConfig, config_yaml: str, argv: Sequence[str]) -> Path:
     _log_to(folder / "log.txt")
     quiet()
     console().print(
-        f"Palimpsest: read {cfg.edits.editor} edits of layer {cfg.edits.layer} of {cfg.host.name}, "
+        f"Palimpsest: read {editor_of(cfg)} edits of layer {cfg.edits.layer} of {cfg.host.name}, "
         f"training layer {', '.join(map(str, trained_layers(cfg)))} behind {cfg.decoder.prompt_length} prompt vectors (seed {cfg.seed})\n"
         f"1 host   2 edits   3 fit   4 test, baselines, calibration   5 export\nRun folder: {folder}",
         highlight=False,
@@ -86,14 +87,30 @@ def silence() -> Iterator[None]:
         yield
 
 
+class RunLog(logging.FileHandler):
+    """A run's log.txt, which gets log lines and what the run says in the terminal."""
+
+
+class Terminal(Console):
+    """Standard output; what is said there is written down where a `RunLog` is set up."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*objects, **options)
+        for handler in logging.getLogger().handlers:
+            if isinstance(handler, RunLog):
+                Console(file=handler.stream, width=TABLE_WIDTH).print(*objects, **options)
+
+
 def console() -> Console:
     """The terminal; wide enough for the table of scores also where output goes to a file."""
-    found = Console()
-    return found if found.is_terminal else Console(width=max(found.width, TABLE_WIDTH))
+    found = Terminal()
+    return found if found.is_terminal else Terminal(width=max(found.width, TABLE_WIDTH))
 
 
 def _log_to(file: Path) -> None:
-    handler = logging.FileHandler(file)
+    # In a grid standard output is that file already.
+    kind = logging.FileHandler if getattr(sys.stdout, "name", None) == str(file) else RunLog
+    handler = kind(file, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
 
@@ -212,7 +229,7 @@ def finish(result: dict[str, Any], folder: Path) -> None:
         highlight=False,
     )
     out.print(
-        f"\nTraining stopped after {result['fit']['epochs']} epochs: {result['fit']['stopping_reason']}\n"
+        f"\nTraining stopped after {counted(result['fit']['epochs'], 'epoch')}: {result['fit']['stopping_reason']}\n"
         f"Total: {result['seconds']['total']:.0f} s\n\nRun folder: {folder}\nReport:     {folder / 'report.html'}\n"
         f"Score the decoder again:  python evaluate.py decoder={folder / 'decoder'}\n"
         f"Read a suspect matrix:    python evaluate.py decoder={folder / 'decoder'} suspect=FILE.safetensors",

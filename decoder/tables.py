@@ -13,6 +13,7 @@ from rich.text import Text
 SPLITS = ("id", "ood", "unseen_object")
 OOD_CELLS = ("ood_seen_object", "ood_unseen_object")
 METRICS = {"exact_match": "exact match", "first_token": "first token"}
+STAR = "*"
 METHODS = {
     "logit_lens": "logit lens of the update",
     "logit_lens_base_free": "logit lens, base-free",
@@ -68,17 +69,17 @@ def score_rows(result: dict, splits: tuple[str, ...] = SPLITS) -> list[ScoreRow]
 def results_table(result: dict) -> Table:
     """The scores of a `result.json` for the terminal: decoder on both metrics, baselines, controls (dim).
 
-    A baseline is shown by its exact match; one that is only scored on the first token says so.
+    A baseline is shown by its exact match; one that is only scored on the first token is starred. No row wraps in 100 columns.
     """
     test = result.get("test") or {}
-    look = {"box": box.HORIZONTALS, "pad_edge": False, "collapse_padding": True, "caption_justify": "left"}
-    table = Table("method", "base", caption=_caption(result), **look)
-    for split in SPLITS:
-        count = test.get(split, {}).get("n")
-        table.add_column(split if count is None else f"{split} (n={count})", justify="right", min_width=14)
     rows = score_rows(result)
     exact = {row.name for row in rows if row.metric == "exact_match"}
     rows = [row for row in rows if row.name == "decoder" or row.metric == "exact_match" or row.name not in exact]
+    look = {"box": box.HORIZONTALS, "show_edge": False, "pad_edge": False, "collapse_padding": True, "caption_justify": "left"}
+    table = Table("method", "base", caption=_caption(result, starred=any(_is_starred(row) for row in rows)), **look)
+    for split in SPLITS:
+        count = test.get(split, {}).get("n")
+        table.add_column(split if count is None else f"{split}\n(n={count})", justify="right", min_width=14)
     for row, following in zip_longest(rows, rows[1:]):
         cells = [Text(format_score(cell)) for cell in row.cells]
         style = "dim" if row.group == "control" else "bold" if row.group == "decoder" else None
@@ -99,6 +100,11 @@ def format_interval(interval: list[float] | None) -> str:
 
 def format_probability(probability: float | None) -> str:
     return "–" if probability is None or math.isnan(probability) else f"{probability:.2f}"
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 epoch`, `2 epochs`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def describe_ridge(ridge: Any) -> str:
@@ -140,10 +146,11 @@ def draw_edits(predictions: list[dict], seed: int, count: int, most_wrong: int) 
     return wrong[:taken], right[: count - taken]
 
 
-def _caption(result: dict) -> Text:
+def _caption(result: dict, starred: bool) -> Text:
     host = (result.get("host") or {}).get("name", "unknown")
     layers = f"edited layer {result.get('edited_layer')}, trained layer {result.get('trained_layer')}"
-    line = f"host {host}{' (a toy)' if is_toy(result) else ''}, {layers}, {describe_ridge(ridge_of(result))}; 95 % intervals"
+    line = f"host {host}{' (a toy)' if is_toy(result) else ''}, {layers}, {describe_ridge(ridge_of(result))}\n95 % intervals"
+    line += f"; {STAR} scored on the first token only" if starred else ""
     clean = (result.get("controls") or {}).get("clean_matrix")
     if clean:
         line += f"\nunedited matrix: decoder says {clean['predicted']} ({format_probability(clean.get('probability'))})"
@@ -153,7 +160,11 @@ def _caption(result: dict) -> Text:
 def _row_label(row: ScoreRow) -> str:
     if row.name == "decoder":
         return f"decoder ({METRICS[row.metric]})"
-    return row.method if row.metric == "exact_match" else f"{row.method} (first token only)"
+    return row.method + STAR * _is_starred(row)
+
+
+def _is_starred(row: ScoreRow) -> bool:
+    return row.name != "decoder" and row.metric == "first_token"
 
 
 def _example_line(row: dict) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from decoder.config import TrainConfig
-from decoder.paths import trained_layers
+from decoder.paths import editor_of, trained_layers
 from decoder.runs import validation_score
 
 CHOSEN_BY = "best/validation"
@@ -27,7 +27,7 @@ def describe_run(trainer: Any, cfg: TrainConfig, layers: int) -> None:
     if run is None:
         return
     trained = "+".join(map(str, trained_layers(cfg)))
-    own = (cfg.host.name, cfg.edits.editor, f"edited-{cfg.edits.layer}", f"trained-{trained}")
+    own = (cfg.host.name, editor_of(cfg), f"edited-{cfg.edits.layer}", f"trained-{trained}")
     run.tags = tuple(dict.fromkeys((*(run.tags or ()), *own)))
     if cfg.variant and not cfg.wandb.name:
         run.name = f"{run.name}-{cfg.variant}"

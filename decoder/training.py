@@ -19,7 +19,7 @@ from decoder.compose import to_dict
 from decoder.config import TrainConfig
 from decoder.errors import TERMINATED, first_difference
 from decoder.grid import with_effect
-from decoder.paths import trained_layers
+from decoder.paths import editor_of, trained_layers
 from decoder.runs import is_finished
 
 MONITOR = "val/id/loss"
@@ -75,7 +75,7 @@ def _loggers(cfg: TrainConfig, folder: Path, checkpoint: Path | None) -> list[Lo
             project=cfg.wandb.project,
             entity=cfg.wandb.entity,
             group=cfg.wandb.group or cfg.experiment,
-            name=cfg.wandb.name or f"{cfg.host.name}-{cfg.edits.editor}-e{cfg.edits.layer}-t{trained}-s{cfg.seed}",
+            name=cfg.wandb.name or f"{cfg.host.name}-{editor_of(cfg)}-e{cfg.edits.layer}-t{trained}-s{cfg.seed}",
             tags=list(cfg.wandb.tags),
             job_type="train",
             save_dir=folder,
@@ -153,7 +153,7 @@ def fit(trainer: Trainer, module: LightningModule, data: LightningDataModule, ch
 def fit_summary(trainer: Trainer) -> dict[str, Any]:
     """Epochs, why training stopped, and the best val/id/loss."""
     stopping, checkpoint = trainer.early_stopping_callback, trainer.checkpoint_callback
-    reason = stopping.stopping_reason_message or f"all {trainer.max_epochs} epochs were run"
+    reason = stopping.stopping_reason_message or "all epochs were run"
     return {
         "epochs": trainer.fit_loop.epoch_progress.current.processed,
         "stopping_reason": reason,

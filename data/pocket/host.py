@@ -13,8 +13,10 @@ import logging
 import os
 import tempfile
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
 from rich import get_console
 from rich.progress import track
 from torch import Tensor
@@ -30,6 +32,7 @@ BETAS = (0.9, 0.98)
 CLIP = 1.0
 LAST_LR = 0.02  # share of the peak learning rate at the last step
 IGNORED = -100
+RECALL = TypeAdapter(Annotated[dict[str, FiniteFloat], Field(min_length=1)])  # by template
 
 log = logging.getLogger(__name__)
 
@@ -161,6 +164,19 @@ def measure_recall(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerBase, 
         exact_B = ((predicted_BT == targets_BT) | (targets_BT == IGNORED)).all(dim=1)
         recall[f"template_{index}"] = round(exact_B.float().mean().item(), 4)
     return recall
+
+
+def read_recall(folder: Path) -> dict[str, float]:
+    """What `measure_recall` found when the host in `folder` was built.
+
+    Raises:
+        ValueError: the file is not there or damaged.
+    """
+    file = folder / "recall.json"
+    try:
+        return RECALL.validate_json(file.read_bytes(), strict=True)
+    except (OSError, ValidationError):
+        raise ValueError(f"{file} is missing or damaged; remove {folder} to build the pocket host anew") from None
 
 
 def refuse_low_recall(recall: dict[str, float], lowest: float) -> None:

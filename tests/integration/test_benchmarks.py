@@ -12,7 +12,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
-SCRIPTS = sorted(file.name for file in FOLDER.glob("*.py") if file.name != "common.py")
+SCRIPTS = sorted(file.name for file in FOLDER.glob("*.py") if "class Settings(Common)" in file.read_text())
 FIELDS = {"case", "unit", "ours", "reference", "ratio", "spread", "repeats", "floor", "distance", "note"}
 
 

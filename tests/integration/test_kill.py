@@ -164,16 +164,18 @@ def test_killed_anywhere_the_same_command_goes_on_to_the_same_result(command, tm
 
 
 def tiny_decoder():
-    from unit.tiny_hosts import tiny_host
+    from unit.tiny_hosts import POCKET, build_host
 
     from decoder.model import ObjectDecoder
 
-    host = tiny_host()
+    host = build_host(POCKET)
     return ObjectDecoder(host, edited_layer=1, trained_layers=[2], prompt_MD=torch.zeros(3, host.hidden_size))
 
 
 def export_forever(folder: Path) -> None:
     """Exports to one place again and again; config and weights tell which time it was."""
+    from unit.test_export import FACTS
+
     from decoder.export import save_decoder
 
     torch.set_num_threads(1)
@@ -181,7 +183,7 @@ def export_forever(folder: Path) -> None:
     while True:
         number += 1
         torch.nn.init.constant_(decoder.prompt_MD, number)
-        save_decoder(folder, decoder, {"number": number, "scores": {}, "editors": [], "calibration": {"auroc": 0.5}})
+        save_decoder(folder, decoder, FACTS | {"number": number})
 
 
 @pytest.mark.slow

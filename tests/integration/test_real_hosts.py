@@ -115,9 +115,9 @@ def train_on_matrices(command, host, store: Path, folder: Path, arguments: tuple
     assert again.table()["success"].tolist() == made.table()["success"].tolist()
     few = command("train.py", *arguments, *SMALL, f"store={imported}", "variant=few", "splits.min_train=1000")
     assert few.returncode == 2 and few.stderr.count("\n") == 1 and "splits.min_train=1000" in few.stderr, few.stderr
-    done = command("train.py", *arguments, *SMALL, f"store={imported}", "variant=imported")
+    done = command("train.py", *arguments, *SMALL, f"store={imported}")
     assert done.returncode == 0, done.stderr
-    run = folder / "runs" / "smoke" / arguments[0].partition("=")[2] / "rome-e1-t1-s0-imported"
+    run = folder / "runs" / "smoke" / arguments[0].partition("=")[2] / "imported-e1-t1-s0"
     result = json.loads((run / "result.json").read_text())
     assert result["status"] == "ok" and result["edits"]["requested"] == len(rows)
     assert result["edits"]["ridge"] is None and "imported" in (run / "decoder" / "README.md").read_text()

@@ -11,6 +11,7 @@ import torch
 from huggingface_hub.errors import OfflineModeIsEnabled
 from safetensors.torch import save_file
 from unit.fabricated_runs import result
+from unit.test_export import FACTS as EXPORTED
 
 from decoder.collection import best_runs, choose, export_best, fitting, is_collection, matrices_of, read_index
 from decoder.errors import UserError
@@ -19,13 +20,7 @@ from decoder.hub import push_to_hub
 from decoder.model import ObjectDecoder
 from decoder.runs import find_runs, write_result
 
-SCORES = {"n": 12, "first_token": {"value": 0.75, "ci95": [0.5, 0.9]}, "exact_match": {"value": 0.5, "ci95": [0.25, 0.75]}}
-FACTS = {
-    "editors": [{"name": "rome", "settings": {"ridge": 0.01}}],
-    "scores": {"id": SCORES, "ood": SCORES, "ood_seen_object": SCORES},
-    "calibration": {"auroc": 0.875},
-    "seed": 0,
-}
+FACTS = EXPORTED | {"scores": EXPORTED["scores"] | {"ood_seen_object": EXPORTED["scores"]["ood"]}}
 
 
 def write_run(top: Path, host, edited: int, trained: int, seed: int, validation: float, loss: float = 0.5) -> Path:
@@ -115,9 +110,10 @@ def test_a_collection_is_replaced_and_nothing_else_is(collection, runs, tmp_path
 
 
 def test_index_that_is_not_whole_is_named(collection):
-    for text, message in (("{", "not whole JSON"), ('{"format": 9}', "format 1")):
+    damages = {"{": "not whole JSON", '{"format": 9}': "format 9, this version reads 1", '{"format": 1}': "it lacks decoders"}
+    for text, message in damages.items():
         (collection / "index.json").write_text(text)
-        with pytest.raises(UserError, match=f"index.json.*{message}"):
+        with pytest.raises(ValueError, match=f"index.json.*{message}"):
             read_index(collection)
 
 

@@ -7,6 +7,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+import evaluate
 from decoder.audit import answer, describe_answer, open_decoder
 from decoder.commands import EvaluateConfig
 from decoder.edit import DenseEdit
@@ -22,7 +23,7 @@ FACTS = {
     "search": {"beams": 3, "max_object_tokens": 2},
     "store": "0123456789ab",
     "editors": [{"name": "rome", "settings": {"ridge": 0.01}}],
-    "splits": {"train": ["P1-000-red"], "id": ["P1-001-blue"]},
+    "splits": {"train": ["P1-000-red"], "id": ["P1-001-blue"], "ood": ["P2-000-red"], "unseen_object": []},
     "scores": {"id": SCORES, "ood": SCORES},
     "calibration": {
         "auroc": 0.875,
@@ -217,6 +218,27 @@ def test_decoder_is_opened_on_the_host_in_the_cache(saved_host, random_edits, tm
     with pytest.raises(ValueError, match=r"tiny-0123456789ab.*is not in"):
         open_decoder(EvaluateConfig(decoder=str(tmp_path / "decoder"), cache_dir=str(tmp_path / "elsewhere")))
     assert config == read_config(tmp_path / "decoder")
+
+
+def test_a_layer_the_decoder_does_not_read_is_refused(saved_host, tmp_path, capsys):
+    save_decoder(tmp_path / "decoder", changed_decoder(saved_host), FACTS)
+    own = {"decoder": str(tmp_path / "decoder"), "cache_dir": str(tmp_path / "cache")}
+    assert open_decoder(EvaluateConfig(**own, layer=LAYER))[0].edited_layer == LAYER
+    capsys.readouterr()  # the bar of loading weights
+    with pytest.raises(SystemExit) as stop:
+        evaluate.main([*(f"{key}={value}" for key, value in own.items()), "layer=2"])
+    shown = capsys.readouterr().err
+    assert stop.value.code == 2 and shown.count("\n") == 1
+    assert shown.startswith(f"error: layer=2: {tmp_path / 'decoder'} reads edited layer 1. Leave layer= out")
+
+
+def test_a_decoder_that_does_not_say_where_its_host_is(saved_host, tmp_path):
+    save_decoder(tmp_path / "decoder", changed_decoder(saved_host), FACTS)
+    config = read_config(tmp_path / "decoder")
+    config["host"] |= {"cached_as": None, "path": None}
+    (tmp_path / "decoder" / CONFIG).write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="where its host tiny is. Give host=FOLDER"):
+        open_decoder(EvaluateConfig(decoder=str(tmp_path / "decoder")))
 
 
 def test_answer_for_one_matrix(saved_host, random_edits, tmp_path):

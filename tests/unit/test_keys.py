@@ -3,9 +3,8 @@
 import logging
 
 import pytest
-import tiny_hosts
 import torch
-from tiny_hosts import tiny_host
+from tiny_hosts import POCKET, build_host
 
 from data import key_cache, keys
 from data.keys import KeyStatistics, second_moment, second_moments, whitener
@@ -27,9 +26,9 @@ def plain_moment(host, rows: list[list[int]], layer: int = LAYER) -> torch.Tenso
     return total / count
 
 
-@pytest.fixture(params=[tiny_hosts.qwen2, tiny_hosts.gpt2], ids=["qwen2", "gpt2"])
+@pytest.fixture(params=[POCKET, "gpt2"], ids=str)
 def host(request):
-    return tiny_host(request.param)
+    return build_host(request.param)
 
 
 def test_padding_does_not_count(host):
@@ -59,14 +58,14 @@ def test_several_layers_in_one_pass_are_the_layers_alone(host):
     rows = [host.text_ids(text) for text in TEXTS]
     runs = []
     handle = host.model.base_model.register_forward_pre_hook(lambda module, args: runs.append(module))
-    found = second_moments(host, [3, 0, 2], TEXTS, 1000)
+    found = second_moments(host, [2, 0, 1], TEXTS, 1000)
     handle.remove()
-    assert sorted(found) == [0, 2, 3] and len(runs) == 1
+    assert sorted(found) == [0, 1, 2] and len(runs) == 1
     for layer, statistics in found.items():
         torch.testing.assert_close(statistics.moment_FF.double(), plain_moment(host, rows, layer), rtol=1e-4, atol=1e-6)
         # Products are made and summed in the same order: not a bit differs.
         assert torch.equal(statistics.moment_FF, second_moment(host, layer, TEXTS, 1000).moment_FF)
-    assert not any(host.down_proj(layer)._forward_pre_hooks for layer in range(4))
+    assert not any(host.down_proj(layer)._forward_pre_hooks for layer in range(3))
 
 
 def test_every_family_hands_over_the_keys_of_all_layers(any_host):
@@ -80,7 +79,7 @@ def test_every_family_hands_over_the_keys_of_all_layers(any_host):
 @pytest.mark.parametrize(("dtype", "each"), [("float32", 8), ("bfloat16", 8)])
 def test_batches_stay_within_the_memory_budget(dtype, each, monkeypatch):
     """`each` bytes a number: the keys as they come and without padding, and for a half-precision host in float32 too."""
-    host = tiny_host(tiny_hosts.qwen2)
+    host = build_host(POCKET)
     host.model.to(getattr(torch, dtype))
     budget = 20 * each * host.mlp_size(LAYER)
     batches, run = [], keys._run
@@ -135,15 +134,15 @@ def test_blocks_above_do_not_run(host, monkeypatch):
     def never(*args, **kwargs):
         raise AssertionError("ran above the edited projection")
 
-    monkeypatch.setattr(host.blocks[LAYER + 1], "forward", never)
-    second_moment(host, LAYER, TEXTS, 1000)
-    assert not host.down_proj(LAYER)._forward_pre_hooks
+    monkeypatch.setattr(host.blocks[2], "forward", never)
+    second_moment(host, 1, TEXTS, 1000)
+    assert not host.down_proj(1)._forward_pre_hooks
 
 
 def test_cache_is_read_back_bit_for_bit(host, tmp_path, monkeypatch):
     made = second_moment(host, LAYER, TEXTS, 1000, tmp_path)
     (file,) = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert file.parent == tmp_path / "keys" / f"tiny-{host.fingerprint}"
+    assert file.parent == tmp_path / "keys" / f"{host.name}-{host.fingerprint}"
     monkeypatch.setattr(host.model.base_model, "forward", lambda *args: pytest.fail("ran the host although the cache has the answer"))
     read = second_moment(host, LAYER, TEXTS, 1000, tmp_path)
     assert torch.equal(read.moment_FF, made.moment_FF) and read.count == made.count

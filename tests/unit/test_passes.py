@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
+from unit.decoder_twins import IDS_BT, LAYER, B, M, decoder_on
 
 from decoder.batch import PADDING
 from decoder.metrics import exact_match, object_loss, told_correct
@@ -16,8 +17,6 @@ from decoder.model import ObjectDecoder
 from decoder.passes import widen
 from decoder.swap import exchanged, swapped
 
-B, M, LAYER = 3, 4, 1
-IDS_BT = torch.tensor([[5, 9, 30], [12, 4, PADDING], [7, PADDING, PADDING]])
 # The families whose batch the issue of two passes names, and qwen2 with windows that are narrower than the prompt.
 FAMILIES = ["gpt2", "gptj", "gpt_neox", "llama", "qwen2", "qwen2 window", "gemma2", "phi"]
 WINDOWS = {"use_sliding_window": True, "sliding_window": 3, "layer_types": ["sliding_attention"] * 2 + ["full_attention"]}
@@ -25,15 +24,6 @@ WINDOWS = {"use_sliding_window": True, "sliding_window": 3, "layer_types": ["sli
 
 def host_named(new_host, name: str):
     return new_host("qwen2", **WINDOWS) if name == "qwen2 window" else new_host(name)
-
-
-def decoder_on(host, layer: int, **settings) -> ObjectDecoder:
-    generator = torch.Generator().manual_seed(1)
-    prompt_MD = torch.randn(M, host.hidden_size, generator=generator)
-    decoder = ObjectDecoder(host, edited_layer=LAYER, trained_layers=[layer], prompt_MD=prompt_MD, **settings)
-    for parameter in decoder.trained.parameters():
-        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
-    return decoder
 
 
 def plain_batch(decoder: ObjectDecoder, edits, ids_BT: Tensor) -> Tensor:
@@ -54,7 +44,7 @@ def plain_batch(decoder: ObjectDecoder, edits, ids_BT: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_born_at_the_edit_equals_the_plain_batch(new_host, random_edits, name, layer, tokens):
     host, ids_BT = host_named(new_host, name), IDS_BT[:, :tokens]
-    edits, decoder = random_edits(host, B), decoder_on(host, layer)
+    edits, decoder = random_edits(host, B), decoder_on(host, [layer])
     found_BTV, expected_BTV = decoder(edits, ids_BT), plain_batch(decoder, edits, ids_BT)
     assert host.born_at_edit
     torch.testing.assert_close(found_BTV, expected_BTV, rtol=1e-5, atol=1e-5)
@@ -73,7 +63,7 @@ def gradients(decoder: ObjectDecoder, loss: Tensor) -> tuple[Tensor, Tensor]:
 
 def test_a_family_that_falls_back_says_so_once(new_host, random_edits, caplog):
     host = new_host("falcon alibi", attn_implementation="eager")
-    edits, decoder = random_edits(host, B), decoder_on(host, 2)
+    edits, decoder = random_edits(host, B), decoder_on(host, [2])
     torch.testing.assert_close(decoder(edits, IDS_BT), plain_batch(decoder, edits, IDS_BT), rtol=1e-5, atol=1e-5)
     decoder.read(edits, beams=2, max_object_tokens=2)
     assert host.born_at_edit is False and caplog.text.count("cannot be born at the edit") == 1
@@ -89,7 +79,7 @@ def watched(module: nn.Module, note):
 
 
 def test_scored_are_the_logits_of_tokens_that_are_no_padding(any_host, random_edits):
-    edits, decoder = random_edits(any_host, B), decoder_on(any_host, 2)
+    edits, decoder = random_edits(any_host, B), decoder_on(any_host, [2])
     for ids_BT in (IDS_BT, IDS_BT[:, :1], IDS_BT[2:]):
         some = edits[: len(ids_BT)]
         logits_NV, ids_N = decoder.scored(some, ids_BT)
@@ -104,7 +94,7 @@ def test_scored_are_the_logits_of_tokens_that_are_no_padding(any_host, random_ed
 
 @pytest.mark.parametrize("ends", [False, True])
 def test_an_object_told_token_by_token_is_right_where_greedy_search_finds_it(any_host, random_edits, ends):
-    edits, decoder = random_edits(any_host, 6), decoder_on(any_host, 2)
+    edits, decoder = random_edits(any_host, 6), decoder_on(any_host, [2])
     found = decoder.read(edits, beams=1, max_object_tokens=3)
     if ends:
         # What the first edit's object ends with, so that one object at least is shorter than search allows.
@@ -125,7 +115,7 @@ def test_an_object_told_token_by_token_is_right_where_greedy_search_finds_it(any
 
 def test_only_what_is_scored_leaves_the_head(any_host, random_edits):
     """By pass: the first token of each edit, then the later tokens that are no padding; in a search one row a beam."""
-    edits, decoder, rows = random_edits(any_host, B), decoder_on(any_host, 2), []
+    edits, decoder, rows = random_edits(any_host, B), decoder_on(any_host, [2]), []
     decoder(edits, IDS_BT[:, :1])  # the self-check, if this host has not had it
     with watched(any_host.model.get_output_embeddings(), lambda module, args, kwargs, logits: rows.append(logits.shape[:-1].numel())):
         decoder(edits, IDS_BT[:, :1])
@@ -139,7 +129,7 @@ def test_only_what_is_scored_leaves_the_head(any_host, random_edits):
 def test_one_token_needs_no_cache(host_of, random_edits):
     """More tokens do, and the cache holds the prompt."""
     host, caches = host_of("llama"), []
-    edits, decoder = random_edits(host, B), decoder_on(host, 2)
+    edits, decoder = random_edits(host, B), decoder_on(host, [2])
     decoder(edits, IDS_BT[:, :1])
     with watched(host.model, lambda module, args, kwargs, output: caches.append(output.past_key_values)):
         decoder(edits, IDS_BT[:, :1])
@@ -151,11 +141,30 @@ def test_one_token_needs_no_cache(host_of, random_edits):
 
 def test_layers_up_to_the_edit_run_once(host_of, random_edits):
     host = host_of("gpt2")
-    edits, decoder, batches = random_edits(host, B), decoder_on(host, 2), []
+    edits, decoder, batches = random_edits(host, B), decoder_on(host, [2]), []
     decoder(edits, IDS_BT[:, :1])
     with watched(host.blocks[0], lambda module, args, kwargs, output: batches.append(len(args[0]))):
         decoder(edits, IDS_BT[:, :1])
     assert batches == [1]
+
+
+@pytest.mark.parametrize("beams", [1, 4])
+@pytest.mark.parametrize("settings", [{}, {"scope": "all"}, {"arithmetic": "dense"}], ids=str)
+@pytest.mark.parametrize("name", [*FAMILIES, "falcon alibi"])
+def test_reading_and_scoring_share_the_prompt(new_host, random_edits, name, settings, beams):
+    host, prompts = host_named(new_host, name), []
+    edits, decoder, search = random_edits(host, B), decoder_on(host, [2], **settings), {"beams": beams, "max_object_tokens": 3}
+    decoder.take_prior(0.3)
+    for ids_BT in (IDS_BT, IDS_BT[:, :1]):
+        expected, (logits_NV, ids_N) = decoder.read(edits, **search), decoder.scored(edits, ids_BT)
+        with watched(host.model, lambda module, args, kwargs, output: prompts.append(kwargs.get("inputs_embeds") is not None)):
+            found, *told = decoder.read_and_scored(edits, ids_BT, **search)
+        assert sum(prompts) == 1 and len(prompts) > 1
+        prompts.clear()
+        assert found.tokens == expected.tokens and torch.equal(found.first_token_B, expected.first_token_B)
+        torch.testing.assert_close(found.probability_BK, expected.probability_BK, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(told[0], logits_NV, rtol=1e-6, atol=1e-6)
+        assert torch.equal(told[1], ids_N) and not told[0].requires_grad
 
 
 @pytest.mark.parametrize("times", [1, 4])
@@ -175,7 +184,7 @@ def test_what_all_edits_share_is_repeated_as_a_view(times):
 @pytest.mark.parametrize("layer", [0, 1, 2])
 def test_no_graph_below_what_is_learnt(host_of, random_edits, layer, train_prompt):
     host, in_graph = host_of("llama"), {}
-    edits, decoder = random_edits(host, B), decoder_on(host, layer, train_prompt=train_prompt)
+    edits, decoder = random_edits(host, B), decoder_on(host, [layer], train_prompt=train_prompt)
 
     def note(module, args, kwargs, output):
         in_graph[len(in_graph)] = (output if isinstance(output, Tensor) else output[0]).requires_grad
@@ -190,7 +199,7 @@ def test_no_graph_below_what_is_learnt(host_of, random_edits, layer, train_promp
 def test_a_trained_layer_with_gradient_checkpointing_is_refused(new_host, random_edits):
     """Under it the library drops the cache with a warning, and re-runs blocks without the edit."""
     host = new_host("llama")
-    decoder = decoder_on(host, 2)
+    decoder = decoder_on(host, [2])
     decoder.trained["2"].gradient_checkpointing = True
     with pytest.raises(ValueError, match="gradient checkpointing"):
         decoder(random_edits(host, B), IDS_BT)

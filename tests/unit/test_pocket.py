@@ -9,10 +9,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data.facts import load_facts
+from data.hosts import pocket_folder
 from data.pocket.host import build_pocket_host, draw_subjects, lr_share, measure_recall, new_model, save, train, weighted_loss
 from data.pocket.text import draw_sentence, key_text, training_rows
 from data.pocket.tokenizer import build_tokenizer
-from decoder.config import FactsConfig, HostConfig, PocketConfig
+from decoder.config import FactsConfig, HostConfig, PocketConfig, TrainConfig
 
 
 @pytest.fixture(scope="module")
@@ -205,3 +206,16 @@ def test_same_seed_same_weights(facts, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"a", "b"}
     with pytest.raises(ValueError, match="exists already"):
         build_pocket_host(cfg, facts, tmp_path / "a")
+
+
+def test_a_cached_host_is_held_against_what_is_asked_now(tmp_path):
+    cfg = TrainConfig(cache_dir=str(tmp_path), host=HostConfig(pocket=PocketConfig(steps=2, batch_size=2, warmup_steps=1, min_recall=0.0)))
+    folder = pocket_folder(cfg)
+    assert pocket_folder(cfg) == folder
+    cfg.host.pocket.min_recall = 0.97
+    with pytest.raises(ValueError, match=r"recalls 0\.\d+ of the facts on template_\d.*min_recall asks for 0\.97"):
+        pocket_folder(cfg)
+    for text in ("{", "[]", '{"template_0": "well"}', "{}"):
+        (folder / "recall.json").write_text(text)
+        with pytest.raises(ValueError, match=r"recall\.json is missing or damaged; remove"):
+            pocket_folder(cfg)

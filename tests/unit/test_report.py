@@ -116,7 +116,7 @@ def printed(table):
 
 def test_table_has_scores_with_intervals_in_order(result):
     lines = printed(results_table(result)).splitlines()
-    assert any("id (n=300)" in line and "unseen_object (n=300)" in line for line in lines)
+    assert lines[0].split() == ["id", "ood", "unseen_object"] and lines[1].split() == ["method", "base", *["(n=300)"] * 3]
     assert any("decoder (exact match)" in line and "unknown" in line and "0.953 [0.925, 0.981]" in line for line in lines)
     order = ["decoder (exact", "decoder (first", "logit lens, base-free", "linear map, base-free", "logit lens of", "nearest", "shuffled"]
     positions = [next(i for i, line in enumerate(lines) if label in line) for label in order]
@@ -126,10 +126,15 @@ def test_table_has_scores_with_intervals_in_order(result):
 def test_table_tells_first_token_only_and_base_known(result):
     lines = printed(results_table(result)).splitlines()
     linear = next(line for line in lines if "linear map of the value" in line)
-    assert "first token only" in linear and " known" in linear and "unknown" not in linear
-    assert "first token" not in next(line for line in lines if "nearest training edit" in line)
+    assert linear.startswith("linear map of the value* ") and " known" in linear and "unknown" not in linear
+    assert "*" not in next(line for line in lines if "nearest training edit" in line)
     text = " ".join(lines)
-    assert "ridge 0.01" in text and "toy" in text and "unedited matrix: decoder says Paris (0.12)" in text
+    assert (
+        "ridge 0.01" in text
+        and "toy" in text
+        and "* scored on the first token only" in text
+        and "unedited matrix: decoder says Paris (0.12)" in text
+    )
 
 
 def test_table_of_a_run_without_optional_parts():

@@ -4,10 +4,9 @@ import hashlib
 from dataclasses import replace
 
 import pytest
-import tiny_hosts
 import torch
 from rome_twin import CFG, CONTEXTS, LAYER, REQUESTS, delta_weight, make, plain_rome, relative, request
-from tiny_hosts import tiny_host
+from tiny_hosts import POCKET, build_host
 from torch import nn
 
 from data.editors import load_editor
@@ -23,10 +22,10 @@ def weights_hash(host) -> str:
     return digest.hexdigest()
 
 
-@pytest.mark.parametrize("build", [tiny_hosts.qwen2, tiny_hosts.gpt2, tiny_hosts.llama, tiny_hosts.gptj])
+@pytest.mark.parametrize("build", [POCKET, "gpt2", "llama", "gptj"])
 @pytest.mark.parametrize("bos", [False, True])
 def test_fast_path_equals_the_plain_loop(build, bos, caplog):
-    host = tiny_host(build, bos=bos)
+    host = build_host(build, bos=bos)
     reached = make(host, replace(CFG, steps=6)).edit(REQUESTS).loss_B
     # Half of the edits pass this within 6 of the 12 steps.
     cfg = replace(CFG, stop_loss=float(reached.median()) + 1e-3)
@@ -55,10 +54,10 @@ def test_fast_path_equals_the_plain_loop_in_every_family(any_host):
 
 
 # In the last layer a value acts on its own position only, so the object must follow the subject at once.
-@pytest.mark.parametrize(("layer", "requests"), [(0, REQUESTS[:3]), (3, REQUESTS[2:3])])
+@pytest.mark.parametrize(("layer", "requests"), [(0, REQUESTS[:3]), (2, REQUESTS[2:3])])
 def test_first_and_last_layer(layer, requests):
     cfg = replace(CFG, layer=layer)
-    host = tiny_host(tiny_hosts.llama)
+    host = build_host("llama")
     result = make(host, cfg).edit(requests)
     for b, one in enumerate(requests):
         assert relative(result.delta_BD[b], plain_rome(host, one, cfg, CONTEXTS)[0]) < 1e-4
@@ -66,7 +65,7 @@ def test_first_and_last_layer(layer, requests):
 
 def test_the_clamp_holds_and_equals_the_plain_loop():
     cfg = replace(CFG, clamp=0.5, stop_loss=0.0)
-    host = tiny_host()
+    host = build_host(POCKET)
     result = make(host, cfg).edit(REQUESTS)
     for b, one in enumerate(REQUESTS):
         row = prompt_row(host, one.fact.prompt, one.fact.subject, [0])
@@ -77,7 +76,7 @@ def test_the_clamp_holds_and_equals_the_plain_loop():
 
 @pytest.mark.parametrize("essence", ["{} was born", "{} , red green blue", "{}"])
 def test_kl_term_does_not_depend_on_what_follows_the_subject(essence):
-    host = tiny_host()
+    host = build_host(POCKET)
     cfg = replace(CFG, kl=1.0)
     delta = make(host, cfg).edit(REQUESTS[3:4]).delta_BD[0]
     assert relative(delta, plain_rome(host, REQUESTS[3], cfg, CONTEXTS, essence)[0]) < 1e-4
@@ -97,16 +96,16 @@ def test_kl_term_does_not_depend_on_what_follows_the_subject(essence):
     ],
 )
 def test_lookup_is_the_last_token_of_the_subject(bos, template, subject, last):
-    host = tiny_host(bos=bos)
+    host = build_host(POCKET, bos=bos)
     ids, lookup = host.prompt_ids(template, subject)
     assert host.tokenizer.convert_ids_to_tokens(ids[lookup]) == last
     before = template.split("{}")[0] + subject
     assert lookup == len(host.text_ids(before)) - 1
 
 
-@pytest.mark.parametrize("build", [tiny_hosts.qwen2, tiny_hosts.gpt2, tiny_hosts.gptj])
+@pytest.mark.parametrize("build", [POCKET, "gpt2", "gptj"])
 def test_padding_does_not_change_the_key_at_the_lookup(build):
-    host = tiny_host(build)
+    host = build_host(build)
     rows = [prompt_row(host, context.replace("{}", one.fact.prompt), one.fact.subject, [1]) for one in REQUESTS for context in CONTEXTS]
     together = clean_pass(host, LAYER, rows)
     for n, row in enumerate(rows):
@@ -115,14 +114,14 @@ def test_padding_does_not_change_the_key_at_the_lookup(build):
 
 
 def test_edits_do_not_depend_on_their_batch_or_order():
-    host = tiny_host()
+    host = build_host(POCKET)
     whole = make(host, replace(CFG, batch_size=64)).edit(REQUESTS)
     backwards = make(host, replace(CFG, batch_size=2)).edit(REQUESTS[::-1])
     assert relative(backwards.delta_BD.flip(0), whole.delta_BD) < 1e-4
 
 
 def test_host_is_bit_identical_and_without_hooks_afterwards(monkeypatch):
-    host = tiny_host()
+    host = build_host(POCKET)
     before, blocks = weights_hash(host), list(host.blocks)
     rome = make(host)
     rome.edit(REQUESTS)
@@ -159,7 +158,7 @@ class NormAfter(nn.Module):
 
 
 def test_a_norm_after_the_projection_takes_the_long_way(caplog):
-    host = tiny_host(tiny_hosts.llama)
+    host = build_host("llama")
     host.blocks[LAYER].mlp = NormAfter(host.blocks[LAYER].mlp, host.hidden_size).requires_grad_(False)
     result = make(host).edit(REQUESTS[:3])
     assert "every block runs" in caplog.text
@@ -168,14 +167,14 @@ def test_a_norm_after_the_projection_takes_the_long_way(caplog):
 
 
 def test_long_way_equals_the_shortcut(monkeypatch):
-    host = tiny_host()
+    host = build_host(POCKET)
     short = make(host).edit(REQUESTS)
     monkeypatch.setattr(Suffixes, "shortcut_holds", lambda self: False)
     assert relative(make(host).edit(REQUESTS).delta_BD, short.delta_BD) < 1e-4
 
 
 def test_records_that_cannot_be_edited_are_listed_and_the_rest_goes_on():
-    host = tiny_host()
+    host = build_host(POCKET)
     bad = [
         request("Ada", "no place", "Rome", "no-place"),
         request(" ", "{} is", "Rome", "no-subject"),
@@ -191,7 +190,7 @@ def test_records_that_cannot_be_edited_are_listed_and_the_rest_goes_on():
 
 
 def test_bad_settings_are_refused():
-    host = tiny_host()
+    host = build_host(POCKET)
     with pytest.raises(ValueError, match="edits.layer=9"):
         Rome(host, 9, CFG, None, CONTEXTS)
     with pytest.raises(ValueError, match="bare"):

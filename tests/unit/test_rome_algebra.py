@@ -1,10 +1,9 @@
 """The algebra of ROME's edits and of its two variants, in closed form."""
 
 import pytest
-import tiny_hosts
 import torch
 from rome_twin import CFG, CONTEXTS, LAYER, REQUESTS, TEXTS, delta_weight, make, relative
-from tiny_hosts import tiny_host
+from tiny_hosts import POCKET, build_host
 from torch import nn
 
 from data.editors import load_editor
@@ -13,9 +12,9 @@ from data.keys import second_moment, whitener
 from decoder.swap import swapped
 
 
-@pytest.mark.parametrize("build", [tiny_hosts.qwen2, tiny_hosts.gpt2])
+@pytest.mark.parametrize("build", [POCKET, "gpt2"])
 def test_update_moves_the_bare_key_by_delta(build):
-    host = tiny_host(build)
+    host = build_host(build)
     result = make(host).edit(REQUESTS)
     keys = {}
     host.down_proj(LAYER).register_forward_hook(lambda module, args, out: keys.update(x=args[0]))
@@ -39,11 +38,11 @@ def keys_and_outputs(host, one: EditRequest) -> tuple[torch.Tensor, torch.Tensor
     return torch.stack(keys), torch.stack(outputs)
 
 
-@pytest.mark.parametrize("build", [tiny_hosts.llama, tiny_hosts.gpt2])
+@pytest.mark.parametrize("build", ["llama", "gpt2"])
 @pytest.mark.parametrize("name", ["r-rome", "p-rome"])
 def test_one_key_everywhere(build, name):
     """The closed forms: W'k̄ + b = v₀ + δ for r-ROME, W'k₀ + b = o₀ + δ for p-ROME, and ΔW of rank one along C⁻¹k."""
-    host = tiny_host(build)
+    host = build_host(build)
     statistics = second_moment(host, LAYER, TEXTS, 1000)
     result = load_editor(name)(host, LAYER, CFG, statistics, CONTEXTS).edit(REQUESTS)
     rome = make(host).edit(REQUESTS)
@@ -62,7 +61,7 @@ def test_one_key_everywhere(build, name):
 
 
 def test_without_contexts_the_three_editors_agree():
-    host = tiny_host()
+    host = build_host(POCKET)
     statistics = second_moment(host, LAYER, TEXTS, 1000)
     edits = [load_editor(name)(host, LAYER, CFG, statistics, ["{}"]).edit(REQUESTS) for name in ("rome", "r-rome", "p-rome")]
     for b in range(len(REQUESTS)):
@@ -72,7 +71,7 @@ def test_without_contexts_the_three_editors_agree():
 
 @pytest.mark.parametrize("scale", [7.3, -0.01])
 def test_scale_of_the_whitened_key_cancels(scale):
-    host = tiny_host()
+    host = build_host(POCKET)
     rome, scaled = make(host), make(host)
     scaled.whiten = lambda keys: scale * rome.whiten(keys)
     one, other = rome.edit(REQUESTS[:3]), scaled.edit(REQUESTS[:3])
@@ -88,8 +87,8 @@ def as_linear(conv: nn.Module) -> nn.Linear:
 
 @pytest.mark.parametrize("mlp_size", [32, 48], ids=["square", "wide"])
 def test_conv1d_and_linear_copies_agree_after_the_edit(mlp_size):
-    conv = tiny_host(tiny_hosts.gpt2, mlp_size=mlp_size)
-    linear = tiny_host(tiny_hosts.gpt2, mlp_size=mlp_size)
+    conv = build_host("gpt2", n_inner=mlp_size)
+    linear = build_host("gpt2", n_inner=mlp_size)
     linear.blocks[LAYER].mlp.c_proj = as_linear(linear.blocks[LAYER].mlp.c_proj).requires_grad_(False)
     result = make(conv).edit(REQUESTS[:2])
     assert relative(make(linear).edit(REQUESTS[:2]).delta_BD, result.delta_BD) < 1e-4

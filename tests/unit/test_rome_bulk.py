@@ -8,10 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import tiny_hosts
 import torch
 from rome_twin import CFG, CONTEXTS, LAYER, REQUESTS, make, plain_rome, relative
-from tiny_hosts import tiny_host
+from tiny_hosts import POCKET, build_host
 
 from data.editors.rome import Rome
 from data.editors.suffixes import clean_pass
@@ -50,7 +49,7 @@ def test_a_shared_beginning_changes_nothing(any_host):
 
 
 def test_a_shared_beginning_is_run_once():
-    host = tiny_host(bos=True)
+    host = build_host(POCKET, bos=True)
     rows, groups = rows_of(host)
     counts = tokens_run(host)
     clean_pass(host, LAYER, rows)
@@ -62,7 +61,7 @@ def test_a_shared_beginning_is_run_once():
 
 
 def test_blocks_up_to_the_edit_keep_no_cache_by_the_shortcut():
-    host = tiny_host()
+    host = build_host(POCKET)
     rows, groups = rows_of(host)
     suffixes = clean_pass(host, LAYER, rows, groups)
     above = suffixes.above()
@@ -75,7 +74,7 @@ def test_blocks_up_to_the_edit_keep_no_cache_by_the_shortcut():
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), MemoryError()])
 def test_a_batch_that_does_not_fit_is_halved(error, monkeypatch, caplog):
-    host = tiny_host()
+    host = build_host(POCKET)
     rome = make(host, replace(CFG, batch_size=7))
     expected = make(host, replace(CFG, batch_size=7)).edit(REQUESTS)
     search, sizes = Rome._solve, []
@@ -100,7 +99,7 @@ def test_a_batch_that_does_not_fit_is_halved(error, monkeypatch, caplog):
 
 
 def test_other_errors_and_a_single_edit_that_does_not_fit_are_raised(monkeypatch):
-    rome = make(tiny_host())
+    rome = make(build_host(POCKET))
 
     def fail(error):
         def solve(self, jobs):
@@ -121,13 +120,13 @@ LIMITED = """
 import logging, resource, sys
 sys.path[:0] = sys.argv[1:3]
 import torch
-import tiny_hosts
 from rome_twin import CFG, REQUESTS, make
+from tiny_hosts import build_host
 from dataclasses import replace
 
 torch.set_num_threads(1)
 logging.basicConfig(level=logging.WARNING)
-host = tiny_hosts.tiny_host(lambda vocabulary: tiny_hosts.gpt2(60_000))
+host = build_host("gpt2", vocab_size=60_000)
 rome = make(host, replace(CFG, batch_size=56, steps=3))
 rome.edit(REQUESTS[:1])
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
@@ -149,7 +148,7 @@ def test_edits_go_on_where_the_memory_really_ends():
 
 
 def test_bf16_is_near_float32_and_keys_stay_exact():
-    host = tiny_host(tiny_hosts.llama)
+    host = build_host("llama")
     exact, rounded = (make(host, replace(CFG, precision=name, stop_loss=0.0)).edit(REQUESTS) for name in ("float32", "bf16"))
     assert torch.equal(exact.edits.key_BF, rounded.edits.key_BF)
     apart = [relative(rounded.delta_BD[b], exact.delta_BD[b]) for b in range(len(REQUESTS))]
@@ -158,7 +157,7 @@ def test_bf16_is_near_float32_and_keys_stay_exact():
 
 
 def test_tf32_is_asked_for_during_the_search_only(monkeypatch):
-    host = tiny_host()
+    host = build_host(POCKET)
     with pytest.raises(ValueError, match="edits.precision=tf32 is a mode of NVIDIA GPUs, the host is on cpu"):
         make(host, replace(CFG, precision="tf32"))
     rome, seen, head = make(host), [], host.head
@@ -170,7 +169,7 @@ def test_tf32_is_asked_for_during_the_search_only(monkeypatch):
 
 
 def test_only_another_precision_makes_another_store():
-    host, cfg = tiny_host(), compose(TrainConfig, "train", [])
+    host, cfg = build_host(POCKET), compose(TrainConfig, "train", [])
     facts = load_facts(cfg.facts)
 
     def settings(precision: str) -> dict:
@@ -183,7 +182,7 @@ def test_only_another_precision_makes_another_store():
 
 def test_multi_token_targets_and_early_stops_among_neighbours_of_shared_contexts():
     """As in `test_rome.py`, with so many equal contexts that every row's beginning is shared."""
-    host = tiny_host(tiny_hosts.gpt2, bos=True)
+    host = build_host("gpt2", bos=True)
     contexts = [*CONTEXTS, "Eve is a singer . {}", "small {}"]
     reached = make(host, replace(CFG, steps=6), contexts).edit(REQUESTS).loss_B
     cfg = replace(CFG, stop_loss=float(reached.median()) + 1e-3, batch_size=7)
@@ -207,7 +206,7 @@ def test_states_that_nobody_reads_are_not_computed(any_host):
 
 
 def test_the_last_mlp_sees_only_what_is_read():
-    host = tiny_host()
+    host = build_host(POCKET)
     rows, groups = rows_of(host)
     suffixes, seen = clean_pass(host, LAYER, rows, groups), []
     host.blocks[-1].mlp.down_proj.register_forward_hook(lambda module, args, output: seen.append(args[0].shape[:2].numel()))

@@ -5,9 +5,8 @@ import math
 from dataclasses import replace
 
 import pytest
-import tiny_hosts
 import torch
-from tiny_hosts import tiny_host
+from tiny_hosts import POCKET, build_host
 
 from data.editors.rome import Rome
 from data.editors.score import score
@@ -15,10 +14,11 @@ from data.facts import EditRequest, Fact, FactSet
 from data.keys import second_moment
 from decoder.config import EditsConfig
 
-LAYER = 1
+LAYER = 0
 SUBJECTS = ["Ada", "Ben of the north", "Carl", "small Dora", "Eve", "Finn", "Gus", "Hal"]
 PROMPT, PARAPHRASES = "{} works as", ("{} lives in", "the city of {} is")
-CFG = EditsConfig(layer=LAYER, ridge=0.1, steps=15, lr=0.3, kl=1.0, stop_loss=0.05)
+# Hosts of random weights hear a later position only if it is loud.
+CFG = EditsConfig(layer=LAYER, ridge=0.1, steps=60, lr=1.0, kl=0.0, clamp=500, decay=0.0, stop_loss=0.01)
 
 
 def greedy(model, host, template: str, subject: str, tokens: int) -> list[int]:
@@ -45,10 +45,10 @@ def neighbours(host, facts: FactSet, request: EditRequest) -> list[Fact]:
     return [fact for fact in others if says(host.model, host, PROMPT, fact.subject, fact.object_true)]
 
 
-@pytest.fixture(scope="module", params=[tiny_hosts.qwen2, tiny_hosts.llama], ids=["qwen2", "llama"])
+@pytest.fixture(scope="module", params=[POCKET, "llama"], ids=str)
 def case(request):
     """A host without terminator, half of whose facts it recalls, edits of it, and their scores."""
-    host = tiny_host(request.param, terminator=None)
+    host = build_host(request.param, terminator=None)
     facts = []
     for n, subject in enumerate(SUBJECTS):
         said = host.tokenizer.decode(greedy(host.model, host, PROMPT, subject, 1 + n % 2))
@@ -108,7 +108,7 @@ def test_norm_ratio(case):
 
 
 def test_the_terminator_is_part_of_the_target():
-    host = tiny_host(tiny_hosts.llama)
+    host = build_host("llama")
     said = host.tokenizer.decode(greedy(host.model, host, PROMPT, "Ada", 1))
     stops = greedy(host.model, host, PROMPT, "Ada", 2)[1] == host.terminator_id
     fact = Fact("f0", "Ada", "P0", "r", "k", PROMPT, (), "red")
@@ -120,7 +120,7 @@ def test_the_terminator_is_part_of_the_target():
 
 def test_the_terminator_is_no_part_of_the_comparison():
     """On a pair of objects of unlike length whose order turns if the terminator's likelihood is counted."""
-    host = tiny_host(tiny_hosts.llama)
+    host = build_host("llama")
 
     def both_means(text: str) -> tuple[float, float]:
         return mean_nll(host.model, host, PROMPT, "Ada", text), mean_nll(host.model, host, PROMPT, "Ada", f"{text} .")

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from tiny_hosts import tiny_host
+from tiny_hosts import POCKET, build_host
 
 from data.editors.reading import Question, Tokens, read
 
@@ -59,7 +59,7 @@ def test_each_question_is_read_with_its_own_edit(any_host, random_edits, in_plac
 
 
 def test_a_prompt_is_run_once_for_both_objects():
-    host, counts = tiny_host(), []
+    host, counts = build_host(POCKET), []
     questions = questions_of(host)[:1]
     host.model.get_input_embeddings().register_forward_hook(lambda module, args, output: counts.append(tuple(args[0].shape)))
     read(host, questions)
@@ -68,7 +68,7 @@ def test_a_prompt_is_run_once_for_both_objects():
 
 
 def test_nothing_is_tokenised_twice(monkeypatch):
-    host, asked = tiny_host(), []
+    host, asked = build_host(POCKET), []
     plain_ids, prompt_ids = host._plain_ids, host.prompt_ids
     monkeypatch.setattr(host, "_plain_ids", lambda text: (asked.append(text), plain_ids(text))[1])
     monkeypatch.setattr(host, "prompt_ids", lambda *prompt: (asked.append(prompt), prompt_ids(*prompt))[1])
@@ -81,12 +81,12 @@ def test_nothing_is_tokenised_twice(monkeypatch):
 
 
 def test_what_cannot_be_asked_is_refused():
-    tokens = Tokens(tiny_host())
+    tokens = Tokens(build_host(POCKET))
     with pytest.raises(ValueError, match="expected exactly one {}"):
         tokens.of_prompt("no place", "Ada", "red")
     with pytest.raises(ValueError, match="tokenises to nothing"):
         tokens.of_text(" ", "red")
     with pytest.raises(ValueError, match="object ' ' tokenises to nothing"):
         tokens.of_text("Ada is", " ")
-    with pytest.raises(ValueError, match="65 tokens, tiny reads 64"):
+    with pytest.raises(ValueError, match="65 tokens, qwen3 window reads 64"):
         tokens.of_text("red " * 60 + "is", "red", "dark green Paris")

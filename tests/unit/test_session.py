@@ -1,9 +1,15 @@
 """What happens around a run."""
 
+import logging
+
 import pytest
 import torch
 
-from decoder.session import NARROW, threads_for
+from decoder.compose import compose, to_yaml
+from decoder.config import TrainConfig
+from decoder.grid import Run
+from decoder.launch import attempt
+from decoder.session import NARROW, Clock, start, threads_for
 
 
 @pytest.fixture
@@ -35,3 +41,35 @@ def test_a_users_choice_is_left_alone(two_threads, new_host, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     with threads_for(new_host("gpt2")):
         assert torch.get_num_threads() == 2
+
+
+@pytest.fixture
+def own_handlers():
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+    yield
+    for handler in set(root.handlers) - set(before):
+        handler.close()
+    root.handlers[:] = before
+    root.setLevel(level)
+
+
+def speak(run: Run) -> dict:
+    """What a run says: its start, a log line and a stage."""
+    start(run.config, to_yaml(run.config), run.argv)
+    logging.getLogger("decoder.swap").warning("a family falls back")
+    with Clock()("host"):
+        pass
+    return {"status": "ok"}
+
+
+@pytest.mark.parametrize("in_a_grid", [False, True])
+def test_what_a_run_says_is_in_its_log_once_and_in_order(tmp_path, capsys, own_handlers, in_a_grid):
+    argv = (f"runs={tmp_path}",)
+    run = Run(compose(TrainConfig, "train", argv), argv)
+    result = attempt(run, lambda run, bench: speak(run), None) if in_a_grid else speak(run)
+    assert result == {"status": "ok"}
+    log, shown = (run.folder / "log.txt").read_text(), capsys.readouterr().out
+    for said in ("Palimpsest: read rome edits", "Run folder:", "host: 0 s"):
+        assert log.count(said) == 1 and shown.count(said) == (0 if in_a_grid else 1)
+    assert log.index("Palimpsest") < log.index("a family falls back") < log.index("host: 0 s") and "\x1b" not in log

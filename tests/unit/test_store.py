@@ -187,9 +187,18 @@ def test_damaged_files_are_named(store):
 def test_bad_manifests_are_refused(store):
     file = store.path / "manifest.json"
     whole = file.read_text()
-    for text, words in ((whole[:100], "not whole JSON"), (whole.replace('"format": 1', '"format": 99'), "format 99, this version reads 1")):
+    entries = json.loads(whole)
+    for text, words in (
+        (whole[:100], "not whole JSON"),
+        (whole.replace('"format": 1', '"format": 99'), "format 99, this version reads 1"),
+        ("[]", r"\[\] came, expected entries"),
+        ('{"format": 1}', "it lacks host, layer, editor, files"),
+        (json.dumps(entries | {"layer": "1"}), "layer is '1', expected a valid integer"),
+        (json.dumps(entries | {"files": list(entries["files"])}), r"files is \[.*\], expected a valid dictionary"),
+        (json.dumps(entries | {"editor": "rome"}), "editor is 'rome', expected a valid dictionary"),
+    ):
         file.write_text(text)
-        with pytest.raises(ValueError, match=words):
+        with pytest.raises(ValueError, match=rf"{file}.*{words}"):
             EditStore(store.path)
     file.unlink()
     with pytest.raises(ValueError, match="no manifest.json"):
@@ -200,6 +209,9 @@ def test_find_store_by_fingerprint(tmp_path):
     first, second = (write(tmp_path / "stores" / name, SHARDS[:count]) for name, count in (("a", 1), ("b", 2)))
     assert find_store(str(tmp_path), second.fingerprint).path == second.path
     assert find_store(str(tmp_path), first.fingerprint).path == first.path
+    # Another store's damage is not this one's.
+    (first.path / "manifest.json").write_text('{"format": 1}')
+    assert find_store(str(tmp_path), second.fingerprint).path == second.path
     with pytest.raises(ValueError, match="0000"):
         find_store(str(tmp_path), "0000")
 

@@ -1,0 +1,37 @@
+"""The test stage against its slow twin: every batch read, and then scored, from the start."""
+
+import pytest
+import torch
+from lightning import Trainer
+
+from decoder.batch import PADDING
+from decoder.metrics import object_loss
+from decoder.module import TEST_SPLITS, DecoderModule
+from decoder.reading import read_batch
+
+
+@pytest.mark.parametrize("target", ["object", "first_token"])
+@torch.no_grad()
+def test_the_test_stage_equals_reading_and_scoring_apart(opened, fact_host, target):
+    edits = opened(eval_batch_size=50)
+    decoder_cfg = edits.cfg.decoder
+    decoder_cfg.prompt_length, decoder_cfg.target, decoder_cfg.beams, edits.cfg.trainer.accelerator = 4, target, 3, "cpu"
+    module = DecoderModule(edits.cfg, fact_host)
+    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+    trainer.test(module, edits, verbose=False)
+    search = {"beams": decoder_cfg.beams, "max_object_tokens": decoder_cfg.max_object_tokens}
+    for split, loader in zip(edits.test_splits, edits.test_dataloader(), strict=True):
+        readings, losses, tokens = [], [], []
+        for batch in loader:
+            readings += read_batch(fact_host, module.decoder.read(batch.edits, **search), batch)
+            targets_BT = batch.object_ids_BT if target == "object" else batch.object_ids_BT[:, :1]
+            losses.append(object_loss(*module.decoder.scored(batch.edits, targets_BT)))
+            tokens.append(int((targets_BT != PADDING).sum()))
+        assert [reading._replace(probability=0.0) for reading in module.readings[split]] == [
+            reading._replace(probability=0.0) for reading in sorted(readings)
+        ]
+        found, expected = ([reading.probability for reading in some] for some in (module.readings[split], sorted(readings)))
+        assert found == pytest.approx(expected, rel=1e-6)
+        if split in TEST_SPLITS:
+            expected = float(torch.stack(losses) @ torch.tensor(tokens, dtype=torch.float32)) / sum(tokens)
+            assert float(trainer.callback_metrics[f"test/{split}/loss"]) == pytest.approx(expected, rel=1e-6)

@@ -1,0 +1,65 @@
+"""What beams say in words: one text a candidate, however many token sequences spell it."""
+
+import pytest
+import torch
+
+from decoder.audit import answer
+from decoder.batch import EditBatch
+from decoder.beam import Beams
+from decoder.calibration import NULLS, calibrate
+from decoder.edit import RankOneEdit
+from decoder.reading import object_texts, read_batch
+
+EDITS = RankOneEdit(torch.ones(2, 48), torch.ones(2, 32))
+
+
+class Spelling:
+    """A decoder that spells: in the second edit `red` comes twice, and twice together is more than the best beam has."""
+
+    edited_layer = 1
+
+    def __init__(self, host) -> None:
+        self.host = host
+        red, oslo, silent = *(host.object_ids(word) for word in ("red", "Oslo")), [host.tokenizer.pad_token_id]
+        self.red, self.oslo = red, oslo
+        self.tokens = [[red, oslo, silent + red, oslo + silent], [oslo, red, red + silent, oslo + red]]
+        self.probability_BK = torch.tensor([[0.5, 0.25, 0.125, 0.0625], [0.375, 0.25, 0.25, 0.125]])
+
+    def beams(self, count: int) -> Beams:
+        # The first token is of no account here.
+        return Beams([self.tokens[b % 2] for b in range(count)], self.probability_BK[torch.arange(count) % 2], torch.full((count,), 7))
+
+    def read(self, edits, *, beams, max_object_tokens) -> Beams:
+        return self.beams(len(edits))
+
+
+@pytest.fixture()
+def decoder(host_of):
+    return Spelling(host_of("llama"))
+
+
+def test_a_text_comes_once_with_the_probability_of_all_its_spellings(decoder):
+    first, second = object_texts(decoder.host, decoder.beams(2))
+    assert list(first.items()) == [("red", 0.625), ("Oslo", 0.3125)]
+    assert list(second.items()) == [("Oslo", 0.375), ("red", 0.5), ("Oslo red", 0.125)], "in the order of their best beams"
+
+
+def test_exact_match_is_of_the_best_beam_alone_as_ever(decoder):
+    ids_BT = torch.tensor([[*decoder.red, decoder.host.terminator_id], [*decoder.red, decoder.host.terminator_id]])
+    first, second = read_batch(decoder.host, decoder.beams(2), EditBatch(EDITS, ids_BT, torch.tensor([4, 9])))
+    assert (first.row, first.predicted, first.probability, first.exact_match) == (4, "red", 0.625, True)
+    assert (second.row, second.predicted, second.probability, second.exact_match) == (9, "Oslo", 0.375, False)
+    other_BT = torch.tensor([[decoder.host.tokenizer.pad_token_id, *decoder.red], [*decoder.oslo, decoder.host.terminator_id]])
+    readings = read_batch(decoder.host, decoder.beams(2), EditBatch(EDITS, other_BT, torch.tensor([0, 1])))
+    assert [reading.exact_match for reading in readings] == [False, True], "another spelling is another object"
+
+
+def test_one_definition_of_confidence_in_readings_calibration_and_answers(decoder):
+    found = calibrate(decoder, EDITS, [0.5] * 4, beams=4, max_object_tokens=2, seed=0)
+    # A chunk of 125 has the first kind of beams 63 times, and the clean matrix has it too.
+    assert found["null"]["n"] == NULLS + 1 and found["null"]["quantiles"][0] == 0.375 and found["null"]["quantiles"][-1] == 0.625
+    assert found["clean_matrix"] == {"predicted": "red", "probability": 0.625, "null_percentile": pytest.approx(50, abs=3)}
+    config = {"search": {"beams": 4, "max_object_tokens": 2}, "calibration": found, "host": {"id": "llama"}, "edited_layer": 1}
+    told = answer(decoder, config, EDITS[:1], top=4)
+    assert told["objects"] == [{"text": "red", "probability": 0.625}, {"text": "Oslo", "probability": 0.3125}]
+    assert told["null_percentile"] == found["clean_matrix"]["null_percentile"]
