@@ -1,6 +1,6 @@
 """Beam search over whole objects.
 
-Shape letters: B edits, K beams, N = B * K rows, T object tokens, V vocabulary.
+Shape letters: B edits, C of them still searched, K beams, N = C * K rows, T object tokens, V vocabulary.
 """
 
 from collections.abc import Callable
@@ -23,11 +23,12 @@ class Beams(NamedTuple):
 
 def beam_search(
     first_BV: Tensor,
-    step: Callable[[Tensor, Tensor], Tensor],
+    step: Callable[[Tensor, Tensor, Tensor], Tensor],
     *,
     beams: int,
     max_tokens: int,
     terminator_id: int | None,
+    drop_finished: bool = True,
 ) -> Beams:
     """Searches for the most probable objects of at least one and at most `max_tokens` tokens.
 
@@ -37,31 +38,43 @@ def beam_search(
 
     Args:
         first_BV: logits of the first object token.
-        step: (tokens (N,), origin row of each (N,)) -> logits (N, V) of the next token.
+        step: (tokens (N,), origins (N,), edits (C,)) -> logits (N, V) of the next token, for the beams of the edits that are not finished.
+            An origin is a beam's row in the call before; before the first call all edits have their K rows.
+        drop_finished: leave finished edits out of the steps that follow; if not, C is always B.
     """
     batch = len(first_BV)
     beams = min(beams, first_BV.shape[1])
     log_BV = _object_start(first_BV.float(), terminator_id).log_softmax(-1)
     score_BK, token_BK = log_BV.topk(beams, dim=-1)
     paths_BKT = token_BK.unsqueeze(2)
-    rows_B1 = torch.arange(batch, device=first_BV.device).unsqueeze(1) * beams
-    origin_BK = rows_B1 + torch.zeros_like(token_BK)
+    edit_B = torch.arange(batch, device=first_BV.device)
+    origin_BK = _rows(batch, beams, first_BV.device)
     done_BK = torch.zeros_like(token_BK, dtype=torch.bool)
 
     for length in range(1, max_tokens + 1):
         if done_BK.all() or (length == max_tokens and terminator_id is None):
             break
-        log_BKV = step(paths_BKT[:, :, -1].flatten(), origin_BK.flatten()).float().log_softmax(-1).view(batch, beams, -1)
-        log_BKV = _end_only(log_BKV, done_BK, terminator_id, must_end=length == max_tokens)
-        score_BK, flat_BK = (score_BK.unsqueeze(2) + log_BKV).flatten(1).topk(beams, dim=-1)
-        parent_BK, token_BK = flat_BK // log_BKV.shape[2], flat_BK % log_BKV.shape[2]
-        paths_BKT = torch.cat([paths_BKT.gather(1, parent_BK.unsqueeze(2).expand(-1, -1, paths_BKT.shape[2])), token_BK.unsqueeze(2)], 2)
-        origin_BK = rows_B1 + parent_BK
+        edit_C = edit_B[~done_BK.all(1)] if drop_finished else edit_B
+        logits_NV = step(paths_BKT[edit_C, :, -1].flatten(), origin_BK[edit_C].flatten(), edit_C)
+        log_CKV = logits_NV.float().log_softmax(-1).view(len(edit_C), beams, -1)
+        log_CKV = _end_only(log_CKV, done_BK[edit_C], terminator_id, must_end=length == max_tokens)
+        score_BK[edit_C], flat_CK = (score_BK[edit_C].unsqueeze(2) + log_CKV).flatten(1).topk(beams, dim=-1)
+        parent_CK, token_CK = flat_CK // log_CKV.shape[2], flat_CK % log_CKV.shape[2]
+        # What is dropped had ended, and its paths go on with the terminator.
+        paths_BKT = torch.nn.functional.pad(paths_BKT, (0, 1), value=-1 if terminator_id is None else terminator_id)
+        kept_CKT = paths_BKT[edit_C, :, :-1].gather(1, parent_CK.unsqueeze(2).expand(-1, -1, paths_BKT.shape[2] - 1))
+        paths_BKT[edit_C] = torch.cat([kept_CKT, token_CK.unsqueeze(2)], 2)
+        origin_BK[edit_C] = _rows(len(edit_C), beams, first_BV.device).gather(1, parent_CK)
         if terminator_id is not None:
-            done_BK = token_BK == terminator_id
+            done_BK[edit_C] = token_CK == terminator_id
 
     tokens = [[_object(path, terminator_id) for path in paths] for paths in paths_BKT.tolist()]
     return Beams(tokens, score_BK.exp(), first_BV.argmax(-1))
+
+
+def _rows(edits: int, beams: int, device: torch.device) -> Tensor:
+    """The row of each beam, (edits, beams)."""
+    return torch.arange(edits * beams, device=device).view(edits, beams)
 
 
 def _object_start(first_BV: Tensor, terminator_id: int | None) -> Tensor:

@@ -19,7 +19,7 @@ from transformers import DynamicCache
 
 from decoder.batch import PADDING
 from decoder.beam import Beams, beam_search
-from decoder.edit import Edit, RankOneEdit
+from decoder.edit import Edit, RankOneEdit, WholeEdit
 from decoder.host import Host
 from decoder.passes import branched, last_state_only, scored_only, widen
 from decoder.swap import exchanged, swapped
@@ -143,14 +143,15 @@ class ObjectDecoder(nn.Module):
         first_BV = first_BV.float().log_softmax(-1) - self.prior_V.to(first_BV.device)
         beams = min(beams, first_BV.shape[1])
         widen(cache, len(edits), beams)
-        beam_edits = edits.repeat_interleave(beams)
 
-        def step(tokens_N: Tensor, origin_N: Tensor) -> Tensor:
-            if beams > 1:
-                cache.reorder_cache(origin_N)
-            return self._continue(beam_edits, tokens_N.unsqueeze(1), cache)
+        def step(tokens_N: Tensor, origin_N: Tensor, edit_C: Tensor) -> Tensor:
+            cache.reorder_cache(origin_N)
+            searched = edits if len(edit_C) == len(edits) else edits[edit_C]
+            return self._continue(searched.repeat_interleave(beams), tokens_N.unsqueeze(1), cache)
 
-        return beam_search(first_BV, step, beams=beams, max_tokens=max_object_tokens, terminator_id=self.host.terminator_id)
+        bounds = {"beams": beams, "max_tokens": max_object_tokens, "terminator_id": self.host.terminator_id}
+        # To drop some whole matrices the others would have to be copied.
+        return beam_search(first_BV, step, **bounds, drop_finished=not isinstance(edits, WholeEdit))
 
     def _continue(self, edits: Edit, ids_BT: Tensor, cache: DynamicCache, scored_BT: Tensor | None = None) -> Tensor:
         """Second pass: logits (N, V) after the given object tokens that are scored, all unless told; the cache grows by T."""

@@ -31,18 +31,19 @@ class Language:
         self.calls = 0
 
     def start(self, beams: int) -> None:
-        self.beams, self.states = beams, [0] * (self.batch * beams)
+        self.beams, self.states, self.rows = beams, [0] * (self.batch * beams), []
 
-    def step(self, tokens_N: Tensor, origin_N: Tensor) -> Tensor:
+    def step(self, tokens_N: Tensor, origin_N: Tensor, edit_C: Tensor) -> Tensor:
         self.calls += 1
+        self.rows.append(len(tokens_N))
         self.states = [
             (self.states[origin] * 3 + token + 1) % STATES for origin, token in zip(origin_N.tolist(), tokens_N.tolist(), strict=True)
         ]
-        return torch.stack([self.table_BSV[n // self.beams, state] for n, state in enumerate(self.states)])
+        return torch.stack([self.table_BSV[edit_C[n // self.beams], state] for n, state in enumerate(self.states)])
 
-    def search(self, beams: int = K, max_tokens: int = MAX_TOKENS, terminator_id: int | None = END):
+    def search(self, beams: int = K, max_tokens: int = MAX_TOKENS, terminator_id: int | None = END, **settings):
         self.start(beams)
-        return beam_search(self.first_BV, self.step, beams=beams, max_tokens=max_tokens, terminator_id=terminator_id)
+        return beam_search(self.first_BV, self.step, beams=beams, max_tokens=max_tokens, terminator_id=terminator_id, **settings)
 
     def probability(self, b: int, ids: list[int], terminator_id: int | None) -> float:
         state, logprob = 0, 0.0
@@ -126,6 +127,17 @@ def test_finished_beams_keep_their_probability_and_stop_the_search():
     beams = language.search(beams=3, max_tokens=8)
     assert language.calls == 1, "all beams ended after one token"
     torch.testing.assert_close(beams.probability_BK, language.first_BV.softmax(-1).topk(3).values)
+
+
+def test_finished_edits_leave_the_search_and_change_nothing():
+    language = Language(batch=40)
+    # Some edits end sooner than others, some not before they must.
+    language.table_BSV[:, 1:, END] += torch.linspace(-4, 9, 40).view(-1, 1)
+    whole = language.search(beams=3, max_tokens=8, drop_finished=False)
+    assert language.rows == [120] * 8
+    dropped = language.search(beams=3, max_tokens=8)
+    assert language.rows[0] == 120 and language.rows == sorted(language.rows, reverse=True) and 0 < language.rows[-1] < 60
+    assert dropped.tokens == whole.tokens and torch.equal(dropped.probability_BK, whole.probability_BK)
 
 
 def test_logits_of_half_precision_are_summed_in_float32():
