@@ -26,8 +26,8 @@ from data.editors.suffixes import clean_pass
 from data.editors.values import ValueSearch
 from data.facts import EditRequest, Fact, FactSet, load_facts
 from data.hosts import open_host
-from data.keys import second_moment
-from data.produce import prepare_editor
+from data.key_moments import second_moment
+from data.prepare import prepare_editor
 from data.splits import draw_splits, plan_edits
 from decoder.compose import compose
 from decoder.config import EditsConfig, TrainConfig

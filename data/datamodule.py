@@ -14,11 +14,12 @@ from torch.utils.data import DataLoader
 
 from data.batches import EditRows, EpochShuffle, SharedBatches, as_is, padded_objects
 from data.facts import Fact, FactSet, load_facts
+from data.prepare import prepare_editor
 from data.probe_keys import probe_keys
-from data.produce import open_stream, prepare_editor, produce
+from data.shards import produce
 from data.splits import assign, draw_splits
 from data.store import IMPORTED, EditStore
-from data.stream import EditStream
+from data.stream import EditStream, open_stream
 from data.stream_loader import StreamLoader
 from decoder.batch import EditBatch
 from decoder.config import TrainConfig

@@ -1,6 +1,6 @@
 """Making edits on Ray: shards of the store are mapped over actors that hold the host and its key statistics.
 
-The shards, and the batches in them, are those that `data/produce.py` makes in one process, and are kept as they are finished: an
+The shards, and the batches in them, are those that `data/shards.py` makes in one process, and are kept as they are finished: an
 actor that dies is started again and has lost the shard it was at.
 """
 
@@ -57,7 +57,7 @@ class Actor:
 
     def __init__(self, cfg: TrainConfig, here: Surroundings) -> None:
         here.enter()
-        from data.produce import ShardMaker
+        from data.shards import ShardMaker
 
         self.maker = ShardMaker(cfg, bench().host(cfg))
 
@@ -89,7 +89,8 @@ def _map(cfg: TrainConfig, here: Surroundings, missing: list[int], room: int) ->
 def _plan(cfg: TrainConfig, here: Surroundings) -> tuple[str, list[int]]:
     """In a worker: a line on host and edits, and the shards that are missing. Builds the host and counts its keys, for all."""
     here.enter()
-    from data.produce import ShardMaker, prepare_editor
+    from data.prepare import prepare_editor
+    from data.shards import ShardMaker
 
     host = bench().host(cfg)
     told, maker = bench().describe(cfg), ShardMaker(cfg, host)
@@ -102,6 +103,6 @@ def _plan(cfg: TrainConfig, here: Surroundings) -> tuple[str, list[int]]:
 def _finish(cfg: TrainConfig, here: Surroundings) -> Path | None:
     """In a worker: joins the shards. A store that is streamed is made by nobody here."""
     here.enter()
-    from data.produce import produce
+    from data.shards import produce
 
     return None if cfg.data.streaming else produce(cfg, bench().host(cfg)).path

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.keys import KeyStatistics
+from data.key_cache import KeyStatistics
 from decoder.config import KeysConfig
 
 ENDINGS = (".txt", ".jsonl")

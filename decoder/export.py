@@ -162,15 +162,15 @@ def _compare_host(config: dict[str, Any], host: "Host") -> None:
 
 @run_command
 def main(argv: list[str] | None = None) -> None:
-    from decoder.collection import export_best
-    from decoder.hub import push_to_hub
-    from decoder.runs import find_runs
-
     cfg = compose(ExportConfig, "export", folders_first(sys.argv[1:] if argv is None else argv))
     if not cfg.runs or not cfg.to:
         raise UserError("give run folders and where to write, as in `python -m decoder.export runs/layers to=decoders`")
     if cfg.send and not cfg.push:
         raise UserError("send=true goes with push=USER/NAME")
+    from decoder.collection import export_best
+    from decoder.hub import push_to_hub
+    from decoder.runs import find_runs
+
     index = export_best(find_runs(cfg.runs), Path(cfg.to).expanduser())
     entries = json.loads(index.read_text(encoding="utf-8"))["decoders"]
     for entry in entries:

@@ -3,7 +3,8 @@
 import pytest
 from drawn_stores import DrawnEdits, config, drawn_scores
 
-import data.produce
+import data.prepare
+import data.shards
 from data.datamodule import EditDataModule
 from data.facts import FactSet, load_facts
 from data.pocket.tokenizer import build_tokenizer
@@ -14,9 +15,9 @@ from decoder.host import Host
 @pytest.fixture(scope="module")
 def drawn_edits():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data.produce, "load_editor", lambda name: DrawnEdits)
-        patch.setattr(data.produce, "score", drawn_scores)
-        patch.setattr(data.produce, "key_text", lambda facts, seed, sentences: [])
+        patch.setattr(data.prepare, "load_editor", lambda name: DrawnEdits)
+        patch.setattr(data.shards, "score", drawn_scores)
+        patch.setattr(data.prepare, "key_text", lambda facts, seed, sentences: [])
         yield
 
 

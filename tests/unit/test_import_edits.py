@@ -17,7 +17,8 @@ from data.datamodule import facts_of
 from data.editors.score import score
 from data.explain import explain
 from data.facts import EditRequest
-from data.import_edits import import_edits, main, match, sources
+from data.foreign_edits import import_edits, match, sources
+from data.import_edits import main
 from data.store import EditStore
 from decoder.checkpoint import INDEX
 from decoder.commands import ImportConfig

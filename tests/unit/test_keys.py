@@ -6,8 +6,9 @@ import pytest
 import torch
 from tiny_hosts import POCKET, build_host
 
-from data import key_cache, keys
-from data.keys import KeyStatistics, second_moment, second_moments, whitener
+from data import key_cache, key_moments
+from data.key_cache import KeyStatistics
+from data.key_moments import second_moment, second_moments, whitener
 
 LAYER = 2
 GIB = 2**30
@@ -40,8 +41,8 @@ def test_padding_does_not_count(host):
 
 def test_small_batches_give_the_same(host, monkeypatch):
     whole = second_moment(host, LAYER, TEXTS, 1000)
-    monkeypatch.setattr(keys, "BATCH_TOKENS", 9)
-    monkeypatch.setattr(keys, "WINDOW", 2)
+    monkeypatch.setattr(key_moments, "BATCH_TOKENS", 9)
+    monkeypatch.setattr(key_moments, "WINDOW", 2)
     parts = second_moment(host, LAYER, TEXTS, 1000)
     assert parts.count == whole.count
     torch.testing.assert_close(parts.moment_FF, whole.moment_FF, rtol=1e-4, atol=1e-6)
@@ -82,13 +83,13 @@ def test_batches_stay_within_the_memory_budget(dtype, each, monkeypatch):
     host = build_host(POCKET)
     host.model.to(getattr(torch, dtype))
     budget = 20 * each * host.mlp_size(LAYER)
-    batches, run = [], keys._run
+    batches, run = [], key_moments._run
 
     def counted(host, catches, **inputs):
         batches.append(inputs["input_ids"].numel())
         run(host, catches, **inputs)
 
-    monkeypatch.setattr(keys, "_run", counted)
+    monkeypatch.setattr(key_moments, "_run", counted)
     bounded = second_moments(host, [1, LAYER], TEXTS, 1000, memory_budget=budget / GIB)
     assert max(batches) <= 20 and len(batches) > 1
     batches.clear()
@@ -105,7 +106,7 @@ def test_a_text_that_the_budget_cannot_hold_is_refused(host):
 
 
 def test_long_texts_are_cut(host, monkeypatch):
-    monkeypatch.setattr(keys, "LONGEST_TEXT", 4)
+    monkeypatch.setattr(key_moments, "LONGEST_TEXT", 4)
     rows = [host.text_ids(text)[:4] for text in TEXTS]
     found = second_moment(host, LAYER, TEXTS, 1000)
     assert found.count == sum(map(len, rows))
@@ -114,8 +115,8 @@ def test_long_texts_are_cut(host, monkeypatch):
 
 def test_only_layers_that_are_not_in_the_cache_are_counted(host, tmp_path, monkeypatch):
     alone = second_moment(host, LAYER, TEXTS, 1000, tmp_path)
-    asked, count = [], keys._count
-    monkeypatch.setattr(keys, "_count", lambda host, layers, *args: asked.append(layers) or count(host, layers, *args))
+    asked, count = [], key_moments._count
+    monkeypatch.setattr(key_moments, "_count", lambda host, layers, *args: asked.append(layers) or count(host, layers, *args))
     found = second_moments(host, [0, 1, LAYER], TEXTS, 1000, tmp_path)
     assert asked == [[0, 1]] and torch.equal(found[LAYER].moment_FF, alone.moment_FF)
     assert second_moments(host, [0, 1, LAYER], TEXTS, 1000, tmp_path).keys() == {0, 1, LAYER} and len(asked) == 1

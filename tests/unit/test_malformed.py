@@ -14,7 +14,7 @@ import torch
 from edited import LAYER, edited_folder, facts_file, outer, stored
 from safetensors.torch import load_file, save_file
 
-from data.import_edits import import_edits
+from data.foreign_edits import import_edits
 from decoder.checkpoint import INDEX, Checkpoint
 from decoder.commands import ImportConfig
 from decoder.suspect import read_suspect

@@ -6,7 +6,8 @@ Shape letters: K keys, F MLP width, B edits.
 import pytest
 import torch
 
-from data.keys import KeyStatistics, whitener
+from data.key_cache import KeyStatistics
+from data.key_moments import whitener
 from data.probe_keys import probe_keys
 from decoder.swap import projection_inputs
 

@@ -10,7 +10,8 @@ import torch
 from drawn_stores import SHARD, DrawnEdits, config, planned, skips
 
 from data.datamodule import EditDataModule
-from data.produce import ShardMaker, main, produce, read_part
+from data.produce import main, read_part
+from data.shards import ShardMaker, produce
 from data.store import EditStore, partial_folder
 from decoder.errors import UserError
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from data.keys import second_moment
+from data.key_moments import second_moment
 from data.texts import read_texts, rome_statistics
 from decoder.config import KeysConfig
 

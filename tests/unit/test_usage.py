@@ -18,6 +18,8 @@ from decoder.grid import read_grid
 from decoder.usage import PAGES
 
 REPO = Path(__file__).resolve().parents[2]
+PROGRAMS = {name: program.split()[1:] for name, (_, program, _) in PAGES.items()}
+HEAVY = {"torch", "transformers", "lightning", "datasets", "pandas", "scipy", "wandb", "ray"}
 
 
 def answer(capsys, *argv, config_class=TrainConfig, name="train"):
@@ -79,3 +81,19 @@ def test_examples_compose(config_class, name):
     for example in PAGES[name][2]:
         words = [word for word in shlex.split(example) if word != "--cfg"]
         assert read_grid(words).runs if name == "train" else compose(config_class, name, words)
+
+
+def test_every_command_has_a_page():
+    files = [file for place in ("*.py", "data/**/*.py", "decoder/**/*.py") for file in REPO.glob(place)]
+    commands = {str(file.relative_to(REPO)) for file in files if "\n@run_command\n" in file.read_text(encoding="utf-8")}
+    assert commands == {words[0] if len(words) == 1 else f"{words[1].replace('.', '/')}.py" for words in PROGRAMS.values()}
+
+
+@pytest.mark.parametrize(("argument", "code", "said"), [("--help", 0, "Usage: "), ("nonsense=1", 2, "error: nonsense=1: no such setting")])
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_command_line_is_answered_before_anything_heavy_is_imported(name, argument, code, said):
+    line = [sys.executable, "-X", "importtime", *PROGRAMS[name], argument]
+    done = subprocess.run(line, cwd=REPO, env=os.environ | {"PYTHONPATH": str(REPO)}, capture_output=True, text=True, timeout=60)
+    imported = set(re.findall(r"(?m)^import time: .*\| +(\w+)", done.stderr))
+    assert done.returncode == code and said in done.stdout + done.stderr and "omegaconf" in imported
+    assert not HEAVY & imported

@@ -1,0 +1,204 @@
+"""Edits that other tools made -> store.
+
+What differs between an edited matrix and its base is factored (`data/explain.py`). Every source becomes a row of the store: an update
+that a few outer products explain as these factors, any other with its whole matrix beside the rows.
+
+Shape letters: N edits, D hidden width, F MLP width, R rank.
+"""
+
+import logging
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data.editors.score import score
+from data.explain import Update, explain
+from data.facts import EditRequest, Fact, FactSet, load_facts
+from data.matrices import write_matrix
+from data.shards import columns
+from data.store import IMPORTED, EditStore
+from data.store_writer import StoreWriter
+from decoder.checkpoint import Checkpoint, is_checkpoint_folder
+from decoder.commands import ImportConfig
+from decoder.config import FactsConfig
+from decoder.edit import DenseEdit, LowRankEdit
+from decoder.host import Host
+from decoder.paths import short_hash
+from decoder.suspect import read_weight_DF, tensor_name
+
+ENDINGS = (".safetensors", ".npz")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Source:
+    """One edited matrix, understood: what was planted, where its tensor lies, and what was added."""
+
+    request: EditRequest
+    path: Path
+    tensor: str
+    dtype: torch.dtype
+    update: Update
+
+    @property
+    def note(self) -> dict[str, Any]:
+        """Its entry in the manifest."""
+        update = self.update
+        found = {"rank": update.rank, "residual": update.residual, "rounding": update.rounding}
+        return {"edit_id": self.request.edit_id, "from": self.path.name, "dtype": str(self.dtype).removeprefix("torch.")} | found
+
+
+def sources(path: Path) -> list[Path]:
+    """The files and checkpoint folders at a path, in natural order of their names.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if path.is_file() or (path.is_dir() and is_checkpoint_folder(path)):
+        return [path]
+    if not path.is_dir():
+        raise ValueError(f"edited={path}: no such file or folder")
+    found = [entry for entry in path.iterdir() if entry.suffix in ENDINGS or (entry.is_dir() and is_checkpoint_folder(entry))]
+    if not found:
+        raise ValueError(f"edited={path}: neither a checkpoint nor a folder of {', '.join(ENDINGS)} files or checkpoints")
+    return sorted(found, key=lambda entry: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", entry.stem)])
+
+
+def changed_layers(edited: Checkpoint, base: Checkpoint | None, host: Host) -> list[int]:
+    """Layers whose W_V is another one than in the base."""
+    layers = []
+    for layer in range(host.layers):
+        try:
+            name = edited.find(f"{host.module_path(layer)}.weight")
+        except ValueError:  # fused experts carry no edit that could be read
+            continue
+        if name is None:
+            continue
+        own_DF = read_weight_DF(edited, name, host, layer).float()
+        base_DF = _base(base, host, layer)
+        rounded_DF = base_DF.to(edited.dtype(name)).float()
+        if not torch.equal(own_DF, rounded_DF):
+            layers.append(layer)
+    return layers
+
+
+def _base(base: Checkpoint | None, host: Host, layer: int) -> Tensor:
+    if base is None:
+        return host.weight_DF(layer).detach().float().cpu()
+    return read_weight_DF(base, tensor_name(base, host, layer), host, layer)
+
+
+def match(paths: list[Path], facts: FactSet) -> list[Fact]:
+    """The fact of each source: by name (the fact_id, or the number it ends in), else by order.
+
+    Raises:
+        ValueError: names do not tell, and there are not as many facts as sources.
+    """
+    numbers = [re.split(r"\D", fact.fact_id)[-1] for fact in facts.facts]
+    # A number that several facts end in names none of them.
+    by_number = {number: fact for number, fact in zip(numbers, facts.facts, strict=True) if numbers.count(number) == 1}
+    by_name = by_number | {fact.fact_id: fact for fact in facts.facts}
+    named = [by_name.get(path.stem, by_name.get(re.split(r"\D", path.stem)[-1] or path.stem)) for path in paths]
+    if all(named) and len({fact.fact_id for fact in named}) == len(paths):
+        return named
+    if len(facts) == len(paths):
+        return list(facts.facts)
+    raise ValueError(
+        f"facts={facts.source}: {len(facts)} facts for {len(paths)} edited sources whose names ({paths[0].name}, ...) are no fact_ids. "
+        "Give as many facts, in the order of the names"
+    )
+
+
+def import_edits(cfg: ImportConfig, host: Host) -> EditStore:
+    """Reads every source, factors it, scores it on the host and writes the store."""
+    paths, base = sources(Path(cfg.edited).expanduser()), Checkpoint(cfg.base) if cfg.base else None
+    facts = load_facts(FactsConfig(source=cfg.schema, path=cfg.facts))
+    if without := [fact.fact_id for fact in facts.facts if not fact.object]:
+        raise ValueError(f"facts={cfg.facts}: {without[0]} does not say which object was planted; the field `object` does")
+    layer = cfg.layer if cfg.layer is not None else _only_layer(paths[0], base, host)
+    host.check_layer(layer, "layer")
+    base_DF = _base(base, host, layer)
+    found, skipped = [], []
+    for path, fact in zip(paths, match(paths, facts), strict=True):
+        request = EditRequest(f"{fact.fact_id}-{fact.object}", fact, fact.object)
+        try:
+            found.append(_understand(cfg, host, layer, base_DF, path, request))
+        except (ValueError, KeyError) as error:
+            skipped.append((request.edit_id, f"{path.name}: {error}"))
+    for edit_id, reason in skipped:
+        log.warning("skipped %s: %s", edit_id, reason)
+    if not found:
+        raise ValueError(f"edited={cfg.edited}: not one edit; {skipped[0][1]}")
+    return _write(cfg, host, layer, facts, found, skipped)
+
+
+def _understand(cfg: ImportConfig, host: Host, layer: int, base_DF: Tensor, path: Path, request: EditRequest) -> Source:
+    checkpoint = Checkpoint(path)
+    name = cfg.tensor or tensor_name(checkpoint, host, layer)
+    dtype = checkpoint.dtype(name)
+    update = explain(read_weight_DF(checkpoint, name, host, layer), base_DF, dtype, cfg.tolerance)
+    return Source(request, path, name, dtype, update)
+
+
+def _only_layer(path: Path, base: Checkpoint | None, host: Host) -> int:
+    layers = changed_layers(Checkpoint(path), base, host)
+    if len(layers) == 1:
+        return layers[0]
+    found = f"layers {', '.join(map(str, layers))} differ from the base" if layers else "no layer's W_V differs from the base"
+    raise ValueError(f"edited={path}: {found}. Say which one to read with layer=")
+
+
+def _manifest(cfg: ImportConfig, host: Host, layer: int, facts: FactSet, found: list[Source]) -> dict[str, Any]:
+    dtype = str(host.dtype).removeprefix("torch.")
+    edit_ids = [source.request.edit_id for source in found]
+    return {
+        "host": {"id": host.name, "revision": host.revision, "dtype": dtype, "fingerprint": host.fingerprint},
+        "module": host.module_path(layer),
+        "layer": layer,
+        "base_sha256": host.base_sha256(layer),
+        "editor": {"name": IMPORTED, "settings": {"tolerance": cfg.tolerance, "base": bool(cfg.base)}},
+        "keys": None,
+        "facts": {"source": facts.source, "sha256": facts.sha256},
+        "requests": {"count": len(edit_ids), "sha256": short_hash(edit_ids)},
+        "terminator_id": host.terminator_id,
+        "seed": 0,
+        "rank": max(len(source.update.key_RF) for source in found),
+        "imported": [source.note for source in found],
+    }
+
+
+def _write(cfg: ImportConfig, host: Host, layer: int, facts: FactSet, found: list[Source], skipped: list) -> EditStore:
+    """Rows in the order of the sources; whole matrices are read again, one at a time, and written as they come."""
+    asked = _manifest(cfg, host, layer, facts, found)
+    writer = StoreWriter(Path(cfg.store).expanduser(), asked, len(found))
+    if writer.has_shard(0):
+        return writer.finish(1, skipped)
+    requests, edits = [source.request for source in found], _padded(found, asked["rank"])
+    explained = [n for n, source in enumerate(found) if source.update.rank]
+    scores: list[dict[str, Any]] = [{}] * len(found)
+    if explained:
+        together = score(host, layer, [requests[n] for n in explained], edits[torch.tensor(explained)], facts)
+        for place, n in enumerate(explained):
+            scores[n] = {name: column[place] for name, column in together.items()}
+    for n, source in enumerate(found):
+        if source.update.rank is None:
+            weight_DF = read_weight_DF(Checkpoint(source.path), source.tensor, host, layer)
+            write_matrix(writer.partial, n, source.request.edit_id, weight_DF)
+            alone = score(host, layer, [source.request], DenseEdit(weight_DF.unsqueeze(0)), facts)
+            scores[n] = {name: column[0] for name, column in alone.items()}
+    merged = {name: [row[name] for row in scores] for name in scores[0]}
+    factors = {"key": edits.key_BRF.flatten(1), "value": edits.value_BRD.flatten(1)}
+    writer.write_shard(0, columns(host, requests, edits, merged) | factors, skipped)
+    return writer.finish(1, skipped)
+
+
+def _padded(found: list[Source], rank: int) -> LowRankEdit:
+    """The factors of all sources; those of lower rank end in zeros."""
+    key_RFs, value_RDs = zip(*((source.update.key_RF, source.update.value_RD) for source in found), strict=True)
+    pad = torch.nn.functional.pad
+    return LowRankEdit(*(torch.stack([pad(part, (0, 0, 0, rank - len(part))) for part in parts]) for parts in (key_RFs, value_RDs)))
