@@ -29,6 +29,10 @@ def main(argv: list[str] | None = None) -> None:
     if ranked := rank_layers(cfg):
         return show(cfg, ranked)
     chosen = choose_decoder(cfg)
+    from decoder.export import read_config
+
+    # A folder that is no decoder is refused before what takes seconds is imported.
+    read_config(cfg.decoder)
     from decoder.audit import open_decoder
     from decoder.session import quiet
 

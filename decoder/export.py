@@ -15,7 +15,6 @@ from decoder.card import model_card
 from decoder.commands import ExportConfig
 from decoder.compose import compose, folders_first
 from decoder.errors import UserError, run_command
-from decoder.formats import DECODER_CONFIG, read_described
 from decoder.paths import put_in_place
 
 if TYPE_CHECKING:
@@ -94,6 +93,8 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         ValueError: the folder is no exported decoder, it is of a format this version does not know, or an entry of its config is missing
             or of a wrong kind.
     """
+    from decoder.formats import DECODER_CONFIG, read_described
+
     file = Path(folder).expanduser() / CONFIG
     if not file.is_file():
         raise ValueError(f"decoder={folder}: no {CONFIG} there. Give the decoder/ folder of a run")

@@ -89,8 +89,18 @@ def test_every_command_has_a_page():
     assert commands == {words[0] if len(words) == 1 else f"{words[1].replace('.', '/')}.py" for words in PROGRAMS.values()}
 
 
-@pytest.mark.parametrize(("argument", "code", "said"), [("--help", 0, "Usage: "), ("nonsense=1", 2, "error: nonsense=1: no such setting")])
-@pytest.mark.parametrize("name", PROGRAMS)
+ANSWERS = [("--help", 0, "Usage: "), ("nonsense=1", 2, "error: nonsense=1: no such setting")]
+MISTAKES = [
+    ("produce", "shard=4/3", "PART/PARTS"),
+    ("import_edits", "edited=a", "facts= is missing"),
+    ("evaluate", "decoder=absent", "no decoder"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "code", "said"),
+    [(name, *answer) for name in PROGRAMS for answer in ANSWERS] + [(name, argument, 2, said) for name, argument, said in MISTAKES],
+)
 def test_a_command_line_is_answered_before_anything_heavy_is_imported(name, argument, code, said):
     line = [sys.executable, "-X", "importtime", *PROGRAMS[name], argument]
     done = subprocess.run(line, cwd=REPO, env=os.environ | {"PYTHONPATH": str(REPO)}, capture_output=True, text=True, timeout=60)
