@@ -79,12 +79,13 @@ def draw(folder: Path) -> list[tuple[str, str, str]]:
 
 
 def main() -> None:
-    if len(sys.argv) != 2:
+    if len(sys.argv) != 2 or not Path(sys.argv[1]).is_dir():
         sys.exit("usage: python data/pocket/draw_facts.py PARAREL_FOLDER")
+    rows = draw(Path(sys.argv[1]))  # first: a folder that lacks a file leaves the table as it is
     with open(Path(__file__).with_name("facts.csv"), "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("relation", "subject", "object"))
-        writer.writerows(draw(Path(sys.argv[1])))
+        writer.writerows(rows)
 
 
 if __name__ == "__main__":

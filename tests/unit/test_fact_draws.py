@@ -2,6 +2,9 @@
 
 import os
 import random
+import shutil
+import subprocess
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -66,3 +69,12 @@ def test_the_whole_of_pararel(host_of):
     roles = Counter(plan.relation_role[request.fact.relation] for request in requests)
     assert roles["ood"] == 12 * 32 and roles["val"] == 4 * 32 and roles["train"] > 25 * 80
     assert time.process_time() - started < 60
+
+
+@pytest.mark.parametrize("folder", ["--help", "."])
+def test_the_table_of_the_pocket_survives_a_folder_without_triples(folder, tmp_path):
+    pocket = Path(__file__).parents[2] / "data" / "pocket"
+    for name in ("draw_facts.py", "facts.csv"):
+        shutil.copy(pocket / name, tmp_path)
+    done = subprocess.run([sys.executable, "draw_facts.py", folder], cwd=tmp_path, capture_output=True)
+    assert done.returncode and (tmp_path / "facts.csv").read_bytes() == (pocket / "facts.csv").read_bytes()
