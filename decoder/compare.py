@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from decoder.curves import (
+    LEARNT,
     Row,
     Series,
     baseline_levels,
@@ -17,11 +18,10 @@ from decoder.curves import (
     layer_curves,
     run_rows,
     series_of,
-    shorter,
 )
 from decoder.report import read_history, render
-from decoder.runs import Found
-from decoder.tables import METHODS, SPLITS
+from decoder.runs import VALIDATION_SCORE, Found
+from decoder.tables import METHODS, SPLITS, is_toy
 
 PAGE, TABLE = "compare.html", "compare.csv"
 MOST_VALUES = 8
@@ -30,6 +30,7 @@ TABLED = {
     "host": "host",
     "edited_layer": "edited",
     "trained_layer": "trained",
+    "setting": "settings",
     "seed": "seed",
     "validation": "validation",
     "id": "id",
@@ -39,13 +40,12 @@ TABLED = {
     "epochs": "epochs",
     "seconds_total": "seconds",
 }
-CURVE_METRICS = ("val/id/loss", "val/new/exact_match")
 
 
 def write_comparison(found: Found, to: Path) -> Path:
     """Writes compare.html, compare.csv and the figures as files of their own into the folder `to`; returns the page's path."""
     to.mkdir(parents=True, exist_ok=True)
-    rows = shorter(run_rows(found.finished), to)
+    rows = _seen_from(to, run_rows(found.finished))
     _write_csv(to / TABLE, rows)
     page, parts = to / PAGE, _page(found, rows, to)
     page.write_text(render("compare.html.jinja", parts), encoding="utf-8")
@@ -60,9 +60,7 @@ def histories(folders: list[Path], rows: list[Row]) -> dict[Series, dict[Any, di
         if isinstance(row["trained_layer"], int) and (history := read_history(folder / "metrics.csv")):
             seen[series_of(row)][row["trained_layer"]].append(history)
     return {
-        series: {
-            layer: {name: _mean_by_epoch([h.get(name, {}) for h in found]) for name in CURVE_METRICS} for layer, found in by_layer.items()
-        }
+        series: {layer: {name: _mean_by_epoch([h.get(name, {}) for h in found]) for name in LEARNT} for layer, found in by_layer.items()}
         for series, by_layer in seen.items()
     }
 
@@ -73,21 +71,26 @@ def _page(found: Found, rows: list[Row], to: Path) -> dict[str, Any]:
     curves, levels = layer_curves(drawn), baseline_levels([found.finished[folders[row["run"]]] for row in drawn], drawn)
     curves_by_epoch = histories([folders[row["run"]] for row in drawn], drawn)
     groups = dict.fromkeys((series.host, series.setting) for series in map(series_of, drawn))
-    failed = shorter(
-        [{"run": str(folder), "error": result.get("error", "no error was recorded")} for folder, result in found.failed.items()], to
-    )
+    chosen = {group: _chosen_settings(group, drawn) for group in groups}
+    summed_up = {host for (host, _), settings in chosen.items() if settings}
+    folded = [group for group in groups if group[0] in summed_up and not chosen[group]]
+    failed = [{"run": str(folder), "error": result.get("error", "no error was recorded")} for folder, result in found.failed.items()]
     return {
         "rows": rows,
-        "columns": TABLED,
+        "columns": {key: name for key, name in TABLED.items() if key != "setting" or any(row["setting"] for row in rows)},
         "splits": SPLITS,
         "methods": METHODS,
-        "groups": [_group(group, curves, levels, curves_by_epoch) | {"chosen": _chosen(group, drawn)} for group in groups],
+        "groups": [
+            _group(group, curves, levels, curves_by_epoch) | {"chosen": chosen[group], "folded": group in folded} for group in groups
+        ],
         "best": best_layers(rows),
-        "differences": {key: values.most_common(MOST_VALUES) for key, values in differences(_configs(found)).items()},
-        "failed": failed,
-        "unfinished": shorter([{"run": str(folder)} for folder in found.unfinished], to),
+        "differences": differences(_configs(found)),
+        "most_values": MOST_VALUES,
+        "failed": _seen_from(to, failed),
+        "unfinished": _seen_from(to, [{"run": str(folder)} for folder in found.unfinished]),
         "unreadable": found.unreadable,
-        "toy": any(row["host"] == "pocket" for row in rows),
+        "toy": any(map(is_toy, found.finished.values())),
+        "chosen_by": VALIDATION_SCORE,
     }
 
 
@@ -107,7 +110,7 @@ def _group(
     }
 
 
-def _chosen(group: tuple[str, str], rows: list[Row]) -> dict[tuple[int, Any], tuple[str, list[Row]]]:
+def _chosen_settings(group: tuple[str, str], rows: list[Row]) -> dict[tuple[int, Any], tuple[str, list[Row]]]:
     """(edited layer, trained layer) -> the training settings that were chosen for it, and its runs; empty where nothing was."""
     cells: dict[tuple[int, Any], tuple[str, list[Row]]] = {}
     for row in rows:
@@ -123,6 +126,11 @@ def _configs(found: Found) -> list[Mapping[str, Any]]:
 def _mean_by_epoch(histories: list[Mapping[int, float]]) -> dict[int, float]:
     epochs = sorted({epoch for history in histories for epoch in history})
     return {epoch: fmean(history[epoch] for history in histories if epoch in history) for epoch in epochs}
+
+
+def _seen_from(top: Path, rows: list[Row]) -> list[Row]:
+    """The rows with run folders as they are seen from `top`."""
+    return [row | {"run": str(Path(row["run"]).relative_to(top)) if Path(row["run"]).is_relative_to(top) else row["run"]} for row in rows]
 
 
 def _write_figures(to: Path, groups: list[dict[str, Any]]) -> None:

@@ -1,6 +1,6 @@
 """Figures of a comparison: layer curves, heat maps of edited against trained layer, learning curves. Inline SVG as in `plots.py`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import matplotlib
@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from decoder.curves import Point, Series
+from decoder.curves import LEARNT, Point, Series
 from decoder.plots import BLUE, GREEN, ORANGE, SETTINGS, TEXT, WIDTH, to_svg
 from decoder.tables import METHODS, SPLITS
 
@@ -38,7 +38,7 @@ def layer_curves(curves: Mapping[Series, Mapping[str, list[Point]]], baselines: 
             panel.set_title(split)
         for panel in panels[-1]:
             panel.set_xlabel("trained layer")
-        _one_legend(figure, panels[0][0])
+        _one_legend(figure, panels.flat)
         return to_svg(figure, f"Layer curve: exact match by trained layer on {', '.join(SPLITS)}")
 
 
@@ -71,11 +71,10 @@ def learning_curves(histories: Mapping[Series, Mapping[int, Mapping[str, Mapping
     histories = {series: by_layer for series, by_layer in histories.items() if by_layer}
     if not histories:
         return Markup("")
-    names = ("val/id/loss", "val/new/exact_match")
     with matplotlib.rc_context(SETTINGS):
-        figure, panels = _panels(len(histories), len(names), 2.2)
+        figure, panels = _panels(len(histories), len(LEARNT), 2.2)
         for row, (series, by_layer) in zip(panels, histories.items(), strict=True):
-            for panel, name in zip(row, names, strict=True):
+            for panel, name in zip(row, LEARNT, strict=True):
                 for layer, look in _looks(sorted(by_layer)).items():
                     points = by_layer[layer].get(name, {})
                     panel.plot(list(points), [round(value, 4) for value in points.values()], linewidth=1.3, **look)
@@ -85,11 +84,11 @@ def learning_curves(histories: Mapping[Series, Mapping[int, Mapping[str, Mapping
             row[0].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             row[0].yaxis.set_minor_formatter(NullFormatter())
             row[1].set_ylim(-0.02, 1.02)
-        for panel, name in zip(panels[0], names, strict=True):
+        for panel, name in zip(panels[0], LEARNT, strict=True):
             panel.set_title(name)
         for panel in panels[-1]:
             panel.set_xlabel("epoch")
-        _one_legend(figure, max((row[0] for row in panels), key=lambda panel: len(panel.lines)))
+        _one_legend(figure, panels.flat)
         return to_svg(figure, "Learning curves: validation loss and exact match by epoch for every trained layer")
 
 
@@ -111,9 +110,9 @@ def _curve(panel: Axes, points: list[Point], edited_layer: int, first: int, last
         low, high = (np.abs(np.array(side) - middle) for side in zip(*intervals, strict=True))
         panel.errorbar(at, middle, [low, high], fmt="none", ecolor=BLUE, elinewidth=0.9, capsize=2, label="95 % interval of a run")
     seeds = [(point.layer, value) for point in points for value in point.values]
-    panel.plot(
-        *zip(*seeds, strict=True), "o", markersize=2.6, markerfacecolor="none", markeredgecolor=BLUE, markeredgewidth=0.7
-    ) if seeds else None
+    if seeds:
+        hollow = {"markersize": 2.6, "markerfacecolor": "none", "markeredgecolor": BLUE, "markeredgewidth": 0.7}
+        panel.plot(*zip(*seeds, strict=True), "o", label="seeds", **hollow)
     panel.plot(layers, means, color=BLUE, linewidth=1.6, marker="o", markersize=3.6, label="decoder, mean")
     panel.set(xlim=(first - 0.4, last + 0.4), ylim=(-0.02, 1.02))
     panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
@@ -133,10 +132,10 @@ def _baseline_lines(panel: Axes, levels: Mapping[str, Mapping[str, Any]], split:
             panel.axhline(levels[name][split], color=colour, linestyle=style, linewidth=1.0, label=label, zorder=1)
 
 
-def _one_legend(figure: Figure, panel: Axes) -> None:
-    """The legend of one panel for the whole figure: all panels have the same."""
-    handles, labels = panel.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper left", ncols=4, fontsize=8, handlelength=2.4, columnspacing=1.4)
+def _one_legend(figure: Figure, panels: Iterable[Axes]) -> None:
+    """One legend for the whole figure, of what any panel shows."""
+    shown = {label: handle for panel in panels for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
+    figure.legend(shown.values(), shown.keys(), loc="outside upper left", ncols=4, fontsize=8, handlelength=2.4, columnspacing=1.4)
 
 
 def _number_cells(panel: Axes, means: Any) -> None:

@@ -5,17 +5,19 @@ Runs are averaged over seeds only: those of another host, edited layer or settin
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
 from decoder.grid import OF_THE_EDITS, with_effect
 from decoder.runs import validation_score
 from decoder.tables import OOD_CELLS, SPLITS, ridge_of
+from decoder.tracking import layer_fraction
 
 AXES = {"decoder.layer", "edits.layer", "seed", "experiment"}
 """Settings that are an axis of the comparison, or a name."""
 CHOSEN = "settings of each layer chosen by validation"
+LEARNT = ("val/id/loss", "val/new/exact_match")
+"""What is drawn by epoch."""
 Row = dict[str, Any]
 
 
@@ -68,7 +70,7 @@ def run_rows(results: Mapping[Any, Mapping[str, Any]]) -> list[Row]:
 def layer_curves(rows: Iterable[Row]) -> dict[Series, dict[str, list[Point]]]:
     """Series -> test split -> points by trained layer. Decoders of several trained layers have no place on the axis."""
     cells: dict[Series, dict[str, dict[int, list[Row]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
-    for row in rows:
+    for row in one_a_seed(rows):
         for split in SPLITS:
             if isinstance(row["trained_layer"], int) and row[split] is not None:
                 cells[series_of(row)][split][row["trained_layer"]].append(row)
@@ -81,21 +83,27 @@ def layer_curves(rows: Iterable[Row]) -> dict[Series, dict[str, list[Point]]]:
 def chosen_by_validation(rows: Iterable[Row]) -> list[Row]:
     """The rows of every cell (host, edits, edited and trained layer) whose training settings validate best, as series of their own.
 
-    Layers differ in the learning rate they bear, say; under one rate for all, a layer curve shows that as well. Settings compete by
-    their mean validation score over seeds, those with the most seeds only: one lucky seed is not chosen over three.
-    Cells that have one setting come along. Empty where no cell has several.
+    Layers differ in the learning rate they bear, say; under one rate for all, a layer curve shows that as well. Settings are compared by
+    their mean validation score over the seeds that all of the cell's settings have, so that a lucky seed is held against the same
+    seed; over all they have where they share none. Cells that have one setting come along. Empty where no cell has several.
     """
     cells: dict[tuple[Any, ...], dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
-    for row in rows:
+    for row in one_a_seed(rows):
         if row["validation"] is not None:
             cells[row["host"], row["edits_setting"], row["edited_layer"], row["trained_layer"]][row["setting"]].append(row)
     several = {cell[:2] for cell, by_setting in cells.items() if len(by_setting) > 1}
     chosen = []
     for (host, edits, *_), by_setting in cells.items():
         if (host, edits) in several:
-            best = max(by_setting.values(), key=lambda found: (len(found), *_rank(found)))
+            shared = set.intersection(*({row["seed"] for row in found} for found in by_setting.values()))
+            best = max(by_setting.values(), key=lambda found: _rank([row for row in found if not shared or row["seed"] in shared]))
             chosen += [row | {"setting": f"{edits}, {CHOSEN}" if edits else CHOSEN, "chosen": row["setting"]} for row in best]
     return chosen
+
+
+def one_a_seed(rows: Iterable[Row]) -> list[Row]:
+    """The rows without runs of the same settings and seed made twice, in folders of other names: the first of each counts."""
+    return list({(series_of(row), str(row["trained_layer"]), row["seed"]): row for row in reversed(list(rows))}.values())[::-1]
 
 
 def series_of(row: Row) -> Series:
@@ -114,7 +122,7 @@ def baseline_levels(results: Iterable[Mapping[str, Any]], rows: Iterable[Row]) -
 def best_layers(rows: list[Row]) -> list[Best]:
     """The best trained layer of every series, by validation; ties go to the lower validation loss."""
     groups: dict[Series, dict[Any, list[Row]]] = defaultdict(lambda: defaultdict(list))
-    for row in rows:
+    for row in one_a_seed(rows):
         if row["validation"] is not None:
             groups[series_of(row)][row["trained_layer"]].append(row)
     best = [_best(series, max(layers.items(), key=lambda item: _rank(item[1]))) for series, layers in sorted(groups.items())]
@@ -151,7 +159,7 @@ def _settings(flats: Mapping[Any, Mapping[str, Any]]) -> dict[Any, dict[str, Any
 
 
 def _in_words(settings: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key.removeprefix('edits.')}={value}" for key, value in settings.items())
+    return ", ".join(f"{key.removeprefix('edits.')}={'null' if value is None else value}" for key, value in settings.items())
 
 
 def _row(name: str, result: Mapping[str, Any], settings: Mapping[str, Any]) -> Row:
@@ -168,7 +176,7 @@ def _row(name: str, result: Mapping[str, Any], settings: Mapping[str, Any]) -> R
         "ridge": ridge_of(dict(result)),
         "edited_layer": result.get("edited_layer", (config.get("edits") or {}).get("layer")),
         "trained_layer": "+".join(map(str, layer)) if isinstance(layer, list) else layer,
-        "layer_frac": layer / max(1, layers - 1) if isinstance(layer, int) and layers else None,
+        "layer_frac": layer_fraction(layer, layers),
         "seed": result.get("seed", config.get("seed")),
         "validation": validation_score(result),
     }
@@ -215,8 +223,3 @@ def _best(series: Series, chosen: tuple[Any, list[Row]]) -> Best:
     run = max(rows, key=lambda row: _rank([row]))["run"]
     tests = {split: fmean(row[split] for row in rows) for split in SPLITS if all(row[split] is not None for row in rows)}
     return Best(series, layer, len(rows), _rank(rows)[0], tests, run, of_host=False)
-
-
-def shorter(rows: list[Row], top: Path) -> list[Row]:
-    """The rows with run folders as they are seen from `top`."""
-    return [row | {"run": str(Path(row["run"]).relative_to(top)) if Path(row["run"]).is_relative_to(top) else row["run"]} for row in rows]

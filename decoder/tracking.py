@@ -10,7 +10,7 @@ from decoder.paths import editor_of, trained_layers
 from decoder.runs import validation_score
 
 CHOSEN_BY = "best/validation"
-"""Mean exact match of val/id and val/new: what runs, and sweeps, are chosen by."""
+"""The validation score that runs, and sweeps, are chosen by."""
 
 ADDED_TO_CONFIG = ("layer_frac", "edited_layer_frac", "host_layers")
 """What a W&B config has beside the settings."""
