@@ -52,7 +52,8 @@ class Settings(Common):
 
 def make_store(path: Path, count: int, mlp_size: int, hidden_size: int) -> Path:
     """A store of random edits."""
-    writer, generator = StoreWriter(path, {"terminator_id": END, "editor": {"name": "drawn"}}, SHARD), torch.Generator().manual_seed(0)
+    described = {"host": {"fingerprint": "drawn"}, "layer": 0, "terminator_id": END, "editor": {"name": "drawn"}}
+    writer, generator = StoreWriter(path, described, SHARD), torch.Generator().manual_seed(0)
     starts = range(0, count, SHARD)
     for index, start in enumerate(starts):
         rows = min(SHARD, count - start)
