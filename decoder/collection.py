@@ -4,8 +4,8 @@ Nothing here imports torch. `fitting` gives every decoder that fits, for readers
 """
 
 import json
-import os
 import shutil
+import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +13,14 @@ from typing import Any
 
 from decoder.card import collection_card
 from decoder.errors import UserError
-from decoder.export import CONFIG, read_config
+from decoder.export import CARD, CONFIG, WEIGHTS, read_config
 from decoder.formats import COLLECTION, read_described
+from decoder.paths import put_in_place
 from decoder.runs import Found, validation_score
 
 FORMAT = 1
-INDEX, CARD = "index.json", "README.md"
+INDEX = "index.json"
+EXPORTED = {CONFIG, WEIGHTS, CARD}
 KEPT = ("host", "module", "edited_layer", "trained_layer", "shape", "base_sha256", "editors", "seed")
 
 
@@ -34,7 +36,7 @@ class Choice:
 def export_best(found: Found, to: Path) -> Path:
     """Copies the best decoder of every host and edited layer, by validation, into `to` with index.json; returns that file.
 
-    The folder appears whole or not at all; a collection that lies there is replaced.
+    The folder appears whole or not at all; a collection that lies there, and holds nothing else, is replaced.
 
     Raises:
         UserError: no run has a decoder to export, or `to` holds something else.
@@ -42,20 +44,19 @@ def export_best(found: Found, to: Path) -> Path:
     best = best_runs(found)
     if not best:
         raise UserError(f"none of {len(found.results)} runs is finished and has a decoder; run train.py first")
-    if to.is_file():
-        raise UserError(f"to={to}: it is a file; give a folder")
-    if to.exists() and any(to.iterdir()) and not is_collection(to):
-        raise UserError(f"to={to}: the folder is not empty and no collection of decoders; give another one")
-    temporary = to.with_name(f"{to.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    given, to = to, to.resolve()
+    _check_replaceable(to, given)
+    temporary = to.with_name(f".{to.name}.{uuid.uuid4().hex[:12]}")
     temporary.mkdir(parents=True)
-    entries = [_copy(run, config, result, temporary) for run, config, result in best]
-    index = {"format": FORMAT, "chosen_by": "mean exact match of val/id and val/new", "decoders": entries}
-    (temporary / INDEX).write_text(json.dumps(index, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    (temporary / CARD).write_text(collection_card(entries), encoding="utf-8")
-    shutil.rmtree(to, ignore_errors=True)
-    os.replace(temporary, to)
-    return to / INDEX
+    try:
+        entries = [_copy(run, config, result, temporary) for run, config, result in best]
+        index = {"format": FORMAT, "chosen_by": "mean exact match of val/id and val/new", "decoders": entries}
+        (temporary / INDEX).write_text(json.dumps(index, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (temporary / CARD).write_text(collection_card(entries), encoding="utf-8")
+        put_in_place(temporary, to)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return given / INDEX
 
 
 def best_runs(found: Found) -> list[tuple[Path, dict[str, Any], dict[str, Any]]]:
@@ -137,14 +138,39 @@ def matrices_of(file: str | Path, tensor: str | None = None) -> dict[str, list[i
     return {name: shape for name, shape in shapes.items() if len(shape) == 2}
 
 
+def _check_replaceable(to: Path, given: Path) -> None:
+    """Refuses a folder unless all that it holds was written by an export."""
+    if Path.cwd().is_relative_to(to):
+        raise UserError(f"to={given}: it is the folder you are in, or one above it; give a folder of its own, as to=decoders")
+    if to.exists() and not to.is_dir():
+        raise UserError(f"to={given}: it is a file; give a folder")
+    if not to.exists() or not any(to.iterdir()):
+        return
+    try:
+        names = {entry["folder"] for entry in read_index(to)}
+    except (ValueError, OSError):
+        raise UserError(f"to={given}: the folder is not empty and no collection of decoders; give another one") from None
+    foreign = [path for path in to.iterdir() if path.name not in {INDEX, CARD, *names} or (path.name in names) != _is_folder(path)]
+    foreign += [file for name in names if _is_folder(to / name) for file in (to / name).iterdir() if file.name not in EXPORTED]
+    if foreign:
+        shown = ", ".join(sorted(str(path.relative_to(to)) for path in foreign)[:5])
+        raise UserError(f"to={given}: beside its decoders it holds {shown}, which no export wrote; move that away, or give another folder")
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
 def _copy(run: Path, config: Mapping[str, Any], result: Mapping[str, Any], to: Path) -> dict[str, Any]:
     name = f"{config['host']['id']}-e{config['edited_layer']}".replace("/", "--")
     if (to / name).exists():
         name += f"-{config['host']['fingerprint']}"
-    shutil.copytree(run / (result.get("decoder") or "decoder"), to / name)
+    # What else somebody keeps there is not sent around, and would stand in the way of replacing the collection.
+    own = run / (result.get("decoder") or "decoder")
+    shutil.copytree(own, to / name, ignore=lambda _, names: set(names) - EXPORTED)
     scores = {split: {"n": score["n"], "exact_match": score["exact_match"]["value"]} for split, score in config["scores"].items()}
-    own = {key: config[key] for key in KEPT}
-    return {"folder": name} | own | {"validation": validation_score(result), "scores": scores, "run": run.name}
+    kept = {key: config[key] for key in KEPT}
+    return {"folder": name} | kept | {"validation": validation_score(result), "scores": scores, "run": run.name}
 
 
 def _is_host(entry: Mapping[str, Any], host: str) -> bool:

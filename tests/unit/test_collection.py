@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from unit.fabricated_runs import result
 from unit.test_export import FACTS as EXPORTED
 
-from decoder.collection import best_runs, choose, export_best, fitting, is_collection, matrices_of, read_index
+from decoder.collection import best_runs, choose, export_best, fitting, matrices_of, read_index
 from decoder.errors import UserError
 from decoder.export import load_decoder, main, save_decoder
 from decoder.hub import push_to_hub
@@ -97,16 +97,61 @@ def test_hosts_of_the_hub_are_base_models(runs, host_of, tmp_path):
     assert (folder / "openai-community--gpt2-e1").is_dir()
 
 
-def test_a_collection_is_replaced_and_nothing_else_is(collection, runs, tmp_path):
-    (collection / "left.txt").write_text("old")
+def test_a_collection_is_replaced(collection, runs, host_of):
+    write_run(runs, host_of("llama"), 2, 1, 1, 0.5)
     export_best(find_runs([runs]), collection)
-    assert not (collection / "left.txt").exists()
-    other = tmp_path / "other"
+    assert {path.name for path in collection.iterdir()} == {"index.json", "README.md", "gpt2-e1", "llama-e0", "llama-e1", "llama-e2"}
+    assert {path.name for path in collection.parent.iterdir()} == {"runs", "decoders"}
+
+
+@pytest.mark.parametrize("foreign", ["left.txt", ".git/HEAD", "llama-e0/thesis.tex", "mine/index.json"])
+def test_a_collection_that_holds_something_else_stays(collection, runs, foreign):
+    (collection / foreign).parent.mkdir(exist_ok=True)
+    (collection / foreign).write_text("years of work")
+    before = files_under(collection.parent)
+    with pytest.raises(UserError, match=f"to={collection}: .*{foreign.removesuffix('/HEAD').removesuffix('/index.json')}.* give another"):
+        export_best(find_runs([runs]), collection)
+    assert files_under(collection.parent) == before
+
+
+@pytest.mark.parametrize("index", [None, "[]", "{", '{"format": 1, "pages": []}', '{"format": 2, "decoders": []}'])
+def test_a_folder_that_is_no_collection_stays(runs, tmp_path, index):
+    other = tmp_path / "proj"
     other.mkdir()
     (other / "thesis.tex").write_text("years of work")
-    with pytest.raises(UserError, match="not empty"):
+    if index:
+        (other / "index.json").write_text(index)
+    with pytest.raises(UserError, match="to=.*not empty and no collection"):
         export_best(find_runs([runs]), other)
-    assert (other / "thesis.tex").exists() and not is_collection(other)
+    assert (other / "thesis.tex").read_text() == "years of work" and {path.name for path in tmp_path.iterdir()} == {"runs", "proj"}
+
+
+def test_a_sibling_of_the_user_stays(runs, tmp_path):
+    (tmp_path / "proj.tmp").mkdir()
+    (tmp_path / "proj.tmp" / "thesis.tex").write_text("years of work")
+    export_best(find_runs([runs]), tmp_path / "proj")
+    assert (tmp_path / "proj.tmp" / "thesis.tex").read_text() == "years of work"
+
+
+def test_an_export_that_breaks_off_leaves_everything_as_it_was(collection, runs, monkeypatch):
+    before = files_under(collection.parent)
+    monkeypatch.setattr("decoder.collection.collection_card", lambda entries: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        export_best(find_runs([runs]), collection)
+    assert files_under(collection.parent) == before
+
+
+def files_under(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize("to", [".", "..", "../..", "/"])
+def test_the_folder_one_stands_in_is_refused(runs, tmp_path, to, monkeypatch, capsys):
+    (tmp_path / "here" / "now").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here" / "now")
+    with pytest.raises(SystemExit) as stop:
+        main([str(runs), f"to={to}"])
+    assert stop.value.code == 2 and f"error: to={to}: " in (shown := capsys.readouterr().err) and "PALIMPSEST_DEBUG" not in shown
 
 
 def test_index_that_is_not_whole_is_named(collection):
