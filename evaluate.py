@@ -48,8 +48,14 @@ def choose_decoder(cfg: EvaluateConfig) -> str | None:
 
     if not is_collection(cfg.decoder):
         return None
-    tensors = (matrices_of(cfg.suspect, cfg.tensor) or None) if cfg.suspect else None
-    choice = choose(cfg.decoder, host=cfg.host, layer=cfg.layer, tensors=tensors)
+    tensors = None
+    if cfg.suspect and Path(cfg.suspect).is_dir():
+        from decoder.ranking import matrices_of_folder
+
+        tensors = matrices_of_folder(cfg.suspect, cfg.tensor)
+    elif cfg.suspect:
+        tensors = matrices_of(cfg.suspect, cfg.tensor)
+    choice = choose(cfg.decoder, host=cfg.host, layer=cfg.layer, tensors=tensors or None)
     cfg.decoder = str(choice.folder)
     return choice.reason
 

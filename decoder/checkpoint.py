@@ -14,10 +14,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from decoder.names import find_name, find_weight
+
 INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-# Names in the code, and in the files that their authors published and that are still written.
-RENAMED = (("model.language_model.", "language_model.model."), ("lm_head.", "embed_out."), ("lm_head.", "language_model.lm_head."))
 CHUNK = 1 << 22  # entries read at a time
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 NO_PICKLE = "pickles are never loaded: save it again as safetensors (save_pretrained does)"
@@ -124,12 +124,11 @@ class Checkpoint:
 
     def find(self, name: str) -> str | None:
         """The tensor of a module path, also where a wrapper's prefix was added or the model's own was left out."""
-        for ours, theirs in (("", ""), *RENAMED):
-            if name.startswith(ours) and (other := theirs + name.removeprefix(ours)) in self._sources:
-                return other
-        short = name.partition(".")[2]
-        found = [own for own in self.names if own == short or own.endswith(f".{name}")]
-        return found[0] if len(found) == 1 else None
+        return find_name(name, self._sources)
+
+    def find_weight(self, module: str) -> str | None:
+        """The weight of a module, found as `find` does, also where it bears the module's own name."""
+        return find_weight(module, self._sources)
 
     def _array(self, name: str) -> np.ndarray:
         try:

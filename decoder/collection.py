@@ -10,16 +10,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 from decoder.card import collection_card
 from decoder.errors import UserError
 from decoder.export import CARD, CONFIG, WEIGHTS, read_config
 from decoder.formats import COLLECTION, read_described
+from decoder.names import find_weight
 from decoder.paths import put_in_place
 from decoder.runs import Found, validation_score
 
 FORMAT = 1
 INDEX = "index.json"
+SHOWN = 5  # names in a message
 EXPORTED = {CONFIG, WEIGHTS, CARD}
 KEPT = ("host", "module", "edited_layer", "trained_layer", "shape", "base_sha256", "editors", "seed")
 
@@ -96,13 +99,18 @@ def fitting(
 ) -> list[Mapping[str, Any]]:
     """The decoders for a host (id, folder or name in the cache), an edited layer and a matrix of the given names and shapes.
 
-    A tensor named like a decoder's module decides; else its shape, in either orientation, rules decoders out.
+    A tensor named like a decoder's module decides, of several such that of its shape; else the shape, in either orientation, rules
+    decoders out.
     """
     fits = [entry for entry in entries if (host is None or _is_host(entry, host)) and layer in (None, entry["edited_layer"])]
     if tensors is None:
         return fits
-    named = [entry for entry in fits if _named(entry, tensors)]
-    return named or [entry for entry in fits if any(sorted(shape) == sorted(entry["shape"]) for shape in tensors.values())]
+    named = [entry for entry in fits if find_weight(entry["module"], tensors)]
+    return (
+        [entry for entry in named if has_matrix(entry, tensors)]
+        or named
+        or [entry for entry in fits if any(sorted(shape) == sorted(entry["shape"]) for shape in tensors.values())]
+    )
 
 
 def choose(
@@ -126,16 +134,40 @@ def choose(
     return Choice(Path(folder) / entry["folder"], entry, _reason(entry, len(entries), layer, tensors))
 
 
+def has_matrix(entry: Mapping[str, Any], tensors: Mapping[str, Iterable[int]]) -> bool:
+    """Whether the matrix that a decoder reads is there, by name and shape."""
+    name = find_weight(entry["module"], tensors)
+    return name is not None and sorted(tensors[name]) == sorted(entry["shape"])
+
+
 def matrices_of(file: str | Path, tensor: str | None = None) -> dict[str, list[int]]:
-    """Names and shapes of the 2-D tensors of a safetensors file, from its header; nothing if it cannot be read as one."""
-    from safetensors import SafetensorError, safe_open
+    """Names and shapes of the 2-D tensors of a safetensors or npz file, from its headers; nothing if it cannot be read as one."""
+    from safetensors import SafetensorError
 
     try:
-        with safe_open(str(file), "numpy") as opened:
-            shapes = {name: list(opened.get_slice(name).get_shape()) for name in opened.keys() if tensor in (None, name)}
-    except (SafetensorError, OSError):
+        shapes = (_of_npz if Path(file).suffix == ".npz" else _of_safetensors)(file)
+    except (SafetensorError, OSError, ValueError, EOFError, BadZipFile):
         return {}
-    return {name: shape for name, shape in shapes.items() if len(shape) == 2}
+    return {name: shape for name, shape in shapes.items() if len(shape) == 2 and tensor in (None, name)}
+
+
+def _of_safetensors(file: str | Path) -> dict[str, list[int]]:
+    from safetensors import safe_open
+
+    with safe_open(str(file), "numpy") as opened:
+        return {name: list(opened.get_slice(name).get_shape()) for name in opened.keys()}
+
+
+def _of_npz(file: str | Path) -> dict[str, list[int]]:
+    from numpy.lib import format as npy
+
+    shapes, headers = {}, {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+    with ZipFile(file) as archive:
+        for name in archive.namelist():
+            with archive.open(name) as opened:
+                if name.endswith(".npy") and (read_header := headers.get(npy.read_magic(opened))):
+                    shapes[name.removesuffix(".npy")] = list(read_header(opened)[0])
+    return shapes
 
 
 def _check_replaceable(to: Path, given: Path) -> None:
@@ -153,7 +185,7 @@ def _check_replaceable(to: Path, given: Path) -> None:
     foreign = [path for path in to.iterdir() if path.name not in {INDEX, CARD, *names} or (path.name in names) != _is_folder(path)]
     foreign += [file for name in names if _is_folder(to / name) for file in (to / name).iterdir() if file.name not in EXPORTED]
     if foreign:
-        shown = ", ".join(sorted(str(path.relative_to(to)) for path in foreign)[:5])
+        shown = ", ".join(sorted(str(path.relative_to(to)) for path in foreign)[:SHOWN])
         raise UserError(f"to={given}: beside its decoders it holds {shown}, which no export wrote; move that away, or give another folder")
 
 
@@ -178,14 +210,10 @@ def _is_host(entry: Mapping[str, Any], host: str) -> bool:
     return host in (known["id"], known["path"], known["cached_as"]) or Path(host).name == (known["cached_as"] or known["id"])
 
 
-def _named(entry: Mapping[str, Any], tensors: Mapping[str, list[int]]) -> bool:
-    return any(name.removesuffix(".weight").endswith(entry["module"]) for name in tensors)
-
-
 def _reason(entry: Mapping[str, Any], count: int, layer: int | None, tensors: Mapping[str, list[int]] | None) -> str:
     if layer is not None:
         why = "as asked"
-    elif tensors and _named(entry, tensors):
+    elif tensors and find_weight(entry["module"], tensors):
         why = f"its matrix is {entry['module']}"
     else:
         why = f"the only one of {_shape(entry)}" if tensors else "the only one"
@@ -197,4 +225,5 @@ def _shape(entry: Mapping[str, Any]) -> str:
 
 
 def _shapes(tensors: Mapping[str, list[int]] | None) -> str:
-    return ", ".join(f"{name} ({'×'.join(map(str, shape))})" for name, shape in (tensors or {}).items())
+    shown = [f"{name} ({'×'.join(map(str, shape))})" for name, shape in (tensors or {}).items()]
+    return ", ".join(shown[:SHOWN]) + (f" and {len(shown) - SHOWN} more" if len(shown) > SHOWN else "")

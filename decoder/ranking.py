@@ -13,7 +13,7 @@ from rich.table import Table
 
 from decoder.audit import answer, open_decoder
 from decoder.checkpoint import Checkpoint
-from decoder.collection import fitting, read_index
+from decoder.collection import fitting, has_matrix, read_index
 from decoder.commands import EvaluateConfig
 from decoder.errors import UserError
 from decoder.suspect import compare_folder, read_suspect
@@ -24,10 +24,16 @@ FINDING = 95
 
 def entries_for(cfg: EvaluateConfig) -> list[Mapping[str, Any]]:
     """The decoders of a collection whose matrices the suspect folder has, by name and shape."""
-    checkpoint = Checkpoint(cfg.suspect)
-    shapes = {name: list(checkpoint.shape(name)) for name in checkpoint.names}
+    shapes = matrices_of_folder(cfg.suspect)
     fits = fitting(read_index(cfg.decoder), host=cfg.host, layer=cfg.layer)
-    return [entry for entry in fits if _has(shapes, entry)]
+    return [entry for entry in fits if has_matrix(entry, shapes)]
+
+
+def matrices_of_folder(folder: str | Path, tensor: str | None = None) -> dict[str, list[int]]:
+    """Names and shapes of the 2-D tensors of a checkpoint folder."""
+    checkpoint = Checkpoint(folder)
+    shapes = {name: list(checkpoint.shape(name)) for name in checkpoint.names if tensor in (None, name)}
+    return {name: shape for name, shape in shapes.items() if len(shape) == 2}
 
 
 def rank(cfg: EvaluateConfig, entries: list[Mapping[str, Any]]) -> dict[str, Any]:
@@ -79,9 +85,3 @@ def ranking_table(found: Mapping[str, Any]) -> Table:
         style = None if one["null_percentile"] >= FINDING else "dim"
         table.add_row(one["host"], str(one["layer"]), best["text"], *numbers, style=style)
     return table
-
-
-def _has(shapes: Mapping[str, list[int]], entry: Mapping[str, Any]) -> bool:
-    return any(
-        name.removesuffix(".weight").endswith(entry["module"]) and sorted(shape) == sorted(entry["shape"]) for name, shape in shapes.items()
-    )

@@ -71,7 +71,7 @@ def read_weight_DF(checkpoint: Checkpoint, name: str, host: Host, layer: int) ->
 
 def tensor_name(checkpoint: Checkpoint, host: Host, layer: int) -> str:
     """What the checkpoint calls W_V of a layer: the host's name for it, or its only matrix."""
-    if found := checkpoint.find(f"{host.module_path(layer)}.weight"):
+    if found := checkpoint.find_weight(host.module_path(layer)):
         return found
     if checkpoint.path.is_dir():
         raise ValueError(
@@ -93,7 +93,7 @@ def _layer_named(checkpoint: Checkpoint, name: str, host: Host) -> int | None:
     """The layer whose W_V the host calls so."""
     for layer in range(host.layers):
         with suppress(ValueError):  # a layer without a down-projection of its own
-            if checkpoint.find(f"{host.module_path(layer)}.weight") == name:
+            if checkpoint.find_weight(host.module_path(layer)) == name:
                 return layer
     return None
 

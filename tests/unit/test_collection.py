@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub.errors import OfflineModeIsEnabled
@@ -172,6 +173,9 @@ def test_index_that_is_not_whole_is_named(collection):
         ({"tensors": {"model.layers.1.mlp.down_proj.weight": [32, 48]}}, "llama-e1", "its matrix is model.layers.1.mlp.down_proj"),
         ({"tensors": {"base.model.layers.0.mlp.down_proj": [32, 48]}}, "llama-e0", "its matrix is"),
         ({"tensors": {"transformer.h.1.mlp.c_proj.weight": [48, 32]}}, "gpt2-e1", "its matrix is"),
+        ({"tensors": {"layers.1.mlp.down_proj.weight": [32, 48]}}, "llama-e1", "its matrix is model.layers.1.mlp.down_proj"),
+        ({"tensors": {"model.layers.1.mlp.down_proj": [32, 48], "other": [32, 48]}}, "llama-e1", "its matrix is"),
+        ({"tensors": {"h.1.mlp.c_proj.weight": [48, 32], "h.0.mlp.c_proj.weight": [48, 32]}}, "gpt2-e1", "its matrix is"),
         ({"host": "gpt2", "tensors": {"w": [48, 32]}}, "gpt2-e1", "the only one of 32×48"),
     ],
 )
@@ -185,6 +189,7 @@ def test_the_decoder_that_fits_is_chosen_and_said(collection, asked, folder, why
     [
         ({"tensors": {"w": [32, 48]}}, "3 decoders fit w \\(32×48\\): gpt2 layer 1 .*layer="),
         ({"tensors": {"w": [5, 7]}}, "no decoder fits w \\(5×7\\); it has gpt2 layer 1 \\(32×48\\)"),
+        ({"tensors": {f"w{n}": [5, 7] for n in range(9)}}, "fits w0 \\(5×7\\).*w4 \\(5×7\\) and 4 more; it has"),
         ({"layer": 2}, "no decoder fits layer=2; it has"),
         ({"layer": 1}, "2 decoders fit layer=1"),
         ({"host": "pythia"}, "no decoder fits host=pythia"),
@@ -201,10 +206,21 @@ def test_fitting_gives_all_that_fit(collection):
     assert [entry["folder"] for entry in fitting(entries, tensors=names)] == ["llama-e0", "llama-e1"]
 
 
+def test_of_two_hosts_that_name_a_matrix_alike_the_shape_decides(collection):
+    entries = [entry for entry in read_index(collection) if entry["edited_layer"] == 1]
+    larger = entries[1] | {"folder": "larger", "shape": [64, 96]}
+    tensors = {"model.layers.1.mlp.down_proj.weight": [64, 96]}
+    assert [entry["folder"] for entry in fitting([*entries, larger], tensors=tensors)] == ["larger"]
+
+
 def test_matrices_of_a_file(tmp_path):
     save_file({"w": torch.zeros(3, 4), "bias": torch.zeros(3), "half": torch.zeros(2, 2, dtype=torch.bfloat16)}, tmp_path / "a.safetensors")
     assert matrices_of(tmp_path / "a.safetensors") == {"w": [3, 4], "half": [2, 2]}
     assert matrices_of(tmp_path / "a.safetensors", "w") == {"w": [3, 4]}
+    np.savez(tmp_path / "c.npz", w=np.zeros((3, 4)), bias=np.zeros(3))
+    assert matrices_of(tmp_path / "c.npz") == {"w": [3, 4]}
+    (tmp_path / "d.npz").write_bytes((tmp_path / "c.npz").read_bytes()[:-40])
+    assert matrices_of(tmp_path / "d.npz") == {}
     torch.save({}, tmp_path / "b.pt")
     assert matrices_of(tmp_path / "b.pt") == matrices_of(tmp_path / "absent") == {}
 

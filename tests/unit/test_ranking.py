@@ -2,8 +2,10 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from unit.test_collection import write_run
 from unit.test_export import FACTS as EXPORTED
 
@@ -62,9 +64,41 @@ def test_one_that_fits_is_used_as_before(config, capsys):
     assert "Using llama-e2 of 3 decoders" in shown and "Planted in layer 2" in shown
 
 
-def test_a_checkpoint_of_another_model_is_refused(config, folders):
-    from safetensors.torch import load_file, save_file
+def rename(folder, change):
+    file = folder / "model.safetensors"
+    save_file({change(name): tensor for name, tensor in load_file(file).items()}, file, metadata={"format": "pt"})
 
+
+@pytest.mark.parametrize("change", [lambda name: name.removeprefix("model."), lambda name: f"base.{name}"], ids=["left out", "added"])
+def test_a_prefix_that_was_left_out_or_added_is_no_hindrance(config, folders, change, capsys):
+    rename(folders[1], change)
+    assert [one["layer"] for one in rank(config, entries_for(config))["ranking"]] == [2, 0]
+    evaluate.main([f"decoder={config.decoder}", f"suspect={config.suspect}", "layer=2"])
+    assert "Using llama-e2" in capsys.readouterr().out
+
+
+def test_one_decoder_of_several_that_fits_a_folder_is_used(config, folders, host_of, tmp_path, capsys):
+    folder = tmp_path / "gpt2"
+    host_of("gpt2").model.save_pretrained(folder)
+    host_of("gpt2").tokenizer.save_pretrained(folder)
+    rename(folder, lambda name: name.removeprefix("transformer."))
+    evaluate.main([f"decoder={config.decoder}", f"suspect={folder}"])
+    assert "Using gpt2-e1 of 3 decoders" in (shown := capsys.readouterr().out) and "its matrix is transformer.h.1.mlp.c_proj" in shown
+
+
+@pytest.mark.parametrize("name", ["layers.2.mlp.down_proj.weight", "model.layers.2.mlp.down_proj", "layers.2.mlp.down_proj"])
+@pytest.mark.parametrize("kind", ["safetensors", "npz"])
+def test_a_file_whose_tensor_bears_the_module_by_another_name(config, host_of, tmp_path, name, kind, capsys):
+    weight, file = host_of("llama").down_proj(2).weight.detach(), tmp_path / f"matrix.{kind}"
+    save_file({name: weight}, file) if kind == "safetensors" else np.savez(file, **{name: weight.numpy()})
+    evaluate.main([f"decoder={config.decoder}", f"suspect={file}"])
+    assert "Using llama-e2 of 3 decoders" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        evaluate.main([f"decoder={config.decoder}/llama-e0", f"suspect={file}"])
+    assert "is of layer 2, the decoder reads layer 0" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_another_model_is_refused(config, folders):
     file = folders[1] / "model.safetensors"
     tensors = load_file(file)
     tensors.pop("model.norm.weight")
@@ -74,8 +108,6 @@ def test_a_checkpoint_of_another_model_is_refused(config, folders):
 
 
 def test_matrices_of_another_shape_fit_no_decoder(config, folders):
-    from safetensors.torch import load_file, save_file
-
     file = folders[1] / "model.safetensors"
     tensors = load_file(file) | {"model.layers.2.mlp.down_proj.weight": torch.zeros(32, 7)}
     save_file(tensors, file, metadata={"format": "pt"})
