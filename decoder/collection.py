@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile, ZipFile
 
+from decoder.best import best_runs
 from decoder.card import collection_card
 from decoder.errors import UserError
-from decoder.export import CARD, CONFIG, WEIGHTS, read_config
+from decoder.export import CARD, CONFIG, WEIGHTS
 from decoder.formats import COLLECTION, read_described
 from decoder.names import find_weight
 from decoder.paths import put_in_place
@@ -60,21 +61,6 @@ def export_best(found: Found, to: Path) -> Path:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return given / INDEX
-
-
-def best_runs(found: Found) -> list[tuple[Path, dict[str, Any], dict[str, Any]]]:
-    """Run folder, decoder config and result of the best run per host and edited layer: highest validation, then lowest loss."""
-    best: dict[tuple[str, int], tuple[Any, ...]] = {}
-    for run, result in found.finished.items():
-        folder, score = run / (result.get("decoder") or "decoder"), validation_score(result)
-        if score is None or not (folder / CONFIG).exists():
-            continue
-        config = read_config(folder)
-        key, rank = (config["host"]["fingerprint"], config["edited_layer"]), (score, -result["fit"]["best_val_loss"])
-        if key not in best or rank > best[key][0]:
-            best[key] = (rank, run, config, result)
-    order = sorted(best.values(), key=lambda item: (item[2]["host"]["id"], item[2]["edited_layer"]))
-    return [(run, config, result) for _, run, config, result in order]
 
 
 def is_collection(folder: str | Path) -> bool:

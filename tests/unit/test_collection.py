@@ -24,11 +24,12 @@ from decoder.runs import find_runs, write_result
 FACTS = EXPORTED | {"scores": EXPORTED["scores"] | {"ood_seen_object": EXPORTED["scores"]["ood"]}}
 
 
-def write_run(top: Path, host, edited: int, trained: int, seed: int, validation: float, loss: float = 0.5) -> Path:
+def write_run(top: Path, host, edited: int, trained: int, seed: int, validation: float, loss: float = 0.5, **config) -> Path:
     """A finished run with a real decoder on a tiny host; only its scores are made up."""
     folder = top / host.name / f"rome-e{edited}-t{trained}-s{seed}"
+    folder = folder if not config else folder.with_name(f"{folder.name}-varied")
     folder.mkdir(parents=True)
-    scored = result(edited, trained, seed) | {"decoder": "decoder"}
+    scored = result(edited, trained, seed, **config) | {"decoder": "decoder"}
     scored["fit"]["best_val_loss"] = loss
     for split in scored["validation"].values():
         split["exact_match"]["value"] = validation
@@ -80,6 +81,50 @@ def test_runs_without_a_decoder_or_that_failed_are_passed_over(runs, host_of):
     write_result(failed, json.loads((failed / "result.json").read_text()) | {"status": "failed"})
     (write_run(runs, host_of("llama"), 0, 2, 9, 0.99) / "decoder" / "decoder_config.json").unlink()
     assert [run.name for run, _, _ in best_runs(find_runs([runs]))][1] == "rome-e0-t0-s1"
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ({"edits": {"editor": "rome", "layer": 0, "ridge": 0.1}}, "ridge: 0.01.* ridge: 0.1"),
+        ({"edits": {"editor": "r-rome", "layer": 0, "ridge": 0.01}}, "editor: 'rome'.* editor: 'r-rome'"),
+        ({"facts": {"source": "zsre"}}, "facts: .*zsre"),
+        ({"splits": {"seed": 7}}, "splits: .*7"),
+        ({"store": "elsewhere"}, "store: 'not given'.*store: '0123456789ab'"),
+    ],
+)
+def test_runs_on_other_edits_do_not_compete(runs, host_of, tmp_path, config, told):
+    write_run(runs, host_of("llama"), 0, 2, 7, 0.99, **config)
+    with pytest.raises(UserError, match=f"rome-e0.*edited layer 0, but.*{told}.*ewer run folders") as refused:
+        export_best(find_runs([runs]), tmp_path / "out")
+    assert "\n" not in str(refused.value) and not (tmp_path / "out").exists()
+
+
+def test_facts_of_the_same_settings_and_other_content_do_not_compete(runs):
+    file = runs / "llama" / "rome-e0-t0-s1" / "decoder" / "decoder_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"facts": {"source": "plain", "sha256": "abcd"}}))
+    with pytest.raises(UserError, match="sha256: .*abcd"):
+        best_runs(find_runs([runs]))
+
+
+@pytest.mark.parametrize(
+    ("edited", "config"),
+    [
+        (2, {"edits": {"editor": "rome", "layer": 2, "ridge": 0.1}}),
+        (0, {"edits": {"editor": "rome", "layer": 0, "ridge": 0.01, "batch_size": 8}}),
+        (0, {"cache_dir": "elsewhere", "optim": {"lr_layer": 1.0}, "variant": "x"}),
+    ],
+    ids=["another layer", "speed only", "training"],
+)
+def test_runs_on_the_same_edits_compete(runs, host_of, edited, config):
+    write_run(runs, host_of("llama"), edited, 2, 7, 0.99, **config)
+    assert f"rome-e{edited}-t2-s7-varied" in [run.name for run, _, _ in best_runs(find_runs([runs]))]
+
+
+def test_two_stores_given_compete_where_they_hold_the_same(host_of, tmp_path):
+    for seed, store in enumerate(("stores/a", "/elsewhere/a")):
+        write_run(tmp_path, host_of("llama"), 0, 1, seed, 0.5 + seed / 10, store=store, edits={"ridge": seed})
+    assert [run.name for run, _, _ in best_runs(find_runs([tmp_path]))] == ["rome-e0-t1-s1-varied"]
 
 
 def test_card_has_a_row_a_decoder(collection):
@@ -258,7 +303,7 @@ def test_refusals_of_the_hub_are_one_line(collection, tmp_path):
 def test_command_exports_and_lists_what_it_would_send(runs, tmp_path, capsys):
     main([str(runs), f"to={tmp_path / 'out'}", "push=me/decoders"])
     shown = capsys.readouterr().out
-    assert "llama-e0: trained layer [0], validation 0.700" in shown and "Nothing was sent" in shown
+    assert "llama-e0: trained layer 0, validation 0.700" in shown and "Nothing was sent" in shown
     for wrong in ([str(runs)], ["to=x"], [str(runs), f"to={tmp_path / 'out'}", "send=true"], [str(tmp_path / "absent"), "to=x"]):
         with pytest.raises(SystemExit) as stop:
             main(wrong)
