@@ -41,7 +41,14 @@ def model_card(config: dict[str, Any]) -> str:
     """The card in Markdown, with the scores the config carries."""
     rows = "\n".join(_row(split, scores) for split, scores in config["scores"].items())
     editors = ", ".join(map(_editor, config["editors"]))
-    return CARD.format(rows=rows, auroc=config["calibration"]["auroc"], **(config | {"editors": editors}))
+    return CARD.format(
+        rows=rows, auroc=config["calibration"]["auroc"], **(config | {"editors": editors, "trained_layer": layers(config["trained_layer"])})
+    )
+
+
+def layers(trained_layer: list[int]) -> str:
+    """Trained layers as they are read: `1`, or `0, 1`."""
+    return ", ".join(map(str, trained_layer))
 
 
 def _editor(editor: dict[str, Any]) -> str:
@@ -94,12 +101,11 @@ def collection_card(entries: list[dict[str, Any]]) -> str:
 
 
 def _collection_row(entry: dict[str, Any], splits: list[str]) -> str:
-    trained = ", ".join(map(str, entry["trained_layer"]))
     cells = [
         f"[{entry['folder']}]({entry['folder']})",
         entry["host"]["id"],
         str(entry["edited_layer"]),
-        trained,
+        layers(entry["trained_layer"]),
         f"{entry['validation']:.3f}",
     ]
     found = [entry["scores"].get(split) for split in splits]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import decoder as package
-from decoder.card import model_card
+from decoder.card import layers, model_card
 from decoder.commands import ExportConfig
 from decoder.compose import compose, folders_first
 from decoder.errors import UserError, run_command
@@ -97,7 +97,10 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
     file = Path(folder).expanduser() / CONFIG
     if not file.is_file():
-        raise ValueError(f"decoder={folder}: no {CONFIG} there. Give the decoder/ folder of a run")
+        raise ValueError(
+            f"decoder={folder}: no {CONFIG} there. Give the decoder/ folder of a run, or a collection of decoders "
+            "(python -m decoder.export RUNS to=FOLDER makes one)"
+        )
     return read_described(file, FORMAT, DECODER_CONFIG)
 
 
@@ -175,7 +178,9 @@ def main(argv: list[str] | None = None) -> None:
     index = export_best(find_runs(cfg.runs), Path(cfg.to).expanduser())
     entries = json.loads(index.read_text(encoding="utf-8"))["decoders"]
     for entry in entries:
-        print(f"{entry['folder']}: trained layer {entry['trained_layer']}, validation {entry['validation']:.3f}, from {entry['run']}")
+        print(
+            f"{entry['folder']}: trained layer {layers(entry['trained_layer'])}, validation {entry['validation']:.3f}, from {entry['run']}"
+        )
     print(index)
     if cfg.push:
         print(push_to_hub(index.parent, cfg.push, send=cfg.send, private=cfg.private))

@@ -91,6 +91,7 @@ def test_card_shows_the_scores(exported):
     _, folder = exported
     card = (folder / CARD).read_text()
     assert "| ood | 12 | 0.500 | 0.250 to 0.750 | 0.750 |" in card and "AUROC 0.875" in card and "{" not in card
+    assert "| trained layer | 1, 2 |" in card
 
 
 @pytest.mark.parametrize(
@@ -250,3 +251,8 @@ def test_answer_for_one_matrix(saved_host, random_edits, tmp_path):
     assert (found["null_percentile"], found["edit_percentile"], found["host"], found["layer"]) == (100.0, 0.0, "tiny", LAYER)
     assert found["objects"][0]["text"] in describe_answer(found) and "no finding" not in describe_answer(found)
     assert "no finding" in describe_answer(found | {"null_percentile": 90.0})
+
+
+def test_a_folder_of_runs_is_told_how_a_collection_is_made(tmp_path):
+    with pytest.raises(ValueError, match="Give the decoder/ folder of a run, or a collection.*decoder.export RUNS to="):
+        read_config(tmp_path)
