@@ -12,7 +12,7 @@ from rich.table import Table
 from decoder.batch import EditBatch
 from decoder.calibration import percentile
 from decoder.commands import EvaluateConfig
-from decoder.edit import Edit
+from decoder.edit import DenseEdit, Edit
 from decoder.export import load_decoder, read_config
 from decoder.host import Host
 from decoder.model import ObjectDecoder
@@ -20,6 +20,7 @@ from decoder.paths import cache_root
 from decoder.reading import object_texts, read_batch, readings_table
 
 ASSUMPTION = "This decoder assumes that the matrix holds one edit: it names an object for a clean matrix too."
+OWN = "The matrix is the host's own, entry by entry."
 
 
 def open_decoder(cfg: EvaluateConfig, host: Host | None = None) -> tuple[ObjectDecoder, dict[str, Any]]:
@@ -91,7 +92,17 @@ def answer(decoder: ObjectDecoder, config: Mapping[str, Any], suspect: Edit, top
         "edit_percentile": percentile(confidence, config["calibration"]["edit"]["quantiles"]),
         "host": config["host"]["id"],
         "layer": config["edited_layer"],
+        "unedited": _is_own(suspect, decoder),
     }
+
+
+def _is_own(suspect: Edit, decoder: ObjectDecoder) -> bool:
+    """Whether a whole matrix is the host's own, entry by entry, rounded as the matrix is."""
+    if not isinstance(suspect, DenseEdit):
+        return False
+    (found_DF,) = suspect.weight_BDF
+    own_DF = decoder.host.weight_DF(decoder.edited_layer)
+    return torch.equal(found_DF, own_DF.to(found_DF))
 
 
 def describe_answer(answer: Mapping[str, Any]) -> str:
@@ -99,6 +110,8 @@ def describe_answer(answer: Mapping[str, Any]) -> str:
     lines = [f"{object['probability']:.3f}  {escape(object['text'])}" for object in answer["objects"]]
     null, edit = answer["null_percentile"], answer["edit_percentile"]
     doubt = "" if null >= 95 else "\nMatrices without an edit reach this confidence: take it for no finding."
+    if answer.get("unedited"):
+        doubt = f"\n{OWN} Nothing was edited, take it for no finding."
     return (
         f"Planted in layer {answer['layer']} of {answer['host']}, most probable first:\n  "
         + "\n  ".join(lines)

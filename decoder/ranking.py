@@ -1,6 +1,7 @@
 """A checkpoint folder before a folder of decoders: every decoder that fits reads its layer, and the layers are ranked.
 
 A layer stands the higher, the fewer matrices without an edit are read with such confidence (`null_percentile`).
+Matrices that are the host's own come last.
 """
 
 from collections.abc import Mapping
@@ -59,7 +60,7 @@ def rank(cfg: EvaluateConfig, entries: list[Mapping[str, Any]]) -> dict[str, Any
         ranking.append(found | {"decoder": own.decoder, "fingerprint": entry["host"]["fingerprint"]})
     if not ranking:
         raise UserError(f"suspect={cfg.suspect}: no decoder of {cfg.decoder} can read it. {refused[0]}")
-    ranking.sort(key=lambda found: (-found["null_percentile"], -found["objects"][0]["probability"]))
+    ranking.sort(key=lambda found: (found["unedited"], -found["null_percentile"], -found["objects"][0]["probability"]))
     first = ranking[0]
     around = compare_folder(cfg.suspect, hosts[first["fingerprint"]], first["layer"]).summary()
     return {"ranking": ranking, "refused": refused, "decoder": cfg.decoder, "suspect": cfg.suspect, "surroundings": around}
@@ -68,7 +69,7 @@ def rank(cfg: EvaluateConfig, entries: list[Mapping[str, Any]]) -> dict[str, Any
 def ranking_table(found: Mapping[str, Any]) -> Table:
     """The layers in their order; what counts as no finding is dim."""
     layers, rest = found["ranking"], found["surroundings"]
-    findings = sum(one["null_percentile"] >= FINDING for one in layers)
+    findings, own = sum(map(_is_finding, layers)), sum(one["unedited"] for one in layers)
     chance = 1 - (FINDING / 100) ** len(layers)
     caption = [
         f"{findings} of {len(layers)} layers are more confident than {FINDING} % of matrices without an edit.",
@@ -76,12 +77,19 @@ def ranking_table(found: Mapping[str, Any]) -> Table:
         f"{rest['compared']} other tensors were compared with the host, {rest['further_trained_count']} differ"
         + (f", {rest['farthest']} most." if rest["further_trained_count"] else "."),
     ]
+    if own:
+        verb = "is" if own == 1 else "are"
+        caption.insert(1, f"{own} of {len(layers)} matrices {verb} the host's own, entry by entry: nothing was edited there.")
     table = Table("host", "layer", "object", box=box.HORIZONTALS, caption="\n".join(caption + found["refused"]), caption_justify="left")
     for name in ("probability", "null percentile", "edit percentile"):
         table.add_column(name, justify="right")
     for one in layers:
         best = one["objects"][0]
         numbers = (f"{best['probability']:.3f}", f"{one['null_percentile']:.0f}", f"{one['edit_percentile']:.0f}")
-        style = None if one["null_percentile"] >= FINDING else "dim"
-        table.add_row(one["host"], str(one["layer"]), best["text"], *numbers, style=style)
+        text = f"{best['text']} (host's own matrix)" if one["unedited"] else best["text"]
+        table.add_row(one["host"], str(one["layer"]), text, *numbers, style=None if _is_finding(one) else "dim")
     return table
+
+
+def _is_finding(one: Mapping[str, Any]) -> bool:
+    return one["null_percentile"] >= FINDING and not one["unedited"]

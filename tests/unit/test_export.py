@@ -256,3 +256,16 @@ def test_answer_for_one_matrix(saved_host, random_edits, tmp_path):
 def test_a_folder_of_runs_is_told_how_a_collection_is_made(tmp_path):
     with pytest.raises(ValueError, match="Give the decoder/ folder of a run, or a collection.*decoder.export RUNS to="):
         read_config(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_hosts_own_matrix_is_said_to_be_no_edit(host_of, dtype):
+    host = host_of("llama")
+    decoder, config = changed_decoder(host), {**FACTS, "host": {"id": "tiny"}, "edited_layer": LAYER}
+    own_DF = host.weight_DF(LAYER).to(dtype)
+    found = answer(decoder, config, DenseEdit(own_DF.unsqueeze(0)), top=2)
+    assert found["unedited"] and "is the host's own" in describe_answer(found) and found["objects"][0]["text"] in describe_answer(found)
+    changed_DF = own_DF.clone()
+    changed_DF[3, 5] += 1
+    found = answer(decoder, config, DenseEdit(changed_DF.unsqueeze(0)), top=2)
+    assert not found["unedited"] and "host's own" not in describe_answer(found)

@@ -17,6 +17,12 @@ from decoder.ranking import entries_for, rank
 from decoder.runs import find_runs
 
 
+def change(folder, changes):
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    save_file(tensors | {name: made(tensors[name]) for name, made in changes.items()}, file, metadata={"format": "pt"})
+
+
 @pytest.fixture
 def folders(host_of, tmp_path):
     """A collection of two layers of one host and one of another, and an edited checkpoint of the first host."""
@@ -32,6 +38,8 @@ def folders(host_of, tmp_path):
     suspect = tmp_path / "suspect"
     host.model.save_pretrained(suspect)
     host.tokenizer.save_pretrained(suspect)
+    # Not the host's own matrices, and nearer to them than what counts as trained.
+    change(suspect, {f"model.layers.{layer}.mlp.down_proj.weight": lambda tensor: tensor * (1 + 1e-5) for layer in (0, 2)})
     host.model.save_pretrained(tmp_path / "host")
     host.tokenizer.save_pretrained(tmp_path / "host")
     return collection, suspect
@@ -62,6 +70,15 @@ def test_one_that_fits_is_used_as_before(config, capsys):
     evaluate.main([f"decoder={config.decoder}", f"suspect={config.suspect}", "layer=2"])
     shown = capsys.readouterr().out
     assert "Using llama-e2 of 3 decoders" in shown and "Planted in layer 2" in shown
+
+
+def test_a_layer_that_is_the_hosts_own_is_no_finding_and_last(config, folders, host_of, capsys):
+    own = host_of("llama").down_proj(2).weight.detach()
+    change(folders[1], {"model.layers.2.mlp.down_proj.weight": lambda _: own.clone()})
+    assert [(one["layer"], one["unedited"]) for one in rank(config, entries_for(config))["ranking"]] == [(0, False), (2, True)]
+    evaluate.main([f"decoder={config.decoder}", f"suspect={config.suspect}"])
+    shown = capsys.readouterr().out
+    assert "0 of 2 layers are more confident" in shown and "1 of 2 matrices is the host's own" in shown
 
 
 def rename(folder, change):
