@@ -49,7 +49,13 @@ def run(run: Run, bench: "Bench | None" = None) -> dict:
         # One of several processes of this run: it fits and scores its share, and the first one speaks and writes.
         with session.silence():
             return train(cfg, run.folder, bench)
+    replaces = run.would_replace()
     folder = session.start(cfg, to_yaml(cfg), run.argv)
+    if replaces:
+        there, now = replaces
+        session.console().print(
+            f"  replaces the finished run of other settings in {folder}: {there} there, {now} now", style="dim", markup=False
+        )
     try:
         scores = train(cfg, folder, bench)
         session.finish(scores, folder)

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from decoder.compose import to_dict
-from decoder.grid import Grid, Run, edits_of, seconds_of
+from decoder.grid import Grid, Run, edits_of, refuse_to_replace, seconds_of
 from decoder.paths import trained_layers
 from decoder.runs import is_finished, write_result
 
@@ -31,8 +31,10 @@ def launch(grid: Grid, run_one: RunOne, script: Path) -> None:
     """Runs what is not finished of a grid and says how it went; `script` is the program a worker process starts.
 
     Raises:
+        UserError: a run would replace a finished one of other settings.
         SystemExit: code 1, after all runs were tried and some failed.
     """
+    refuse_to_replace(grid.runs)
     config = grid.runs[0].config
     if config.launcher.name == "slurm":
         from decoder.slurm import sbatch_script

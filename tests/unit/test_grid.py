@@ -11,7 +11,8 @@ import pytest
 from decoder.compose import compose, to_dict
 from decoder.config import TrainConfig
 from decoder.errors import UserError
-from decoder.grid import Run, read_grid, values, with_effect
+from decoder.grid import Run, read_grid, refuse_to_replace, values, with_effect
+from decoder.launch import launch
 from decoder.slurm import sbatch_script
 from decoder.workers import worker_environment
 
@@ -77,10 +78,44 @@ def test_layers_is_a_grid_without_m_and_gives_way_to_the_command_line():
 def test_settings_that_no_folder_shows_are_named_in_it():
     grid = read_grid(["-m", "optim.lr_layer=1e-4,2e-4", "seed=0,1"])
     assert len({run.folder for run in grid.runs}) == 4
-    assert grid.runs[0].folder.name == "rome-e1-t1-s0-lr_layer=1e-4"
+    assert grid.runs[0].folder.name == "rome-e1-t1-s0-lr_layer=0.0001"
     assert read_grid(grid.runs[0].argv).runs[0].folder == grid.runs[0].folder
     long = read_grid(["-m", *(f"edits.{key}=0.1,0.2" for key in ("lr", "decay", "kl", "stop_loss", "clamp", "ridge"))])
     assert len({run.folder for run in long.runs}) == 64 and max(len(run.folder.name) for run in long.runs) < 100
+
+
+@pytest.mark.parametrize(
+    ("setting", "ends"),
+    [
+        ("optim.lr_layer=5e-3,1e-3", ["", "-lr_layer=0.001"]),
+        ("optim.lr_layer=0.0050,0.0010", ["", "-lr_layer=0.001"]),
+        ("edits.lr=1,2", ["-edits.lr=1", "-edits.lr=2"]),
+        ("splits.seed=0,1", ["", "-splits.seed=1"]),
+    ],
+)
+def test_a_setting_has_one_name_however_it_is_typed_and_none_where_it_is_the_configs_own(setting, ends):
+    assert [run.folder.name for run in read_grid(["-m", setting]).runs] == [f"rome-e1-t1-s0{end}" for end in ends]
+
+
+def test_the_configs_own_is_that_of_the_chosen_host():
+    names = [run.folder.name for run in read_grid(["-m", "host=pocket,gpt2-xl", "edits.steps=20,21"]).runs]
+    own = {name: read_grid([f"host={name}"]).runs[0].config.edits.steps for name in ("pocket", "gpt2-xl")}
+    assert sum("steps" not in name for name in names) == sum(steps in (20, 21) for steps in own.values())
+
+
+def test_a_grid_does_not_replace_finished_runs_of_other_settings(tmp_path, capsys):
+    run = finished_run(tmp_path, "seed=1", "optim.epochs=7")
+    argv = [f"runs={tmp_path}", "seed=0,1"]
+    for launcher in ("local", "slurm"):
+        with pytest.raises(
+            UserError, match="rome-e1-t1-s1 holds .*other settings: optim: epochs: 7 there, .*epochs: 8 now.*resume=false"
+        ) as refused:
+            launch(read_grid(["-m", *argv, "optim.epochs=8", f"launcher={launcher}"]), lambda *_: 1 / 0, REPO)
+        assert "\n" not in str(refused.value) and capsys.readouterr().out == ""
+    refuse_to_replace(read_grid(["-m", *argv, "optim.epochs=8", "resume=false"]).runs)
+    refuse_to_replace(read_grid(["-m", *argv, "optim.epochs=8", "variant=eight"]).runs)
+    refuse_to_replace(read_grid(["-m", *argv, "optim.epochs=7"]).runs)
+    assert run.would_replace() is None
 
 
 @pytest.mark.parametrize(
@@ -88,7 +123,7 @@ def test_settings_that_no_folder_shows_are_named_in_it():
     [
         (["-m", "seed=0,0"], "two runs of the grid would write to .*rome-e1-t1-s0.*Drop one"),
         (["-m", "optim.epochs=1,2", "variant=mine"], "two runs"),
-        (["-m", "optim.lr_layer=1e-3,0.001"], "two runs of the grid would be the same: .*1e-3.*0.001"),
+        (["-m", "optim.lr_layer=1e-3,0.001"], "two runs of the grid would write to .*lr_layer=1e-3.*lr_layer=0.001"),
         (["-m", "wandb.mode=offline,disabled"], "two runs of the grid would be the same"),
         (["-m", "seed=1", "seed=2,3"], "seed came twice; several values of a setting are written seed=A,B"),
         (["-m", "seed=range(0,999999999999)"], "999999999999 values, a grid has at most 10000 runs"),
