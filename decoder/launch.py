@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from decoder.compose import to_dict
+from decoder.errors import is_interruption
 from decoder.grid import Grid, Run, edits_of, refuse_to_replace, seconds_of
 from decoder.paths import trained_layers
 from decoder.runs import is_finished, write_result
@@ -50,8 +51,13 @@ def launch(grid: Grid, run_one: RunOne, script: Path) -> None:
     if not left:
         out.print(f"Nothing to run. Compare them:  python -m decoder.report {_common(grid)}")
         return
-    with _launcher(left, run_one, script, out) as (outcomes, jobs):
-        failed = _follow(outcomes, len(left), jobs, out)
+    try:
+        with _launcher(left, run_one, script, out) as (outcomes, jobs), contextlib.closing(outcomes):
+            failed = _follow(outcomes, len(left), jobs, out)
+    except BaseException as error:
+        if is_interruption(error):
+            out.print("What is finished is kept; the same command goes on with the rest.")
+        raise
     _compare(grid, out)
     if failed:
         out.print(f"\n{len(failed)} of {len(grid.runs)} runs failed; the same command tries them again:", style="bold")
