@@ -80,7 +80,7 @@ def _launcher(runs: list[Run], run_one: RunOne, script: Path, out: Console) -> I
     elif (jobs := min(launcher.jobs or 1, len(runs))) > 1:
         from decoder.workers import in_processes
 
-        yield in_processes(runs, script, jobs), jobs
+        yield in_processes(runs, script, jobs, out), jobs
     else:
         yield in_process(runs, run_one, out), 1
 

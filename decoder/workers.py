@@ -16,6 +16,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from decoder.errors import TERMINATED
 from decoder.grid import Run, edits_of, read_grid
 from decoder.launch import Outcome, RunOne, attempt, lost
@@ -24,9 +26,9 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 PATIENCE = 10  # seconds a worker has to end
 
 
-def in_processes(runs: list[Run], script: Path, jobs: int) -> Iterator[Outcome]:
+def in_processes(runs: list[Run], script: Path, jobs: int, out: Console) -> Iterator[Outcome]:
     """Shares runs between `jobs` workers, in order; hosts and edits are made first, by one worker that has all cores."""
-    _prepare(runs, script)
+    _prepare(runs, script, out)
     waiting: queue.SimpleQueue[Run] = queue.SimpleQueue()
     for run in runs:
         waiting.put(run)
@@ -116,7 +118,9 @@ def serve(run_one: RunOne) -> None:
     for line in sys.stdin:
         task = json.loads(line)
         (run,) = read_grid(task["argv"]).runs
-        if task["task"] == "prepare":
+        if task["task"] == "describe":
+            answer = {"status": "ok", "line": bench.describe(run.config)}
+        elif task["task"] == "prepare":
             answer = attempt(run, lambda run, bench: {"status": "ok", "edits": len(bench.edits(run.config).table)}, bench)
         else:
             answer = attempt(run, run_one, bench)
@@ -136,10 +140,12 @@ def _end_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _prepare(runs: list[Run], script: Path) -> None:
+def _prepare(runs: list[Run], script: Path, out: Console) -> None:
     worker = Worker(script, dict(os.environ))
     try:
         for run in {edits_of(run.config): run for run in reversed(runs)}.values():
+            if line := worker.ask("describe", run).get("line"):
+                out.print(line, style="dim", markup=False)
             # If it cannot be made, the runs themselves will say why.
             worker.ask("prepare", run)
     finally:
