@@ -49,11 +49,17 @@ def run(run: Run, bench: "Bench | None" = None) -> dict:
         # One of several processes of this run: it fits and scores its share, and the first one speaks and writes.
         with session.silence():
             return train(cfg, run.folder, bench)
+    replaces = run.would_replace()
     folder = session.start(cfg, to_yaml(cfg), run.argv)
+    if replaces:
+        there, now = replaces
+        session.console().print(
+            f"  replaces the finished run of other settings in {folder}: {there} there, {now} now", style="dim", markup=False
+        )
     try:
         scores = train(cfg, folder, bench)
         session.finish(scores, folder)
-    except BaseException as error:
+    except Exception as error:
         # What went wrong before anything was replaced says nothing about the finished run that lies there.
         if not is_finished(folder):
             write_result(folder, result.failed(to_dict(cfg), error))
@@ -72,7 +78,7 @@ def train(cfg: TrainConfig, folder: Path, bench: "Bench | None" = None) -> dict:
     from decoder.paths import trained_layers
     from decoder.ranks import is_first
     from decoder.tracking import describe_run, log_validation
-    from decoder.training import build_trainer, checkpoint_to_go_on_from, fit, fit_summary, log_to_wandb
+    from decoder.training import build_trainer, checkpoint_to_go_on_from, fit, fit_summary, log_to_wandb, plain_interruptions
 
     clock = session.Clock()
     with clock("host"):
@@ -97,7 +103,8 @@ def train(cfg: TrainConfig, folder: Path, bench: "Bench | None" = None) -> dict:
         fit(trainer, module, edits, checkpoint)
 
     with clock("test"), session.threads_for(host):
-        trainer.test(module, datamodule=edits, ckpt_path=trainer.checkpoint_callback.best_model_path, verbose=False)
+        with plain_interruptions():
+            trainer.test(module, datamodule=edits, ckpt_path=trainer.checkpoint_callback.best_model_path, verbose=False)
         if not is_first(cfg):
             return {}
         module.to(host.device)

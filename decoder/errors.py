@@ -2,9 +2,12 @@
 
 import functools
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -18,7 +21,7 @@ class UserError(Exception):
 
 
 def run_command(main: Callable[P, T]) -> Callable[P, T]:
-    """Decorates a program's `main`: bad input exits 2 with one line on stderr, Ctrl-C exits 130, SIGTERM in a fit 143.
+    """Decorates a program's `main`: bad input exits 2 with one line on stderr, Ctrl-C exits 130, SIGTERM 143.
 
     `PALIMPSEST_DEBUG=1` shows the traceback above the line. Other exceptions pass: they are ours to mend.
     """
@@ -26,7 +29,8 @@ def run_command(main: Callable[P, T]) -> Callable[P, T]:
     @functools.wraps(main)
     def command(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
-            return main(*args, **kwargs)
+            with _sigterm_as_exit():
+                return main(*args, **kwargs)
         except (UserError, ValueError, FileNotFoundError, KeyboardInterrupt) as error:
             if os.environ.get(DEBUG, "0") not in ("", "0"):
                 traceback.print_exc()
@@ -38,6 +42,28 @@ def run_command(main: Callable[P, T]) -> Callable[P, T]:
             raise
 
     return command
+
+
+def is_interruption(error: BaseException) -> bool:
+    """Whether a user or the machine ended the program: nothing is wrong with what it was doing."""
+    return isinstance(error, KeyboardInterrupt) or (isinstance(error, SystemExit) and error.code == TERMINATED)
+
+
+@contextmanager
+def _sigterm_as_exit() -> Iterator[None]:
+    """Inside the block SIGTERM unwinds the program as Ctrl-C does, so that its processes and files are seen to."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _end(*_: Any) -> None:
+    raise SystemExit(TERMINATED)
 
 
 def _line(error: BaseException) -> str:

@@ -10,12 +10,13 @@ import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from decoder.compose import compose, to_dict
+from decoder.compose import TRAIN_KEYS, compose, to_dict
 from decoder.config import TrainConfig
-from decoder.errors import UserError
+from decoder.errors import UserError, first_difference
 from decoder.paths import run_folder, short_hash
 from decoder.runs import read_result
 
@@ -47,12 +48,21 @@ class Run:
 
     def finished(self) -> dict[str, Any] | None:
         """The result of this run if it went through with the same settings before."""
+        result = self._went_through()
+        return result if result and with_effect(result["config"]) == with_effect(to_dict(self.config)) else None
+
+    def would_replace(self) -> tuple[str, str] | None:
+        """What differs, there and here, if a run of other settings went through in this folder before."""
+        result = self._went_through()
+        before, now = with_effect(result["config"]) if result else None, with_effect(to_dict(self.config))
+        return first_difference(before, now) if result and before != now else None
+
+    def _went_through(self) -> dict[str, Any] | None:
         try:
             result = read_result(self.folder / "result.json")
         except (FileNotFoundError, ValueError):
             return None
-        whole = result.get("status") == "ok" and all(result.get(part) for part in ("config", "seconds", "test"))
-        return result if whole and with_effect(result["config"]) == with_effect(to_dict(self.config)) else None
+        return result if result.get("status") == "ok" and all(result.get(part) for part in ("config", "seconds", "test")) else None
 
 
 @dataclass(frozen=True)
@@ -84,7 +94,8 @@ def read_grid(argv: Sequence[str]) -> Grid:
     axes = {key: values(_text(found), key) for key, found in first.grid.items() if key not in given} | axes
     if (count := math.prod(map(len, axes.values()))) > MOST_RUNS:
         raise UserError(f"the grid has {count} runs ({', '.join(axes)}), expected at most {MOST_RUNS}; give fewer values")
-    runs = [_run(kept, dict(zip(axes, choice, strict=True))) for choice in product(*axes.values())]
+    own = Own(kept)
+    runs = [_run(kept, dict(zip(axes, choice, strict=True)), own) for choice in product(*axes.values())]
     _check_folders(runs)
     _check_settings(runs, axes)
     return Grid(_neighbours(runs), axes, is_one_run=not several and not axes and first.launcher.name == "local")
@@ -111,6 +122,20 @@ def values(text: str, key: str = "") -> list[str]:
     return found
 
 
+def refuse_to_replace(runs: Iterable[Run]) -> None:
+    """Refuses a grid over finished runs of other settings: their folders tell several-valued settings only. `resume=false` replaces them.
+
+    Raises:
+        UserError: a folder holds a finished run of other settings.
+    """
+    for run in runs:
+        if run.config.resume is not False and (found := run.would_replace()):
+            raise UserError(
+                f"{run.folder} holds a finished run of other settings: {found[0]} there, {found[1]} now. "
+                "Give variant=NAME or runs=FOLDER to keep both, or resume=false to replace it"
+            )
+
+
 def with_effect(config: dict[str, Any]) -> dict[str, Any]:
     """The settings of a resolved config that its results depend on."""
     kept = {key: value for key, value in config.items() if key not in WITHOUT_EFFECT}
@@ -127,20 +152,53 @@ def seconds_of(result: dict[str, Any]) -> float:
     return math.fsum(result["seconds"][stage] for stage in ("fit", "test"))
 
 
-def _run(kept: list[str], choice: dict[str, str]) -> Run:
+def _run(kept: list[str], choice: dict[str, str], own: "Own") -> Run:
     argv = [*kept, *(f"{key}={value}" for key, value in choice.items())]
-    variant = _variant(choice)
-    if variant and not any(word.startswith("variant=") for word in argv):
-        argv.append(f"variant={variant}")
     config = compose(TrainConfig, "train", argv)
     config.grid = {}
+    if not any(word.startswith("variant=") for word in argv) and (variant := _variant(choice, config, own(choice))):
+        config.variant = variant
+        argv.append(f"variant={variant}")
     return Run(config, tuple(argv))
 
 
-def _variant(choice: dict[str, str]) -> str:
-    named = [f"{key.rpartition('.')[2]}={value}" for key, value in choice.items() if key not in IN_THE_FOLDER]
+class Own:
+    """The config that the folder without a variant stands for: of a choice, only what the folder's path shows anyway."""
+
+    def __init__(self, kept: list[str]) -> None:
+        self._kept, self._composed = kept, {}
+
+    def __call__(self, choice: dict[str, str]) -> TrainConfig:
+        # Of these only groups bring settings of their own along.
+        words = tuple(f"{key}={choice[key]}" for key in ("experiment", "host") if key in choice)
+        if words not in self._composed:
+            self._composed[words] = compose(TrainConfig, "train", [*self._kept, *words])
+        return self._composed[words]
+
+
+def _variant(choice: dict[str, str], config: TrainConfig, own: TrainConfig) -> str:
+    """The chosen settings that the folder's path does not show, where they are not the config's own."""
+    named = [
+        f"{_short_key(key)}={_value(config, key, text)}"
+        for key, text in choice.items()
+        if key not in IN_THE_FOLDER and attrgetter(key)(config) != attrgetter(key)(own)
+    ]
     text = re.sub(r"[^A-Za-z0-9.=_+-]+", "_", "-".join(named))
     return text if len(text) <= LONGEST_VARIANT else f"{text[:LONGEST_VARIANT]}-{short_hash(named)[:6]}"
+
+
+def _short_key(key: str) -> str:
+    """The last part of a key, if no other setting ends in it."""
+    last = key.rpartition(".")[2]
+    return last if sum(known.rpartition(".")[2] == last for known in TRAIN_KEYS) == 1 else key
+
+
+def _value(config: TrainConfig, key: str, text: str) -> str:
+    """A setting as it is always written, however it was typed; of a group, the file that was chosen."""
+    if key not in TRAIN_KEYS:
+        return text
+    value = attrgetter(key)(config)
+    return _typed(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 def _check_folders(runs: list[Run]) -> None:

@@ -18,7 +18,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from decoder.compose import to_dict
-from decoder.grid import Grid, Run, edits_of, seconds_of
+from decoder.errors import is_interruption
+from decoder.grid import Grid, Run, edits_of, refuse_to_replace, seconds_of
 from decoder.paths import trained_layers
 from decoder.runs import is_finished, write_result
 
@@ -31,13 +32,15 @@ def launch(grid: Grid, run_one: RunOne, script: Path) -> None:
     """Runs what is not finished of a grid and says how it went; `script` is the program a worker process starts.
 
     Raises:
+        UserError: a run would replace a finished one of other settings.
         SystemExit: code 1, after all runs were tried and some failed.
     """
+    refuse_to_replace(grid.runs)
     config = grid.runs[0].config
     if config.launcher.name == "slurm":
         from decoder.slurm import sbatch_script
 
-        sys.stdout.write(sbatch_script(grid))
+        sys.stdout.write(sbatch_script(grid) or _nothing(grid))
         return
     # The file is named: a console asks for sys.stdout at every line, which is a run's log.txt while a run goes on.
     out = Console(file=sys.stdout, highlight=False, soft_wrap=True)
@@ -46,15 +49,21 @@ def launch(grid: Grid, run_one: RunOne, script: Path) -> None:
     out.print(plan(grid, finished))
     out.print(_estimate([seconds_of(result) for result in finished.values()], len(left), config.launcher.jobs or 1))
     if not left:
-        out.print(f"Nothing to run. Compare them:  python -m decoder.report {_common(grid)}")
+        out.print(_nothing(grid), end="", markup=False)
         return
-    with _launcher(left, run_one, script, out) as (outcomes, jobs):
-        failed = _follow(outcomes, len(left), jobs, out)
-    _compare(grid, out)
+    try:
+        with _launcher(left, run_one, script, out) as (outcomes, jobs), contextlib.closing(outcomes):
+            failed = _follow(outcomes, len(left), jobs, out)
+    except BaseException as error:
+        if is_interruption(error):
+            out.print("What is finished is kept; the same command goes on with the rest.")
+        raise
     if failed:
         out.print(f"\n{len(failed)} of {len(grid.runs)} runs failed; the same command tries them again:", style="bold")
         for run, result in failed:
             out.print(f"  {run.folder}: {result['error']}", markup=False)
+    _compare(grid, out, is_news=len(failed) < len(left))
+    if failed:
         raise SystemExit(1)
 
 
@@ -71,7 +80,7 @@ def _launcher(runs: list[Run], run_one: RunOne, script: Path, out: Console) -> I
     elif (jobs := min(launcher.jobs or 1, len(runs))) > 1:
         from decoder.workers import in_processes
 
-        yield in_processes(runs, script, jobs), jobs
+        yield in_processes(runs, script, jobs, out), jobs
     else:
         yield in_process(runs, run_one, out), 1
 
@@ -145,8 +154,8 @@ def _follow(outcomes: Iterator[Outcome], count: int, jobs: int, out: Console) ->
             else:
                 failed.append((run, result))
             out.print(f"[{number}/{count}] {describe(run, result)}", markup=False, style=None if ok else "red")
-            if number == 1 and ok and count > 1:
-                out.print("  " + _estimate(seconds, count - 1, jobs), style="dim")
+            if ok and len(seconds) == 1 and number < count:
+                out.print("  " + _estimate(seconds, count - number, jobs), style="dim")
             pace = (time.perf_counter() - started) / number
             bar.update(task, advance=1, left=f"about {_duration(pace * (count - number))} left")
     return failed
@@ -159,6 +168,10 @@ def describe(run: Run, result: dict[str, Any]) -> str:
         return f"{name}  failed: {result['error']}"
     scores = "  ".join(f"{split} {result['test'][split]['exact_match']['value']:.3f}" for split in SPLITS if split in result["test"])
     return f"{name}  {result['seconds']['total']:.0f} s  {scores}"
+
+
+def _nothing(grid: Grid) -> str:
+    return f"Nothing to run. Compare them:  python -m decoder.report {_common(grid)}\n"
 
 
 def _estimate(seconds: list[float], left: int, jobs: int) -> str:
@@ -184,14 +197,22 @@ def _common(grid: Grid) -> Path:
     return Path(config.runs) / config.experiment if same else Path(config.runs)
 
 
-def _compare(grid: Grid, out: Console) -> None:
-    """Writes the page of the comparison beside the runs."""
+def _compare(grid: Grid, out: Console, is_news: bool) -> None:
+    """Writes the page of the comparison beside the runs, and a W&B report if a run went through. If it cannot, a line says why."""
     from decoder.compare import write_comparison
     from decoder.curves import run_rows
     from decoder.runs import find_runs
     from decoder.tracking import log_comparison
 
-    found = find_runs([_common(grid)])
-    page = write_comparison(found, _common(grid))
-    log_comparison(grid.runs[0].config, run_rows(found.finished), _common(grid))
-    out.print(f"\nComparison: {page}", markup=False)
+    try:
+        found = find_runs([_common(grid)])
+        out.print(f"\nComparison: {write_comparison(found, _common(grid))}", markup=False)
+        if is_news:
+            log_comparison(grid.runs[0].config, run_rows(found.finished), _common(grid))
+    except Exception as error:  # the runs are what counts, and how they went has been said
+        told = " ".join(str(error).split())
+        out.print(
+            f"\nThe comparison broke ({type(error).__name__}: {told}). Try: python -m decoder.report {_common(grid)}",
+            markup=False,
+            style="red",
+        )

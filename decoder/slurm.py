@@ -1,13 +1,16 @@
 """A grid as an sbatch script: an array with one line per run. It is printed; nothing is sent to a cluster."""
 
 import shlex
+from pathlib import Path
 
 from decoder.grid import Grid, edits_of
 
 
 def sbatch_script(grid: Grid) -> str:
-    """The script of the runs that are not finished; hosts and edits are made before, by the commands at its head."""
-    left = [run for run in grid.runs if not run.finished()] or grid.runs
+    """The script of the runs that are not finished, empty if all are; hosts and edits are made before, by the commands at its head."""
+    left = [run for run in grid.runs if not run.finished()]
+    if not left:
+        return ""
     config = left[0].config
     options = {
         "job-name": f"palimpsest-{config.experiment}",
@@ -22,7 +25,8 @@ def sbatch_script(grid: Grid) -> str:
     }
     first = {edits_of(run.config): run for run in reversed(left)}
     makes = [f"#   {_line(('python', '-m', 'data.produce'), run.argv)}" for run in reversed(first.values())]
-    runs = [f"  {index}) {_line(('python', 'train.py'), run.argv)} ;;" for index, run in enumerate(left)]
+    # As a grid of one, or a run that is finished when its task starts would be done again.
+    runs = [f"  {index}) {_line(('python', 'train.py', '-m'), run.argv)} ;;" for index, run in enumerate(left)]
     return "\n".join(
         [
             "#!/bin/bash",
@@ -32,6 +36,7 @@ def sbatch_script(grid: Grid) -> str:
             *makes,
             "",
             "set -euo pipefail",
+            f"cd {shlex.quote(str(Path.cwd()))}",
             'export OMP_NUM_THREADS="${SLURM_CPUS_PER_TASK:-1}"',
             'case "$SLURM_ARRAY_TASK_ID" in',
             *runs,

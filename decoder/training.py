@@ -3,6 +3,8 @@
 import csv
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +129,17 @@ def checkpoint_to_go_on_from(cfg: TrainConfig, folder: Path) -> Path | None:
     return checkpoint if before == now and (cfg.resume or not is_finished(folder)) else None
 
 
+@contextmanager
+def plain_interruptions() -> Iterator[None]:
+    """Around what Lightning runs: its ways to end on a signal (code 1 on Ctrl-C, 0 on SIGTERM) become those of Python and the shell."""
+    try:
+        yield
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise SystemExit(TERMINATED if isinstance(stop, SIGTERMException) else stop.code) from None
+
+
 def fit(trainer: Trainer, module: LightningModule, data: LightningDataModule, checkpoint: Path | None) -> None:
     """Fits, from a checkpoint if one is given.
 
@@ -134,12 +147,8 @@ def fit(trainer: Trainer, module: LightningModule, data: LightningDataModule, ch
         ValueError: the checkpoint has run more epochs than are asked for now, or is of another shape; or training diverged.
     """
     try:
-        trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
-    except SystemExit as stop:
-        # Lightning's way to end on a signal, without a word and, on SIGTERM, with exit code 0.
-        if isinstance(stop.__context__, KeyboardInterrupt):
-            raise KeyboardInterrupt from None
-        raise SystemExit(TERMINATED if isinstance(stop, SIGTERMException) else stop.code) from None
+        with plain_interruptions():
+            trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
     except (MisconfigurationException, RuntimeError) as error:
         if checkpoint is None:
             raise

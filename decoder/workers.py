@@ -7,22 +7,28 @@ its own run with it and nothing else.
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
+from decoder.errors import TERMINATED
 from decoder.grid import Run, edits_of, read_grid
 from decoder.launch import Outcome, RunOne, attempt, lost
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+PATIENCE = 10  # seconds a worker has to end
 
 
-def in_processes(runs: list[Run], script: Path, jobs: int) -> Iterator[Outcome]:
+def in_processes(runs: list[Run], script: Path, jobs: int, out: Console) -> Iterator[Outcome]:
     """Shares runs between `jobs` workers, in order; hosts and edits are made first, by one worker that has all cores."""
-    _prepare(runs, script)
+    _prepare(runs, script, out)
     waiting: queue.SimpleQueue[Run] = queue.SimpleQueue()
     for run in runs:
         waiting.put(run)
@@ -57,9 +63,12 @@ class Worker:
     def __init__(self, script: Path, environment: dict[str, str]) -> None:
         self._line, self._environment = [sys.executable, str(script), "--worker"], environment
         self._process: subprocess.Popen[str] | None = None
+        self._stopped = False
 
     def ask(self, task: str, run: Run) -> dict[str, Any]:
         """The worker's answer; a result with `status: failed` if it died over it. The next question starts a new one."""
+        if self._stopped:
+            raise Stopped
         if self._process is None:
             self._process = subprocess.Popen(
                 self._line, env=self._environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
@@ -73,18 +82,34 @@ class Worker:
             answer = ""
         if answer:
             return json.loads(answer)
+        if self._stopped:
+            raise Stopped
         self._process = None
-        error = f"WorkerDied: its process ended with code {process.wait()}, see {run.folder / 'log.txt'}"
-        return lost(run, error) if task == "run" else {"status": "failed", "error": error}
+        code = process.wait()
+        error = f"WorkerDied: its process ended with code {code}, see {run.folder / 'log.txt'}"
+        # One that was told to end says nothing about its run.
+        return lost(run, error) if task == "run" and code != TERMINATED else {"status": "failed", "error": error}
 
     def stop(self) -> None:
-        if self._process is not None:
-            self._process.terminate()
-            self._process.wait()
+        """Ends the process, in the middle of a run if need be."""
+        self._stopped = True
+        if (process := self._process) is None:
+            return
+        process.terminate()
+        try:
+            process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+class Stopped(Exception):
+    """A worker was asked for a run, or was at one, when all of them were told to end."""
 
 
 def serve(run_one: RunOne) -> None:
     """What a worker does: tasks from stdin, answers to stdout, and everything else that is printed to stderr."""
+    _end_with(os.getppid())
     channel = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     from data.bench import Bench
@@ -93,19 +118,38 @@ def serve(run_one: RunOne) -> None:
     for line in sys.stdin:
         task = json.loads(line)
         (run,) = read_grid(task["argv"]).runs
-        if task["task"] == "prepare":
+        if task["task"] == "describe":
+            answer = {"status": "ok", "line": bench.describe(run.config)}
+        elif task["task"] == "prepare":
             answer = attempt(run, lambda run, bench: {"status": "ok", "edits": len(bench.edits(run.config).table)}, bench)
         else:
             answer = attempt(run, run_one, bench)
         channel.write(json.dumps(answer) + "\n")
 
 
-def _prepare(runs: list[Run], script: Path) -> None:
+def _end_with(parent: int) -> None:
+    """Ctrl-C, which a terminal sends to all of them, is the parent's to hear; its SIGTERM, or its death, ends this process at once."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(TERMINATED))
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(TERMINATED)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _prepare(runs: list[Run], script: Path, out: Console) -> None:
     worker = Worker(script, dict(os.environ))
-    for run in {edits_of(run.config): run for run in reversed(runs)}.values():
-        # If it cannot be made, the runs themselves will say why.
-        worker.ask("prepare", run)
-    worker.stop()
+    try:
+        for run in {edits_of(run.config): run for run in reversed(runs)}.values():
+            if line := worker.ask("describe", run).get("line"):
+                out.print(line, style="dim", markup=False)
+            # If it cannot be made, the runs themselves will say why.
+            worker.ask("prepare", run)
+    finally:
+        worker.stop()
 
 
 def _work(worker: Worker, waiting: "queue.SimpleQueue[Run]", ended: "queue.SimpleQueue[Outcome]") -> None:
@@ -116,5 +160,7 @@ def _work(worker: Worker, waiting: "queue.SimpleQueue[Run]", ended: "queue.Simpl
             return
         try:
             ended.put((run, worker.ask("run", run)))
+        except Stopped:
+            return
         except Exception as error:  # an outcome must come for every run, or the grid would wait for ever
             ended.put((run, lost(run, f"{type(error).__name__}: {error}")))

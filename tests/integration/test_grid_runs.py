@@ -117,6 +117,7 @@ def _read(descriptor: int) -> bytes:
 def test_two_processes_give_the_same_numbers(grid, command, tmp_path):
     done = command("train.py", "-m", "experiment=smoke", "seed=0,1", "launcher.jobs=2", f"runs={tmp_path}", "wandb.mode=disabled")
     assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("rome edits of layer 1: ") == 1
     together, apart = results(grid[0]), results(tmp_path)
     assert set(apart) == {"rome-e1-t1-s0", "rome-e1-t1-s1"}
     for name, result in apart.items():
@@ -144,8 +145,8 @@ def test_a_worker_that_cannot_start_is_a_failure_of_its_runs(tmp_path, monkeypat
     from decoder import workers
     from decoder.grid import read_grid
 
-    monkeypatch.setattr(workers, "_prepare", lambda runs, script: None)
+    monkeypatch.setattr(workers, "_prepare", lambda *_: None)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
     runs = read_grid(["-m", "seed=0,1", f"runs={tmp_path}"]).runs
-    outcomes = list(workers.in_processes(runs, tmp_path / "train.py", 2))
+    outcomes = list(workers.in_processes(runs, tmp_path / "train.py", 2, None))
     assert [result["status"] for _, result in outcomes] == ["failed", "failed"] and "no-python" in outcomes[0][1]["error"]

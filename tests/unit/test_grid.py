@@ -1,5 +1,6 @@
 """One command line that stands for many runs, without a single run: expansion, folders, what counts as finished, SLURM, workers."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -11,7 +12,8 @@ import pytest
 from decoder.compose import compose, to_dict
 from decoder.config import TrainConfig
 from decoder.errors import UserError
-from decoder.grid import Run, read_grid, values, with_effect
+from decoder.grid import Run, read_grid, refuse_to_replace, values, with_effect
+from decoder.launch import launch
 from decoder.slurm import sbatch_script
 from decoder.workers import worker_environment
 
@@ -77,10 +79,44 @@ def test_layers_is_a_grid_without_m_and_gives_way_to_the_command_line():
 def test_settings_that_no_folder_shows_are_named_in_it():
     grid = read_grid(["-m", "optim.lr_layer=1e-4,2e-4", "seed=0,1"])
     assert len({run.folder for run in grid.runs}) == 4
-    assert grid.runs[0].folder.name == "rome-e1-t1-s0-lr_layer=1e-4"
+    assert grid.runs[0].folder.name == "rome-e1-t1-s0-lr_layer=0.0001"
     assert read_grid(grid.runs[0].argv).runs[0].folder == grid.runs[0].folder
     long = read_grid(["-m", *(f"edits.{key}=0.1,0.2" for key in ("lr", "decay", "kl", "stop_loss", "clamp", "ridge"))])
     assert len({run.folder for run in long.runs}) == 64 and max(len(run.folder.name) for run in long.runs) < 100
+
+
+@pytest.mark.parametrize(
+    ("setting", "ends"),
+    [
+        ("optim.lr_layer=5e-3,1e-3", ["", "-lr_layer=0.001"]),
+        ("optim.lr_layer=0.0050,0.0010", ["", "-lr_layer=0.001"]),
+        ("edits.lr=1,2", ["-edits.lr=1", "-edits.lr=2"]),
+        ("splits.seed=0,1", ["", "-splits.seed=1"]),
+    ],
+)
+def test_a_setting_has_one_name_however_it_is_typed_and_none_where_it_is_the_configs_own(setting, ends):
+    assert [run.folder.name for run in read_grid(["-m", setting]).runs] == [f"rome-e1-t1-s0{end}" for end in ends]
+
+
+def test_the_configs_own_is_that_of_the_chosen_host():
+    names = [run.folder.name for run in read_grid(["-m", "host=pocket,gpt2-xl", "edits.steps=20,21"]).runs]
+    own = {name: read_grid([f"host={name}"]).runs[0].config.edits.steps for name in ("pocket", "gpt2-xl")}
+    assert sum("steps" not in name for name in names) == sum(steps in (20, 21) for steps in own.values())
+
+
+def test_a_grid_does_not_replace_finished_runs_of_other_settings(tmp_path, capsys):
+    run = finished_run(tmp_path, "seed=1", "optim.epochs=7")
+    argv = [f"runs={tmp_path}", "seed=0,1"]
+    for launcher in ("local", "slurm"):
+        with pytest.raises(
+            UserError, match="rome-e1-t1-s1 holds .*other settings: optim: epochs: 7 there, .*epochs: 8 now.*resume=false"
+        ) as refused:
+            launch(read_grid(["-m", *argv, "optim.epochs=8", f"launcher={launcher}"]), lambda *_: 1 / 0, REPO)
+        assert "\n" not in str(refused.value) and capsys.readouterr().out == ""
+    refuse_to_replace(read_grid(["-m", *argv, "optim.epochs=8", "resume=false"]).runs)
+    refuse_to_replace(read_grid(["-m", *argv, "optim.epochs=8", "variant=eight"]).runs)
+    refuse_to_replace(read_grid(["-m", *argv, "optim.epochs=7"]).runs)
+    assert run.would_replace() is None
 
 
 @pytest.mark.parametrize(
@@ -88,7 +124,7 @@ def test_settings_that_no_folder_shows_are_named_in_it():
     [
         (["-m", "seed=0,0"], "two runs of the grid would write to .*rome-e1-t1-s0.*Drop one"),
         (["-m", "optim.epochs=1,2", "variant=mine"], "two runs"),
-        (["-m", "optim.lr_layer=1e-3,0.001"], "two runs of the grid would be the same: .*1e-3.*0.001"),
+        (["-m", "optim.lr_layer=1e-3,0.001"], "two runs of the grid would write to .*lr_layer=1e-3.*lr_layer=0.001"),
         (["-m", "wandb.mode=offline,disabled"], "two runs of the grid would be the same"),
         (["-m", "seed=1", "seed=2,3"], "seed came twice; several values of a setting are written seed=A,B"),
         (["-m", "seed=range(0,999999999999)"], "999999999999 values, a grid has at most 10000 runs"),
@@ -155,12 +191,12 @@ def test_slurm_script_has_one_line_per_run_and_starts_nothing(capsys, tmp_path):
         and "#SBATCH --partition=gpu" in lines
         and "#SBATCH --gpus-per-task=1" in lines
     )
-    runs = [line for line in lines if "python train.py" in line]
-    assert runs[3] == f"  3) python train.py 'runs={tmp_path / 'a b'}' decoder.layer=1 edits.layer=1 ;;"
+    runs = [line for line in lines if "python train.py -m" in line]
+    assert runs[3] == f"  3) python train.py -m 'runs={tmp_path / 'a b'}' decoder.layer=1 edits.layer=1 ;;"
     assert "gpus" not in sbatch_script(read_grid(argv))
     assert len([line for line in lines if line.startswith("#   python -m data.produce")]) == 2
     assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0
-    echoed = script.replace("python train.py", "printf '%s\\n'")
+    echoed = script.replace("python train.py -m", "printf '%s\\n'")
     shown = subprocess.run(["bash"], input=echoed, text=True, capture_output=True, env=os.environ | {"SLURM_ARRAY_TASK_ID": "2"})
     assert shown.stdout.splitlines() == [f"runs={tmp_path / 'a b'}", "decoder.layer=0", "edits.layer=1"]
 
@@ -169,6 +205,69 @@ def test_slurm_leaves_out_what_is_finished(tmp_path):
     finished_run(tmp_path, "seed=0")
     script = sbatch_script(read_grid(["-m", "seed=0,1", f"runs={tmp_path}", "launcher=slurm"]))
     assert "--array=0-0" in script and "seed=1" in script and "seed=0" not in script
+
+
+def test_slurm_of_a_finished_grid_says_so(tmp_path, capsys):
+    for seed in (0, 1):
+        finished_run(tmp_path, f"seed={seed}")
+    launch(read_grid(["-m", "seed=0,1", f"runs={tmp_path}", "launcher=slurm"]), lambda *_: 1 / 0, REPO)
+    assert capsys.readouterr().out == f"Nothing to run. Compare them:  python -m decoder.report {tmp_path / 'main'}\n"
+
+
+def test_a_task_on_slurm_skips_its_run_if_it_is_finished_and_runs_where_the_script_was_printed(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    script = sbatch_script(read_grid(["-m", "optim.lr_layer=1e-3,2e-3", "runs=runs", "launcher=slurm"]))
+    finished_run(Path("runs"), "optim.lr_layer=2e-3", "variant=lr_layer=0.002")
+    line = script.replace("python train.py", f"{sys.executable} {REPO / 'train.py'}")
+    env = os.environ | {"SLURM_ARRAY_TASK_ID": "1", "PYTHONPATH": str(REPO)}
+    done = subprocess.run(["bash"], input=line, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "Nothing to run" in done.stdout, done.stdout + done.stderr
+
+
+def ran(monkeypatch, tmp_path, broken=(), page=lambda *_: "page", log=lambda *_: None):
+    """A grid of three seeds whose runs end as told, with a comparison that does as told."""
+    from decoder import compare, launch, tracking
+
+    def outcomes(runs, run_one, out):
+        for run in runs:
+            result = {"status": "ok", "seconds": {"fit": 9.0, "test": 1.0, "total": 10.0}, "test": {}}
+            yield run, {"status": "failed", "error": "it broke"} if run.config.seed in broken else result
+
+    monkeypatch.setattr(launch, "in_process", outcomes)
+    monkeypatch.setattr(compare, "write_comparison", page)
+    monkeypatch.setattr(tracking, "log_comparison", log)
+    finished_run(tmp_path, "seed=9")
+    launch.launch(read_grid(["-m", "seed=0,1,2", f"runs={tmp_path}"]), None, REPO)
+
+
+def test_what_failed_is_said_although_the_comparison_breaks(monkeypatch, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        ran(monkeypatch, tmp_path, broken=[1], page=lambda *_: {}["x"])
+    shown = capsys.readouterr().out
+    assert stop.value.code == 1 and shown.index("1 of 3 runs failed") < shown.index("The comparison broke (KeyError: 'x')")
+
+
+def test_a_wandb_that_breaks_does_not_lose_the_page(monkeypatch, tmp_path, capsys):
+    ran(monkeypatch, tmp_path, log=lambda *_: 1 / 0)
+    shown = capsys.readouterr().out
+    assert shown.index("Comparison: page") < shown.index("The comparison broke (ZeroDivisionError")
+
+
+@pytest.mark.parametrize(("broken", "reports"), [([0, 1, 2], 0), ([0, 1], 1), ([], 1)])
+def test_a_report_is_logged_if_a_run_went_through(monkeypatch, tmp_path, broken, reports):
+    logged = []
+    with contextlib.suppress(SystemExit):
+        ran(monkeypatch, tmp_path, broken, log=lambda *_: logged.append(1))
+    assert len(logged) == reports
+
+
+def test_the_estimate_comes_after_the_first_run_that_goes_through(monkeypatch, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        ran(monkeypatch, tmp_path, broken=[0])
+    lines = capsys.readouterr().out.splitlines()
+    (told,) = [number for number, line in enumerate(lines) if "1 to run, about 10 s" in line]
+    assert "s1" in lines[told - 1]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,74 @@
+"""A program that is told to end says one line, exits as a shell expects, blames no run for it, and takes its workers with it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SIGNALS = [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+STAGES = {
+    "fit": "from decoder.module import DecoderModule as place; name = 'on_validation_start'",
+    "test": "from decoder.module import DecoderModule as place; name = 'on_test_start'",
+    "calibration": "from decoder import session as place; name = 'calibration'",
+}
+PROGRAM = "import os, train; {place}; setattr(place, name, lambda *_: os.kill(os.getpid(), {signal})); train.main({argv})"
+WORKERS = """
+import os, time
+import train, decoder.workers
+
+def go_on(cfg, folder, bench):
+    (folder / "pid").write_text(str(os.getpid()))
+    time.sleep(300)
+
+train.train, train.__file__, decoder.workers._prepare = go_on, __file__, lambda *_: None
+train.main()
+"""
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(("number", "code", "word"), SIGNALS, ids=["SIGINT", "SIGTERM"])
+def test_a_run_ends_the_same_wherever_it_is(cache, tmp_path, stage, number, code, word):
+    argv = ["-m", "seed=0,1", "experiment=smoke", f"runs={tmp_path}", f"cache_dir={cache}", "wandb.mode=disabled", "optim.epochs=1"]
+    line = [sys.executable, "-c", PROGRAM.format(place=STAGES[stage], signal=int(number), argv=argv)]
+    done = subprocess.run(line, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (code, f"{word}\n"), done.stdout + done.stderr
+    assert "the same command goes on" in done.stdout and not list(tmp_path.rglob("result.json"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_workers_end_with_their_parent(tmp_path, number):
+    (tmp_path / "program.py").write_text(WORKERS)
+    line = [sys.executable, "program.py", "-m", "seed=0,1", f"runs={tmp_path / 'runs'}", "launcher.jobs=2"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(line, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as parent:
+        pids = eventually(
+            lambda: len(found := [int(file.read_text() or 0) for file in tmp_path.rglob("pid")]) == 2 and all(found) and found
+        )
+        parent.send_signal(number)
+        told, errors = parent.communicate(timeout=30)
+    eventually(lambda: not any(map(alive, pids)))
+    assert not list(tmp_path.rglob("result.json"))
+    if number != signal.SIGKILL:
+        ((code, word),) = [(code, word) for known, code, word in SIGNALS if known == number]
+        assert (parent.returncode, errors) == (code, f"{word}\n") and "the same command goes on" in told
+
+
+def eventually(condition, seconds: float = 60):
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.1)
+    return found
+
+
+def alive(pid: int) -> bool:
+    """A zombie has ended; nobody may be there to wait for it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
