@@ -19,7 +19,7 @@ from decoder.export import CARD, CONFIG, WEIGHTS
 from decoder.formats import COLLECTION, read_described
 from decoder.names import find_weight
 from decoder.paths import put_in_place
-from decoder.runs import Found, validation_score
+from decoder.runs import VALIDATION_SCORE, Found, validation_score
 
 FORMAT = 1
 INDEX = "index.json"
@@ -54,7 +54,7 @@ def export_best(found: Found, to: Path) -> Path:
     temporary.mkdir(parents=True)
     try:
         entries = [_copy(run, config, result, temporary) for run, config, result in best]
-        index = {"format": FORMAT, "chosen_by": "mean exact match of val/id and val/new", "decoders": entries}
+        index = {"format": FORMAT, "chosen_by": VALIDATION_SCORE, "decoders": entries}
         (temporary / INDEX).write_text(json.dumps(index, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         (temporary / CARD).write_text(collection_card(entries), encoding="utf-8")
         put_in_place(temporary, to)
