@@ -227,17 +227,17 @@ def test_a_task_on_slurm_skips_its_run_if_it_is_finished_and_runs_where_the_scri
 
 def ran(monkeypatch, tmp_path, broken=(), page=lambda *_: "page", log=lambda *_: None):
     """A grid of three seeds whose runs end as told, with a comparison that does as told."""
-    from decoder import compare, launch, tracking
+    from decoder import compare, launch, runs, tracking
 
-    def outcomes(runs, run_one, out):
-        for run in runs:
+    def outcomes(left, run_one, out):
+        for run in left:
             result = {"status": "ok", "seconds": {"fit": 9.0, "test": 1.0, "total": 10.0}, "test": {}}
             yield run, {"status": "failed", "error": "it broke"} if run.config.seed in broken else result
 
     monkeypatch.setattr(launch, "in_process", outcomes)
     monkeypatch.setattr(compare, "write_comparison", page)
     monkeypatch.setattr(tracking, "log_comparison", log)
-    finished_run(tmp_path, "seed=9")
+    monkeypatch.setattr(runs, "find_runs", lambda folders: runs.Found())
     launch.launch(read_grid(["-m", "seed=0,1,2", f"runs={tmp_path}"]), None, REPO)
 
 
