@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from data.datamodule import EditDataModule
-from data.hosts import open_host
+from data.hosts import is_host_there, open_host
 from data.requests import is_produced
 from decoder.baselines import BASELINES, OF_THE_RUN
 from decoder.compose import to_dict
@@ -53,13 +53,14 @@ class Bench:
         return {name: scores[name] for name in BASELINES}
 
     def describe(self, cfg: TrainConfig) -> str:
-        """One line: the host, and whether its edits are there or will be made. A host or layer that is refused says so here first."""
+        """One line: whether the host and its edits are there or to be made. A host or layer that is refused says so here first."""
         try:
+            there = "there" if is_host_there(cfg) else "trained first"
             host = self.host(cfg)
             made = "there" if is_produced(cfg, host) else "to be made"
         except (ValueError, OSError, RuntimeError) as error:
             return f"host {cfg.host.name}, layer {cfg.edits.layer}: {error}"
-        return f"host {host.name}: {host.layers} layers; {editor_of(cfg)} edits of layer {cfg.edits.layer}: {made}"
+        return f"host {host.name}, {host.layers} layers: {there}; {editor_of(cfg)} edits of layer {cfg.edits.layer}: {made}"
 
     def _edits_key(self, cfg: TrainConfig) -> str:
         return _key(cfg, *OF_THE_EDITS, "data") + cfg.trainer.accelerator

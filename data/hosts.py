@@ -52,13 +52,22 @@ def pocket_folder(cfg: TrainConfig) -> Path:
     from data.pocket.host import build_pocket_host, read_recall, refuse_low_recall
 
     facts = load_facts(cfg.facts)
-    folder = cached(cfg.cache_dir, "hosts", "pocket", pocket_fingerprint(cfg.host, facts.sha256))
+    folder = _pocket_place(cfg, facts.sha256)
     if not (folder / "config.json").exists():
         with alone(folder):
             if not (folder / "config.json").exists():
                 build_pocket_host(cfg.host, facts, folder)
     refuse_low_recall(read_recall(folder), cfg.host.pocket.min_recall)
     return folder
+
+
+def is_host_there(cfg: TrainConfig) -> bool:
+    """Whether the host need not be trained first."""
+    return bool(cfg.host.path) or (_pocket_place(cfg, load_facts(cfg.facts).sha256) / "config.json").exists()
+
+
+def _pocket_place(cfg: TrainConfig, facts_sha256: str) -> Path:
+    return cached(cfg.cache_dir, "hosts", "pocket", pocket_fingerprint(cfg.host, facts_sha256))
 
 
 def pocket_fingerprint(cfg: HostConfig, facts_sha256: str) -> str:

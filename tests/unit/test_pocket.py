@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data.facts import load_facts
-from data.hosts import pocket_folder
+from data.hosts import is_host_there, pocket_folder
 from data.pocket.host import build_pocket_host, draw_subjects, lr_share, measure_recall, new_model, save, train, weighted_loss
 from data.pocket.text import draw_sentence, key_text, training_rows
 from data.pocket.tokenizer import build_tokenizer
@@ -210,8 +210,9 @@ def test_same_seed_same_weights(facts, tmp_path):
 
 def test_a_cached_host_is_held_against_what_is_asked_now(tmp_path):
     cfg = TrainConfig(cache_dir=str(tmp_path), host=HostConfig(pocket=PocketConfig(steps=2, batch_size=2, warmup_steps=1, min_recall=0.0)))
+    assert not is_host_there(cfg)
     folder = pocket_folder(cfg)
-    assert pocket_folder(cfg) == folder
+    assert pocket_folder(cfg) == folder and is_host_there(cfg)
     cfg.host.pocket.min_recall = 0.97
     with pytest.raises(ValueError, match=r"recalls 0\.\d+ of the facts on template_\d.*min_recall asks for 0\.97"):
         pocket_folder(cfg)
