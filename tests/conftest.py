@@ -5,6 +5,7 @@ Shape letters: B edits, D hidden width, F MLP width.
 
 import copy
 import hashlib
+import signal
 from collections.abc import Callable
 
 import pytest
@@ -79,3 +80,11 @@ def hooks() -> Callable[[nn.Module], int]:
     """How many hooks of any kind a model carries."""
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return lambda model: sum(len(getattr(module, kind)) for module in model.modules() for kind in kinds)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def heard_signals():
+    """A shell starts what goes to its background with SIGINT ignored, and programs hand that on to those they start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -82,15 +82,6 @@ def test_training_that_diverges_is_no_result(opened, fact_host, tmp_path):
         fit(build_trainer(cfg, tmp_path, None), DecoderModule(cfg, fact_host, hparams=to_dict(cfg)), edits, None)
 
 
-@pytest.fixture
-def heard_signals():
-    """A shell starts what goes to its background with SIGINT ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("heard_signals")
 @pytest.mark.parametrize(("sent", "code", "said"), [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "terminated")])
 def test_a_signal_in_a_fit_ends_in_one_line_and_its_own_code(opened, fact_host, tmp_path, capsys, sent, code, said):
     edits = opened(max_train=64)
