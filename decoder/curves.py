@@ -9,9 +9,8 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from decoder.grid import OF_THE_EDITS, with_effect
-from decoder.runs import validation_score
+from decoder.runs import layer_fraction, validation_score
 from decoder.tables import OOD_CELLS, SPLITS, ridge_of
-from decoder.tracking import layer_fraction
 
 AXES = {"decoder.layer", "edits.layer", "seed", "experiment"}
 """Settings that are an axis of the comparison, or a name."""

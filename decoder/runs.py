@@ -100,6 +100,11 @@ def validation_score(result: Mapping[str, Any]) -> float | None:
     return harmonic_mean(scores) if scores else None
 
 
+def layer_fraction(layer: Any, layers: int | None) -> float | None:
+    """Depth of a layer from 0 to 1, so that hosts of different depth share an axis; None for several layers."""
+    return layer / max(1, layers - 1) if isinstance(layer, int) and layers else None
+
+
 def _read_into(found: Found, folder: Path) -> None:
     if not (folder / FILE).exists():
         found.unfinished.append(folder)

@@ -7,18 +7,13 @@ from typing import Any
 
 from decoder.config import TrainConfig
 from decoder.paths import editor_of, trained_layers
-from decoder.runs import validation_score
+from decoder.runs import layer_fraction, validation_score
 
 CHOSEN_BY = "best/validation"
 """The validation score that runs, and sweeps, are chosen by."""
 
 ADDED_TO_CONFIG = ("layer_frac", "edited_layer_frac", "host_layers")
 """What a W&B config has beside the settings."""
-
-
-def layer_fraction(layer: Any, layers: int | None) -> float | None:
-    """Depth of a layer from 0 to 1, so that hosts of different depth share an axis; None for several layers."""
-    return layer / max(1, layers - 1) if isinstance(layer, int) and layers else None
 
 
 def describe_run(trainer: Any, cfg: TrainConfig, layers: int) -> None:

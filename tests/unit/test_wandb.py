@@ -19,8 +19,8 @@ from decoder.errors import UserError
 from decoder.grid import read_grid
 from decoder.metrics import wilson
 from decoder.project import collect, read_project
-from decoder.runs import find_runs
-from decoder.tracking import CHOSEN_BY, layer_fraction, log_comparison
+from decoder.runs import find_runs, layer_fraction
+from decoder.tracking import CHOSEN_BY, log_comparison
 
 SWEEPS = sorted((Path(__file__).resolve().parents[2] / "configs" / "sweep").glob("*.yaml"))
 RECORDED = json.loads((Path(__file__).parent / "recorded_wandb_runs.json").read_text())
