@@ -7,8 +7,9 @@
 import math
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from operator import attrgetter
 from pathlib import Path
@@ -94,7 +95,11 @@ def read_grid(argv: Sequence[str]) -> Grid:
     axes = {key: values(_text(found), key) for key, found in first.grid.items() if key not in given} | axes
     if (count := math.prod(map(len, axes.values()))) > MOST_RUNS:
         raise UserError(f"the grid has {count} runs ({', '.join(axes)}), expected at most {MOST_RUNS}; give fewer values")
-    own = Own(kept)
+
+    @cache
+    def own(words: tuple[str, ...]) -> TrainConfig:
+        return compose(TrainConfig, "train", [*kept, *words])
+
     runs = [_run(kept, dict(zip(axes, choice, strict=True)), own) for choice in product(*axes.values())]
     _check_folders(runs)
     _check_settings(runs, axes)
@@ -152,28 +157,17 @@ def seconds_of(result: dict[str, Any]) -> float:
     return math.fsum(result["seconds"][stage] for stage in ("fit", "test"))
 
 
-def _run(kept: list[str], choice: dict[str, str], own: "Own") -> Run:
+def _run(kept: list[str], choice: dict[str, str], own: Callable[[tuple[str, ...]], TrainConfig]) -> Run:
     argv = [*kept, *(f"{key}={value}" for key, value in choice.items())]
     config = compose(TrainConfig, "train", argv)
     config.grid = {}
-    if not any(word.startswith("variant=") for word in argv) and (variant := _variant(choice, config, own(choice))):
+    # What the folder without a variant stands for: of the choice, the groups, which bring settings of their own along.
+    groups = tuple(f"{key}={choice[key]}" for key in ("experiment", "host") if key in choice)
+    is_named = any(word.startswith("variant=") for word in argv)
+    if choice and not is_named and (variant := _variant(choice, config, own(groups))):
         config.variant = variant
         argv.append(f"variant={variant}")
     return Run(config, tuple(argv))
-
-
-class Own:
-    """The config that the folder without a variant stands for: of a choice, only what the folder's path shows anyway."""
-
-    def __init__(self, kept: list[str]) -> None:
-        self._kept, self._composed = kept, {}
-
-    def __call__(self, choice: dict[str, str]) -> TrainConfig:
-        # Of these only groups bring settings of their own along.
-        words = tuple(f"{key}={choice[key]}" for key in ("experiment", "host") if key in choice)
-        if words not in self._composed:
-            self._composed[words] = compose(TrainConfig, "train", [*self._kept, *words])
-        return self._composed[words]
 
 
 def _variant(choice: dict[str, str], config: TrainConfig, own: TrainConfig) -> str:
