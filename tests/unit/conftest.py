@@ -1,7 +1,10 @@
-"""What the tests of stores, loaders and streams share: one store of drawn edits a module."""
+"""What tests share: one store of drawn edits a module, for stores, loaders and streams; runs with decoders, for collections."""
+
+from pathlib import Path
 
 import pytest
 from drawn_stores import DrawnEdits, config, drawn_scores
+from unit.exported_runs import write_run
 
 import data.prepare
 import data.shards
@@ -56,3 +59,18 @@ def opened(store_path, fact_host):
         return edits
 
     return make
+
+
+@pytest.fixture
+def runs(host_of, tmp_path) -> Path:
+    """Two hosts; on one of them two edited layers. The best run of each is that of seed 1."""
+    top = tmp_path / "runs"
+    for name, edited, trained, seed, validation in (
+        ("llama", 0, 0, 0, 0.5),
+        ("llama", 0, 0, 1, 0.7),
+        ("llama", 0, 1, 0, 0.6),
+        ("llama", 1, 1, 1, 0.4),
+        ("gpt2", 1, 0, 1, 0.3),
+    ):
+        write_run(top, host_of(name), edited, trained, seed, validation)
+    return top
