@@ -98,7 +98,7 @@ class EditStream:
         """All columns but the vectors."""
         return self._texts.drop(columns="object_ids")
 
-    @property
+    @cached_property
     def object_ids(self) -> list[list[int]]:
         return [ids.tolist() for ids in self._texts["object_ids"]]
 

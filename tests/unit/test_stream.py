@@ -44,6 +44,8 @@ def test_it_is_the_store(parquet, store_path):
     stream, store = EditStream(str(parquet)), EditStore(store_path)
     assert len(list(parquet.glob("*.parquet"))) == 3 and len(stream) == len(store)
     assert stream.table().equals(store.table()) and stream.object_ids == store.object_ids and stream.fingerprint == store.fingerprint
+    # Made anew for each edit that asks, it would take minutes for 100,000.
+    assert stream.object_ids is stream.object_ids
     rows = torch.tensor([1500, 3, 701, 699, 0])
     assert torch.equal(stream.edits(rows).key_BF, store.edits(rows).key_BF)
     assert torch.equal(stream.edits(rows).value_BD, store.edits(rows).value_BD)
