@@ -69,7 +69,7 @@ def save_decoder(folder: Path, decoder: "ObjectDecoder", facts: dict[str, Any]) 
     """
     from safetensors.torch import save_file
 
-    temporary = folder.with_name(folder.name + ".tmp")
+    temporary = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     config = decoder_config(decoder) | facts

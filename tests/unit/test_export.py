@@ -106,10 +106,13 @@ def test_loaded_decoder_is_equal(host_of, random_edits, tmp_path, settings):
 def test_export_replaces_an_older_one(exported, random_edits):
     decoder, folder = exported
     (folder / "left.txt").write_text("old")
-    folder.with_name("decoder.tmp").mkdir()
+    unfinished, of_the_user = folder.with_name(".decoder.new"), folder.with_name("decoder.tmp")
+    unfinished.mkdir()
+    of_the_user.mkdir()
     decoder.prompt_MD.data.zero_()
     save_decoder(folder, decoder, FACTS)
-    assert {path.name for path in folder.iterdir()} == {CONFIG, WEIGHTS, CARD} and not folder.with_name("decoder.tmp").exists()
+    assert {path.name for path in folder.iterdir()} == {CONFIG, WEIGHTS, CARD}
+    assert of_the_user.is_dir() and not unfinished.exists()
     assert not load_decoder(folder, decoder.host).prompt_MD.any()
 
 
