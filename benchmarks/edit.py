@@ -24,7 +24,8 @@ from data.editors.rome import BARE, Rome
 from data.editors.score import score
 from data.editors.suffixes import clean_pass
 from data.editors.values import ValueSearch
-from data.facts import EditRequest, Fact, FactSet, load_facts
+from data.fact_sets import load_facts
+from data.facts import EditRequest, Fact, FactSet
 from data.hosts import open_host
 from data.key_moments import second_moment
 from data.prepare import prepare_editor

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -235,8 +236,7 @@ class Bench:
         count, rows = self.cfg.edits // 50, []
         path = make_store(self.root / "layer", count, *WIDTHS["gpt2-xl"])
         for layers in (1, 4, 12):
-            reads = lambda layers=layers: all_layers([path] * layers, self.cfg.batch)  # noqa: E731
-            rows += self.rows(f"{layers} layers of {count:,} edits", layers * count, reads)
+            rows += self.rows(f"{layers} layers of {count:,} edits", layers * count, partial(all_layers, [path] * layers, self.cfg.batch))
         return rows
 
 
@@ -247,8 +247,7 @@ def _kept(rate: Row, amount: int, floor: float) -> dict[str, Any]:
 @run_command
 def main(argv: list[str] | None = None) -> None:
     cfg = settings(Settings, sys.argv[1:] if argv is None else argv)
-    if cfg.miniature:
-        cfg.edits = 2_000
+    cfg.edits = 2_000 if cfg.miniature else cfg.edits
     disable_progress_bars()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="palimpsest-scale-", dir=cfg.folder or None) as root:
