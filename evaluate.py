@@ -18,6 +18,7 @@ from typing import Any
 from decoder.commands import EvaluateConfig
 from decoder.compose import compose
 from decoder.errors import UserError, run_command
+from decoder.startup import lasting
 
 
 @run_command
@@ -33,8 +34,9 @@ def main(argv: list[str] | None = None) -> None:
 
     # A folder that is no decoder is refused before what takes seconds is imported.
     read_config(cfg.decoder)
-    from decoder.audit import open_decoder
-    from decoder.session import quiet
+    with lasting():
+        from decoder.audit import open_decoder
+        from decoder.session import quiet
 
     quiet()
     decoder, config = open_decoder(cfg)

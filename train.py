@@ -15,6 +15,7 @@ from decoder.config import TrainConfig
 from decoder.errors import run_command
 from decoder.grid import Run, read_grid
 from decoder.runs import is_finished, write_result
+from decoder.startup import lasting
 
 if TYPE_CHECKING:
     from data.bench import Bench
@@ -24,15 +25,15 @@ if TYPE_CHECKING:
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     if argv == ["--worker"]:
-        from decoder.workers import serve
+        from launcher.workers import serve
 
         return serve(run)
     grid = read_grid(argv)
     if grid.is_one_run:
         run(grid.runs[0])
     else:
-        from decoder.launch import launch
         from decoder.ranks import refuse_several
+        from launcher.launch import launch
 
         refuse_several(grid.runs)
         launch(grid, run, Path(__file__))
@@ -41,8 +42,9 @@ def main(argv: list[str] | None = None) -> None:
 def run(run: Run, bench: "Bench | None" = None) -> dict:
     """One run with everything around it; returns what is in its result.json. A bench holds what earlier runs left to share."""
     # The command line is good; only now import what takes seconds.
-    from decoder import result, session
-    from decoder.ranks import is_first
+    with lasting():
+        from decoder import result, session
+        from decoder.ranks import is_first
 
     cfg = run.config
     if not is_first(cfg):
@@ -69,16 +71,17 @@ def run(run: Run, bench: "Bench | None" = None) -> dict:
 
 def train(cfg: TrainConfig, folder: Path, bench: "Bench | None" = None) -> dict:
     """One run from facts to exported decoder; returns what becomes result.json, in the first of several processes."""
-    from lightning import seed_everything
+    with lasting():
+        from lightning import seed_everything
 
-    from data.bench import Bench
-    from decoder import result, session
-    from decoder.export import save_decoder
-    from decoder.module import DecoderModule
-    from decoder.paths import trained_layers
-    from decoder.ranks import is_first
-    from decoder.tracking import describe_run, log_validation
-    from decoder.training import build_trainer, checkpoint_to_go_on_from, fit, fit_summary, log_to_wandb, plain_interruptions
+        from data.bench import Bench
+        from decoder import result, session
+        from decoder.export import save_decoder
+        from decoder.module import DecoderModule
+        from decoder.paths import trained_layers
+        from decoder.ranks import is_first
+        from decoder.tracking import describe_run, log_validation
+        from decoder.training import build_trainer, checkpoint_to_go_on_from, fit, fit_summary, log_to_wandb, plain_interruptions
 
     clock = session.Clock()
     with clock("host"):
@@ -113,7 +116,6 @@ def train(cfg: TrainConfig, folder: Path, bench: "Bench | None" = None) -> dict:
         baselines = bench.baselines(cfg, start.to(host.device))
         calibration = session.calibration(cfg, module.decoder, edits, readings)
 
-    made_by = edits.store.manifest["editor"]["settings"]
     summary = {
         "status": "ok",
         "config": to_dict(cfg),
@@ -121,7 +123,7 @@ def train(cfg: TrainConfig, folder: Path, bench: "Bench | None" = None) -> dict:
         "edited_layer": cfg.edits.layer,
         "trained_layer": cfg.decoder.layer,
         "seed": cfg.seed,
-        "edits": result.edit_summary(edits.table, made_by.get("ridge"), edits.store.manifest["requests"]["count"]),
+        "edits": result.edit_summary(edits.table, edits.store.manifest),
         "fit": fit_summary(trainer),
         "validation": result.validation_scores(readings),
         "test": scores,

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from data.datamodule import EditDataModule
@@ -14,7 +15,7 @@ from decoder.grid import OF_THE_EDITS
 from decoder.host import Host
 from decoder.model import ObjectDecoder
 from decoder.paths import editor_of
-from decoder.session import baselines
+from decoder.session import baselines, quiet
 
 
 class Bench:
@@ -74,6 +75,13 @@ class Bench:
                 self._kept.pop(later, None)
             self._kept[name] = (key, make())
         return self._kept[name][1]
+
+
+@cache
+def own_bench() -> Bench:
+    """The bench of this process, where it does several runs."""
+    quiet()
+    return Bench()
 
 
 def _key(cfg: TrainConfig, *names: str) -> str:

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from data.batches import EditRows, EpochShuffle, SharedBatches, as_is, padded_objects
-from data.facts import Fact, FactSet, load_facts
+from data.fact_sets import load_facts
+from data.facts import Fact, FactSet
 from data.prepare import prepare_editor
 from data.probe_keys import probe_keys
 from data.shards import produce

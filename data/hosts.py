@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from data.facts import load_facts
+from data.fact_sets import load_facts
 from decoder.config import HostConfig, TrainConfig
 from decoder.host import Host
 from decoder.loading import memory_needed

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.progress import Progress
 
-from decoder.cluster import Surroundings, bench, get, resources
+from decoder.cluster import Surroundings, get, resources
 from decoder.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -57,9 +57,10 @@ class Actor:
 
     def __init__(self, cfg: TrainConfig, here: Surroundings) -> None:
         here.enter()
+        from data.bench import own_bench
         from data.shards import ShardMaker
 
-        self.maker = ShardMaker(cfg, bench().host(cfg))
+        self.maker = ShardMaker(cfg, own_bench().host(cfg))
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         for index in batch["item"]:
@@ -89,11 +90,12 @@ def _map(cfg: TrainConfig, here: Surroundings, missing: list[int], room: int) ->
 def _plan(cfg: TrainConfig, here: Surroundings) -> tuple[str, list[int]]:
     """In a worker: a line on host and edits, and the shards that are missing. Builds the host and counts its keys, for all."""
     here.enter()
+    from data.bench import own_bench
     from data.prepare import prepare_editor
     from data.shards import ShardMaker
 
-    host = bench().host(cfg)
-    told, maker = bench().describe(cfg), ShardMaker(cfg, host)
+    host = own_bench().host(cfg)
+    told, maker = own_bench().describe(cfg), ShardMaker(cfg, host)
     if cfg.data.streaming or maker.finished():
         return told, []
     prepare_editor(cfg, host, maker.facts)
@@ -103,6 +105,7 @@ def _plan(cfg: TrainConfig, here: Surroundings) -> tuple[str, list[int]]:
 def _finish(cfg: TrainConfig, here: Surroundings) -> Path | None:
     """In a worker: joins the shards. A store that is streamed is made by nobody here."""
     here.enter()
+    from data.bench import own_bench
     from data.shards import produce
 
-    return None if cfg.data.streaming else produce(cfg, bench().host(cfg)).path
+    return None if cfg.data.streaming else produce(cfg, own_bench().host(cfg)).path

@@ -12,17 +12,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from math import floor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from decoder.config import LauncherConfig, TrainConfig
+from decoder.cores import available_cores, worker_environment
 from decoder.errors import DEBUG, UserError
-from decoder.workers import available_cores, worker_environment
-
-if TYPE_CHECKING:
-    from data.bench import Bench
 
 ADDRESS = "RAY_ADDRESS"
 PASSED_ON = ("XDG_CACHE_HOME", "WANDB_", "HF_", "OMP_", "MKL_", "OPENBLAS_", "PALIMPSEST_")
@@ -119,16 +115,6 @@ def import_ray() -> Any:
 def resources(launcher: LauncherConfig) -> dict[str, float]:
     """What Ray sets aside for a run."""
     return {"num_cpus": launcher.cpus, "num_gpus": launcher.gpus}
-
-
-@cache
-def bench() -> "Bench":
-    """The bench of this process: a worker that does several runs opens their host once."""
-    from data.bench import Bench
-    from decoder.session import quiet
-
-    quiet()
-    return Bench()
 
 
 def get(reference: Any) -> Any:

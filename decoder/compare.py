@@ -19,8 +19,8 @@ from decoder.curves import (
     run_rows,
     series_of,
 )
-from decoder.report import read_history, render
-from decoder.runs import VALIDATION_SCORE, Found
+from decoder.page import render
+from decoder.runs import VALIDATION_SCORE, Found, read_history
 from decoder.tables import METHODS, SPLITS, is_toy
 
 PAGE, TABLE = "compare.html", "compare.csv"

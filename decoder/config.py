@@ -157,7 +157,7 @@ class OptimConfig:
     gain_spread: float = option(10.0, "weight of the penalty on how unevenly the prompt switches edits on; 0 for none")
     recombined: float = option(0.3, "chance of a training edit to get the key of another one of its batch")
     value_noise: float = option(0.3, "noise on the values of training edits, as a share of their length")
-    epochs: int = option(30, "most epochs")
+    epochs: int = option(24, "most epochs")
     patience: int = option(15, "validation checks without a better val/id/loss before training stops")
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from decoder.grid import OF_THE_EDITS, with_effect
 from decoder.runs import layer_fraction, validation_score
-from decoder.tables import OOD_CELLS, SPLITS, ridge_of
+from decoder.tables import OOD_CELLS, SPLITS, made_by
 
 AXES = {"decoder.layer", "edits.layer", "seed", "experiment"}
 """Settings that are an axis of the comparison, or a name."""
@@ -165,14 +165,15 @@ def _row(name: str, result: Mapping[str, Any], settings: Mapping[str, Any]) -> R
     config, host, fit = (result.get(key) or {} for key in ("config", "host", "fit"))
     layers, layer = host.get("layers"), result.get("trained_layer", (config.get("decoder") or {}).get("layer"))
     test, validation = result.get("test") or {}, result.get("validation") or {}
+    editor, ridge = made_by(dict(result))
     row: Row = {
         "run": name,
         "experiment": config.get("experiment"),
         "host": host.get("name") or (config.get("host") or {}).get("name") or "unknown",
         "setting": _in_words(settings),
         "edits_setting": _in_words({key: value for key, value in settings.items() if key.split(".")[0] in OF_THE_EDITS}),
-        "editor": (config.get("edits") or {}).get("editor"),
-        "ridge": ridge_of(dict(result)),
+        "editor": editor,
+        "ridge": ridge,
         "edited_layer": result.get("edited_layer", (config.get("edits") or {}).get("layer")),
         "trained_layer": "+".join(map(str, layer)) if isinstance(layer, list) else layer,
         "layer_frac": layer_fraction(layer, layers),

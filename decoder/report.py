@@ -15,44 +15,20 @@ import yaml
 from decoder.commands import ReportConfig
 from decoder.compose import compose, folders_first
 from decoder.errors import UserError, run_command
-from decoder.runs import find_runs, read_result
+from decoder.page import render
+from decoder.runs import find_runs, read_history, read_predictions, read_result
 from decoder.tables import (
     OOD_CELLS,
     SPLITS,
-    describe_ridge,
     draw_edits,
-    format_interval,
-    format_probability,
     is_right,
     is_toy,
-    ridge_of,
+    made_by,
     score_rows,
 )
 
 TABLED_EDITS = 40
 TABLED_PERCENTS = (5, 25, 50, 75, 95)  # of the 0, 1, ..., 100 % quantiles that a calibration has
-
-
-def read_predictions(path: Path) -> list[dict]:
-    """Rows of `predictions.parquet`; none if the file is absent."""
-    if not path.exists():
-        return []
-    import pyarrow.parquet
-
-    return pyarrow.parquet.read_table(path).to_pylist()
-
-
-def read_history(path: Path) -> dict[str, dict[int, float]]:
-    """Metric -> epoch -> mean of the values logged in that epoch, from Lightning's `metrics.csv`; empty if it is absent or damaged."""
-    if not path.exists():
-        return {}
-    import pandas
-
-    try:
-        means = pandas.read_csv(path).groupby("epoch").mean(numeric_only=True)
-    except (KeyError, ValueError):  # what a killed or full machine leaves of it
-        return {}
-    return {str(name): means[name].dropna().to_dict() for name in means}
 
 
 def write_report(run_folder: Path, result: Mapping[str, Any] | None = None) -> Path:
@@ -65,25 +41,16 @@ def write_report(run_folder: Path, result: Mapping[str, Any] | None = None) -> P
     return path
 
 
-def render(template: str, context: Mapping[str, Any]) -> str:
-    """A page from a template beside this file; what comes from data is escaped."""
-    import jinja2
-
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"interval": format_interval, "probability": format_probability, "ridge": describe_ridge}
-    return environment.get_template(template).render(context)
-
-
 def _page(result: dict, predictions: list[dict], history: dict) -> dict[str, Any]:
     from decoder import plots
 
+    editor, ridge = made_by(result)
     tested = [row for row in predictions if row["split"] in SPLITS]
     wrong, right = draw_edits(tested, 0, TABLED_EDITS, most_wrong=TABLED_EDITS // 2)
     return {
         "result": result,
-        "editor": ((result.get("config") or {}).get("edits") or {}).get("editor", "not recorded").upper(),
-        "ridge": ridge_of(result),
+        "editor": editor or "not recorded",
+        "ridge": ridge,
         "toy": is_toy(result),
         "tabled_percents": TABLED_PERCENTS,
         "splits": [split for split in SPLITS if split in (result.get("test") or {})],

@@ -41,10 +41,12 @@ def validation_scores(readings: pd.DataFrame) -> dict[str, Any]:
     return {split: split_scores(rows, splits[split]) for split, rows in parts.items() if len(rows)}
 
 
-def edit_summary(edits: pd.DataFrame, ridge: Any, requested: int) -> dict[str, Any]:
-    """Means over all edits of a store, failed ones included."""
+def edit_summary(edits: pd.DataFrame, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Who made the edits of a store, and means over all of them, failed ones included."""
     means = {name: float(edits[name].mean()) for name in ("efficacy", "paraphrase", "specificity", "es", "ps", "ns", "delta_norm_ratio")}
-    return {"requested": requested, "successful": int(edits["success"].sum()), "ridge": ridge} | means
+    editor, requested = manifest["editor"], manifest["requests"]["count"]
+    made_by = {"editor": editor["name"], "ridge": editor["settings"].get("ridge")}
+    return {"requested": requested, "successful": int(edits["success"].sum())} | made_by | means
 
 
 def shuffled_labels(readings: pd.DataFrame, seed: int = 0) -> dict[str, Any]:

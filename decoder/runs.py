@@ -126,3 +126,25 @@ def _run_folders(top: Path) -> Iterable[Path]:
             names.clear()
             yield Path(path)
         names[:] = [name for name in names if name not in NOT_RUNS]
+
+
+def read_predictions(path: Path) -> list[dict]:
+    """Rows of `predictions.parquet`; none if the file is absent."""
+    if not path.exists():
+        return []
+    import pyarrow.parquet
+
+    return pyarrow.parquet.read_table(path).to_pylist()
+
+
+def read_history(path: Path) -> dict[str, dict[int, float]]:
+    """Metric -> epoch -> mean of the values logged in that epoch, from Lightning's `metrics.csv`; empty if it is absent or damaged."""
+    if not path.exists():
+        return {}
+    import pandas
+
+    try:
+        means = pandas.read_csv(path).groupby("epoch").mean(numeric_only=True)
+    except (KeyError, ValueError):  # what a killed or full machine leaves of it
+        return {}
+    return {str(name): means[name].dropna().to_dict() for name in means}

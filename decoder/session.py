@@ -21,8 +21,9 @@ from decoder.host import Host
 from decoder.model import ObjectDecoder
 from decoder.paths import editor_of, remove_whole, run_folder, trained_layers
 from decoder.reading import Reading, readings_table
-from decoder.report import read_predictions, write_report
-from decoder.runs import is_finished, write_result
+from decoder.report import write_report
+from decoder.runs import is_finished, read_predictions, write_result
+from decoder.startup import lasting
 from decoder.tables import counted, example_lines, results_table
 
 PREDICTION_COLUMNS = ["edit_id", "subject", "relation", "relation_name", "object_true", "object", "predicted", "probability", "split"]
@@ -117,9 +118,10 @@ def _log_to(file: Path) -> None:
 
 def quiet() -> None:
     """Libraries speak up only when something is wrong."""
-    import lightning  # noqa: F401  sets its own log level when it is imported
-    from datasets import disable_progress_bars
-    from transformers.utils import logging as transformers_logging
+    with lasting():
+        import lightning  # noqa: F401  sets its own log level when it is imported
+        from datasets import disable_progress_bars
+        from transformers.utils import logging as transformers_logging
 
     for name in ("lightning.pytorch", "lightning.fabric", "httpx", "datasets"):
         logging.getLogger(name).setLevel(logging.WARNING)

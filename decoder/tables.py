@@ -116,9 +116,11 @@ def describe_ridge(ridge: Any) -> str:
     return f"ridge {ridge:g} of the largest eigenvalue" if ridge else "no ridge"
 
 
-def ridge_of(result: dict) -> Any:
+def made_by(result: dict) -> tuple[str | None, Any]:
+    """Name of the editor and its ridge: as the store records them, else, in results of older versions, as they were asked for."""
     asked = (result.get("config") or {}).get("edits") or {}
-    return (asked | (result.get("edits") or {})).get("ridge")
+    known = asked | (result.get("edits") or {})
+    return known.get("editor"), known.get("ridge")
 
 
 def is_toy(result: dict) -> bool:
@@ -149,7 +151,7 @@ def draw_edits(predictions: list[dict], seed: int, count: int, most_wrong: int) 
 def _caption(result: dict, starred: bool) -> Text:
     host = (result.get("host") or {}).get("name", "unknown")
     layers = f"edited layer {result.get('edited_layer')}, trained layer {result.get('trained_layer')}"
-    line = f"host {host}{' (a toy)' if is_toy(result) else ''}, {layers}, {describe_ridge(ridge_of(result))}\n95 % intervals"
+    line = f"host {host}{' (a toy)' if is_toy(result) else ''}, {layers}, {describe_ridge(made_by(result)[1])}\n95 % intervals"
     line += f"; {STAR} scored on the first token only" if starred else ""
     clean = (result.get("controls") or {}).get("clean_matrix")
     if clean:

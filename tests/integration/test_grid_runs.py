@@ -128,7 +128,7 @@ def test_two_processes_give_the_same_numbers(grid, command, tmp_path):
 def test_a_worker_that_dies_takes_only_its_own_run(cache, tmp_path):
     """The worker is a program that kills itself over one of its runs."""
     from decoder.grid import read_grid
-    from decoder.workers import Worker
+    from launcher.workers import Worker
 
     script = tmp_path / "worker.py"
     script.write_text(SUICIDAL)
@@ -142,8 +142,8 @@ def test_a_worker_that_dies_takes_only_its_own_run(cache, tmp_path):
 
 
 def test_a_worker_that_cannot_start_is_a_failure_of_its_runs(tmp_path, monkeypatch):
-    from decoder import workers
     from decoder.grid import read_grid
+    from launcher import workers
 
     monkeypatch.setattr(workers, "_prepare", lambda *_: None)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))

@@ -120,7 +120,8 @@ def train_on_matrices(command, host, store: Path, folder: Path, arguments: tuple
     run = folder / "runs" / "smoke" / arguments[0].partition("=")[2] / "imported-e1-t1-s0"
     result = json.loads((run / "result.json").read_text())
     assert result["status"] == "ok" and result["edits"]["requested"] == len(rows)
-    assert result["edits"]["ridge"] is None and "imported" in (run / "decoder" / "README.md").read_text()
+    assert (result["edits"]["editor"], result["edits"]["ridge"]) == ("imported", None)
+    assert "imported" in (run / "decoder" / "README.md").read_text()
     done = command("evaluate.py", f"decoder={run / 'decoder'}", f"store={imported}", "json=true")
     assert done.returncode == 0, done.stderr
     again = json.loads(done.stdout)["test"]

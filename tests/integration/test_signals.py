@@ -19,13 +19,13 @@ STAGES = {
 PROGRAM = "import os, train; {place}; setattr(place, name, lambda *_: os.kill(os.getpid(), {signal})); train.main({argv})"
 WORKERS = """
 import os, time
-import train, decoder.workers
+import train, launcher.workers
 
 def go_on(cfg, folder, bench):
     (folder / "pid").write_text(str(os.getpid()))
     time.sleep(300)
 
-train.train, train.__file__, decoder.workers._prepare = go_on, __file__, lambda *_: None
+train.train, train.__file__, launcher.workers._prepare = go_on, __file__, lambda *_: None
 train.main()
 """
 

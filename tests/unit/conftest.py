@@ -9,7 +9,8 @@ from unit.exported_runs import write_run
 import data.prepare
 import data.shards
 from data.datamodule import EditDataModule
-from data.facts import FactSet, load_facts
+from data.fact_sets import load_facts
+from data.facts import FactSet
 from data.pocket.tokenizer import build_tokenizer
 from decoder.config import FactsConfig
 from decoder.host import Host

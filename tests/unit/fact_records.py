@@ -3,7 +3,8 @@
 import json
 from pathlib import Path
 
-from data.facts import FactSet, load_facts
+from data.fact_sets import load_facts
+from data.facts import FactSet
 from decoder.config import FactsConfig
 
 COUNTERFACT = {

@@ -40,6 +40,14 @@ def test_runs_of_other_settings_are_never_averaged_together(grid, tmp_path):
     assert [len(point.values) for point in curves[Series("pocket", "ridge=0.01", 0)]["id"]] == [2, 2]
 
 
+def test_the_editor_is_the_one_that_made_the_store(tmp_path):
+    file = write_run(tmp_path, 0, 1, 0) / "result.json"
+    found = json.loads(file.read_text())
+    assert (rows_of(tmp_path)[0]["editor"], rows_of(tmp_path)[0]["ridge"]) == ("rome", 0.01)
+    file.write_text(json.dumps(found | {"edits": {"editor": "imported", "ridge": None}}))
+    assert (rows_of(tmp_path)[0]["editor"], rows_of(tmp_path)[0]["ridge"]) == ("imported", None)
+
+
 def test_validation_chooses_the_settings_of_each_layer_on_seeds_they_share(tmp_path):
     levels = {
         (0, 5e-3): (0.1, 0.1),

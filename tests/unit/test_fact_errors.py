@@ -8,7 +8,7 @@ import pytest
 from fact_records import COUNTERFACT, KNOWEDIT, MQUAKE, PARAREL, PLAIN, RECORDS, ZSRE, load, written
 
 from data.fact_schemas import SCHEMAS
-from data.facts import load_facts
+from data.fact_sets import load_facts
 from decoder.config import FactsConfig
 
 

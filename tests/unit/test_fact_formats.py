@@ -6,7 +6,8 @@ import datasets
 import pytest
 from fact_records import COUNTERFACT, KNOWEDIT, MQUAKE, PARAREL, PLAIN, ZSRE, load, written
 
-from data.facts import Fact, FactSet, load_facts, select
+from data.fact_sets import load_facts, select
+from data.facts import Fact, FactSet
 from decoder.config import FactsConfig
 
 

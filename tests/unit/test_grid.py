@@ -12,7 +12,7 @@ from decoder.compose import compose, to_dict
 from decoder.config import TrainConfig
 from decoder.errors import UserError
 from decoder.grid import Run, read_grid, refuse_to_replace, values, with_effect
-from decoder.launch import launch
+from launcher.launch import launch
 
 REPO = Path(__file__).resolve().parents[2]
 

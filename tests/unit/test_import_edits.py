@@ -179,7 +179,7 @@ def test_nothing_changed_and_less_than_rounding(host_of):
 
 
 def test_facts_are_matched_by_name_then_by_order(tmp_path):
-    from data.facts import FactsConfig, load_facts
+    from data.fact_sets import FactsConfig, load_facts
 
     rows = [{"fact_id": f"P1-{n}", "subject": f"s{n}", "prompt": "{} is", "object_true": "a", "object": "b"} for n in (10, 2, 3)]
     file = tmp_path / "facts.json"

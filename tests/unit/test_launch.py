@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +10,10 @@ from pathlib import Path
 import pytest
 from unit.test_grid import REPO, finished_run
 
+from decoder.cores import worker_environment
 from decoder.grid import read_grid
-from decoder.launch import launch
-from decoder.slurm import sbatch_script
-from decoder.workers import worker_environment
+from launcher.launch import launch
+from launcher.slurm import sbatch_script
 
 
 def test_slurm_script_has_one_line_per_run_and_starts_nothing(capsys, tmp_path):
@@ -41,6 +42,15 @@ def test_slurm_leaves_out_what_is_finished(tmp_path):
     assert "--array=0-0" in script and "seed=1" in script and "seed=0" not in script
 
 
+def test_free_text_with_a_comma_is_one_value_on_slurm():
+    text = 'first, "second"'
+    script = sbatch_script(read_grid([f"wandb.name={text}", "decoder.layer=[0,1]", "launcher=slurm"]))
+    (line,) = [line for line in script.splitlines() if line.startswith("  0)")]
+    argv = shlex.split(line.removeprefix("  0) python train.py").removesuffix(";;"))
+    (run,) = read_grid(argv).runs
+    assert (run.config.wandb.name, run.config.decoder.layer) == (text, [0, 1])
+
+
 def test_slurm_of_a_finished_grid_says_so(tmp_path, capsys):
     for seed in (0, 1):
         finished_run(tmp_path, f"seed={seed}")
@@ -61,7 +71,8 @@ def test_a_task_on_slurm_skips_its_run_if_it_is_finished_and_runs_where_the_scri
 
 def ran(monkeypatch, tmp_path, broken=(), page=lambda *_: "page", log=lambda *_: None):
     """A grid of three seeds whose runs end as told, with a comparison that does as told."""
-    from decoder import compare, launch, runs, tracking
+    from decoder import compare, runs, tracking
+    from launcher import launch
 
     def outcomes(left, run_one, out):
         for run in left:

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from decoder.report import read_history, write_report
-from decoder.runs import is_finished
+from decoder.report import write_report
+from decoder.runs import is_finished, read_history
 from decoder.tables import draw_edits, example_lines, results_table, score_rows
 
 SPLITS = ("id", "ood", "unseen_object")
@@ -187,7 +187,18 @@ def test_report_has_every_part_and_needs_nothing_else(run_folder):
     page = path.read_text(encoding="utf-8")
     assert path == run_folder / "report.html"
     assert page.count("<svg") == 4
-    parts = ("0.953", "toy", "ridge 0.01", "AUROC 0.987", "ROME", "did not improve in 15 checks", "best epoch", "torch", "160.4", "✗ wrong")
+    parts = (
+        "0.953",
+        "toy",
+        "ridge 0.01",
+        "AUROC 0.987",
+        "Editor: rome",
+        "did not improve in 15 checks",
+        "best epoch",
+        "torch",
+        "160.4",
+        "✗ wrong",
+    )
     for part in parts:
         assert part in page, part
     assert not re.search(r"""(?:src|href)\s*=\s*["']?\s*(?:https?:)?//""", page)

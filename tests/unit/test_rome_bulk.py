@@ -14,7 +14,7 @@ from tiny_hosts import POCKET, build_host
 
 from data.editors.rome import Rome
 from data.editors.suffixes import clean_pass
-from data.facts import load_facts
+from data.fact_sets import load_facts
 from data.requests import request_manifest
 from decoder.compose import compose
 from decoder.config import TrainConfig

@@ -8,8 +8,8 @@ import torch
 from decoder.compose import compose, to_yaml
 from decoder.config import TrainConfig
 from decoder.grid import Run
-from decoder.launch import attempt
 from decoder.session import NARROW, Clock, start, threads_for
+from launcher.attempt import attempt
 
 
 @pytest.fixture

@@ -5,7 +5,8 @@ import dataclasses
 import pandas as pd
 import pytest
 
-from data.facts import EditRequest, load_facts
+from data.fact_sets import load_facts
+from data.facts import EditRequest
 from data.splits import SPLITS, assign, check_disjoint, draw_splits, plan_edits
 from decoder.config import EditsConfig, FactsConfig, SplitsConfig
 

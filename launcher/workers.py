@@ -12,17 +12,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from decoder.cores import worker_environment
 from decoder.errors import TERMINATED
 from decoder.grid import Run, edits_of, read_grid
-from decoder.launch import Outcome, RunOne, attempt, lost
+from launcher.attempt import Outcome, RunOne, attempt, lost
 
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 PATIENCE = 10  # seconds a worker has to end
 
 
@@ -42,19 +42,6 @@ def in_processes(runs: list[Run], script: Path, jobs: int, out: Console) -> Iter
     finally:
         for worker in workers:
             worker.stop()
-
-
-def worker_environment(index: int, jobs: int, environment: Mapping[str, str] = os.environ, cores: int | None = None) -> dict[str, str]:
-    """The environment of worker `index` of `jobs`: its share of the cores, fewer if the user says so, and one of several GPUs."""
-    share = max(1, (cores or available_cores()) // jobs)
-    threads = {name: str(min(share, int(environment[name])) if environment.get(name, "").isdigit() else share) for name in THREADS}
-    devices = [device for device in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if device]
-    visible = {"CUDA_VISIBLE_DEVICES": devices[index % len(devices)]} if len(devices) > 1 else {}
-    return dict(environment) | threads | visible
-
-
-def available_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Worker:
@@ -112,9 +99,9 @@ def serve(run_one: RunOne) -> None:
     _end_with(os.getppid())
     channel = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    from data.bench import Bench
+    from data.bench import own_bench
 
-    bench = Bench()
+    bench = own_bench()
     for line in sys.stdin:
         task = json.loads(line)
         (run,) = read_grid(task["argv"]).runs

@@ -1,13 +1,13 @@
 """Runs a grid: the plan, what is finished already, one run after the other, and what went wrong.
 
-A launcher yields each run with its result as it ends: `in_process` here, `in_processes` of `decoder/workers.py`. SLURM gets a
+A launcher yields each run with its result as it ends: `in_process` here, `in_processes` of `launcher/workers.py`. SLURM gets a
 script. Nothing here imports torch before there is something to run.
 """
 
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from decoder.compose import to_dict
 from decoder.errors import is_interruption
 from decoder.grid import Grid, Run, edits_of, refuse_to_replace, seconds_of
 from decoder.paths import trained_layers
-from decoder.runs import is_finished, write_result
+from launcher.attempt import Outcome, RunOne, attempt
 
-Outcome = tuple[Run, dict[str, Any]]
-RunOne = Callable[[Run, Any], dict[str, Any]]
 SPLITS = ("id", "ood", "unseen_object")
 
 
@@ -38,7 +35,7 @@ def launch(grid: Grid, run_one: RunOne, script: Path) -> None:
     refuse_to_replace(grid.runs)
     config = grid.runs[0].config
     if config.launcher.name == "slurm":
-        from decoder.slurm import sbatch_script
+        from launcher.slurm import sbatch_script
 
         sys.stdout.write(sbatch_script(grid) or _nothing(grid))
         return
@@ -56,7 +53,11 @@ def launch(grid: Grid, run_one: RunOne, script: Path) -> None:
             failed = _follow(outcomes, len(left), jobs, out)
     except BaseException as error:
         if is_interruption(error):
-            out.print("What is finished is kept; the same command goes on with the rest.")
+            out.print(
+                "What is finished is kept; the same command goes on with the rest. "
+                f"Compare what is there:  python -m decoder.report {_common(grid)}",
+                markup=False,
+            )
         raise
     if failed:
         out.print(f"\n{len(failed)} of {len(grid.runs)} runs failed; the same command tries them again:", style="bold")
@@ -73,12 +74,12 @@ def _launcher(runs: list[Run], run_one: RunOne, script: Path, out: Console) -> I
     launcher = runs[0].config.launcher
     if launcher.name == "ray":
         from decoder.cluster import connected
-        from decoder.on_ray import on_ray
+        from launcher.on_ray import on_ray
 
         with connected(runs[0].config) as room:
             yield on_ray(runs, script, room, out), min(room, len(runs))
     elif (jobs := min(launcher.jobs or 1, len(runs))) > 1:
-        from decoder.workers import in_processes
+        from launcher.workers import in_processes
 
         yield in_processes(runs, script, jobs, out), jobs
     else:
@@ -105,40 +106,15 @@ def plan(grid: Grid, finished: dict[Path, dict[str, Any]]) -> Table:
 
 def in_process(runs: list[Run], run_one: RunOne, out: Console) -> Iterator[Outcome]:
     """One run after the other in this process, on one bench; what a run prints goes to its log.txt."""
-    from data.bench import Bench
-    from decoder.session import quiet
+    from data.bench import own_bench
 
-    quiet()
-    bench = Bench()
+    bench = own_bench()
     described = set()
     for run in runs:
         if (edits := edits_of(run.config)) not in described:
             described.add(edits)
             out.print(bench.describe(run.config), style="dim")
         yield run, attempt(run, run_one, bench)
-
-
-def attempt(run: Run, run_one: RunOne, bench: Any) -> dict[str, Any]:
-    """The result of a run; one that breaks leaves `status: failed` and the next can start."""
-    from decoder.result import failed
-    from decoder.tracking import close_run
-
-    run.folder.mkdir(parents=True, exist_ok=True)
-    with (run.folder / "log.txt").open("a", encoding="utf-8") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-        try:
-            return run_one(run, bench)
-        except Exception as error:
-            close_run(exit_code=1)
-            return failed(to_dict(run.config), error)
-
-
-def lost(run: Run, why: str) -> dict[str, Any]:
-    """The result of a run that ended before it could leave one: it is written down, unless an earlier one went through."""
-    result = {"status": "failed", "error": why, "config": to_dict(run.config)}
-    if not is_finished(run.folder):
-        run.folder.mkdir(parents=True, exist_ok=True)
-        write_result(run.folder, result)
-    return result
 
 
 def _follow(outcomes: Iterator[Outcome], count: int, jobs: int, out: Console) -> list[Outcome]:

@@ -12,9 +12,10 @@ from typing import Any
 
 from rich.console import Console
 
-from decoder.cluster import Surroundings, bench, get, resources
+from data.produce_on_ray import produce_on_ray
+from decoder.cluster import Surroundings, get, resources
 from decoder.grid import Run, edits_of
-from decoder.launch import Outcome, attempt, lost
+from launcher.attempt import Outcome, attempt, lost
 
 
 def on_ray(runs: list[Run], script: Path, room: int, out: Console) -> Iterator[Outcome]:
@@ -54,8 +55,6 @@ def on_ray(runs: list[Run], script: Path, room: int, out: Console) -> Iterator[O
 
 def _prepare(runs: list[Run], here: Surroundings, room: int, out: Console) -> dict[str, str]:
     """Makes hosts and edits; returns why, by `edits_of`, where they cannot be made. Runs that made them together would do it twice."""
-    from data.produce_on_ray import produce_on_ray
-
     unmade = {}
     for key, run in {edits_of(run.config): run for run in reversed(runs)}.items():
         try:
@@ -68,4 +67,6 @@ def _prepare(runs: list[Run], here: Surroundings, room: int, out: Console) -> di
 def _run(run: Run, program: str, here: Surroundings) -> dict[str, Any]:
     """In a worker: one run; returns its result."""
     here.enter()
-    return attempt(run, importlib.import_module(program).run, bench())
+    from data.bench import own_bench
+
+    return attempt(run, importlib.import_module(program).run, own_bench())

@@ -1,9 +1,10 @@
 """A grid as an sbatch script: an array with one line per run. It is printed; nothing is sent to a cluster."""
 
+import json
 import shlex
 from pathlib import Path
 
-from decoder.grid import Grid, edits_of
+from decoder.grid import Grid, edits_of, values
 
 
 def sbatch_script(grid: Grid) -> str:
@@ -47,4 +48,10 @@ def sbatch_script(grid: Grid) -> str:
 
 
 def _line(program: tuple[str, ...], argv: tuple[str, ...]) -> str:
-    return shlex.join((*program, *(word for word in argv if not word.startswith("launcher"))))
+    return shlex.join((*program, *(_one_value(word) for word in argv if not word.startswith("launcher"))))
+
+
+def _one_value(word: str) -> str:
+    """A setting that `-m` does not take for several: a comma in free text is quoted."""
+    key, _, text = word.partition("=")
+    return word if len(values(text, key)) == 1 else f"{key}={json.dumps(text)}"
