@@ -22,7 +22,7 @@ def cache_root(cache_dir: str | None) -> Path:
 
 
 def cached(cache_dir: str | None, kind: str, name: str, fingerprint: str) -> Path:
-    """Folder of one cached host, set of key statistics or store; `kind` is hosts, keys or stores."""
+    """Folder of one cached host, set of key statistics, store or set of baselines; `kind` is hosts, keys, stores or baselines."""
     return cache_root(cache_dir) / kind / f"{name}-{fingerprint}"
 
 

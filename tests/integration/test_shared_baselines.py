@@ -1,0 +1,53 @@
+"""Baselines that no decoder has a part in are scored once for the same edits."""
+
+import json
+
+import pytest
+
+import data.bench
+from data.bench import Bench
+from decoder.baselines import BASELINES, OF_THE_RUN
+from decoder.compose import compose
+from decoder.config import TrainConfig
+from decoder.module import DecoderModule
+
+SHARED = BASELINES.keys() - OF_THE_RUN
+
+
+@pytest.fixture
+def scored(monkeypatch, cache, smoke):
+    """Scores the baselines of a config as a new process would: what came out, and which of them were scored for it."""
+
+    def score(*settings: str) -> tuple[dict, set[str]]:
+        asked: set[str] = set()
+        own = data.bench.baselines
+        config = compose(TrainConfig, "train", ["experiment=smoke", f"cache_dir={cache}", *settings])
+        bench = Bench()
+        start = DecoderModule(config, bench.host(config)).start_decoder()
+        with monkeypatch.context() as patched:
+            patched.setattr(data.bench, "baselines", lambda *given: asked.update(given[-1]) or own(*given))
+            return bench.baselines(config, start), asked
+
+    return score
+
+
+def test_another_run_on_the_same_edits_takes_them_from_the_cache(scored, smoke):
+    scores, asked = scored("decoder.layer=2")
+    assert asked == OF_THE_RUN
+    before = json.loads((smoke[0] / "result.json").read_text())["baselines"]
+    assert list(scores) == list(BASELINES) and {name: scores[name] for name in SHARED} == {name: before[name] for name in SHARED}
+
+
+@pytest.mark.parametrize("setting", ["data.max_train=9", "decoder.beams=2"])
+def test_other_training_edits_or_another_search_are_scored_anew(scored, setting):
+    assert scored(setting)[1] == set(BASELINES)
+    assert scored(setting)[1] == OF_THE_RUN
+
+
+def test_a_damaged_file_is_made_anew(scored, cache):
+    first, _ = scored()
+    files = list((cache / "baselines").rglob("scores.json"))
+    for file in files:
+        file.write_text(file.read_text()[:50])
+    again, asked = scored()
+    assert files and asked == set(BASELINES) and again == first
