@@ -7,8 +7,10 @@ machines of a cluster share their folders. Nothing is reported to anybody: Ray's
 import importlib
 import logging
 import os
+import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ from typing import Any
 
 from decoder.config import LauncherConfig, TrainConfig
 from decoder.cores import available_cores, worker_environment
-from decoder.errors import DEBUG, UserError
+from decoder.errors import DEBUG, TERMINATED, UserError
 
 ADDRESS = "RAY_ADDRESS"
 PASSED_ON = ("XDG_CACHE_HOME", "WANDB_", "HF_", "OMP_", "MKL_", "OPENBLAS_", "PALIMPSEST_")
@@ -70,6 +72,7 @@ def connected(config: TrainConfig) -> Iterator[int]:
         UserError: Ray is not installed, no cluster answers, or a run needs more than this machine has.
     """
     ray, launcher, address = import_ray(), config.launcher, os.environ.get(ADDRESS)
+    sigterm = signal.getsignal(signal.SIGTERM)
     if config.trainer.accelerator in ("cuda", "gpu") and not launcher.gpus:
         raise UserError(
             f"trainer.accelerator={config.trainer.accelerator}: Ray gives these runs no GPU; add launcher.gpus=1, or a part as 0.5"
@@ -91,7 +94,8 @@ def connected(config: TrainConfig) -> Iterator[int]:
         if not room:
             asked = f"launcher.cpus={launcher.cpus} launcher.gpus={launcher.gpus:g}"
             sys.stderr.write(f"{asked}: no machine of the cluster has that now; runs wait for one that has\n")
-        yield min(max(1, room), launcher.jobs or sys.maxsize)
+        with _terminable(sigterm):
+            yield min(max(1, room), launcher.jobs or sys.maxsize)
     finally:
         ray.shutdown()
 
@@ -146,6 +150,32 @@ def _silent() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
+
+
+@contextmanager
+def _terminable(before: Any) -> Iterator[None]:
+    """Inside the block SIGTERM unwinds the program as it does elsewhere; afterwards its handler is the given one.
+
+    Ray's own handler ends the program at once, and so does Ray where it meets a SystemExit. A KeyboardInterrupt it lets through.
+    """
+    heard: list[int] = []
+
+    def interrupt(number: int, frame: Any) -> None:
+        heard.append(number)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    except KeyboardInterrupt:
+        if heard:
+            raise SystemExit(TERMINATED) from None
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def _room(nodes: list[dict[str, Any]], launcher: LauncherConfig) -> int:

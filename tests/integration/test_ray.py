@@ -152,6 +152,28 @@ def test_a_grid_on_ray_gives_the_numbers_of_this_process_though_a_worker_is_kill
     assert "Nothing to run" in again
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")])
+def test_a_grid_on_ray_that_is_told_to_end_does_and_leaves_nobody_at_work(cluster, cache, tmp_path, number, code, word):
+    grid = [
+        str(ROOT / "train.py"),
+        *EDITS,
+        "-m",
+        "seed=0,1,2",
+        "optim.epochs=500",
+        "optim.patience=500",
+        "wandb.mode=disabled",
+        f"cache_dir={cache}",
+    ]
+    program = start(cluster | {"HERE": str(tmp_path)}, *grid, "runs=runs", "launcher=ray")
+    wait_for(lambda: runner() or program.poll() is not None)
+    program.send_signal(number)
+    shown, _ = program.communicate(timeout=60)
+    assert program.returncode == code, shown
+    assert "the same command goes on" in shown and word in shown and "Traceback" not in shown
+    wait_for(lambda: not list(workers("_run")))
+
+
 def assert_close(found: object, expected: object) -> None:
     if isinstance(expected, dict):
         assert found.keys() == expected.keys()
