@@ -2,24 +2,20 @@
 
 import json
 from collections.abc import Callable
-from contextlib import suppress
-from functools import cache
-from importlib.metadata import version
-from pathlib import Path
+from functools import cache, partial
 from typing import Any
 
-import decoder
+from data.baseline_cache import kept_baselines
 from data.datamodule import EditDataModule
 from data.hosts import is_host_there, open_host
 from data.requests import is_produced
-from data.store import write_json
 from decoder.baselines import BASELINES, OF_THE_RUN
 from decoder.compose import to_dict
 from decoder.config import TrainConfig
 from decoder.grid import OF_THE_EDITS
 from decoder.host import Host
 from decoder.model import ObjectDecoder
-from decoder.paths import cached, editor_of, short_hash
+from decoder.paths import editor_of
 from decoder.session import baselines, quiet
 
 
@@ -54,8 +50,9 @@ class Bench:
         """Scores of every baseline; `start` is the decoder before training."""
         host, edits = self.host(cfg), self.edits(cfg)
         key = f"{self._edits_key(cfg)} {cfg.decoder.beams} {cfg.decoder.max_object_tokens}"
-        shared = self._keep("baselines", key, lambda: _shared_baselines(cfg, host, edits, start))
-        scores = shared | baselines(cfg, host, edits, start, OF_THE_RUN)
+        score = partial(baselines, cfg, host, edits, start)
+        shared = self._keep("baselines", key, lambda: kept_baselines(cfg, host, edits, BASELINES.keys() - OF_THE_RUN, score))
+        scores = shared | score(OF_THE_RUN)
         return {name: scores[name] for name in BASELINES}
 
     def describe(self, cfg: TrainConfig) -> str:
@@ -87,25 +84,6 @@ def own_bench() -> Bench:
     """The bench of this process, where it does several runs."""
     quiet()
     return Bench()
-
-
-def _shared_baselines(cfg: TrainConfig, host: Host, edits: EditDataModule, start: ObjectDecoder) -> dict[str, Any]:
-    """Scores of the baselines that no decoder has a part in, from the cache if a run on the same edits and splits left them there."""
-    made_of = [edits.store.fingerprint, edits.rows, cfg.decoder.beams, cfg.decoder.max_object_tokens, host.device.type, _code()]
-    file = cached(cfg.cache_dir, "baselines", f"{host.name}-e{cfg.edits.layer}", short_hash(made_of)) / "scores.json"
-    with suppress(FileNotFoundError, ValueError):
-        return json.loads(file.read_text(encoding="utf-8"))
-    scores = baselines(cfg, host, edits, start, BASELINES.keys() - OF_THE_RUN)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(file, scores)
-    return scores
-
-
-@cache
-def _code() -> str:
-    """What else scores follow from: the program, and the library it computes with."""
-    sources = sorted(Path(decoder.__file__).parent.glob("*.py"))
-    return short_hash([decoder.__version__, version("torch"), *(file.read_text(encoding="utf-8") for file in sources)])
 
 
 def _key(cfg: TrainConfig, *names: str) -> str:

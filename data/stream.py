@@ -68,7 +68,7 @@ class EditStream:
     It answers what an `EditStore` answers; vectors are read in one pass over the files.
 
     Raises:
-        ValueError: there is no such folder or data set, or it holds no Parquet store.
+        ValueError: there is no such folder or data set, it holds no Parquet store, or a file of a folder is missing or damaged.
     """
 
     def __init__(self, source: str) -> None:
@@ -83,6 +83,9 @@ class EditStream:
                 f"store={source}: holds no Parquet files; data.streaming=false reads it, parquet=FOLDER of data.produce writes some"
             )
         self._rows: dict[str, int] = self.manifest["parquet"]
+        if folder.is_dir():
+            for name, rows in self._rows.items():
+                _check_file(folder / name, rows)
 
     def __len__(self) -> int:
         return sum(self._rows.values())
@@ -151,6 +154,19 @@ def open_stream(cfg: TrainConfig, host: Host) -> EditStream:
     stream = EditStream(cfg.store)
     stream.check(requested(cfg, host)[2])
     return stream
+
+
+def _check_file(file: Path, rows: int) -> None:
+    """Raises ValueError if a Parquet file is missing, damaged or of another length than its manifest says."""
+    try:
+        found = pq.read_metadata(file).num_rows
+    except FileNotFoundError:
+        found = "missing"
+    except (OSError, pa.ArrowException) as error:
+        found = f"damaged ({' '.join(str(error).split())[:80]})"
+    if found != rows:
+        told = f"is {found}" if isinstance(found, str) else f"has {found} edits, its manifest says {rows}"
+        raise ValueError(f"{file} {told}. Copy it again, or write the folder anew with python -m data.produce parquet=FOLDER")
 
 
 def _hub_manifest(source: str) -> Path:

@@ -31,7 +31,7 @@ def run_command(main: Callable[P, T]) -> Callable[P, T]:
         try:
             with _sigterm_as_exit():
                 return main(*args, **kwargs)
-        except (UserError, ValueError, FileNotFoundError, KeyboardInterrupt) as error:
+        except (UserError, ValueError, OSError, KeyboardInterrupt) as error:
             if os.environ.get(DEBUG, "0") not in ("", "0"):
                 traceback.print_exc()
             sys.stderr.write(_line(error) + "\n")
@@ -71,6 +71,8 @@ def _line(error: BaseException) -> str:
         return "interrupted"
     if isinstance(error, FileNotFoundError) and error.filename:
         return f"error: {error.filename}: no such file or folder"
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"error: {error.filename}: {error.strerror.lower()}"
     message = " ".join(str(error).split())
     if isinstance(error, UserError):
         return f"error: {message}"

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -28,7 +29,7 @@ def load_files(path: str | Path, *, name: str, dtype: str, revision: str | None)
         config = AutoConfig.from_pretrained(path, revision=revision)
         model = reader(config).from_pretrained(path, dtype=getattr(torch, dtype), revision=revision, use_safetensors=True)
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ValueError(f"host {name}: nothing to load at {path} ({_remedy(path, error)}") from None
     return model, tokenizer
 
@@ -67,4 +68,6 @@ def _remedy(path: str | Path, error: BaseException) -> str:
     folder = Path(path)
     if folder.is_dir() and any(file.suffix in PICKLES for file in folder.iterdir()) and not any(folder.glob("*.safetensors")):
         return f"{NO_PICKLE})"
+    if (folder / "recall.json").exists():
+        return f"{reason}). Remove the folder to build the pocket host anew"
     return f"{reason}). Give a folder or Hub id with host.path="

@@ -13,7 +13,7 @@ def lasting() -> Iterator[None]:
     torch, Lightning and transformers make millions of objects that live as long as the program. Looking through them takes a fifth of the
     time to import them, and two seconds at the end.
     """
-    before = len(sys.modules)
+    before, collects = len(sys.modules), gc.isenabled()
     gc.disable()
     try:
         yield
@@ -21,4 +21,5 @@ def lasting() -> Iterator[None]:
         # A later run of a grid imports nothing, and what the one before it left must go.
         if len(sys.modules) > before:
             gc.freeze()
-        gc.enable()
+        if collects:
+            gc.enable()

@@ -1,6 +1,7 @@
 """Baselines that no decoder has a part in are scored once for the same edits."""
 
 import json
+import shutil
 
 import pytest
 
@@ -44,10 +45,24 @@ def test_other_training_edits_or_another_search_are_scored_anew(scored, setting)
     assert scored(setting)[1] == OF_THE_RUN
 
 
-def test_a_damaged_file_is_made_anew(scored, cache):
+@pytest.mark.parametrize("damage", ["", "null", "[]", "{}", '{"carrier": {"base_known": true}}', "without a split"])
+def test_a_damaged_file_is_made_anew(scored, cache, damage):
+    shutil.rmtree(cache / "baselines", ignore_errors=True)
     first, _ = scored()
-    files = list((cache / "baselines").rglob("scores.json"))
-    for file in files:
-        file.write_text(file.read_text()[:50])
+    (file,) = (cache / "baselines").rglob("scores.json")
+    whole = json.loads(file.read_text())
+    whole["carrier"].pop("ood")
+    file.write_text(json.dumps(whole) if damage == "without a split" else damage)
     again, asked = scored()
-    assert files and asked == set(BASELINES) and again == first
+    assert asked == set(BASELINES) and again == first
+    assert scored()[1] == OF_THE_RUN
+
+
+def test_where_nothing_can_be_written_nothing_is_kept(scored, cache):
+    (cache / "baselines").rename(cache / "aside")
+    (cache / "baselines").symlink_to("/proc/none/such")
+    try:
+        assert scored()[1] == set(BASELINES)
+    finally:
+        (cache / "baselines").unlink()
+        (cache / "aside").rename(cache / "baselines")

@@ -49,6 +49,8 @@ def test_debug_shows_the_traceback(tmp_path):
         (UserError("a\nb"), 2, "error: a b\n"),
         (ValueError("a"), 2, "error: a (PALIMPSEST_DEBUG=1 shows the traceback)\n"),
         (FileNotFoundError(2, "No such file", "x.json"), 2, "error: x.json: no such file or folder\n"),
+        (PermissionError(13, "Permission denied", "runs"), 2, "error: runs: permission denied\n"),
+        (OSError(28, "No space left on device", "runs/x"), 2, "error: runs/x: no space left on device\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
     ],
 )

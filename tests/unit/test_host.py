@@ -215,6 +215,21 @@ def test_nothing_to_load_is_refused(tmp_path):
         Host.load(tmp_path, name="empty")
 
 
+def test_weights_cut_short_are_one_line(host_of, tmp_path):
+    host = host_of("gpt2")
+    host.model.save_pretrained(tmp_path)
+    host.tokenizer.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:5000])
+    with pytest.raises(ValueError, match="nothing to load at .*Give a folder or Hub id") as refusal:
+        Host.load(tmp_path, name="cut")
+    assert "\n" not in str(refusal.value)
+    # What the pocket host's folder has besides.
+    (tmp_path / "recall.json").write_text("{}")
+    with pytest.raises(ValueError, match="nothing to load at .*Remove the folder to build the pocket host anew"):
+        Host.load(tmp_path, name="pocket")
+
+
 def test_pickled_weights_are_never_loaded(host_of, tmp_path):
     host = host_of("gpt2")
     assert isinstance(host.model.config, GPT2Config)

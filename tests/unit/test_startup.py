@@ -32,6 +32,16 @@ def test_nothing_is_frozen_where_nothing_is_imported(thawed):
     assert gc.get_freeze_count() == frozen
 
 
+def test_a_collector_that_was_off_stays_off(thawed):
+    gc.disable()
+    try:
+        with lasting():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+
+
 def test_the_collector_is_back_after_a_failed_import(thawed):
     with pytest.raises(ImportError), lasting():
         import no_such_module  # noqa: F401

@@ -3,6 +3,7 @@
 Shape letters: B edits, N edits of a split.
 """
 
+import shutil
 import threading
 from itertools import islice
 
@@ -150,6 +151,23 @@ def test_what_is_no_stream_is_one_line(streamed, parquet, store_path, fact_host,
     cfg.store = str(store_path) if change.get("store") == "STORE" else change.get("store", cfg.store)
     with pytest.raises(ValueError, match=words) as refusal:
         EditDataModule(cfg, fact_host).prepare_data()
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda file: file.unlink(), "is missing"),
+        (lambda file: file.write_bytes(file.read_bytes()[:3000]), "is damaged"),
+        (lambda file: file.write_bytes(file.with_name("edits-00002.parquet").read_bytes()), "has .* edits, its manifest says"),
+    ],
+)
+def test_a_file_that_is_not_whole_is_named(parquet, tmp_path, damage, words):
+    folder = tmp_path / "copy"
+    shutil.copytree(parquet, folder)
+    damage(folder / "edits-00000.parquet")
+    with pytest.raises(ValueError, match=rf"edits-00000.parquet {words}.*data.produce parquet=FOLDER") as refusal:
+        EditStream(str(folder))
     assert "\n" not in str(refusal.value)
 
 
