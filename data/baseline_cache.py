@@ -8,33 +8,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pydantic import FiniteFloat, TypeAdapter
-from typing_extensions import TypedDict
-
 import data
 import decoder
 from data.datamodule import EditDataModule
 from data.store import EditStore, write_json
 from decoder.config import TrainConfig
-from decoder.formats import Count, Pair
+from decoder.formats import BASELINES
 from decoder.host import Host
 from decoder.paths import cached, short_hash
 
 log = logging.getLogger(__name__)
-
-
-class Share(TypedDict):
-    value: FiniteFloat
-    ci95: Pair
-
-
-class SplitScores(TypedDict):
-    n: Count
-    first_token: Share
-    exact_match: Share | None
-
-
-SCORES = TypeAdapter(dict[str, dict[str, bool | SplitScores]])
 
 
 def kept_baselines(
@@ -51,7 +34,7 @@ def kept_baselines(
     file = cached(cfg.cache_dir, "baselines", f"{host.name}-e{cfg.edits.layer}", short_hash(made_of)) / "scores.json"
     entries = {"base_known", *(split for split in edits.test_splits if "/" not in split)}
     with suppress(OSError, ValueError):
-        found = SCORES.validate_json(file.read_bytes(), strict=True)
+        found = BASELINES.validate_json(file.read_bytes(), strict=True)
         if found.keys() == set(names) and all(scores.keys() == entries for scores in found.values()):
             return found
     scores = score(names)

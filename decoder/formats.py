@@ -80,6 +80,12 @@ class SplitScores(TypedDict):
     exact_match: Score
 
 
+class BaselineScores(TypedDict):
+    n: Count
+    first_token: Score
+    exact_match: Score | None
+
+
 class DecoderConfig(Exported):
     """`decoder_config.json` beside the weights."""
 
@@ -139,6 +145,8 @@ class Manifest(TypedDict):
 
 
 DECODER_CONFIG, COLLECTION, MANIFEST = TypeAdapter(DecoderConfig), TypeAdapter(Index), TypeAdapter(Manifest)
+BASELINES = TypeAdapter(dict[str, dict[str, bool | BaselineScores]])
+"""Scores of some baselines by split, and whether each has the base."""
 AGAIN = "export it again, or copy it whole"
 
 
