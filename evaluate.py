@@ -17,8 +17,7 @@ from typing import Any
 
 from decoder.commands import EvaluateConfig
 from decoder.compose import compose
-from decoder.errors import UserError, run_command
-from decoder.startup import lasting
+from decoder.utils.errors import UserError, lasting, run_command
 
 
 @run_command
@@ -36,7 +35,7 @@ def main(argv: list[str] | None = None) -> None:
     read_config(cfg.decoder)
     with lasting():
         from decoder.audit import open_decoder
-        from decoder.session import quiet
+        from decoder.utils.terminal import quiet
 
     quiet()
     decoder, config = open_decoder(cfg)
@@ -69,7 +68,7 @@ def rank_layers(cfg: EvaluateConfig) -> dict[str, Any] | None:
     if not is_collection(cfg.decoder) or not cfg.suspect or not Path(cfg.suspect).is_dir() or cfg.tensor:
         return None
     from decoder.ranking import entries_for, rank
-    from decoder.session import quiet
+    from decoder.utils.terminal import quiet
 
     quiet()
     entries = entries_for(cfg)
@@ -117,7 +116,7 @@ def show(cfg: EvaluateConfig, answer: dict[str, Any]) -> None:
         print(json.dumps(answer, ensure_ascii=False))
         return
     from decoder.audit import describe_answer, scores_table
-    from decoder.session import console
+    from decoder.utils.terminal import console
 
     if "ranking" in answer:
         from decoder.ranking import ranking_table

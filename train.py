@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING
 
 from decoder.compose import to_dict, to_yaml
 from decoder.config import TrainConfig
-from decoder.errors import run_command
 from decoder.grid import Run, read_grid
 from decoder.runs import is_finished, write_result
-from decoder.startup import lasting
+from decoder.utils.errors import lasting, run_command
 
 if TYPE_CHECKING:
     from data.bench import Bench
@@ -78,10 +77,10 @@ def train(cfg: TrainConfig, folder: Path, bench: "Bench | None" = None) -> dict:
         from decoder import result, session
         from decoder.export import save_decoder
         from decoder.module import DecoderModule
-        from decoder.paths import trained_layers
         from decoder.ranks import is_first
         from decoder.tracking import describe_run, log_validation
         from decoder.training import build_trainer, checkpoint_to_go_on_from, fit, fit_summary, log_to_wandb, plain_interruptions
+        from decoder.utils.files import trained_layers
 
     clock = session.Clock()
     with clock("host"):

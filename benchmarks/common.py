@@ -22,8 +22,8 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from decoder.nearest import did_you_mean
 from decoder.result import versions
+from decoder.utils.errors import did_you_mean
 
 RESULTS = Path(__file__).parent / "results"
 SHORTEST_SAMPLE = 0.05  # seconds; faster ways are called several times a sample

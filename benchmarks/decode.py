@@ -20,14 +20,13 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, DynamicCache, GPT2Config, GPTJConfig, LlamaConfig, PretrainedConfig
 
 from decoder.edit import RankOneEdit
-from decoder.errors import run_command
 from decoder.host import Host
 from decoder.metrics import object_loss
 from decoder.model import ObjectDecoder
-from decoder.nearest import did_you_mean
 from decoder.passes import last_mlp, scored_only
 from decoder.prompt import random_prompt
 from decoder.swap import exchanged, swapped
+from decoder.utils.errors import did_you_mean, run_command
 
 UNIT = "edits/s"
 AGREEMENT = 1e-4  # of float32 gradients, relative: batches and single edits are summed in other orders

@@ -32,8 +32,8 @@ from data.prepare import prepare_editor
 from data.splits import draw_splits, plan_edits
 from decoder.compose import compose
 from decoder.config import EditsConfig, TrainConfig
-from decoder.errors import run_command
 from decoder.host import Host
+from decoder.utils.errors import run_command
 
 AGREEMENT = 1e-4  # of the vectors, relative; float32
 MINIATURE_POCKET = ["host.pocket.steps=3", "host.pocket.min_recall=0", "edits.steps=3", "edits.key_tokens=500"]

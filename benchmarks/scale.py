@@ -35,7 +35,7 @@ from data.store import SCORE_COLUMNS, TEXT_COLUMNS, EditStore
 from data.store_writer import StoreWriter
 from data.stream import EditStream, write_parquet
 from data.stream_loader import StreamLoader
-from decoder.errors import run_command
+from decoder.utils.errors import run_command
 
 WIDTHS = {"gpt2": (3072, 768), "gpt2-xl": (6400, 1600), "llama-3-8b": (14336, 4096)}
 SHARD = 2000

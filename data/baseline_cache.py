@@ -15,7 +15,7 @@ from data.store import EditStore, write_json
 from decoder.config import TrainConfig
 from decoder.formats import BASELINES
 from decoder.host import Host
-from decoder.paths import cached, short_hash
+from decoder.utils.files import cached, short_hash
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,9 @@ from decoder.config import TrainConfig
 from decoder.grid import OF_THE_EDITS
 from decoder.host import Host
 from decoder.model import ObjectDecoder
-from decoder.paths import editor_of
-from decoder.session import baselines, quiet
+from decoder.session import baselines
+from decoder.utils.files import editor_of
+from decoder.utils.terminal import quiet
 
 
 class Bench:

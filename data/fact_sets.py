@@ -14,7 +14,7 @@ from data.fact_formats import load_records
 from data.fact_schemas import SCHEMAS
 from data.facts import POCKET, Fact, FactSet
 from decoder.config import FactsConfig
-from decoder.nearest import did_you_mean
+from decoder.utils.errors import did_you_mean
 
 LISTED = 20  # bad records that the log names one by one
 

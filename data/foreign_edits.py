@@ -28,8 +28,8 @@ from decoder.commands import ImportConfig
 from decoder.config import FactsConfig
 from decoder.edit import DenseEdit, LowRankEdit
 from decoder.host import Host
-from decoder.paths import short_hash
 from decoder.suspect import read_weight_DF, tensor_name
+from decoder.utils.files import short_hash
 
 ENDINGS = (".safetensors", ".npz")
 

@@ -9,9 +9,9 @@ from data.fact_sets import load_facts
 from decoder.config import HostConfig, TrainConfig
 from decoder.host import Host
 from decoder.loading import memory_needed
-from decoder.paths import alone, cached, short_hash
 from decoder.ranks import own_device
-from decoder.session import console
+from decoder.utils.files import alone, cached, short_hash
+from decoder.utils.terminal import console
 
 
 def open_host(cfg: TrainConfig) -> Host:

@@ -6,7 +6,7 @@ from collections import Counter
 from decoder.commands import ImportConfig
 from decoder.compose import compose
 from decoder.config import TrainConfig
-from decoder.errors import UserError, run_command
+from decoder.utils.errors import UserError, run_command
 
 
 @run_command
@@ -18,7 +18,7 @@ def main(argv: list[str] | None = None) -> None:
     # The command line is good; only now import what takes seconds.
     from data.foreign_edits import import_edits
     from data.hosts import open_host
-    from decoder.session import quiet
+    from decoder.utils.terminal import quiet
 
     quiet()
     store = import_edits(cfg, open_host(TrainConfig(host=cfg.host, cache_dir=cfg.cache_dir)))

@@ -4,7 +4,7 @@ import sys
 
 from decoder.compose import compose
 from decoder.config import TrainConfig
-from decoder.errors import run_command
+from decoder.utils.errors import run_command
 
 
 @run_command
@@ -15,8 +15,8 @@ def main(argv: list[str] | None = None) -> None:
     from data.hosts import open_host
     from data.key_moments import second_moments
     from data.prepare import key_texts
-    from decoder.paths import cache_root
-    from decoder.session import quiet
+    from decoder.utils.files import cache_root
+    from decoder.utils.terminal import quiet
 
     quiet()
     host, texts, cache = open_host(cfg), key_texts(cfg, load_facts(cfg.facts)), cache_root(cfg.cache_dir)

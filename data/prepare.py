@@ -10,7 +10,7 @@ from data.requests import SENTENCES
 from data.texts import read_texts, rome_statistics
 from decoder.config import TrainConfig
 from decoder.host import Host
-from decoder.paths import cache_root
+from decoder.utils.files import cache_root
 
 
 def prepare_editor(cfg: TrainConfig, host: Host, facts: FactSet) -> Any:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from decoder.commands import ProduceConfig
 from decoder.compose import compose
-from decoder.errors import UserError, run_command
+from decoder.utils.errors import UserError, run_command
 
 if TYPE_CHECKING:
     from data.shards import ShardMaker
@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> None:
     from data.hosts import open_host
     from data.shards import ShardMaker, produce
     from data.stream import write_parquet
-    from decoder.session import quiet
+    from decoder.utils.terminal import quiet
 
     quiet()
     if part:

@@ -12,7 +12,7 @@ from data.store import IMPORTED, EditStore, read_manifest
 from data.texts import read_texts, texts_sha256
 from decoder.config import TrainConfig
 from decoder.host import Host
-from decoder.paths import cached, short_hash
+from decoder.utils.files import cached, short_hash
 
 SENTENCES = 20_000  # of the text that key statistics are counted on where none is given
 SPEED_ONLY = ("batch_size", "shard_size")

@@ -21,7 +21,7 @@ from data.store_writer import StoreWriter
 from decoder.config import TrainConfig
 from decoder.edit import RankOneEdit
 from decoder.host import Host
-from decoder.paths import alone
+from decoder.utils.files import alone
 
 log = logging.getLogger(__name__)
 

@@ -21,9 +21,10 @@ from torch import Tensor
 from data.matrices import PATTERN, matrices_of
 from data.vectors import VectorColumn
 from decoder.edit import DenseEdit, LowRankEdit, RankOneEdit
-from decoder.errors import first_difference
-from decoder.formats import MANIFEST, read_described
-from decoder.paths import cache_root, short_hash
+from decoder.formats import MANIFEST
+from decoder.utils.errors import first_difference
+from decoder.utils.files import cache_root, short_hash
+from decoder.utils.json_files import read_described
 
 FORMAT = 1
 IMPORTED = "imported"  # the editor of edits that other tools made

@@ -16,7 +16,7 @@ from datasets import Dataset, concatenate_datasets, load_from_disk
 
 from data.matrices import PATTERN
 from data.store import FORMAT, EditStore, features, partial_folder, remove_partial, sha256_of, write_json
-from decoder.errors import first_difference
+from decoder.utils.errors import first_difference
 
 
 class StoreWriter:

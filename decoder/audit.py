@@ -16,8 +16,8 @@ from decoder.edit import DenseEdit, Edit
 from decoder.export import load_decoder, read_config
 from decoder.host import Host
 from decoder.model import ObjectDecoder
-from decoder.paths import cache_root
 from decoder.reading import object_texts, read_batch, readings_table
+from decoder.utils.files import cache_root
 
 ASSUMPTION = "This decoder assumes that the matrix holds one edit: it names an object for a clean matrix too."
 OWN = "The matrix is the host's own, entry by entry."

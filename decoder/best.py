@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from decoder.errors import UserError, first_difference
 from decoder.export import CONFIG, read_config
 from decoder.grid import OF_THE_EDITS
 from decoder.runs import Found, validation_score
+from decoder.utils.errors import UserError, first_difference
 
 WITHOUT_EFFECT = {"edits": ("layer", "batch_size", "shard_size")}
 """Settings of the edits that do not change them, and the layer, which tells decoders apart and not runs."""

@@ -6,8 +6,8 @@ from typing import Any
 
 from decoder.commands import EvaluateConfig, ExportConfig, ImportConfig, ReportConfig
 from decoder.config import TrainConfig
-from decoder.errors import UserError
 from decoder.usage import settings
+from decoder.utils.errors import UserError
 
 POSITIVE = {
     *(f"host.pocket.{name}" for name in ("layers", "window", "hidden_size", "mlp_size", "heads", "object_vocabulary")),

@@ -20,7 +20,7 @@ from typing import Any
 
 from decoder.config import LauncherConfig, TrainConfig
 from decoder.cores import available_cores, worker_environment
-from decoder.errors import DEBUG, TERMINATED, UserError
+from decoder.utils.errors import DEBUG, TERMINATED, UserError
 
 ADDRESS = "RAY_ADDRESS"
 PASSED_ON = ("XDG_CACHE_HOME", "WANDB_", "HF_", "OMP_", "MKL_", "OPENBLAS_", "PALIMPSEST_")

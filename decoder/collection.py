@@ -14,12 +14,13 @@ from zipfile import BadZipFile, ZipFile
 
 from decoder.best import best_runs
 from decoder.card import collection_card
-from decoder.errors import UserError
 from decoder.export import CARD, CONFIG, WEIGHTS
-from decoder.formats import COLLECTION, read_described
+from decoder.formats import COLLECTION
 from decoder.names import find_weight
-from decoder.paths import put_in_place
 from decoder.runs import VALIDATION_SCORE, Found, validation_score
+from decoder.utils.errors import UserError
+from decoder.utils.files import put_in_place
+from decoder.utils.json_files import read_described
 
 FORMAT = 1
 INDEX = "index.json"

@@ -19,9 +19,8 @@ from omegaconf.errors import OmegaConfBaseException
 from decoder.checks import check
 from decoder.commands import EvaluateConfig, ExportConfig, ImportConfig, ProduceConfig, ReportConfig
 from decoder.config import TrainConfig
-from decoder.errors import UserError
-from decoder.nearest import did_you_mean
 from decoder.usage import FLAGS, kind, settings, write_help
+from decoder.utils.errors import UserError, did_you_mean
 
 C = TypeVar("C", TrainConfig, ProduceConfig, EvaluateConfig, ImportConfig, ReportConfig, ExportConfig)
 SELF, ALSO = "_self_", "also"

@@ -14,8 +14,8 @@ import decoder as package
 from decoder.card import layers, model_card
 from decoder.commands import ExportConfig
 from decoder.compose import compose, folders_first
-from decoder.errors import UserError, run_command
-from decoder.paths import put_in_place
+from decoder.utils.errors import UserError, run_command
+from decoder.utils.files import put_in_place
 
 if TYPE_CHECKING:
     from decoder.host import Host
@@ -93,7 +93,8 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         ValueError: the folder is no exported decoder, it is of a format this version does not know, or an entry of its config is missing
             or of a wrong kind.
     """
-    from decoder.formats import DECODER_CONFIG, read_described
+    from decoder.formats import DECODER_CONFIG
+    from decoder.utils.json_files import read_described
 
     file = Path(folder).expanduser() / CONFIG
     if not file.is_file():

@@ -17,9 +17,9 @@ from typing import Any
 
 from decoder.compose import TRAIN_KEYS, compose, to_dict
 from decoder.config import TrainConfig
-from decoder.errors import UserError, first_difference
-from decoder.paths import run_folder, short_hash
 from decoder.runs import read_result
+from decoder.utils.errors import UserError, first_difference
+from decoder.utils.files import run_folder, short_hash
 
 FLAGS = ("-m", "--multirun")
 IN_THE_FOLDER = {"decoder.layer", "edits.layer", "edits.editor", "seed", "host", "host.name", "experiment", "runs", "variant"}

@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from decoder.edit import MEMORY_BUDGET
 from decoder.families import FAMILIES, Family
 from decoder.loading import load_files
-from decoder.nearest import did_you_mean
+from decoder.utils.errors import did_you_mean
 
 OPENING = "a"  # a word that objects are tokenised behind, where a tokenizer cannot be given a leading space
 

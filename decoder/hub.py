@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from decoder.errors import UserError
+from decoder.utils.errors import UserError
 
 
 def push_to_hub(folder: Path, repo_id: str, *, send: bool = False, private: bool = True, api: Any = None) -> str:

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from decoder.errors import UserError
 from decoder.runs import SCHEMA, Found
 from decoder.tracking import ADDED_TO_CONFIG, CHOSEN_BY
+from decoder.utils.errors import UserError
 
 PER_PAGE = 200
 GOING_ON = {"running", "pending", "preempting", "preempted"}

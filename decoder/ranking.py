@@ -16,8 +16,8 @@ from decoder.audit import answer, open_decoder
 from decoder.checkpoint import Checkpoint
 from decoder.collection import fitting, has_matrix, read_index
 from decoder.commands import EvaluateConfig
-from decoder.errors import UserError
 from decoder.suspect import compare_folder, read_suspect
+from decoder.utils.errors import UserError
 
 FINDING = 95
 """Percentile of the nulls from which a layer counts as a finding."""

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from typing import TypeVar
 
 from decoder.config import TrainConfig
-from decoder.errors import UserError
 from decoder.grid import Run
+from decoder.utils.errors import UserError
 
 T = TypeVar("T")
 

@@ -14,7 +14,6 @@ import yaml
 
 from decoder.commands import ReportConfig
 from decoder.compose import compose, folders_first
-from decoder.errors import UserError, run_command
 from decoder.page import render
 from decoder.runs import find_runs, read_history, read_predictions, read_result
 from decoder.tables import (
@@ -26,6 +25,7 @@ from decoder.tables import (
     made_by,
     score_rows,
 )
+from decoder.utils.errors import UserError, run_command
 
 TABLED_EDITS = 40
 TABLED_PERCENTS = (5, 25, 50, 75, 95)  # of the 0, 1, ..., 100 % quantiles that a calibration has

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import harmonic_mean
 from typing import Any
 
-from decoder.errors import UserError
+from decoder.utils.errors import UserError
 
 SCHEMA = 1
 VALIDATION_SCORE = "harmonic mean of the exact match on val/id and val/new"

@@ -1,45 +1,30 @@
 """What happens around a run: its folder, its clock, and what the terminal shows."""
 
-import logging
 import os
-import sys
 import time
-import warnings
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from rich.console import Console
 
 from decoder.baselines import Evidence, score_baselines
 from decoder.calibration import calibrate
 from decoder.config import TrainConfig
 from decoder.host import Host
 from decoder.model import ObjectDecoder
-from decoder.paths import editor_of, remove_whole, run_folder, trained_layers
 from decoder.reading import Reading, readings_table
 from decoder.report import write_report
 from decoder.runs import is_finished, read_predictions, write_result
-from decoder.startup import lasting
 from decoder.tables import counted, example_lines, results_table
+from decoder.utils.files import editor_of, remove_whole, run_folder, trained_layers
+from decoder.utils.terminal import console, log_to, quiet
 
 PREDICTION_COLUMNS = ["edit_id", "subject", "relation", "relation_name", "object_true", "object", "predicted", "probability", "split"]
-TABLE_WIDTH = 120
 NEXT = ".next"
 NARROW = 256  # hidden width; two threads take 84 ms for a step of the pocket host, one takes 48
-EXPECTED_WARNINGS = (
-    ".*LeafSpec.*is deprecated.*",
-    ".*does not have many workers.*",
-    ".*number of training batches .* is smaller than the logging interval.*",
-    ".*in eval mode at the start.*",  # the host's own modules inside the trained layer
-    ".*Experiment logs directory.*",  # a run of the same name is replaced
-    ".*``compute`` method of metric MeanMetric was called before.*",  # another device had all edits of a small split
-    ".*across ranks is zero, but local rank has zero.*",
-    ".*recommended to use.*sync_dist=True.*",  # every process logs what all of them counted
-)
 
 
 def start(cfg: TrainConfig, config_yaml: str, argv: Sequence[str]) -> Path:
@@ -50,7 +35,7 @@ def start(cfg: TrainConfig, config_yaml: str, argv: Sequence[str]) -> Path:
     end = NEXT if is_finished(folder) else ""
     (folder / f"config.yaml{end}").write_text(config_yaml, encoding="utf-8")
     (folder / f"overrides.txt{end}").write_text("\n".join(argv) + "\n", encoding="utf-8")
-    _log_to(folder / "log.txt")
+    log_to(folder / "log.txt")
     quiet()
     console().print(
         f"Palimpsest: read {editor_of(cfg)} edits of layer {cfg.edits.layer} of {cfg.host.name}, "
@@ -78,58 +63,6 @@ def clear(folder: Path) -> None:
     for name in ("result.json", "metrics.csv", "predictions.parquet", "report.html"):
         (folder / name).unlink(missing_ok=True)
     remove_whole(folder / "decoder")
-
-
-@contextmanager
-def silence() -> Iterator[None]:
-    """What a process shows that shares a run with others: warnings and errors, nothing else."""
-    quiet()
-    with open(os.devnull, "w") as nothing, redirect_stdout(nothing):
-        yield
-
-
-class RunLog(logging.FileHandler):
-    """A run's log.txt, which gets log lines and what the run says in the terminal."""
-
-
-class Terminal(Console):
-    """Standard output; what is said there is written down where a `RunLog` is set up."""
-
-    def print(self, *objects: Any, **options: Any) -> None:
-        super().print(*objects, **options)
-        for handler in logging.getLogger().handlers:
-            if isinstance(handler, RunLog):
-                Console(file=handler.stream, width=TABLE_WIDTH).print(*objects, **options)
-
-
-def console() -> Console:
-    """The terminal; wide enough for the table of scores also where output goes to a file."""
-    found = Terminal()
-    return found if found.is_terminal else Terminal(width=max(found.width, TABLE_WIDTH))
-
-
-def _log_to(file: Path) -> None:
-    # In a grid standard output is that file already.
-    kind = logging.FileHandler if getattr(sys.stdout, "name", None) == str(file) else RunLog
-    handler = kind(file, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-
-
-def quiet() -> None:
-    """Libraries speak up only when something is wrong."""
-    with lasting():
-        import lightning  # noqa: F401  sets its own log level when it is imported
-        from datasets import disable_progress_bars
-        from transformers.utils import logging as transformers_logging
-
-    for name in ("lightning.pytorch", "lightning.fabric", "httpx", "datasets"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    disable_progress_bars()
-    transformers_logging.disable_progress_bar()
-    os.environ.setdefault("WANDB_SILENT", "true")
-    for message in EXPECTED_WARNINGS:
-        warnings.filterwarnings("ignore", message)
 
 
 @contextmanager

@@ -19,10 +19,10 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 
 from decoder.compose import to_dict
 from decoder.config import TrainConfig
-from decoder.errors import TERMINATED, first_difference
 from decoder.grid import with_effect
-from decoder.paths import editor_of, trained_layers
 from decoder.runs import is_finished
+from decoder.utils.errors import TERMINATED, first_difference
+from decoder.utils.files import editor_of, trained_layers
 
 MONITOR = "val/id/loss"
 

@@ -19,8 +19,8 @@ from typing import Any
 from rich.console import Console
 
 from decoder.cores import worker_environment
-from decoder.errors import TERMINATED
 from decoder.grid import Run, edits_of, read_grid
+from decoder.utils.errors import TERMINATED
 from launcher.attempt import Outcome, RunOne, attempt, lost
 
 PATIENCE = 10  # seconds a worker has to end

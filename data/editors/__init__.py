@@ -2,7 +2,7 @@
 
 from importlib import import_module
 
-from decoder.nearest import did_you_mean
+from decoder.utils.errors import did_you_mean
 
 EDITORS = {"rome": "data.editors.rome:Rome", "r-rome": "data.editors.rome:RRome", "p-rome": "data.editors.rome:PRome"}
 

@@ -10,7 +10,7 @@ import pytest
 
 from data.hosts import pocket_folder
 from decoder.config import TrainConfig
-from decoder.paths import cache_root
+from decoder.utils.files import cache_root
 
 ROOT = Path(__file__).parents[2]
 

@@ -7,8 +7,8 @@ from unit.exported_runs import write_run
 
 from decoder.best import best_runs
 from decoder.collection import export_best
-from decoder.errors import UserError
 from decoder.runs import find_runs, write_result
+from decoder.utils.errors import UserError
 
 
 def test_equal_validation_goes_to_the_lower_loss(runs, host_of):

@@ -10,8 +10,8 @@ import pytest
 from decoder.cluster import Surroundings, _room
 from decoder.compose import compose
 from decoder.config import LauncherConfig, TrainConfig
-from decoder.errors import UserError
 from decoder.grid import read_grid
+from decoder.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 

@@ -15,9 +15,9 @@ from unit.fabricated_runs import write_grid, write_run
 
 from decoder.compare import write_comparison
 from decoder.curves import Series, layer_curves, run_rows
-from decoder.errors import UserError
 from decoder.report import main
 from decoder.runs import find_runs
+from decoder.utils.errors import UserError
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PROBE = """<script>addEventListener("load", () => {

@@ -12,7 +12,7 @@ import decoder.compose
 from decoder.commands import EvaluateConfig
 from decoder.compose import compose, to_dict, to_yaml
 from decoder.config import TrainConfig
-from decoder.errors import UserError, run_command
+from decoder.utils.errors import UserError, run_command
 
 REPO = Path(__file__).resolve().parents[2]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from decoder.errors import UserError, run_command
+from decoder.utils.errors import UserError, run_command
 
 REPO = Path(__file__).resolve().parents[2]
 SCRIPT = """

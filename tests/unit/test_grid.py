@@ -10,8 +10,8 @@ import pytest
 
 from decoder.compose import compose, to_dict
 from decoder.config import TrainConfig
-from decoder.errors import UserError
 from decoder.grid import Run, read_grid, refuse_to_replace, values, with_effect
+from decoder.utils.errors import UserError
 from launcher.launch import launch
 
 REPO = Path(__file__).resolve().parents[2]

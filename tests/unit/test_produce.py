@@ -13,7 +13,7 @@ from data.datamodule import EditDataModule
 from data.produce import main, read_part
 from data.shards import ShardMaker, produce
 from data.store import EditStore, partial_folder
-from decoder.errors import UserError
+from decoder.utils.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("drawn_edits", "alive")
 

@@ -12,9 +12,9 @@ from unit.test_export import FACTS as EXPORTED
 import evaluate
 from decoder.collection import export_best
 from decoder.commands import EvaluateConfig
-from decoder.errors import UserError
 from decoder.ranking import entries_for, rank
 from decoder.runs import find_runs
+from decoder.utils.errors import UserError
 
 
 def change(folder, changes):

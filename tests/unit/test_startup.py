@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from decoder.startup import lasting
+from decoder.utils.errors import lasting
 
 
 @pytest.fixture

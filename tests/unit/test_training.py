@@ -10,9 +10,9 @@ import torch
 
 from decoder.compose import to_dict
 from decoder.config import SplitsConfig, TrainConfig
-from decoder.errors import run_command
 from decoder.module import DecoderModule
 from decoder.training import build_trainer, checkpoint_to_go_on_from, fit, fit_summary
+from decoder.utils.errors import run_command
 
 pytestmark = pytest.mark.usefixtures("drawn_edits", "alive")
 

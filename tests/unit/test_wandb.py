@@ -15,12 +15,12 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_com
 from decoder.compare import write_comparison
 from decoder.config import TrainConfig
 from decoder.curves import Series, layer_curves, run_rows
-from decoder.errors import UserError
 from decoder.grid import read_grid
 from decoder.metrics import wilson
 from decoder.project import collect, read_project
 from decoder.runs import find_runs, layer_fraction
 from decoder.tracking import CHOSEN_BY, log_comparison
+from decoder.utils.errors import UserError
 
 SWEEPS = sorted((Path(__file__).resolve().parents[2] / "configs" / "sweep").glob("*.yaml"))
 RECORDED = json.loads((Path(__file__).parent / "recorded_wandb_runs.json").read_text())

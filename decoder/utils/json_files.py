@@ -1,0 +1,56 @@
+"""JSON files that say what they hold: one that was damaged or written by hand is refused in one line, not read as something else."""
+
+import json
+import reprlib
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
+Count = Annotated[int, Field(ge=0)]
+FromOne = Annotated[int, Field(ge=1)]
+Pair = Annotated[list[FiniteFloat], Field(min_length=2, max_length=2)]
+Shape = Annotated[list[FromOne], Field(min_length=2, max_length=2)]
+AGAIN = "export it again, or copy it whole"
+
+
+class Score(TypedDict):
+    value: FiniteFloat
+    ci95: Pair
+
+
+def read_described(file: Path, format: int, description: TypeAdapter, remedy: str = AGAIN) -> dict[str, Any]:
+    """A JSON file as it is, once it was held against its description.
+
+    Raises:
+        ValueError: it is not whole JSON or of another format, or an entry is missing or of a wrong kind; names the first one, what
+            came and what was expected.
+    """
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
+        raise ValueError(f"{file} is not whole JSON; {remedy}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{file}: {reprlib.repr(found)} came, expected entries with names; {remedy}")
+    if found.get("format") != format:
+        raise ValueError(f"{file}: format {reprlib.repr(found.get('format'))}, this version reads {format}; {remedy}")
+    try:
+        description.validate_python(found, strict=True)
+    except ValidationError as error:
+        raise ValueError(f"{file}: {_told(error)}; {remedy}") from None
+    return found
+
+
+def _told(error: ValidationError) -> str:
+    """The entries that are missing, or else the first that is wrong."""
+    errors = error.errors(include_url=False)
+    if absent := [_name(one["loc"]) for one in errors if one["type"] == "missing"]:
+        return f"it lacks {', '.join(absent)}"
+    first = errors[0]
+    expected = first["msg"].removeprefix("Input should be ")
+    return f"{_name(first['loc'])} is {reprlib.repr(first['input'])}, expected {expected[0].lower()}{expected[1:]}"
+
+
+def _name(place: tuple[int | str, ...]) -> str:
+    return ".".join(map(str, place))
