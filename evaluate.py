@@ -15,8 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from decoder.commands import EvaluateConfig
-from decoder.compose import compose
+from decoder.config.commands import EvaluateConfig
+from decoder.config.compose import compose
 from decoder.utils.errors import UserError, lasting, run_command
 
 

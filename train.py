@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from decoder.compose import to_dict, to_yaml
 from decoder.config import TrainConfig
+from decoder.config.compose import to_dict, to_yaml
 from decoder.grid import Run, read_grid
 from decoder.runs import is_finished, write_result
 from decoder.utils.errors import lasting, run_command
@@ -75,12 +75,12 @@ def train(cfg: TrainConfig, folder: Path, bench: "Bench | None" = None) -> dict:
 
         from data.bench import Bench
         from decoder import result, session
+        from decoder.config.identity import trained_layers
         from decoder.export import save_decoder
         from decoder.module import DecoderModule
         from decoder.ranks import is_first
         from decoder.tracking import describe_run, log_validation
         from decoder.training import build_trainer, checkpoint_to_go_on_from, fit, fit_summary, log_to_wandb, plain_interruptions
-        from decoder.utils.files import trained_layers
 
     clock = session.Clock()
     with clock("host"):

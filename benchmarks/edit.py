@@ -30,8 +30,8 @@ from data.hosts import open_host
 from data.key_moments import second_moment
 from data.prepare import prepare_editor
 from data.splits import draw_splits, plan_edits
-from decoder.compose import compose
 from decoder.config import EditsConfig, TrainConfig
+from decoder.config.compose import compose
 from decoder.host import Host
 from decoder.utils.errors import run_command
 

@@ -10,13 +10,12 @@ from data.datamodule import EditDataModule
 from data.hosts import is_host_there, open_host
 from data.requests import is_produced
 from decoder.baselines import BASELINES, OF_THE_RUN
-from decoder.compose import to_dict
 from decoder.config import TrainConfig
-from decoder.grid import OF_THE_EDITS
+from decoder.config.compose import to_dict
+from decoder.config.identity import OF_THE_EDITS, editor_of
 from decoder.host import Host
 from decoder.model import ObjectDecoder
 from decoder.session import baselines
-from decoder.utils.files import editor_of
 from decoder.utils.terminal import quiet
 
 

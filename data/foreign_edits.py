@@ -24,8 +24,8 @@ from data.shards import columns
 from data.store import IMPORTED, EditStore
 from data.store_writer import StoreWriter
 from decoder.checkpoint import Checkpoint, is_checkpoint_folder
-from decoder.commands import ImportConfig
 from decoder.config import FactsConfig
+from decoder.config.commands import ImportConfig
 from decoder.edit import DenseEdit, LowRankEdit
 from decoder.host import Host
 from decoder.suspect import read_weight_DF, tensor_name

@@ -3,9 +3,9 @@
 import sys
 from collections import Counter
 
-from decoder.commands import ImportConfig
-from decoder.compose import compose
 from decoder.config import TrainConfig
+from decoder.config.commands import ImportConfig
+from decoder.config.compose import compose
 from decoder.utils.errors import UserError, run_command
 
 

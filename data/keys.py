@@ -2,8 +2,8 @@
 
 import sys
 
-from decoder.compose import compose
 from decoder.config import TrainConfig
+from decoder.config.compose import compose
 from decoder.utils.errors import run_command
 
 

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from decoder.commands import ProduceConfig
-from decoder.compose import compose
+from decoder.config.commands import ProduceConfig
+from decoder.config.compose import compose
 from decoder.utils.errors import UserError, run_command
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from decoder.batch import EditBatch
 from decoder.calibration import percentile
-from decoder.commands import EvaluateConfig
+from decoder.config.commands import EvaluateConfig
 from decoder.edit import DenseEdit, Edit
 from decoder.export import load_decoder, read_config
 from decoder.host import Host

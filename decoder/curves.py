@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from decoder.grid import OF_THE_EDITS, with_effect
+from decoder.config.identity import OF_THE_EDITS, with_effect
 from decoder.runs import layer_fraction, validation_score
 from decoder.tables import OOD_CELLS, SPLITS, made_by
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import decoder as package
 from decoder.card import layers, model_card
-from decoder.commands import ExportConfig
-from decoder.compose import compose, folders_first
+from decoder.config.commands import ExportConfig
+from decoder.config.compose import compose, folders_first
 from decoder.utils.errors import UserError, run_command
 from decoder.utils.files import put_in_place
 

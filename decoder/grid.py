@@ -15,18 +15,15 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from decoder.compose import TRAIN_KEYS, compose, to_dict
 from decoder.config import TrainConfig
+from decoder.config.compose import TRAIN_KEYS, compose, to_dict
+from decoder.config.identity import edits_of, run_folder, with_effect
 from decoder.runs import read_result
 from decoder.utils.errors import UserError, first_difference
-from decoder.utils.files import run_folder, short_hash
+from decoder.utils.files import short_hash
 
 FLAGS = ("-m", "--multirun")
 IN_THE_FOLDER = {"decoder.layer", "edits.layer", "edits.editor", "seed", "host", "host.name", "experiment", "runs", "variant"}
-WITHOUT_EFFECT = {"runs", "cache_dir", "resume", "wandb", "launcher", "grid", "variant"}
-"""Settings that change where results go and what is shown, not the results."""
-OF_THE_EDITS = ("host", "cache_dir", "store", "facts", "keys", "edits", "splits")
-"""Settings that say which edits are made; runs that share them share their edits."""
 LONGEST_VARIANT = 60
 MOST_RUNS = 10_000
 RANGE = re.compile(r"range\(\s*(-?\d+)\s*(?:,\s*(-?\d+)\s*)?(?:,\s*(-?\d+)\s*)?\)")
@@ -139,17 +136,6 @@ def refuse_to_replace(runs: Iterable[Run]) -> None:
                 f"{run.folder} holds a finished run of other settings: {found[0]} there, {found[1]} now. "
                 "Give variant=NAME or runs=FOLDER to keep both, or resume=false to replace it"
             )
-
-
-def with_effect(config: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a resolved config that its results depend on."""
-    kept = {key: value for key, value in config.items() if key not in WITHOUT_EFFECT}
-    return kept | {"trainer": {key: value for key, value in config.get("trainer", {}).items() if key != "progress"}}
-
-
-def edits_of(config: TrainConfig) -> str:
-    """A key that runs on the same host and the same edits share."""
-    return short_hash({key: value for key, value in to_dict(config).items() if key in OF_THE_EDITS})
 
 
 def seconds_of(result: dict[str, Any]) -> float:

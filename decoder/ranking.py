@@ -15,7 +15,7 @@ from rich.table import Table
 from decoder.audit import answer, open_decoder
 from decoder.checkpoint import Checkpoint
 from decoder.collection import fitting, has_matrix, read_index
-from decoder.commands import EvaluateConfig
+from decoder.config.commands import EvaluateConfig
 from decoder.suspect import compare_folder, read_suspect
 from decoder.utils.errors import UserError
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
-from decoder.commands import ReportConfig
-from decoder.compose import compose, folders_first
+from decoder.config.commands import ReportConfig
+from decoder.config.compose import compose, folders_first
 from decoder.page import render
 from decoder.runs import find_runs, read_history, read_predictions, read_result
 from decoder.tables import (

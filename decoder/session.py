@@ -13,13 +13,14 @@ import torch
 from decoder.baselines import Evidence, score_baselines
 from decoder.calibration import calibrate
 from decoder.config import TrainConfig
+from decoder.config.identity import editor_of, run_folder, trained_layers
 from decoder.host import Host
 from decoder.model import ObjectDecoder
 from decoder.reading import Reading, readings_table
 from decoder.report import write_report
 from decoder.runs import is_finished, read_predictions, write_result
 from decoder.tables import counted, example_lines, results_table
-from decoder.utils.files import editor_of, remove_whole, run_folder, trained_layers
+from decoder.utils.files import remove_whole
 from decoder.utils.terminal import console, log_to, quiet
 
 PREDICTION_COLUMNS = ["edit_id", "subject", "relation", "relation_name", "object_true", "object", "predicted", "probability", "split"]

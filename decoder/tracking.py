@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from decoder.config import TrainConfig
+from decoder.config.identity import editor_of, trained_layers
 from decoder.runs import layer_fraction, validation_score
-from decoder.utils.files import editor_of, trained_layers
 
 CHOSEN_BY = "best/validation"
 """The validation score that runs, and sweeps, are chosen by."""

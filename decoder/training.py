@@ -17,12 +17,11 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
-from decoder.compose import to_dict
 from decoder.config import TrainConfig
-from decoder.grid import with_effect
+from decoder.config.compose import to_dict
+from decoder.config.identity import editor_of, trained_layers, with_effect
 from decoder.runs import is_finished
 from decoder.utils.errors import TERMINATED, first_difference
-from decoder.utils.files import editor_of, trained_layers
 
 MONITOR = "val/id/loss"
 

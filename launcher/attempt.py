@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
-from decoder.compose import to_dict
+from decoder.config.compose import to_dict
 from decoder.grid import Run
 from decoder.runs import is_finished, write_result
 

@@ -17,9 +17,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from decoder.grid import Grid, Run, edits_of, refuse_to_replace, seconds_of
+from decoder.config.identity import edits_of, trained_layers
+from decoder.grid import Grid, Run, refuse_to_replace, seconds_of
 from decoder.utils.errors import is_interruption
-from decoder.utils.files import trained_layers
 from launcher.attempt import Outcome, RunOne, attempt
 
 SPLITS = ("id", "ood", "unseen_object")

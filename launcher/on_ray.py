@@ -14,7 +14,8 @@ from rich.console import Console
 
 from data.produce_on_ray import produce_on_ray
 from decoder.cluster import Surroundings, get, resources
-from decoder.grid import Run, edits_of
+from decoder.config.identity import edits_of
+from decoder.grid import Run
 from launcher.attempt import Outcome, attempt, lost
 
 

@@ -4,7 +4,8 @@ import json
 import shlex
 from pathlib import Path
 
-from decoder.grid import Grid, edits_of, values
+from decoder.config.identity import edits_of
+from decoder.grid import Grid, values
 
 
 def sbatch_script(grid: Grid) -> str:

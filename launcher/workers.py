@@ -18,8 +18,9 @@ from typing import Any
 
 from rich.console import Console
 
+from decoder.config.identity import edits_of
 from decoder.cores import worker_environment
-from decoder.grid import Run, edits_of, read_grid
+from decoder.grid import Run, read_grid
 from decoder.utils.errors import TERMINATED
 from launcher.attempt import Outcome, RunOne, attempt, lost
 

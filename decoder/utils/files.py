@@ -4,13 +4,10 @@ import hashlib
 import json
 import os
 import shutil
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-
-from decoder.config import TrainConfig
 
 
 def cache_root(cache_dir: str | None) -> Path:
@@ -50,28 +47,6 @@ def _put_aside(folder: Path) -> Path:
     if folder.exists():
         os.replace(folder, aside)
     return aside
-
-
-def run_folder(cfg: TrainConfig) -> Path:
-    """Folder of one run: experiment, host, editor (`editor_of`), edited and trained layers, seed, and the variant if there is one."""
-    trained = "-".join(str(layer) for layer in trained_layers(cfg))
-    leaf = f"{editor_of(cfg)}-e{cfg.edits.layer}-t{trained}-s{cfg.seed}" + (f"-{cfg.variant}" if cfg.variant else "")
-    return Path(cfg.runs) / cfg.experiment / cfg.host.name / leaf
-
-
-def editor_of(cfg: TrainConfig) -> str:
-    """Who made the edits: what the manifest of `store=` says if it is there (`imported` of other tools' edits), else who is asked to."""
-    if cfg.store:
-        # A manifest that is damaged is refused where the store is opened.
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            manifest = json.loads((Path(cfg.store).expanduser() / "manifest.json").read_text(encoding="utf-8"))
-            return Path(manifest["editor"]["name"]).name or cfg.edits.editor
-    return cfg.edits.editor
-
-
-def trained_layers(cfg: TrainConfig) -> list[int]:
-    layer = cfg.decoder.layer
-    return list(layer) if isinstance(layer, (list, tuple)) else [layer]
 
 
 def short_hash(value: Any) -> str:

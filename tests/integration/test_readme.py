@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from decoder.commands import EvaluateConfig, ExportConfig, ReportConfig
-from decoder.compose import compose, folders_first
 from decoder.config import TrainConfig
+from decoder.config.commands import EvaluateConfig, ExportConfig, ReportConfig
+from decoder.config.compose import compose, folders_first
 from decoder.grid import read_grid
 
 README = (Path(__file__).parents[2] / "README.md").read_text()

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from data.store import EditStore
-from decoder.compose import compose
 from decoder.config import TrainConfig
+from decoder.config.compose import compose
 
 FAMILY = {
     "gpt2": "gpt2", "gpt2-medium": "gpt2", "gpt2-large": "gpt2", "gpt2-xl": "gpt2", "gpt-j-6b": "gptj", "gpt-neox-20b": "gpt_neox",

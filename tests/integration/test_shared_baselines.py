@@ -8,8 +8,8 @@ import pytest
 import data.bench
 from data.bench import Bench
 from decoder.baselines import BASELINES, OF_THE_RUN
-from decoder.compose import compose
 from decoder.config import TrainConfig
+from decoder.config.compose import compose
 from decoder.module import DecoderModule
 
 SHARED = BASELINES.keys() - OF_THE_RUN

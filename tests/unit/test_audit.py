@@ -8,7 +8,7 @@ from unit.test_export import CONFIG, FACTS, IDS_BT, changed_decoder
 
 import evaluate
 from decoder.audit import answer, describe_answer, open_decoder
-from decoder.commands import EvaluateConfig
+from decoder.config.commands import EvaluateConfig
 from decoder.edit import DenseEdit
 from decoder.export import read_config, save_decoder
 from decoder.host import Host

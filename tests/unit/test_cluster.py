@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from decoder.cluster import Surroundings, _room
-from decoder.compose import compose
 from decoder.config import LauncherConfig, TrainConfig
+from decoder.config.compose import compose
 from decoder.grid import read_grid
 from decoder.utils.errors import UserError
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-import decoder.compose
-from decoder.commands import EvaluateConfig
-from decoder.compose import compose, to_dict, to_yaml
+import decoder.config.compose
 from decoder.config import TrainConfig
+from decoder.config.commands import EvaluateConfig
+from decoder.config.compose import compose, to_dict, to_yaml
 from decoder.utils.errors import UserError, run_command
 
 REPO = Path(__file__).resolve().parents[2]
@@ -34,7 +34,7 @@ def configs(tmp_path, monkeypatch):
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    monkeypatch.setattr(decoder.compose, "_folder", lambda: tmp_path)
+    monkeypatch.setattr(decoder.config.compose, "_folder", lambda: tmp_path)
     return tmp_path
 
 
@@ -222,17 +222,17 @@ def test_plain_values_only():
 def test_configs_inside_the_package_come_first(tmp_path, monkeypatch):
     (tmp_path / "decoder" / "configs").mkdir(parents=True)
     (tmp_path / "configs").mkdir()
-    monkeypatch.setattr(decoder.compose, "__file__", str(tmp_path / "decoder" / "compose.py"))
-    assert decoder.compose._folder() == tmp_path / "decoder" / "configs"
+    monkeypatch.setattr(decoder.config.compose, "__file__", str(tmp_path / "decoder" / "compose.py"))
+    assert decoder.config.compose._folder() == tmp_path / "decoder" / "configs"
     (tmp_path / "decoder" / "configs").rmdir()
-    assert decoder.compose._folder() == tmp_path / "configs"
+    assert decoder.config.compose._folder() == tmp_path / "configs"
     (tmp_path / "configs").rmdir()
     with pytest.raises(UserError, match="install the package again"):
-        decoder.compose._folder()
+        decoder.config.compose._folder()
 
 
 def test_torch_is_not_imported(tmp_path):
-    code = "import sys; import decoder.compose as c; from decoder.config import TrainConfig as T; c.compose(T, 'train', [])"
+    code = "import sys; import decoder.config.compose as c; from decoder.config import TrainConfig as T; c.compose(T, 'train', [])"
     code += "; assert not {'torch', 'rich', 'transformers', 'lightning'} & set(sys.modules)"
     env = {**os.environ, "PYTHONPATH": str(REPO)}
     assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, timeout=60).returncode == 0

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from decoder.commands import EvaluateConfig
-from decoder.compose import compose, settings
 from decoder.config import TrainConfig
+from decoder.config.commands import EvaluateConfig
+from decoder.config.compose import compose, settings
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 FILES = sorted(file for group in ("host", "edits", "launcher", "experiment") for file in CONFIGS.glob(f"{group}/*.yaml"))

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from decoder.commands import EvaluateConfig, ImportConfig
-from decoder.compose import compose
+from decoder.config.commands import EvaluateConfig, ImportConfig
+from decoder.config.compose import compose
 from decoder.grid import read_grid
 
 PAGE = Path(__file__).parents[2] / "docs" / "real-hosts.md"

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from decoder.compose import compose, to_dict
 from decoder.config import TrainConfig
-from decoder.grid import Run, read_grid, refuse_to_replace, values, with_effect
+from decoder.config.compose import compose, to_dict
+from decoder.config.identity import with_effect
+from decoder.grid import Run, read_grid, refuse_to_replace, values
 from decoder.utils.errors import UserError
 from launcher.launch import launch
 

@@ -15,9 +15,9 @@ import pytest
 import torch
 import transformers
 
-from decoder.commands import ImportConfig
-from decoder.compose import compose
 from decoder.config import TrainConfig
+from decoder.config.commands import ImportConfig
+from decoder.config.compose import compose
 from decoder.host import Host
 from decoder.loading import load_files, memory_needed, reader
 

@@ -21,7 +21,7 @@ from data.foreign_edits import import_edits, match, sources
 from data.import_edits import main
 from data.store import EditStore
 from decoder.checkpoint import INDEX
-from decoder.commands import ImportConfig
+from decoder.config.commands import ImportConfig
 from decoder.edit import DenseEdit, LowRankEdit
 from decoder.model import ObjectDecoder
 

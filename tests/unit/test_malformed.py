@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from data.foreign_edits import import_edits
 from decoder.checkpoint import INDEX, Checkpoint
-from decoder.commands import ImportConfig
+from decoder.config.commands import ImportConfig
 from decoder.suspect import read_suspect
 
 D, F = 32, 48

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from decoder.config import EditsConfig, TrainConfig, WandbConfig
+from decoder.config.identity import editor_of, run_folder
 from decoder.training import build_trainer
-from decoder.utils.files import editor_of, run_folder
 
 
 def manifest(folder: Path, text: str) -> TrainConfig:

@@ -11,7 +11,7 @@ from unit.test_export import FACTS as EXPORTED
 
 import evaluate
 from decoder.collection import export_best
-from decoder.commands import EvaluateConfig
+from decoder.config.commands import EvaluateConfig
 from decoder.ranking import entries_for, rank
 from decoder.runs import find_runs
 from decoder.utils.errors import UserError

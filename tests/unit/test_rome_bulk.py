@@ -16,8 +16,8 @@ from data.editors.rome import Rome
 from data.editors.suffixes import clean_pass
 from data.fact_sets import load_facts
 from data.requests import request_manifest
-from decoder.compose import compose
 from decoder.config import TrainConfig
+from decoder.config.compose import compose
 
 
 def tokens_run(host) -> list[int]:

@@ -5,8 +5,8 @@ import logging
 import pytest
 import torch
 
-from decoder.compose import compose, to_yaml
 from decoder.config import TrainConfig
+from decoder.config.compose import compose, to_yaml
 from decoder.grid import Run
 from decoder.session import NARROW, Clock, start, threads_for
 from launcher.attempt import attempt

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from decoder.compose import to_dict
 from decoder.config import SplitsConfig, TrainConfig
+from decoder.config.compose import to_dict
 from decoder.module import DecoderModule
 from decoder.training import build_trainer, checkpoint_to_go_on_from, fit, fit_summary
 from decoder.utils.errors import run_command

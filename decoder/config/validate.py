@@ -4,9 +4,9 @@ import math
 from operator import attrgetter
 from typing import Any
 
-from decoder.commands import EvaluateConfig, ExportConfig, ImportConfig, ReportConfig
-from decoder.config import TrainConfig
-from decoder.usage import settings
+from decoder.config.commands import EvaluateConfig, ExportConfig, ImportConfig, ReportConfig
+from decoder.config.help import settings
+from decoder.config.schema import TrainConfig
 from decoder.utils.errors import UserError
 
 POSITIVE = {

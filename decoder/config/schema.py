@@ -1,6 +1,6 @@
 """Every setting of a run, one line each: name, type, default and what it means. Those of the other commands are in `commands.py`.
 
-The composer (`decoder/compose.py`) fills these dataclasses from `configs/` and the command line. Nothing here imports torch,
+The composer (`decoder/config/compose.py`) fills these dataclasses from `configs/` and the command line. Nothing here imports torch,
 so that `--help` answers at once.
 """
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from decoder.config import HostConfig, TrainConfig, group, option
+from decoder.config.schema import HostConfig, TrainConfig, group, option
 
 
 @dataclass

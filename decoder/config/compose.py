@@ -16,10 +16,10 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from decoder.checks import check
-from decoder.commands import EvaluateConfig, ExportConfig, ImportConfig, ProduceConfig, ReportConfig
-from decoder.config import TrainConfig
-from decoder.usage import FLAGS, kind, settings, write_help
+from decoder.config.commands import EvaluateConfig, ExportConfig, ImportConfig, ProduceConfig, ReportConfig
+from decoder.config.help import FLAGS, kind, settings, write_help
+from decoder.config.schema import TrainConfig
+from decoder.config.validate import check
 from decoder.utils.errors import UserError, did_you_mean
 
 C = TypeVar("C", TrainConfig, ProduceConfig, EvaluateConfig, ImportConfig, ReportConfig, ExportConfig)
@@ -134,7 +134,7 @@ def _order(entries: list[Any], options: dict[str, list[str]], name: str, overrid
 
 
 def _folder() -> Path:
-    here = Path(__file__).resolve().parent
+    here = Path(__file__).resolve().parents[1]
     for folder in (here / "configs", here.parent / "configs"):
         if folder.is_dir():
             return folder

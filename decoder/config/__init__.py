@@ -1,0 +1,35 @@
+"""Settings and the command line: every key with its type, default and meaning, composed, checked and explained. No torch."""
+
+from decoder.config.schema import (
+    DataConfig,
+    DecoderConfig,
+    EditsConfig,
+    FactsConfig,
+    HostConfig,
+    KeysConfig,
+    LauncherConfig,
+    OptimConfig,
+    PocketConfig,
+    SplitsConfig,
+    SwapConfig,
+    TrainConfig,
+    TrainerConfig,
+    WandbConfig,
+)
+
+__all__ = [
+    "DataConfig",
+    "DecoderConfig",
+    "EditsConfig",
+    "FactsConfig",
+    "HostConfig",
+    "KeysConfig",
+    "LauncherConfig",
+    "OptimConfig",
+    "PocketConfig",
+    "SplitsConfig",
+    "SwapConfig",
+    "TrainConfig",
+    "TrainerConfig",
+    "WandbConfig",
+]
