@@ -92,7 +92,7 @@ def score(cfg: EvaluateConfig, decoder: Any, config: dict[str, Any]) -> dict[str
     from data.exported import exported_splits
     from data.store import EditStore, find_store
     from decoder.audit import read_splits
-    from decoder.precision import PRECISIONS
+    from decoder.checkpoint.rounding import PRECISIONS
     from decoder.result import test_scores
 
     store = EditStore(Path(cfg.store).expanduser()) if cfg.store else find_store(cfg.cache_dir, config["store"])

@@ -23,7 +23,7 @@ from data.matrices import write_matrix
 from data.shards import columns
 from data.store import IMPORTED, EditStore
 from data.store_writer import StoreWriter
-from decoder.checkpoint import Checkpoint, is_checkpoint_folder
+from decoder.checkpoint.reader import Checkpoint, is_checkpoint_folder
 from decoder.config import FactsConfig
 from decoder.config.commands import ImportConfig
 from decoder.edit import DenseEdit, LowRankEdit

@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 
 from data.fact_sets import load_facts
+from decoder.checkpoint.model_files import memory_needed
 from decoder.config import HostConfig, TrainConfig
 from decoder.host import Host
-from decoder.loading import memory_needed
 from decoder.ranks import own_device
 from decoder.utils.files import alone, cached, short_hash
 from decoder.utils.terminal import console

@@ -14,9 +14,9 @@ from zipfile import BadZipFile, ZipFile
 
 from decoder.best import best_runs
 from decoder.card import collection_card
+from decoder.checkpoint.names import find_weight
 from decoder.export import CARD, CONFIG, WEIGHTS
 from decoder.formats import COLLECTION
-from decoder.names import find_weight
 from decoder.runs import VALIDATION_SCORE, Found, validation_score
 from decoder.utils.errors import UserError
 from decoder.utils.files import put_in_place

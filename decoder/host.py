@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
+from decoder.checkpoint.model_files import load_files
 from decoder.edit import MEMORY_BUDGET
 from decoder.families import FAMILIES, Family
-from decoder.loading import load_files
 from decoder.utils.errors import did_you_mean
 
 OPENING = "a"  # a word that objects are tokenised behind, where a tokenizer cannot be given a leading space

@@ -13,7 +13,7 @@ from rich import box
 from rich.table import Table
 
 from decoder.audit import answer, open_decoder
-from decoder.checkpoint import Checkpoint
+from decoder.checkpoint.reader import Checkpoint
 from decoder.collection import fitting, has_matrix, read_index
 from decoder.config.commands import EvaluateConfig
 from decoder.suspect import compare_folder, read_suspect

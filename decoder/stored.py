@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from decoder.checkpoint import Checkpoint
+from decoder.checkpoint.reader import Checkpoint
 from decoder.edit import WholeEdit
 from decoder.host import Host
 

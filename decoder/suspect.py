@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from decoder.checkpoint import Checkpoint
+from decoder.checkpoint.reader import Checkpoint
 from decoder.edit import DenseEdit
 from decoder.host import Host
 

@@ -10,9 +10,9 @@ from data.exported import exported_splits
 from data.store import SCORE_COLUMNS, TEXT_COLUMNS, EditStore
 from data.store_writer import StoreWriter
 from decoder.audit import read_splits
+from decoder.checkpoint.rounding import PRECISIONS
 from decoder.edit import DenseEdit, RankOneEdit
 from decoder.model import ObjectDecoder
-from decoder.precision import PRECISIONS
 
 LAYER = 1
 IDS = [f"P1-{n:03d}-x" for n in range(12)]

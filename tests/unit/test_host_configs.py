@@ -15,11 +15,11 @@ import pytest
 import torch
 import transformers
 
+from decoder.checkpoint.model_files import load_files, memory_needed, reader
 from decoder.config import TrainConfig
 from decoder.config.commands import ImportConfig
 from decoder.config.compose import compose
 from decoder.host import Host
-from decoder.loading import load_files, memory_needed, reader
 
 REPO = Path(__file__).resolve().parents[2]
 HOSTS = sorted(file.stem for file in (REPO / "configs" / "host").glob("*.yaml") if file.stem != "pocket")

@@ -20,7 +20,7 @@ from data.facts import EditRequest
 from data.foreign_edits import import_edits, match, sources
 from data.import_edits import main
 from data.store import EditStore
-from decoder.checkpoint import INDEX
+from decoder.checkpoint.reader import INDEX
 from decoder.config.commands import ImportConfig
 from decoder.edit import DenseEdit, LowRankEdit
 from decoder.model import ObjectDecoder

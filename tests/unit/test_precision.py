@@ -6,7 +6,7 @@ Shape letters: B matrices, D hidden width, F MLP width.
 import pytest
 import torch
 
-from decoder.precision import GROUP, PRECISIONS
+from decoder.checkpoint.rounding import GROUP, PRECISIONS
 
 WEIGHT_BDF = torch.randn(2, 5, 3 * GROUP + 7, generator=torch.Generator().manual_seed(0)) * torch.logspace(-3, 2, 5)[:, None]
 

@@ -14,7 +14,7 @@ import torch
 from edited import LAYER, edited_folder, outer
 from safetensors.torch import load_file, save_file
 
-from decoder.checkpoint import INDEX
+from decoder.checkpoint.reader import INDEX
 from decoder.suspect import compare_folder, read_suspect
 
 

@@ -66,7 +66,7 @@ def test_chunks_equal_an_in_place_swap(new_host, in_place, name, rows, per_chunk
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", ["gpt2", "gpt2 square", "llama"])
 def test_matrices_in_files_are_the_same_edits(tmp_path, new_host, monkeypatch, name, dtype, layout):
-    monkeypatch.setattr("decoder.checkpoint.CHUNK", 500)  # entries: a matrix comes in several pieces
+    monkeypatch.setattr("decoder.checkpoint.reader.CHUNK", 500)  # entries: a matrix comes in several pieces
     host = new_host(name)
     files, memory = stored(tmp_path, host, dtype, layout), DenseEdit(matrices(host, dtype))
     host.memory_budget = 2 * memory.weight_BDF[0].numel() * 4
@@ -110,7 +110,7 @@ def test_temporary_memory_follows_the_budget(tmp_path, new_host, random_edits, k
     else:
         edits = stored(tmp_path, host, torch.float16, "a file each") if kind == "files" else DenseEdit(matrices(host, torch.float16))
     matrix = host.weight_DF(LAYER).numel() * 4
-    monkeypatch.setattr("decoder.checkpoint.CHUNK", matrix // 4 // 16)  # files of large matrices are read in many pieces
+    monkeypatch.setattr("decoder.checkpoint.reader.CHUNK", matrix // 4 // 16)  # files of large matrices are read in many pieces
     peak = {}
     for per_chunk in (1, B):
         host.memory_budget = per_chunk * matrix

@@ -16,7 +16,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from decoder.checkpoint import NO_PICKLE, PICKLES
+from decoder.checkpoint.reader import NO_PICKLE, PICKLES
 
 
 def load_files(path: str | Path, *, name: str, dtype: str, revision: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
