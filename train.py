@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from decoder.config import TrainConfig
 from decoder.config.compose import to_dict, to_yaml
 from decoder.grid import Run, read_grid
-from decoder.runs import is_finished, write_result
+from decoder.report.results import is_finished, write_result
 from decoder.utils.errors import lasting, run_command
 
 if TYPE_CHECKING:

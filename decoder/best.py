@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from decoder.config.identity import OF_THE_EDITS
 from decoder.export import CONFIG, read_config
-from decoder.runs import Found, validation_score
+from decoder.report.results import Found, validation_score
 from decoder.utils.errors import UserError, first_difference
 
 WITHOUT_EFFECT = {"edits": ("layer", "batch_size", "shard_size")}

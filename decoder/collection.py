@@ -17,7 +17,7 @@ from decoder.card import collection_card
 from decoder.checkpoint.names import find_weight
 from decoder.export import CARD, CONFIG, WEIGHTS
 from decoder.formats import COLLECTION
-from decoder.runs import VALIDATION_SCORE, Found, validation_score
+from decoder.report.results import VALIDATION_SCORE, Found, validation_score
 from decoder.utils.errors import UserError
 from decoder.utils.files import put_in_place
 from decoder.utils.json_files import read_described

@@ -174,7 +174,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError("send=true goes with push=USER/NAME")
     from decoder.collection import export_best
     from decoder.hub import push_to_hub
-    from decoder.runs import find_runs
+    from decoder.report.results import find_runs
 
     index = export_best(find_runs(cfg.runs), Path(cfg.to).expanduser())
     entries = json.loads(index.read_text(encoding="utf-8"))["decoders"]

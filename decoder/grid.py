@@ -18,7 +18,7 @@ from typing import Any
 from decoder.config import TrainConfig
 from decoder.config.compose import TRAIN_KEYS, compose, to_dict
 from decoder.config.identity import edits_of, run_folder, with_effect
-from decoder.runs import read_result
+from decoder.report.results import read_result
 from decoder.utils.errors import UserError, first_difference
 from decoder.utils.files import short_hash
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from decoder import __version__
 from decoder.metrics import grouped_scores, split_scores, wilson
-from decoder.runs import SCHEMA
+from decoder.report.results import SCHEMA
 
 CLUSTERS = {"id": "subject", "ood": "relation", "unseen_object": "subject", "imported": "subject"}
 LIBRARIES = ("torch", "lightning", "transformers", "torchmetrics", "datasets", "wandb", "omegaconf", "safetensors")

@@ -17,9 +17,9 @@ from decoder.config.identity import editor_of, run_folder, trained_layers
 from decoder.host import Host
 from decoder.model import ObjectDecoder
 from decoder.reading import Reading, readings_table
-from decoder.report import write_report
-from decoder.runs import is_finished, read_predictions, write_result
-from decoder.tables import counted, example_lines, results_table
+from decoder.report.results import is_finished, read_predictions, write_result
+from decoder.report.run_page import write_report
+from decoder.report.tables import counted, example_lines, results_table
 from decoder.utils.files import remove_whole
 from decoder.utils.terminal import console, log_to, quiet
 

@@ -7,13 +7,8 @@ from typing import Any
 
 from decoder.config import TrainConfig
 from decoder.config.identity import editor_of, trained_layers
-from decoder.runs import layer_fraction, validation_score
-
-CHOSEN_BY = "best/validation"
-"""The validation score that runs, and sweeps, are chosen by."""
-
-ADDED_TO_CONFIG = ("layer_frac", "edited_layer_frac", "host_layers")
-"""What a W&B config has beside the settings."""
+from decoder.report.results import layer_fraction, validation_score
+from decoder.report.wandb_runs import ADDED_TO_CONFIG, CHOSEN_BY
 
 
 def describe_run(trainer: Any, cfg: TrainConfig, layers: int) -> None:
@@ -60,8 +55,8 @@ def log_comparison(cfg: TrainConfig, rows: list[dict[str, Any]], folder: Path) -
     import pandas as pd
     import wandb
 
-    from decoder.curves import chosen_by_validation, layer_curves
-    from decoder.tables import SPLITS
+    from decoder.report.layer_curves import chosen_by_validation, layer_curves
+    from decoder.report.tables import SPLITS
 
     run = wandb.init(
         mode=cfg.wandb.mode,

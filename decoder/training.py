@@ -20,7 +20,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 from decoder.config import TrainConfig
 from decoder.config.compose import to_dict
 from decoder.config.identity import editor_of, trained_layers, with_effect
-from decoder.runs import is_finished
+from decoder.report.results import is_finished
 from decoder.utils.errors import TERMINATED, first_difference
 
 MONITOR = "val/id/loss"

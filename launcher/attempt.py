@@ -6,7 +6,7 @@ from typing import Any
 
 from decoder.config.compose import to_dict
 from decoder.grid import Run
-from decoder.runs import is_finished, write_result
+from decoder.report.results import is_finished, write_result
 
 Outcome = tuple[Run, dict[str, Any]]
 RunOne = Callable[[Run, Any], dict[str, Any]]

@@ -175,9 +175,9 @@ def _common(grid: Grid) -> Path:
 
 def _compare(grid: Grid, out: Console, is_news: bool) -> None:
     """Writes the page of the comparison beside the runs, and a W&B report if a run went through. If it cannot, a line says why."""
-    from decoder.compare import write_comparison
-    from decoder.curves import run_rows
-    from decoder.runs import find_runs
+    from decoder.report.compare_page import write_comparison
+    from decoder.report.layer_curves import run_rows
+    from decoder.report.results import find_runs
     from decoder.tracking import log_comparison
 
     try:

@@ -21,7 +21,7 @@ from datasets import load_from_disk
 from safetensors.torch import load_file
 
 from data.store import EditStore, partial_folder
-from decoder.runs import is_finished
+from decoder.report.results import is_finished
 
 SEED = 20
 KILLS = 21

@@ -8,7 +8,7 @@ from unit.test_export import FACTS as EXPORTED
 
 from decoder.export import save_decoder
 from decoder.model import ObjectDecoder
-from decoder.runs import write_result
+from decoder.report.results import write_result
 
 FACTS = EXPORTED | {"scores": EXPORTED["scores"] | {"ood_seen_object": EXPORTED["scores"]["ood"]}}
 

@@ -7,7 +7,7 @@ from unit.exported_runs import write_run
 
 from decoder.best import best_runs
 from decoder.collection import export_best
-from decoder.runs import find_runs, write_result
+from decoder.report.results import find_runs, write_result
 from decoder.utils.errors import UserError
 
 

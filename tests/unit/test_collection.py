@@ -16,7 +16,7 @@ from unit.exported_runs import write_run
 from decoder.collection import choose, export_best, fitting, matrices_of, read_index
 from decoder.export import load_decoder, main
 from decoder.hub import push_to_hub
-from decoder.runs import find_runs
+from decoder.report.results import find_runs
 from decoder.utils.errors import UserError
 
 

@@ -13,10 +13,10 @@ import pytest
 from matplotlib.image import imread
 from unit.fabricated_runs import write_grid, write_run
 
-from decoder.compare import write_comparison
-from decoder.curves import Series, layer_curves, run_rows
-from decoder.report import main
-from decoder.runs import find_runs
+from decoder.report.__main__ import main
+from decoder.report.compare_page import write_comparison
+from decoder.report.layer_curves import Series, layer_curves, run_rows
+from decoder.report.results import find_runs
 from decoder.utils.errors import UserError
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -6,9 +6,18 @@ from pathlib import Path
 import pytest
 from unit.fabricated_runs import write_grid, write_run
 
-from decoder.compare import write_comparison
-from decoder.curves import CHOSEN, Series, baseline_levels, best_layers, chosen_by_validation, differences, layer_curves, run_rows
-from decoder.runs import find_runs, validation_score
+from decoder.report.compare_page import write_comparison
+from decoder.report.layer_curves import (
+    CHOSEN,
+    Series,
+    baseline_levels,
+    best_layers,
+    chosen_by_validation,
+    differences,
+    layer_curves,
+    run_rows,
+)
+from decoder.report.results import find_runs, validation_score
 
 
 @pytest.fixture(scope="module")

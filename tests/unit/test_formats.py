@@ -9,7 +9,7 @@ from unit.test_export import FACTS, changed_decoder
 import evaluate
 from decoder.collection import export_best, read_index
 from decoder.export import CONFIG, read_config, save_decoder
-from decoder.runs import find_runs
+from decoder.report.results import find_runs
 
 DROPPED = object()
 

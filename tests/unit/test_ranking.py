@@ -13,7 +13,7 @@ import evaluate
 from decoder.collection import export_best
 from decoder.config.commands import EvaluateConfig
 from decoder.ranking import entries_for, rank
-from decoder.runs import find_runs
+from decoder.report.results import find_runs
 from decoder.utils.errors import UserError
 
 

@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from decoder.report import write_report
-from decoder.runs import is_finished, read_history
-from decoder.tables import draw_edits, example_lines, results_table, score_rows
+from decoder.report.results import is_finished, read_history
+from decoder.report.run_page import write_report
+from decoder.report.tables import draw_edits, example_lines, results_table, score_rows
 
 SPLITS = ("id", "ood", "unseen_object")
 RELATIONS = {

@@ -5,7 +5,7 @@ from rich.console import Console
 from unit.fabricated_runs import SPLITS, result, scores
 
 from decoder import session
-from decoder.tables import METHODS, counted, results_table
+from decoder.report.tables import METHODS, counted, results_table
 
 
 @pytest.mark.parametrize("only_first", ["logit_lens", "linear_value", "logit_lens_base_free"])

@@ -12,14 +12,14 @@ import wandb
 from unit.fabricated_runs import write_grid
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args, load_sweep_config
 
-from decoder.compare import write_comparison
 from decoder.config import TrainConfig
-from decoder.curves import Series, layer_curves, run_rows
 from decoder.grid import read_grid
 from decoder.metrics import wilson
-from decoder.project import collect, read_project
-from decoder.runs import find_runs, layer_fraction
-from decoder.tracking import CHOSEN_BY, log_comparison
+from decoder.report.compare_page import write_comparison
+from decoder.report.layer_curves import Series, layer_curves, run_rows
+from decoder.report.results import find_runs, layer_fraction
+from decoder.report.wandb_runs import CHOSEN_BY, collect, read_project
+from decoder.tracking import log_comparison
 from decoder.utils.errors import UserError
 
 SWEEPS = sorted((Path(__file__).resolve().parents[2] / "configs" / "sweep").glob("*.yaml"))

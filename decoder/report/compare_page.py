@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from decoder.curves import (
+from decoder.report.layer_curves import (
     LEARNT,
     Row,
     Series,
@@ -19,9 +19,9 @@ from decoder.curves import (
     run_rows,
     series_of,
 )
-from decoder.page import render
-from decoder.runs import VALIDATION_SCORE, Found, read_history
-from decoder.tables import METHODS, SPLITS, is_toy
+from decoder.report.page import render
+from decoder.report.results import VALIDATION_SCORE, Found, read_history
+from decoder.report.tables import METHODS, SPLITS, is_toy
 
 PAGE, TABLE = "compare.html", "compare.csv"
 MOST_VALUES = 8
@@ -48,7 +48,7 @@ def write_comparison(found: Found, to: Path) -> Path:
     rows = _seen_from(to, run_rows(found.finished))
     _write_csv(to / TABLE, rows)
     page, parts = to / PAGE, _page(found, rows, to)
-    page.write_text(render("compare.html.jinja", parts), encoding="utf-8")
+    page.write_text(render("compare_page.html.jinja", parts), encoding="utf-8")
     _write_figures(to, parts["groups"])
     return page
 
@@ -97,7 +97,7 @@ def _page(found: Found, rows: list[Row], to: Path) -> dict[str, Any]:
 def _group(
     group: tuple[str, str], curves: Mapping[Series, Any], levels: Mapping[Series, Any], by_epoch: Mapping[Series, Any]
 ) -> dict[str, Any]:
-    from decoder import compare_plots
+    from decoder.report import compare_plots
 
     own = {series: points for series, points in curves.items() if series[:2] == group}
     return {

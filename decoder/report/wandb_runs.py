@@ -4,9 +4,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from decoder.runs import SCHEMA, Found
-from decoder.tracking import ADDED_TO_CONFIG, CHOSEN_BY
+from decoder.report.results import SCHEMA, Found
+from decoder.report.wandb_runs import ADDED_TO_CONFIG, CHOSEN_BY
 from decoder.utils.errors import UserError
+
+CHOSEN_BY = "best/validation"
+"""The validation score that runs, and sweeps, are chosen by."""
+ADDED_TO_CONFIG = ("layer_frac", "edited_layer_frac", "host_layers")
+"""What a W&B config has beside the settings."""
 
 PER_PAGE = 200
 GOING_ON = {"running", "pending", "preempting", "preempted"}

@@ -21,7 +21,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from scipy.stats import binomtest
 
 if TYPE_CHECKING:
-    from decoder.tables import ScoreRow
+    from decoder.report.tables import ScoreRow
 
 # Okabe-Ito; the page may lighten them for a dark background.
 BLUE, GREEN, ORANGE = "#0072b2", "#009e73", "#d55e00"
@@ -121,7 +121,7 @@ def relations(test: dict[str, dict]) -> Markup:
 
 def confidence(predictions: Sequence[dict]) -> Markup:
     """Histogram of the answer's probability, right above wrong, each on its own scale."""
-    from decoder.tables import is_right
+    from decoder.report.tables import is_right
 
     scored = [row for row in predictions if row["probability"] is not None and not math.isnan(row["probability"])]
     right = [row["probability"] for row in scored if is_right(row)]

@@ -1,10 +1,9 @@
 """The page of one run, from the files in its run folder; also a command: `python -m decoder.report runs/main`.
 
 Nothing here touches the host or torch: a report can be written again at any time from `result.json`, `metrics.csv` and
-`predictions.parquet`. Parts whose data are absent are left out. For several runs see `decoder/compare.py`.
+`predictions.parquet`. Parts whose data are absent are left out. For several runs see `decoder/report/compare_page.py`.
 """
 
-import sys
 from collections.abc import Mapping
 from itertools import groupby
 from pathlib import Path
@@ -12,20 +11,9 @@ from typing import Any
 
 import yaml
 
-from decoder.config.commands import ReportConfig
-from decoder.config.compose import compose, folders_first
-from decoder.page import render
-from decoder.runs import find_runs, read_history, read_predictions, read_result
-from decoder.tables import (
-    OOD_CELLS,
-    SPLITS,
-    draw_edits,
-    is_right,
-    is_toy,
-    made_by,
-    score_rows,
-)
-from decoder.utils.errors import UserError, run_command
+from decoder.report.page import render
+from decoder.report.results import read_history, read_predictions, read_result
+from decoder.report.tables import OOD_CELLS, SPLITS, draw_edits, is_right, is_toy, made_by, score_rows
 
 TABLED_EDITS = 40
 TABLED_PERCENTS = (5, 25, 50, 75, 95)  # of the 0, 1, ..., 100 % quantiles that a calibration has
@@ -37,12 +25,12 @@ def write_report(run_folder: Path, result: Mapping[str, Any] | None = None) -> P
     result = result or read_result(folder / "result.json")
     context = _page(result, read_predictions(folder / "predictions.parquet"), read_history(folder / "metrics.csv"))
     path = folder / "report.html"
-    path.write_text(render("report.html.jinja", context), encoding="utf-8")
+    path.write_text(render("run_page.html.jinja", context), encoding="utf-8")
     return path
 
 
 def _page(result: dict, predictions: list[dict], history: dict) -> dict[str, Any]:
-    from decoder import plots
+    from decoder.report import plots
 
     editor, ridge = made_by(result)
     tested = [row for row in predictions if row["split"] in SPLITS]
@@ -70,27 +58,3 @@ def _page(result: dict, predictions: list[dict], history: dict) -> dict[str, Any
 def _grouped(result: dict, splits: tuple[str, ...]) -> dict[str, Any]:
     rows = groupby(score_rows(result, splits), key=lambda row: row.group)
     return {"splits": splits, "groups": {group: list(members) for group, members in rows}}
-
-
-@run_command
-def main(argv: list[str] | None = None) -> None:
-    cfg = compose(ReportConfig, "report", folders_first(sys.argv[1:] if argv is None else argv))
-    if bool(cfg.runs) == bool(cfg.wandb):
-        raise UserError("give run folders, as in `python -m decoder.report runs/main`, or wandb=ENTITY/PROJECT, one of them")
-    if len(cfg.runs) == 1 and not cfg.to and (Path(cfg.runs[0]) / "result.json").exists():
-        print(write_report(Path(cfg.runs[0])))
-        return
-    from decoder.compare import write_comparison
-    from decoder.project import read_project
-
-    found = read_project(cfg.wandb, cfg.group) if cfg.wandb else find_runs(cfg.runs)
-    to = Path(cfg.to or (cfg.runs[0] if cfg.runs else ".")).expanduser()
-    if to.is_file():
-        raise UserError(f"to={to}: it is a file; give a folder")
-    page = write_comparison(found, to)
-    print(f"{len(found.finished)} finished runs, {len(found.failed)} failed, {len(found.unfinished)} not finished")
-    print(page, page.with_suffix(".csv"), sep="\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from decoder.curves import LEARNT, Point, Series
-from decoder.plots import BLUE, GREEN, ORANGE, SETTINGS, TEXT, WIDTH, to_svg
-from decoder.tables import METHODS, SPLITS
+from decoder.report.layer_curves import LEARNT, Point, Series
+from decoder.report.plots import BLUE, GREEN, ORANGE, SETTINGS, TEXT, WIDTH, to_svg
+from decoder.report.tables import METHODS, SPLITS
 
 LOOKS = [(colour, style) for style in ("-", (0, (4, 2))) for colour in (BLUE, ORANGE, GREEN, TEXT)]
 MOST_LINES = len(LOOKS)

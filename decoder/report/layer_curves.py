@@ -9,8 +9,8 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from decoder.config.identity import OF_THE_EDITS, with_effect
-from decoder.runs import layer_fraction, validation_score
-from decoder.tables import OOD_CELLS, SPLITS, made_by
+from decoder.report.results import layer_fraction, validation_score
+from decoder.report.tables import OOD_CELLS, SPLITS, made_by
 
 AXES = {"decoder.layer", "edits.layer", "seed", "experiment"}
 """Settings that are an axis of the comparison, or a name."""

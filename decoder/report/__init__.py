@@ -1,0 +1,1 @@
+"""Pages and tables from results on disk. Nothing here touches a host or torch."""

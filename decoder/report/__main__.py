@@ -1,0 +1,33 @@
+"""`python -m decoder.report runs/main`: the page of one run, or the comparison of several."""
+
+import sys
+from pathlib import Path
+
+from decoder.config.commands import ReportConfig
+from decoder.config.compose import compose, folders_first
+from decoder.report.results import find_runs
+from decoder.utils.errors import UserError, run_command
+
+
+@run_command
+def main(argv: list[str] | None = None) -> None:
+    cfg = compose(ReportConfig, "report", folders_first(sys.argv[1:] if argv is None else argv))
+    if bool(cfg.runs) == bool(cfg.wandb):
+        raise UserError("give run folders, as in `python -m decoder.report runs/main`, or wandb=ENTITY/PROJECT, one of them")
+    if len(cfg.runs) == 1 and not cfg.to and (Path(cfg.runs[0]) / "result.json").exists():
+        print(write_report(Path(cfg.runs[0])))
+        return
+    from decoder.report.compare_page import write_comparison
+    from decoder.report.wandb_runs import read_project
+
+    found = read_project(cfg.wandb, cfg.group) if cfg.wandb else find_runs(cfg.runs)
+    to = Path(cfg.to or (cfg.runs[0] if cfg.runs else ".")).expanduser()
+    if to.is_file():
+        raise UserError(f"to={to}: it is a file; give a folder")
+    page = write_comparison(found, to)
+    print(f"{len(found.finished)} finished runs, {len(found.failed)} failed, {len(found.unfinished)} not finished")
+    print(page, page.with_suffix(".csv"), sep="\n")
+
+
+if __name__ == "__main__":
+    main()
