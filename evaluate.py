@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> None:
     if ranked := rank_layers(cfg):
         return show(cfg, ranked)
     chosen = choose_decoder(cfg)
-    from decoder.export import read_config
+    from decoder.export.save import read_config
 
     # A folder that is no decoder is refused before what takes seconds is imported.
     read_config(cfg.decoder)
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def choose_decoder(cfg: EvaluateConfig) -> str | None:
     """Points a config whose decoder is a folder of several at the one that fits; returns why, or None where it is one decoder."""
-    from decoder.collection import choose, is_collection, matrices_of
+    from decoder.export.collection import choose, is_collection, matrices_of
 
     if not is_collection(cfg.decoder):
         return None
@@ -63,7 +63,7 @@ def choose_decoder(cfg: EvaluateConfig) -> str | None:
 
 def rank_layers(cfg: EvaluateConfig) -> dict[str, Any] | None:
     """A checkpoint folder read by every decoder that fits, where several of a collection do."""
-    from decoder.collection import is_collection
+    from decoder.export.collection import is_collection
 
     if not is_collection(cfg.decoder) or not cfg.suspect or not Path(cfg.suspect).is_dir() or cfg.tensor:
         return None

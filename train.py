@@ -76,7 +76,7 @@ def train(cfg: TrainConfig, folder: Path, bench: "Bench | None" = None) -> dict:
         from data.bench import Bench
         from decoder import result, session
         from decoder.config.identity import trained_layers
-        from decoder.export import save_decoder
+        from decoder.export.save import save_decoder
         from decoder.module import DecoderModule
         from decoder.ranks import is_first
         from decoder.tracking import describe_run, log_validation

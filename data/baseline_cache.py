@@ -13,7 +13,7 @@ import decoder
 from data.datamodule import EditDataModule
 from data.store import EditStore, write_json
 from decoder.config import TrainConfig
-from decoder.formats import BASELINES
+from decoder.export.formats import BASELINES
 from decoder.host import Host
 from decoder.utils.files import cached, short_hash
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from data.matrices import PATTERN, matrices_of
 from data.vectors import VectorColumn
 from decoder.edit import DenseEdit, LowRankEdit, RankOneEdit
-from decoder.formats import MANIFEST
+from decoder.export.formats import MANIFEST
 from decoder.utils.errors import first_difference
 from decoder.utils.files import cache_root, short_hash
 from decoder.utils.json_files import read_described

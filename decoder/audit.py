@@ -13,7 +13,7 @@ from decoder.batch import EditBatch
 from decoder.calibration import percentile
 from decoder.config.commands import EvaluateConfig
 from decoder.edit import DenseEdit, Edit
-from decoder.export import load_decoder, read_config
+from decoder.export.save import load_decoder, read_config
 from decoder.host import Host
 from decoder.model import ObjectDecoder
 from decoder.reading import object_texts, read_batch, readings_table

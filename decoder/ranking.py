@@ -14,8 +14,8 @@ from rich.table import Table
 
 from decoder.audit import answer, open_decoder
 from decoder.checkpoint.reader import Checkpoint
-from decoder.collection import fitting, has_matrix, read_index
 from decoder.config.commands import EvaluateConfig
+from decoder.export.collection import fitting, has_matrix, read_index
 from decoder.suspect import compare_folder, read_suspect
 from decoder.utils.errors import UserError
 

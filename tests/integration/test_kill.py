@@ -27,7 +27,7 @@ SEED = 20
 KILLS = 21
 ORDER = ("edits", "edits", "edits", "fit", "fit", "export", "export")
 FORKED = multiprocessing.get_context("forkserver")
-FORKED.set_forkserver_preload(["train", "data.shards", "data.bench", "decoder.module", "decoder.training", "decoder.export"])
+FORKED.set_forkserver_preload(["train", "data.shards", "data.bench", "decoder.module", "decoder.training", "decoder.export.save"])
 ARGUMENTS = (
     "experiment=smoke", "optim.epochs=8", "wandb.mode=disabled", "trainer.accelerator=cpu", "edits.shard_size=16", "edits.key_tokens=5000",
     "edits.contexts=2", "decoder.beams=2", "decoder.max_object_tokens=3",
@@ -176,7 +176,7 @@ def export_forever(folder: Path) -> None:
     """Exports to one place again and again; config and weights tell which time it was."""
     from unit.test_export import FACTS
 
-    from decoder.export import save_decoder
+    from decoder.export.save import save_decoder
 
     torch.set_num_threads(1)
     decoder, number = tiny_decoder(), 0
@@ -188,7 +188,7 @@ def export_forever(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_killed_while_exporting_a_decoder_is_whole_or_absent(tmp_path):
-    from decoder.export import load_decoder
+    from decoder.export.save import load_decoder
 
     rng, host, folder, numbers = random.Random(SEED), tiny_decoder().host, tmp_path / "decoder", []
     for _ in range(KILLS):

@@ -163,7 +163,7 @@ def test_produce_is_a_command_of_its_own(smoke, command):
 
 def test_a_folder_of_decoders_is_used_by_the_one_that_fits(smoke, command, cache, tmp_path):
     collected = tmp_path / "decoders"
-    line = [sys.executable, "-m", "decoder.export", str(smoke[0]), f"to={collected}"]
+    line = [sys.executable, "-m", "decoder.export.save", str(smoke[0]), f"to={collected}"]
     assert subprocess.run(line, capture_output=True, text=True, check=True).stdout.endswith("index.json\n")
     save_file({"model.layers.1.mlp.down_proj.weight": host_weight(cache).contiguous()}, tmp_path / "suspect.safetensors")
     options = (f"suspect={tmp_path / 'suspect.safetensors'}", "json=true")

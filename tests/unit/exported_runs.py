@@ -6,7 +6,7 @@ import torch
 from unit.fabricated_runs import result
 from unit.test_export import FACTS as EXPORTED
 
-from decoder.export import save_decoder
+from decoder.export.save import save_decoder
 from decoder.model import ObjectDecoder
 from decoder.report.results import write_result
 

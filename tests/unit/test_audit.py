@@ -10,7 +10,7 @@ import evaluate
 from decoder.audit import answer, describe_answer, open_decoder
 from decoder.config.commands import EvaluateConfig
 from decoder.edit import DenseEdit
-from decoder.export import read_config, save_decoder
+from decoder.export.save import read_config, save_decoder
 from decoder.host import Host
 
 LAYER = 1

@@ -5,8 +5,8 @@ import json
 import pytest
 from unit.exported_runs import write_run
 
-from decoder.best import best_runs
-from decoder.collection import export_best
+from decoder.export.best import best_runs
+from decoder.export.collection import export_best
 from decoder.report.results import find_runs, write_result
 from decoder.utils.errors import UserError
 

@@ -13,9 +13,10 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 from safetensors.torch import save_file
 from unit.exported_runs import write_run
 
-from decoder.collection import choose, export_best, fitting, matrices_of, read_index
-from decoder.export import load_decoder, main
-from decoder.hub import push_to_hub
+from decoder.export.__main__ import main
+from decoder.export.collection import choose, export_best, fitting, matrices_of, read_index
+from decoder.export.hub import push_to_hub
+from decoder.export.save import load_decoder
 from decoder.report.results import find_runs
 from decoder.utils.errors import UserError
 
@@ -91,7 +92,7 @@ def test_a_sibling_of_the_user_stays(runs, tmp_path):
 
 def test_an_export_that_breaks_off_leaves_everything_as_it_was(collection, runs, monkeypatch):
     before = files_under(collection.parent)
-    monkeypatch.setattr("decoder.collection.collection_card", lambda entries: 1 / 0)
+    monkeypatch.setattr("decoder.export.collection.collection_card", lambda entries: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         export_best(find_runs([runs]), collection)
     assert files_under(collection.parent) == before

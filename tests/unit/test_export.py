@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from decoder.export import load_decoder, save_decoder
+from decoder.export.save import load_decoder, save_decoder
 from decoder.host import Host
 from decoder.model import ObjectDecoder
 

@@ -7,8 +7,8 @@ from unit.test_collection import write_run
 from unit.test_export import FACTS, changed_decoder
 
 import evaluate
-from decoder.collection import export_best, read_index
-from decoder.export import CONFIG, read_config, save_decoder
+from decoder.export.collection import export_best, read_index
+from decoder.export.save import CONFIG, read_config, save_decoder
 from decoder.report.results import find_runs
 
 DROPPED = object()

@@ -10,8 +10,8 @@ from unit.test_collection import write_run
 from unit.test_export import FACTS as EXPORTED
 
 import evaluate
-from decoder.collection import export_best
 from decoder.config.commands import EvaluateConfig
+from decoder.export.collection import export_best
 from decoder.ranking import entries_for, rank
 from decoder.report.results import find_runs
 from decoder.utils.errors import UserError

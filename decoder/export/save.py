@@ -1,20 +1,16 @@
 """Exported decoders: a folder with `decoder_config.json`, `decoder_model.safetensors` and a model card. No pickle anywhere.
 
-Also a command: `python -m decoder.export runs/layers to=decoders` collects the best of several runs (`decoder/collection.py`). Only
+Also a command: `python -m decoder.export runs/layers to=decoders` collects the best of several runs (`decoder/export/collection.py`). Only
 saving and loading import torch.
 """
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import decoder as package
-from decoder.card import layers, model_card
-from decoder.config.commands import ExportConfig
-from decoder.config.compose import compose, folders_first
-from decoder.utils.errors import UserError, run_command
+from decoder.export.card import model_card
 from decoder.utils.files import put_in_place
 
 if TYPE_CHECKING:
@@ -93,7 +89,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         ValueError: the folder is no exported decoder, it is of a format this version does not know, or an entry of its config is missing
             or of a wrong kind.
     """
-    from decoder.formats import DECODER_CONFIG
+    from decoder.export.formats import DECODER_CONFIG
     from decoder.utils.json_files import read_described
 
     file = Path(folder).expanduser() / CONFIG
@@ -163,29 +159,3 @@ def _compare_host(config: dict[str, Any], host: "Host") -> None:
             )
     if host.base_sha256(config["edited_layer"]) != config["base_sha256"]:
         raise ValueError(f"W_V of {host.name} layer {config['edited_layer']} is not the one the decoder was trained beside")
-
-
-@run_command
-def main(argv: list[str] | None = None) -> None:
-    cfg = compose(ExportConfig, "export", folders_first(sys.argv[1:] if argv is None else argv))
-    if not cfg.runs or not cfg.to:
-        raise UserError("give run folders and where to write, as in `python -m decoder.export runs/layers to=decoders`")
-    if cfg.send and not cfg.push:
-        raise UserError("send=true goes with push=USER/NAME")
-    from decoder.collection import export_best
-    from decoder.hub import push_to_hub
-    from decoder.report.results import find_runs
-
-    index = export_best(find_runs(cfg.runs), Path(cfg.to).expanduser())
-    entries = json.loads(index.read_text(encoding="utf-8"))["decoders"]
-    for entry in entries:
-        print(
-            f"{entry['folder']}: trained layer {layers(entry['trained_layer'])}, validation {entry['validation']:.3f}, from {entry['run']}"
-        )
-    print(index)
-    if cfg.push:
-        print(push_to_hub(index.parent, cfg.push, send=cfg.send, private=cfg.private))
-
-
-if __name__ == "__main__":
-    main()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from decoder.config.identity import OF_THE_EDITS
-from decoder.export import CONFIG, read_config
+from decoder.export.save import CONFIG, read_config
 from decoder.report.results import Found, validation_score
 from decoder.utils.errors import UserError, first_difference
 

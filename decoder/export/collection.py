@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile, ZipFile
 
-from decoder.best import best_runs
-from decoder.card import collection_card
 from decoder.checkpoint.names import find_weight
-from decoder.export import CARD, CONFIG, WEIGHTS
-from decoder.formats import COLLECTION
+from decoder.export.best import best_runs
+from decoder.export.card import collection_card
+from decoder.export.formats import COLLECTION
+from decoder.export.save import CARD, CONFIG, WEIGHTS
 from decoder.report.results import VALIDATION_SCORE, Found, validation_score
 from decoder.utils.errors import UserError
 from decoder.utils.files import put_in_place
