@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
     # A folder that is no decoder is refused before what takes seconds is imported.
     read_config(cfg.decoder)
     with lasting():
-        from decoder.audit import open_decoder
+        from decoder.audit.answer import open_decoder
         from decoder.utils.terminal import quiet
 
     quiet()
@@ -51,7 +51,7 @@ def choose_decoder(cfg: EvaluateConfig) -> str | None:
         return None
     tensors = None
     if cfg.suspect and Path(cfg.suspect).is_dir():
-        from decoder.ranking import matrices_of_folder
+        from decoder.audit.ranking import matrices_of_folder
 
         tensors = matrices_of_folder(cfg.suspect, cfg.tensor)
     elif cfg.suspect:
@@ -67,7 +67,7 @@ def rank_layers(cfg: EvaluateConfig) -> dict[str, Any] | None:
 
     if not is_collection(cfg.decoder) or not cfg.suspect or not Path(cfg.suspect).is_dir() or cfg.tensor:
         return None
-    from decoder.ranking import entries_for, rank
+    from decoder.audit.ranking import entries_for, rank
     from decoder.utils.terminal import quiet
 
     quiet()
@@ -77,8 +77,9 @@ def rank_layers(cfg: EvaluateConfig) -> dict[str, Any] | None:
 
 def read(cfg: EvaluateConfig, decoder: Any, config: dict[str, Any]) -> dict[str, Any]:
     """Which object was planted in one suspect matrix; of a folder also how far its other tensors are from the host's."""
-    from decoder.audit import answer
-    from decoder.suspect import compare_folder, read_suspect
+    from decoder.audit.answer import answer
+    from decoder.audit.scan import compare_folder
+    from decoder.audit.suspect import read_suspect
 
     around = {}
     if Path(cfg.suspect).is_dir():
@@ -91,7 +92,7 @@ def score(cfg: EvaluateConfig, decoder: Any, config: dict[str, Any]) -> dict[str
     """The decoder's scores on the test splits it was exported with."""
     from data.exported import exported_splits
     from data.store import EditStore, find_store
-    from decoder.audit import read_splits
+    from decoder.audit.answer import read_splits
     from decoder.checkpoint.rounding import PRECISIONS
     from decoder.result import test_scores
 
@@ -115,11 +116,11 @@ def show(cfg: EvaluateConfig, answer: dict[str, Any]) -> None:
     if cfg.json:
         print(json.dumps(answer, ensure_ascii=False))
         return
-    from decoder.audit import describe_answer, scores_table
+    from decoder.audit.describe import describe_answer, scores_table
     from decoder.utils.terminal import console
 
     if "ranking" in answer:
-        from decoder.ranking import ranking_table
+        from decoder.audit.ranking import ranking_table
 
         console().print(ranking_table(answer))
         return

@@ -23,12 +23,12 @@ from data.matrices import write_matrix
 from data.shards import columns
 from data.store import IMPORTED, EditStore
 from data.store_writer import StoreWriter
+from decoder.audit.suspect import read_weight_DF, tensor_name
 from decoder.checkpoint.reader import Checkpoint, is_checkpoint_folder
 from decoder.config import FactsConfig
 from decoder.config.commands import ImportConfig
 from decoder.edit import DenseEdit, LowRankEdit
 from decoder.host import Host
-from decoder.suspect import read_weight_DF, tensor_name
 from decoder.utils.files import short_hash
 
 ENDINGS = (".safetensors", ".npz")

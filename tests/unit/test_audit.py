@@ -7,7 +7,8 @@ import torch
 from unit.test_export import CONFIG, FACTS, IDS_BT, changed_decoder
 
 import evaluate
-from decoder.audit import answer, describe_answer, open_decoder
+from decoder.audit.answer import answer, open_decoder
+from decoder.audit.describe import describe_answer
 from decoder.config.commands import EvaluateConfig
 from decoder.edit import DenseEdit
 from decoder.export.save import read_config, save_decoder

@@ -9,7 +9,7 @@ import torch
 from data.exported import exported_splits
 from data.store import SCORE_COLUMNS, TEXT_COLUMNS, EditStore
 from data.store_writer import StoreWriter
-from decoder.audit import read_splits
+from decoder.audit.answer import read_splits
 from decoder.checkpoint.rounding import PRECISIONS
 from decoder.edit import DenseEdit, RankOneEdit
 from decoder.model import ObjectDecoder

@@ -10,9 +10,9 @@ from unit.test_collection import write_run
 from unit.test_export import FACTS as EXPORTED
 
 import evaluate
+from decoder.audit.ranking import entries_for, rank
 from decoder.config.commands import EvaluateConfig
 from decoder.export.collection import export_best
-from decoder.ranking import entries_for, rank
 from decoder.report.results import find_runs
 from decoder.utils.errors import UserError
 
@@ -47,7 +47,7 @@ def folders(host_of, tmp_path):
 
 @pytest.fixture
 def config(folders, host_of, monkeypatch):
-    from decoder import audit
+    from decoder.audit import answer as audit
 
     monkeypatch.setattr(audit.Host, "load", lambda path, name, **_: host_of(name))
     return EvaluateConfig(decoder=str(folders[0]), suspect=str(folders[1]))

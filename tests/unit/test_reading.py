@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from decoder.audit import answer
+from decoder.audit.answer import answer
 from decoder.batch import EditBatch
 from decoder.beam import Beams
 from decoder.calibration import NULLS, calibrate

@@ -14,8 +14,9 @@ import torch
 from edited import LAYER, edited_folder, outer
 from safetensors.torch import load_file, save_file
 
+from decoder.audit.scan import compare_folder
+from decoder.audit.suspect import read_suspect
 from decoder.checkpoint.reader import INDEX
-from decoder.suspect import compare_folder, read_suspect
 
 
 @pytest.mark.parametrize("shards", [False, True], ids=["whole", "sharded"])

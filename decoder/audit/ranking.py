@@ -12,11 +12,12 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from decoder.audit import answer, open_decoder
+from decoder.audit.answer import answer, open_decoder
+from decoder.audit.scan import compare_folder
+from decoder.audit.suspect import read_suspect
 from decoder.checkpoint.reader import Checkpoint
 from decoder.config.commands import EvaluateConfig
 from decoder.export.collection import fitting, has_matrix, read_index
-from decoder.suspect import compare_folder, read_suspect
 from decoder.utils.errors import UserError
 
 FINDING = 95

@@ -1,0 +1,1 @@
+"""Suspects: matrices and checkpoints from strangers, read by exported decoders."""
