@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> None:
     if grid.is_one_run:
         run(grid.runs[0])
     else:
-        from decoder.ranks import refuse_several
+        from decoder.training.distributed import refuse_several
         from launcher.launch import launch
 
         refuse_several(grid.runs)
@@ -43,7 +43,7 @@ def run(run: Run, bench: "Bench | None" = None) -> dict:
     # The command line is good; only now import what takes seconds.
     with lasting():
         from decoder import result, session
-        from decoder.ranks import is_first
+        from decoder.training.distributed import is_first
 
     cfg = run.config
     if not is_first(cfg):
@@ -77,10 +77,10 @@ def train(cfg: TrainConfig, folder: Path, bench: "Bench | None" = None) -> dict:
         from decoder import result, session
         from decoder.config.identity import trained_layers
         from decoder.export.save import save_decoder
-        from decoder.module import DecoderModule
-        from decoder.ranks import is_first
-        from decoder.tracking import describe_run, log_validation
-        from decoder.training import build_trainer, checkpoint_to_go_on_from, fit, fit_summary, log_to_wandb, plain_interruptions
+        from decoder.training.distributed import is_first
+        from decoder.training.module import DecoderModule
+        from decoder.training.tracking import describe_run, log_validation
+        from decoder.training.trainer import build_trainer, checkpoint_to_go_on_from, fit, fit_summary, log_to_wandb, plain_interruptions
 
     clock = session.Clock()
     with clock("host"):

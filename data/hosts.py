@@ -9,7 +9,7 @@ from data.fact_sets import load_facts
 from decoder.checkpoint.model_files import memory_needed
 from decoder.config import HostConfig, TrainConfig
 from decoder.host import Host
-from decoder.ranks import own_device
+from decoder.training.distributed import own_device
 from decoder.utils.files import alone, cached, short_hash
 from decoder.utils.terminal import console
 

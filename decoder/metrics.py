@@ -4,7 +4,7 @@ Shape letters: B edits, T object tokens, V vocabulary.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,11 +25,6 @@ def split_meters(splits: Sequence[str]) -> nn.ModuleDict:
     return nn.ModuleDict({split: nn.ModuleDict({name: MeanMetric() for name in names}) for split in splits})
 
 
-def object_loss(logits: Tensor, object_ids: Tensor) -> Tensor:
-    """Mean cross-entropy over all object tokens and terminators: logits (..., V) and ids (...), padding left out."""
-    return nn.functional.cross_entropy(logits.flatten(0, -2).float(), object_ids.flatten(), ignore_index=PADDING)
-
-
 def told_correct(logits_NV: Tensor, object_ids_BT: Tensor, terminator_id: int | None) -> tuple[Tensor, Tensor]:
     """(first token, whole object) of each edit, (B,) booleans, from logits of objects that were told token by token.
 
@@ -48,35 +43,6 @@ def told_correct(logits_NV: Tensor, object_ids_BT: Tensor, terminator_id: int | 
     right_BT[:, 0] = found_N[:batch] == object_ids_BT[:, 0]
     right_BT[:, 1:][planted_BT[:, 1:]] = found_N[batch:] == object_ids_BT[:, 1:][planted_BT[:, 1:]]
     return right_BT[:, 0].clone(), right_BT.all(1)
-
-
-class KeySpread(NamedTuple):
-    """What the gains of all keys on any input need to know of the keys; never larger than the keys themselves."""
-
-    mean_F: Tensor
-    factor_RF: Tensor
-    """The keys' covariance is factorᵀ factor."""
-
-
-def key_spread(key_KF: Tensor) -> KeySpread:
-    """Mean and covariance of keys, the latter by its triangular factor."""
-    key_KF = key_KF.double()
-    mean_F = key_KF.mean(0)
-    factor_RF = torch.linalg.qr(key_KF - mean_F, mode="r").R / (len(key_KF) - 1) ** 0.5
-    return KeySpread(mean_F.float(), factor_RF.float())
-
-
-def gain_spread(input_MF: Tensor, keys: KeySpread) -> Tensor:
-    """How unevenly prompt positions switch edits on: the variance of the gains x·k over the keys, as a share of their squared mean.
-
-    Args:
-        input_MF: the prompt's inputs x of the edited down-projection.
-        keys: of edits, scaled so that an edit's gain on its own subject is 1.
-
-    Variances and squared means are summed over positions before they are divided, so a position that switches nothing on costs nothing.
-    """
-    input_MF = input_MF.float()
-    return (input_MF @ keys.factor_RF.T).square().sum() / (input_MF @ keys.mean_F).square().sum()
 
 
 def first_token_correct(beams: Beams, object_ids_BT: Tensor) -> list[bool]:

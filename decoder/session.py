@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
 from decoder.baselines import Evidence, score_baselines
 from decoder.calibration import calibrate
@@ -25,7 +24,6 @@ from decoder.utils.terminal import console, log_to, quiet
 
 PREDICTION_COLUMNS = ["edit_id", "subject", "relation", "relation_name", "object_true", "object", "predicted", "probability", "split"]
 NEXT = ".next"
-NARROW = 256  # hidden width; two threads take 84 ms for a step of the pocket host, one takes 48
 
 
 def start(cfg: TrainConfig, config_yaml: str, argv: Sequence[str]) -> Path:
@@ -64,21 +62,6 @@ def clear(folder: Path) -> None:
     for name in ("result.json", "metrics.csv", "predictions.parquet", "report.html"):
         (folder / name).unlink(missing_ok=True)
     remove_whole(folder / "decoder")
-
-
-@contextmanager
-def threads_for(host: Host) -> Iterator[None]:
-    """Inside the block a narrow host runs on one thread of the CPU: its products are over before a second thread has woken.
-
-    A user's OMP_NUM_THREADS stays.
-    """
-    before = torch.get_num_threads()
-    if host.hidden_size <= NARROW and host.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class Clock:

@@ -16,7 +16,7 @@ RunOne = Callable[[Run, Any], dict[str, Any]]
 def attempt(run: Run, run_one: RunOne, bench: Any) -> dict[str, Any]:
     """The result of a run; one that breaks leaves `status: failed` and the next can start."""
     from decoder.result import failed
-    from decoder.tracking import close_run
+    from decoder.training.tracking import close_run
 
     run.folder.mkdir(parents=True, exist_ok=True)
     with (run.folder / "log.txt").open("a", encoding="utf-8") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):

@@ -178,7 +178,7 @@ def _compare(grid: Grid, out: Console, is_news: bool) -> None:
     from decoder.report.compare_page import write_comparison
     from decoder.report.layer_curves import run_rows
     from decoder.report.results import find_runs
-    from decoder.tracking import log_comparison
+    from decoder.training.tracking import log_comparison
 
     try:
         found = find_runs([_common(grid)])

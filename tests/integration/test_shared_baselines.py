@@ -10,7 +10,7 @@ from data.bench import Bench
 from decoder.baselines import BASELINES, OF_THE_RUN
 from decoder.config import TrainConfig
 from decoder.config.compose import compose
-from decoder.module import DecoderModule
+from decoder.training.module import DecoderModule
 
 SHARED = BASELINES.keys() - OF_THE_RUN
 

@@ -6,8 +6,8 @@ Shape letters: B edits, D hidden width, F MLP width.
 import pytest
 import torch
 
-from decoder.augment import varied
 from decoder.edit import DenseEdit, RankOneEdit
+from decoder.training.augment import varied
 
 B, F, D = 400, 6, 5
 

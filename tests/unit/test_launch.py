@@ -71,9 +71,9 @@ def test_a_task_on_slurm_skips_its_run_if_it_is_finished_and_runs_where_the_scri
 
 def ran(monkeypatch, tmp_path, broken=(), page=lambda *_: "page", log=lambda *_: None):
     """A grid of three seeds whose runs end as told, with a comparison that does as told."""
-    from decoder import tracking
     from decoder.report import compare_page as compare
     from decoder.report import results as runs
+    from decoder.training import tracking
     from launcher import launch
 
     def outcomes(left, run_one, out):

@@ -9,9 +9,9 @@ from torch import nn
 from unit.decoder_twins import CLOSE, IDS_BT, LAYER, B, M, decoder_on, plain_logits, twin_logits
 
 from decoder.edit import DenseEdit
-from decoder.metrics import object_loss
 from decoder.model import ObjectDecoder
 from decoder.prompt import random_prompt
+from decoder.training.losses import object_loss
 
 
 @pytest.mark.parametrize("scope", ["prompt", "all"])

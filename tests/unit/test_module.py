@@ -5,9 +5,9 @@ import torch
 from lightning import Trainer
 
 from decoder.batch import PADDING
-from decoder.metrics import object_loss
-from decoder.module import TEST_SPLITS, DecoderModule
 from decoder.reading import read_batch
+from decoder.training.losses import object_loss
+from decoder.training.module import TEST_SPLITS, DecoderModule
 
 
 @pytest.mark.parametrize("target", ["object", "first_token"])

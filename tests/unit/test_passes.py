@@ -12,10 +12,11 @@ from transformers import DynamicCache
 from unit.decoder_twins import IDS_BT, LAYER, B, M, decoder_on
 
 from decoder.batch import PADDING
-from decoder.metrics import exact_match, object_loss, told_correct
+from decoder.metrics import exact_match, told_correct
 from decoder.model import ObjectDecoder
 from decoder.passes import widen
 from decoder.swap import exchanged, swapped
+from decoder.training.losses import object_loss
 
 # The families whose batch the issue of two passes names, and qwen2 with windows that are narrower than the prompt.
 FAMILIES = ["gpt2", "gptj", "gpt_neox", "llama", "qwen2", "qwen2 window", "gemma2", "phi"]

@@ -8,7 +8,7 @@ import pytest
 
 from decoder.config import EditsConfig, TrainConfig, WandbConfig
 from decoder.config.identity import editor_of, run_folder
-from decoder.training import build_trainer
+from decoder.training.trainer import build_trainer
 
 
 def manifest(folder: Path, text: str) -> TrainConfig:

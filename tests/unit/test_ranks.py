@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from decoder.config import TrainConfig
-from decoder.ranks import gathered, is_distributed, is_first, own_device, refuse_several
+from decoder.training.distributed import gathered, is_distributed, is_first, own_device, refuse_several
 from decoder.utils.errors import UserError
 
 RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID", "SLURM_LOCALID", "GROUP_RANK", "WORLD_SIZE")

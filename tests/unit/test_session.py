@@ -8,7 +8,8 @@ import torch
 from decoder.config import TrainConfig
 from decoder.config.compose import compose, to_yaml
 from decoder.grid import Run
-from decoder.session import NARROW, Clock, start, threads_for
+from decoder.session import Clock, start
+from decoder.training.trainer import NARROW, threads_for
 from launcher.attempt import attempt
 
 
@@ -32,7 +33,7 @@ def test_a_narrow_host_runs_on_one_thread_inside_the_block_only(two_threads, new
 
 def test_a_wide_host_keeps_its_threads(two_threads, new_host, monkeypatch):
     host = new_host("gpt2")
-    monkeypatch.setattr("decoder.session.NARROW", host.hidden_size - 1)
+    monkeypatch.setattr("decoder.training.trainer.NARROW", host.hidden_size - 1)
     with threads_for(host):
         assert torch.get_num_threads() == 2
 

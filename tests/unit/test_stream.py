@@ -17,7 +17,7 @@ import data.stream
 from data.store import EditStore
 from data.stream import EditStream, write_parquet
 from data.stream_loader import ahead, shuffled
-from decoder.module import DecoderModule
+from decoder.training.module import DecoderModule
 
 pytestmark = pytest.mark.usefixtures("drawn_edits", "alive")
 

@@ -10,8 +10,8 @@ import torch
 
 from decoder.config import SplitsConfig, TrainConfig
 from decoder.config.compose import to_dict
-from decoder.module import DecoderModule
-from decoder.training import build_trainer, checkpoint_to_go_on_from, fit, fit_summary
+from decoder.training.module import DecoderModule
+from decoder.training.trainer import build_trainer, checkpoint_to_go_on_from, fit, fit_summary
 from decoder.utils.errors import run_command
 
 pytestmark = pytest.mark.usefixtures("drawn_edits", "alive")

@@ -19,7 +19,7 @@ from decoder.report.compare_page import write_comparison
 from decoder.report.layer_curves import Series, layer_curves, run_rows
 from decoder.report.results import find_runs, layer_fraction
 from decoder.report.wandb_runs import CHOSEN_BY, collect, read_project
-from decoder.tracking import log_comparison
+from decoder.training.tracking import log_comparison
 from decoder.utils.errors import UserError
 
 SWEEPS = sorted((Path(__file__).resolve().parents[2] / "configs" / "sweep").glob("*.yaml"))

@@ -11,17 +11,18 @@ import torch
 from lightning import LightningModule
 from torch import Tensor
 
-from decoder.augment import varied
 from decoder.batch import PADDING, EditBatch
 from decoder.config import TrainConfig
 from decoder.config.identity import trained_layers
 from decoder.host import Host
-from decoder.metrics import KeySpread, gain_spread, key_spread, object_loss, split_meters, told_correct
+from decoder.metrics import split_meters, told_correct
 from decoder.model import ObjectDecoder
 from decoder.prompt import random_prompt
-from decoder.ranks import gathered
 from decoder.reading import Reading, read_batch
 from decoder.swap import projection_inputs
+from decoder.training.augment import varied
+from decoder.training.distributed import gathered
+from decoder.training.losses import KeySpread, gain_spread, key_spread, object_loss
 
 VAL_SPLITS = ("val/id", "val/new")
 TEST_SPLITS = ("id", "ood", "unseen_object")

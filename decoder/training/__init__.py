@@ -1,0 +1,1 @@
+"""Fitting a decoder with Lightning."""
