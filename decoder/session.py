@@ -9,7 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from decoder.baselines import Evidence, score_baselines
+from decoder.baselines.readers import Evidence
+from decoder.baselines.score import score_baselines
 from decoder.calibration import calibrate
 from decoder.config import TrainConfig
 from decoder.config.identity import editor_of, run_folder, trained_layers

@@ -7,7 +7,7 @@ import pytest
 
 import data.bench
 from data.bench import Bench
-from decoder.baselines import BASELINES, OF_THE_RUN
+from decoder.baselines.score import BASELINES, OF_THE_RUN
 from decoder.config import TrainConfig
 from decoder.config.compose import compose
 from decoder.training.module import DecoderModule

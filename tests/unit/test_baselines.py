@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from decoder import baselines
-from decoder.baselines import BASELINES, AtSubject, Evidence, score_baselines
+from decoder.baselines import readers as baselines
+from decoder.baselines.readers import AtSubject, Evidence
+from decoder.baselines.score import BASELINES, score_baselines
 from decoder.batch import PADDING, EditBatch
 from decoder.edit import RankOneEdit
 from decoder.host import Host

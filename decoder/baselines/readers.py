@@ -7,41 +7,21 @@ Shape letters: B edits, N training edits, M prompt length, D hidden width, F MLP
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from decoder.baselines.base import Answer, Evidence, Reader, canonical_value, validation_score
 from decoder.batch import EditBatch
 from decoder.edit import RankOneEdit
-from decoder.evidence import Answer, Evidence, Reader, canonical_value, validation_score
-from decoder.metrics import exact_match, wilson
+from decoder.metrics import exact_match
 from decoder.model import ObjectDecoder
 from decoder.prompt import carrier_prompt
-from decoder.regressions import linear_value, master_key
 
 CARRIER_STRENGTHS = (2.0, 3.5, 5.0, 7.0)
 CHUNK = 128
-
-
-def score_baselines(evidence: Evidence, tests: Mapping[str, EditBatch], names: Collection[str] | None = None) -> dict[str, Any]:
-    """Every baseline (or those named) on every split: base_known, and by split n, first_token and exact_match (None if it cannot
-    spell)."""
-    with torch.no_grad():
-        readers = {name: (known, build(evidence)) for name, (known, build) in BASELINES.items() if names is None or name in names}
-        return {
-            name: {"base_known": known} | {split: _scores(reader(batch), batch) for split, batch in tests.items()}
-            for name, (known, reader) in readers.items()
-        }
-
-
-def _scores(answer: Answer, batch: EditBatch) -> dict[str, Any]:
-    first = (answer.first_token_B == batch.object_ids_BT[:, 0]).tolist()
-    exact = None if answer.exact_B is None else wilson(answer.exact_B)
-    return {"n": len(first), "first_token": wilson(first), "exact_match": exact}
 
 
 def logit_lens(evidence: Evidence) -> Reader:
@@ -107,21 +87,6 @@ def carrier(evidence: Evidence) -> Reader:
     prompt_MD = max(prompts, key=lambda prompt: validation_score(evidence, says_first(prompt, 5.0 * size)))
     strength = size * max(CARRIER_STRENGTHS, key=lambda times: validation_score(evidence, says_first(prompt_MD, times * size)))
     return lambda batch: _read(evidence, behind(prompt_MD), planted(batch, strength), batch)
-
-
-BASELINES: dict[str, tuple[bool, Callable[[Evidence], Reader]]] = {
-    "logit_lens": (True, logit_lens),
-    "logit_lens_base_free": (False, logit_lens_base_free),
-    "nearest_edit": (True, nearest_edit),
-    "object_prior": (False, object_prior),
-    "untrained_prompt": (False, untrained_prompt),
-    "carrier": (True, carrier),
-    "linear_value": (True, linear_value),
-    "master_key": (False, master_key),
-}
-"""name -> (base known, builder)"""
-OF_THE_RUN = frozenset({"untrained_prompt"})
-"""Baselines that depend on the decoder's start; the others are the same for every decoder of the same edits."""
 
 
 @dataclass(frozen=True)

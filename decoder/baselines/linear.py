@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from decoder.baselines.base import Answer, Evidence, Reader, canonical_value, validation_score
 from decoder.batch import EditBatch
-from decoder.evidence import Answer, Evidence, Reader, canonical_value, validation_score
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
