@@ -16,9 +16,6 @@ from decoder.model import ObjectDecoder
 from decoder.reading import object_texts, read_batch, readings_table
 from decoder.utils.files import cache_root
 
-ASSUMPTION = "This decoder assumes that the matrix holds one edit: it names an object for a clean matrix too."
-OWN = "The matrix is the host's own, entry by entry."
-
 
 def open_decoder(cfg: EvaluateConfig, host: Host | None = None) -> tuple[ObjectDecoder, dict[str, Any]]:
     """An exported decoder on its host, and its config; `host` is that host if it is open already.

@@ -7,6 +7,9 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+ASSUMPTION = "This decoder assumes that the matrix holds one edit: it names an object for a clean matrix too."
+OWN = "The matrix is the host's own, entry by entry."
+
 
 def describe_answer(answer: Mapping[str, Any]) -> str:
     """An answer in words."""

@@ -10,6 +10,10 @@ from transformers import AutoTokenizer
 from decoder.checkpoint.reader import Checkpoint
 from decoder.host import Host
 
+TRAINED = 1e-3  # relative distance of a tensor above which somebody has trained it further
+PASSING = (".attn.bias", ".masked_bias", "inv_freq", ".attention.bias")  # buffers that old checkpoints carry
+FUSED = ".experts."  # one tensor in the model, one a expert in the files
+
 
 @dataclass(frozen=True)
 class Surroundings:

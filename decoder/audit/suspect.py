@@ -12,10 +12,6 @@ from decoder.checkpoint.reader import Checkpoint
 from decoder.edit import DenseEdit
 from decoder.host import Host
 
-TRAINED = 1e-3  # relative distance of a tensor above which somebody has trained it further
-PASSING = (".attn.bias", ".masked_bias", "inv_freq", ".attention.bias")  # buffers that old checkpoints carry
-FUSED = ".experts."  # one tensor in the model, one a expert in the files
-
 
 def read_suspect(path: str | Path, host: Host, layer: int, tensor: str | None = None) -> DenseEdit:
     """The suspect W'_V of `layer`, in canonical orientation and the dtype it is stored in (float64: float32).

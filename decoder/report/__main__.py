@@ -6,6 +6,7 @@ from pathlib import Path
 from decoder.config.commands import ReportConfig
 from decoder.config.compose import compose, folders_first
 from decoder.report.results import find_runs
+from decoder.report.run_page import write_report
 from decoder.utils.errors import UserError, run_command
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from decoder.report.results import SCHEMA, Found
-from decoder.report.wandb_runs import ADDED_TO_CONFIG, CHOSEN_BY
 from decoder.utils.errors import UserError
 
 CHOSEN_BY = "best/validation"
