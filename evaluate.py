@@ -94,7 +94,7 @@ def score(cfg: EvaluateConfig, decoder: Any, config: dict[str, Any]) -> dict[str
     from data.store import EditStore, find_store
     from decoder.audit.answer import read_splits
     from decoder.checkpoint.rounding import PRECISIONS
-    from decoder.result import test_scores
+    from decoder.scores import test_scores
 
     store = EditStore(Path(cfg.store).expanduser()) if cfg.store else find_store(cfg.cache_dir, config["store"])
     if (found := store.manifest["layer"]) != decoder.edited_layer:

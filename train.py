@@ -42,7 +42,8 @@ def run(run: Run, bench: "Bench | None" = None) -> dict:
     """One run with everything around it; returns what is in its result.json. A bench holds what earlier runs left to share."""
     # The command line is good; only now import what takes seconds.
     with lasting():
-        from decoder import result, session
+        from decoder import scores as result
+        from decoder import session
         from decoder.training.distributed import is_first
 
     cfg = run.config
@@ -74,7 +75,8 @@ def train(cfg: TrainConfig, folder: Path, bench: "Bench | None" = None) -> dict:
         from lightning import seed_everything
 
         from data.bench import Bench
-        from decoder import result, session
+        from decoder import scores as result
+        from decoder import session
         from decoder.config.identity import trained_layers
         from decoder.export.save import save_decoder
         from decoder.training.distributed import is_first

@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from decoder.result import versions
+from decoder.scores import versions
 from decoder.utils.errors import did_you_mean
 
 RESULTS = Path(__file__).parent / "results"

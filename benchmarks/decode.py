@@ -21,9 +21,8 @@ from transformers import AutoModelForCausalLM, DynamicCache, GPT2Config, GPTJCon
 
 from decoder.edit import RankOneEdit
 from decoder.host import Host
-from decoder.model import ObjectDecoder
-from decoder.passes import last_mlp, scored_only
-from decoder.prompt import random_prompt
+from decoder.model import ObjectDecoder, random_prompt
+from decoder.shortcuts import last_mlp, scored_only
 from decoder.swap import exchanged, swapped
 from decoder.training.losses import object_loss
 from decoder.utils.errors import did_you_mean, run_command

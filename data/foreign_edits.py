@@ -27,7 +27,8 @@ from decoder.audit.suspect import read_weight_DF, tensor_name
 from decoder.checkpoint.reader import Checkpoint, is_checkpoint_folder
 from decoder.config import FactsConfig
 from decoder.config.commands import ImportConfig
-from decoder.edit import DenseEdit, LowRankEdit
+from decoder.dense import DenseEdit
+from decoder.edit import LowRankEdit
 from decoder.host import Host
 from decoder.utils.files import short_hash
 

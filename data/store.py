@@ -20,7 +20,8 @@ from torch import Tensor
 
 from data.matrices import PATTERN, matrices_of
 from data.vectors import VectorColumn
-from decoder.edit import DenseEdit, LowRankEdit, RankOneEdit
+from decoder.dense import DenseEdit
+from decoder.edit import LowRankEdit, RankOneEdit
 from decoder.export.formats import MANIFEST
 from decoder.utils.errors import first_difference
 from decoder.utils.files import cache_root, short_hash

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torchmetrics.functional.classification import binary_auroc
 
+from decoder.answers import best_texts
 from decoder.edit import RankOneEdit
 from decoder.host import Host
 from decoder.model import ObjectDecoder
-from decoder.reading import best_texts
 
 NULLS = 500
 CHUNK = 125

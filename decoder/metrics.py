@@ -4,19 +4,13 @@ Shape letters: B edits, T object tokens, V vocabulary.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
-import numpy as np
-import pandas as pd
 import torch
-from scipy.stats import binomtest
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from decoder.batch import PADDING
 from decoder.beam import Beams
-
-BOOTSTRAP_DRAWS = 2000
 
 
 def split_meters(splits: Sequence[str]) -> nn.ModuleDict:
@@ -62,40 +56,3 @@ def _without_end(ids: list[int], terminator_id: int | None) -> list[int]:
     """Without padding and the one terminator at the end."""
     ids = [token for token in ids if token != PADDING]
     return ids[:-1] if terminator_id is not None and ids[-1:] == [terminator_id] else ids
-
-
-def wilson(correct: Sequence[bool]) -> dict[str, Any]:
-    """Share of correct answers with its 95 % Wilson interval (Wilson 1927)."""
-    n, hits = len(correct), int(np.sum(correct))
-    interval = binomtest(hits, n).proportion_ci(0.95, method="wilson")
-    return {"value": hits / n, "ci95": [float(interval.low), float(interval.high)]}
-
-
-def cluster_interval(correct: Sequence[bool], clusters: Sequence[str], seed: int = 0) -> list[float]:
-    """95 % percentile bootstrap interval of the share, drawing whole clusters: edits of one subject or relation are not independent."""
-    totals = pd.DataFrame({"correct": correct, "n": 1}).groupby(np.asarray(clusters)).sum().to_numpy()
-    draws = np.random.default_rng(seed).integers(len(totals), size=(BOOTSTRAP_DRAWS, len(totals)))
-    sums = totals[draws].sum(axis=1)
-    return [float(bound) for bound in np.quantile(sums[:, 0] / sums[:, 1], [0.025, 0.975])]
-
-
-def split_scores(readings: pd.DataFrame, cluster: str) -> dict[str, Any]:
-    """Scores of one split; `cluster` is the column whose groups the second interval draws."""
-    return {
-        "n": len(readings),
-        "first_token": wilson(readings["first_token"]),
-        "exact_match": wilson(readings["exact_match"]) | {"ci95_cluster": cluster_interval(readings["exact_match"], readings[cluster])},
-    }
-
-
-def grouped_scores(readings: pd.DataFrame, column: str) -> dict[str, Any]:
-    """Exact match by relation or by kind of object, and whether training had that kind."""
-    return {
-        str(name): {
-            "n": len(group),
-            "exact_match": float(group["exact_match"].mean()),
-            "first_token": float(group["first_token"].mean()),
-            "seen_kind": bool(group["seen_kind"].any()),
-        }
-        for name, group in readings.groupby(column)
-    }

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from decoder.answers import Reading, readings_table
 from decoder.baselines.readers import Evidence
 from decoder.baselines.score import score_baselines
 from decoder.calibration import calibrate
@@ -16,7 +17,6 @@ from decoder.config import TrainConfig
 from decoder.config.identity import editor_of, run_folder, trained_layers
 from decoder.host import Host
 from decoder.model import ObjectDecoder
-from decoder.reading import Reading, readings_table
 from decoder.report.results import is_finished, read_predictions, write_result
 from decoder.report.run_page import write_report
 from decoder.report.tables import counted, example_lines, results_table

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from decoder.checkpoint.reader import Checkpoint
-from decoder.edit import WholeEdit
+from decoder.dense import WholeEdit
 from decoder.host import Host
 
 

@@ -15,7 +15,7 @@ RunOne = Callable[[Run, Any], dict[str, Any]]
 
 def attempt(run: Run, run_one: RunOne, bench: Any) -> dict[str, Any]:
     """The result of a run; one that breaks leaves `status: failed` and the next can start."""
-    from decoder.result import failed
+    from decoder.scores import failed
     from decoder.training.tracking import close_run
 
     run.folder.mkdir(parents=True, exist_ok=True)

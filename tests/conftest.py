@@ -13,7 +13,8 @@ import torch
 from torch import nn
 from unit.tiny_hosts import TINY, build_host
 
-from decoder.edit import DenseEdit, Edit, RankOneEdit
+from decoder.dense import DenseEdit
+from decoder.edit import Edit, RankOneEdit
 from decoder.host import Host, tensor_bytes
 
 

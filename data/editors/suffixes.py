@@ -24,7 +24,7 @@ from transformers import DynamicCache
 
 from data.editors.rows import Row
 from decoder.host import Host
-from decoder.passes import last_mlp
+from decoder.shortcuts import last_mlp
 from decoder.swap import exchanged
 
 SHORTCUT_ERROR = 1e-2  # relative; rounding in bfloat16 stays below, a norm after the projection far above

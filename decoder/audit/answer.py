@@ -6,14 +6,15 @@ from typing import Any
 import pandas as pd
 import torch
 
+from decoder.answers import object_texts, read_batch, readings_table
 from decoder.batch import EditBatch
 from decoder.calibration import percentile
 from decoder.config.commands import EvaluateConfig
-from decoder.edit import DenseEdit, Edit
+from decoder.dense import DenseEdit
+from decoder.edit import Edit
 from decoder.export.save import load_decoder, read_config
 from decoder.host import Host
 from decoder.model import ObjectDecoder
-from decoder.reading import object_texts, read_batch, readings_table
 from decoder.utils.files import cache_root
 
 

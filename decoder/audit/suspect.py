@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from decoder.checkpoint.reader import Checkpoint
-from decoder.edit import DenseEdit
+from decoder.dense import DenseEdit
 from decoder.host import Host
 
 

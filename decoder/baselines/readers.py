@@ -17,8 +17,7 @@ from decoder.baselines.base import Answer, Evidence, Reader, canonical_value, va
 from decoder.batch import EditBatch
 from decoder.edit import RankOneEdit
 from decoder.metrics import exact_match
-from decoder.model import ObjectDecoder
-from decoder.prompt import carrier_prompt
+from decoder.model import ObjectDecoder, carrier_prompt
 
 CARRIER_STRENGTHS = (2.0, 3.5, 5.0, 7.0)
 CHUNK = 128

@@ -9,7 +9,7 @@ from decoder.baselines.base import Answer, Evidence, Reader
 from decoder.baselines.linear import linear_value, master_key
 from decoder.baselines.readers import carrier, logit_lens, logit_lens_base_free, nearest_edit, object_prior, untrained_prompt
 from decoder.batch import EditBatch
-from decoder.metrics import wilson
+from decoder.scores import wilson
 
 BASELINES: dict[str, tuple[bool, Callable[[Evidence], Reader]]] = {
     "logit_lens": (True, logit_lens),

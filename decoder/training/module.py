@@ -11,14 +11,13 @@ import torch
 from lightning import LightningModule
 from torch import Tensor
 
+from decoder.answers import Reading, read_batch
 from decoder.batch import PADDING, EditBatch
 from decoder.config import TrainConfig
 from decoder.config.identity import trained_layers
 from decoder.host import Host
 from decoder.metrics import split_meters, told_correct
-from decoder.model import ObjectDecoder
-from decoder.prompt import random_prompt
-from decoder.reading import Reading, read_batch
+from decoder.model import ObjectDecoder, random_prompt
 from decoder.swap import projection_inputs
 from decoder.training.augment import varied
 from decoder.training.distributed import gathered

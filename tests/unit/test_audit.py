@@ -10,7 +10,7 @@ import evaluate
 from decoder.audit.answer import answer, open_decoder
 from decoder.audit.describe import describe_answer
 from decoder.config.commands import EvaluateConfig
-from decoder.edit import DenseEdit
+from decoder.dense import DenseEdit
 from decoder.export.save import read_config, save_decoder
 from decoder.host import Host
 

@@ -6,7 +6,8 @@ Shape letters: B edits, D hidden width, F MLP width.
 import pytest
 import torch
 
-from decoder.edit import DenseEdit, RankOneEdit
+from decoder.dense import DenseEdit
+from decoder.edit import RankOneEdit
 from decoder.training.augment import varied
 
 B, F, D = 400, 6, 5

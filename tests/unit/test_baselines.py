@@ -15,8 +15,7 @@ from decoder.baselines.score import BASELINES, score_baselines
 from decoder.batch import PADDING, EditBatch
 from decoder.edit import RankOneEdit
 from decoder.host import Host
-from decoder.model import ObjectDecoder
-from decoder.prompt import carrier_prompt
+from decoder.model import ObjectDecoder, carrier_prompt
 
 LAYER, D, F = 1, 64, 96
 OBJECTS = ([20, 21], [22], [23], [24], [25])

@@ -13,7 +13,8 @@ from data.batches import EditRows
 from data.datamodule import EditDataModule
 from decoder.batch import PADDING
 from decoder.config import TrainConfig
-from decoder.edit import DenseEdit, RankOneEdit
+from decoder.dense import DenseEdit
+from decoder.edit import RankOneEdit
 from decoder.model import ObjectDecoder
 
 pytestmark = pytest.mark.usefixtures("drawn_edits", "alive")

@@ -6,7 +6,8 @@ Shape letters: B edits, R rank, T positions, D hidden width, F MLP width.
 import pytest
 import torch
 
-from decoder.edit import DenseEdit, LowRankEdit, RankOneEdit
+from decoder.dense import DenseEdit
+from decoder.edit import LowRankEdit, RankOneEdit
 
 GENERATOR = torch.Generator().manual_seed(0)
 EDITS = RankOneEdit(torch.randn(4, 5, generator=GENERATOR), torch.randn(4, 3, generator=GENERATOR))

@@ -11,7 +11,8 @@ from data.store import SCORE_COLUMNS, TEXT_COLUMNS, EditStore
 from data.store_writer import StoreWriter
 from decoder.audit.answer import read_splits
 from decoder.checkpoint.rounding import PRECISIONS
-from decoder.edit import DenseEdit, RankOneEdit
+from decoder.dense import DenseEdit
+from decoder.edit import RankOneEdit
 from decoder.model import ObjectDecoder
 
 LAYER = 1

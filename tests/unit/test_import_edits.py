@@ -22,7 +22,8 @@ from data.import_edits import main
 from data.store import EditStore
 from decoder.checkpoint.reader import INDEX
 from decoder.config.commands import ImportConfig
-from decoder.edit import DenseEdit, LowRankEdit
+from decoder.dense import DenseEdit
+from decoder.edit import LowRankEdit
 from decoder.model import ObjectDecoder
 
 

@@ -11,7 +11,8 @@ import torch
 
 from decoder.batch import PADDING
 from decoder.beam import Beams
-from decoder.metrics import cluster_interval, exact_match, first_token_correct, grouped_scores, split_scores, wilson
+from decoder.metrics import exact_match, first_token_correct
+from decoder.scores import cluster_interval, grouped_scores, split_scores, wilson
 from decoder.training.losses import gain_spread, key_spread, object_loss
 
 END = 9

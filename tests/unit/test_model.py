@@ -8,9 +8,8 @@ import torch
 from torch import nn
 from unit.decoder_twins import CLOSE, IDS_BT, LAYER, B, M, decoder_on, plain_logits, twin_logits
 
-from decoder.edit import DenseEdit
-from decoder.model import ObjectDecoder
-from decoder.prompt import random_prompt
+from decoder.dense import DenseEdit
+from decoder.model import ObjectDecoder, random_prompt
 from decoder.training.losses import object_loss
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from lightning import Trainer
 
+from decoder.answers import read_batch
 from decoder.batch import PADDING
-from decoder.reading import read_batch
 from decoder.training.losses import object_loss
 from decoder.training.module import TEST_SPLITS, DecoderModule
 

@@ -14,7 +14,7 @@ from unit.decoder_twins import IDS_BT, LAYER, B, M, decoder_on
 from decoder.batch import PADDING
 from decoder.metrics import exact_match, told_correct
 from decoder.model import ObjectDecoder
-from decoder.passes import widen
+from decoder.shortcuts import widen
 from decoder.swap import exchanged, swapped
 from decoder.training.losses import object_loss
 

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
+from decoder.answers import object_texts, read_batch
 from decoder.audit.answer import answer
 from decoder.batch import EditBatch
 from decoder.beam import Beams
 from decoder.calibration import NULLS, calibrate
 from decoder.edit import RankOneEdit
-from decoder.reading import object_texts, read_batch
 
 EDITS = RankOneEdit(torch.ones(2, 48), torch.ones(2, 32))
 

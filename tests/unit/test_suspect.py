@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from decoder.audit.suspect import read_suspect
-from decoder.edit import DenseEdit
+from decoder.dense import DenseEdit
 
 LAYER = 1
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
-from decoder.edit import DenseEdit, RankOneEdit
+from decoder.dense import DenseEdit
+from decoder.edit import RankOneEdit
 from decoder.host import FAMILIES
 from decoder.swap import exchanged, projection_inputs, swapped
 

@@ -14,11 +14,11 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_com
 
 from decoder.config import TrainConfig
 from decoder.grid import read_grid
-from decoder.metrics import wilson
 from decoder.report.compare_page import write_comparison
 from decoder.report.layer_curves import Series, layer_curves, run_rows
 from decoder.report.results import find_runs, layer_fraction
 from decoder.report.wandb_runs import CHOSEN_BY, collect, read_project
+from decoder.scores import wilson
 from decoder.training.tracking import log_comparison
 from decoder.utils.errors import UserError
 

@@ -13,7 +13,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from data.hosts import open_host
 from decoder.config import TrainConfig
-from decoder.edit import MEMORY_BUDGET, DenseEdit, RankOneEdit
+from decoder.dense import DenseEdit
+from decoder.edit import MEMORY_BUDGET, RankOneEdit
 from decoder.model import ObjectDecoder
 from decoder.stored import stored_edits
 from decoder.swap import swapped
