@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from decoder.config import TrainConfig
 from decoder.config.compose import to_dict, to_yaml
-from decoder.grid import Run, read_grid
 from decoder.report.results import is_finished, write_result
 from decoder.utils.errors import lasting, run_command
+from launcher.grid import Run, read_grid
 
 if TYPE_CHECKING:
     from data.bench import Bench
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> None:
     if grid.is_one_run:
         run(grid.runs[0])
     else:
-        from decoder.training.distributed import refuse_several
+        from launcher.grid import refuse_several
         from launcher.launch import launch
 
         refuse_several(grid.runs)
@@ -43,8 +43,8 @@ def run(run: Run, bench: "Bench | None" = None) -> dict:
     # The command line is good; only now import what takes seconds.
     with lasting():
         from decoder import scores as result
-        from decoder import session
         from decoder.training.distributed import is_first
+        from launcher import summary as session
 
     cfg = run.config
     if not is_first(cfg):
@@ -76,13 +76,13 @@ def train(cfg: TrainConfig, folder: Path, bench: "Bench | None" = None) -> dict:
 
         from data.bench import Bench
         from decoder import scores as result
-        from decoder import session
         from decoder.config.identity import trained_layers
         from decoder.export.save import save_decoder
         from decoder.training.distributed import is_first
         from decoder.training.module import DecoderModule
         from decoder.training.tracking import describe_run, log_validation
         from decoder.training.trainer import build_trainer, checkpoint_to_go_on_from, fit, fit_summary, log_to_wandb, plain_interruptions
+        from launcher import summary as session
 
     clock = session.Clock()
     with clock("host"):

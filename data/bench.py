@@ -15,8 +15,8 @@ from decoder.config.compose import to_dict
 from decoder.config.identity import OF_THE_EDITS, editor_of
 from decoder.host import Host
 from decoder.model import ObjectDecoder
-from decoder.session import baselines
 from decoder.utils.terminal import quiet
+from launcher.summary import baselines
 
 
 class Bench:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from decoder.config import LauncherConfig, TrainConfig
-from decoder.cores import available_cores, worker_environment
+from decoder.utils.cores import available_cores, worker_environment
 from decoder.utils.errors import DEBUG, TERMINATED, UserError
 
 ADDRESS = "RAY_ADDRESS"

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 from decoder.config.compose import to_dict
-from decoder.grid import Run
 from decoder.report.results import is_finished, write_result
+from launcher.grid import Run
 
 Outcome = tuple[Run, dict[str, Any]]
 RunOne = Callable[[Run, Any], dict[str, Any]]

@@ -18,9 +18,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from decoder.config.identity import edits_of, trained_layers
-from decoder.grid import Grid, Run, refuse_to_replace, seconds_of
 from decoder.utils.errors import is_interruption
 from launcher.attempt import Outcome, RunOne, attempt
+from launcher.grid import Grid, Run, refuse_to_replace, seconds_of
 
 SPLITS = ("id", "ood", "unseen_object")
 

@@ -15,8 +15,8 @@ from rich.console import Console
 from data.produce_on_ray import produce_on_ray
 from decoder.cluster import Surroundings, get, resources
 from decoder.config.identity import edits_of
-from decoder.grid import Run
 from launcher.attempt import Outcome, attempt, lost
+from launcher.grid import Run
 
 
 def on_ray(runs: list[Run], script: Path, room: int, out: Console) -> Iterator[Outcome]:

@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 
 from decoder.config.identity import edits_of
-from decoder.grid import Grid, values
+from launcher.grid import Grid, values
 
 
 def sbatch_script(grid: Grid) -> str:

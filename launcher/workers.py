@@ -19,10 +19,10 @@ from typing import Any
 from rich.console import Console
 
 from decoder.config.identity import edits_of
-from decoder.cores import worker_environment
-from decoder.grid import Run, read_grid
+from decoder.utils.cores import worker_environment
 from decoder.utils.errors import TERMINATED
 from launcher.attempt import Outcome, RunOne, attempt, lost
+from launcher.grid import Run, read_grid
 
 PATIENCE = 10  # seconds a worker has to end
 

@@ -5,12 +5,9 @@ edits, speaks and writes.
 """
 
 import os
-from collections.abc import Iterable
 from typing import TypeVar
 
 from decoder.config import TrainConfig
-from decoder.grid import Run
-from decoder.utils.errors import UserError
 
 T = TypeVar("T")
 
@@ -29,16 +26,6 @@ def is_first(cfg: TrainConfig) -> bool:
     if "RANK" in os.environ:
         return os.environ["RANK"] == "0"
     return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
-
-
-def refuse_several(runs: Iterable[Run]) -> None:
-    """Raises UserError if a run of a grid asks for several devices: the processes Lightning starts would each run the whole grid."""
-    for run in runs:
-        if is_distributed(run.config):
-            asked = f"trainer.devices={run.config.trainer.devices} trainer.num_nodes={run.config.trainer.num_nodes}"
-            raise UserError(
-                f"{asked}: each run of a grid gets one device, and launcher.jobs runs several at a time; without -m a run may have more"
-            )
 
 
 def own_device(cfg: TrainConfig) -> int:

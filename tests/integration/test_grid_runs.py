@@ -127,7 +127,7 @@ def test_two_processes_give_the_same_numbers(grid, command, tmp_path):
 
 def test_a_worker_that_dies_takes_only_its_own_run(cache, tmp_path):
     """The worker is a program that kills itself over one of its runs."""
-    from decoder.grid import read_grid
+    from launcher.grid import read_grid
     from launcher.workers import Worker
 
     script = tmp_path / "worker.py"
@@ -142,8 +142,8 @@ def test_a_worker_that_dies_takes_only_its_own_run(cache, tmp_path):
 
 
 def test_a_worker_that_cannot_start_is_a_failure_of_its_runs(tmp_path, monkeypatch):
-    from decoder.grid import read_grid
     from launcher import workers
+    from launcher.grid import read_grid
 
     monkeypatch.setattr(workers, "_prepare", lambda *_: None)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))

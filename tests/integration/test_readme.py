@@ -9,7 +9,7 @@ import pytest
 from decoder.config import TrainConfig
 from decoder.config.commands import EvaluateConfig, ExportConfig, ReportConfig
 from decoder.config.compose import compose, folders_first
-from decoder.grid import read_grid
+from launcher.grid import read_grid
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 CONFIGS = {"train": TrainConfig, "evaluate": EvaluateConfig, "report": ReportConfig, "export": ExportConfig}

@@ -10,8 +10,8 @@ import pytest
 from decoder.cluster import Surroundings, _room
 from decoder.config import LauncherConfig, TrainConfig
 from decoder.config.compose import compose
-from decoder.grid import read_grid
 from decoder.utils.errors import UserError
+from launcher.grid import read_grid
 
 ROOT = Path(__file__).parents[2]
 

@@ -8,7 +8,7 @@ import pytest
 
 from decoder.config.commands import EvaluateConfig, ImportConfig
 from decoder.config.compose import compose
-from decoder.grid import read_grid
+from launcher.grid import read_grid
 
 PAGE = Path(__file__).parents[2] / "docs" / "real-hosts.md"
 CONFIGS = {"evaluate.py": (EvaluateConfig, "evaluate"), "data.import_edits": (ImportConfig, "import_edits")}

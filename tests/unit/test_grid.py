@@ -11,8 +11,8 @@ import pytest
 from decoder.config import TrainConfig
 from decoder.config.compose import compose, to_dict
 from decoder.config.identity import with_effect
-from decoder.grid import Run, read_grid, refuse_to_replace, values
 from decoder.utils.errors import UserError
+from launcher.grid import Run, read_grid, refuse_to_replace, values
 from launcher.launch import launch
 
 REPO = Path(__file__).resolve().parents[2]

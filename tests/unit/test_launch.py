@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from unit.test_grid import REPO, finished_run
 
-from decoder.cores import worker_environment
-from decoder.grid import read_grid
+from decoder.utils.cores import worker_environment
+from launcher.grid import read_grid
 from launcher.launch import launch
 from launcher.slurm import sbatch_script
 

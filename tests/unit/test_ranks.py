@@ -9,8 +9,9 @@ from types import SimpleNamespace
 import pytest
 
 from decoder.config import TrainConfig
-from decoder.training.distributed import gathered, is_distributed, is_first, own_device, refuse_several
+from decoder.training.distributed import gathered, is_distributed, is_first, own_device
 from decoder.utils.errors import UserError
+from launcher.grid import refuse_several
 
 RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID", "SLURM_LOCALID", "GROUP_RANK", "WORLD_SIZE")
 

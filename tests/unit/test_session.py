@@ -7,10 +7,11 @@ import torch
 
 from decoder.config import TrainConfig
 from decoder.config.compose import compose, to_yaml
-from decoder.grid import Run
-from decoder.session import Clock, start
 from decoder.training.trainer import NARROW, threads_for
 from launcher.attempt import attempt
+from launcher.grid import Run
+from launcher.run_folder import start
+from launcher.summary import Clock
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ import pytest
 from rich.console import Console
 from unit.fabricated_runs import SPLITS, result, scores
 
-from decoder import session
 from decoder.report.tables import METHODS, counted, results_table
+from launcher import summary as session
 
 
 @pytest.mark.parametrize("only_first", ["logit_lens", "linear_value", "logit_lens_base_free"])

@@ -15,7 +15,7 @@ from decoder.config import TrainConfig
 from decoder.config.commands import EvaluateConfig
 from decoder.config.compose import compose
 from decoder.config.help import PAGES
-from decoder.grid import read_grid
+from launcher.grid import read_grid
 
 REPO = Path(__file__).resolve().parents[2]
 PROGRAMS = {name: program.split()[1:] for name, (_, program, _) in PAGES.items()}

@@ -13,7 +13,6 @@ from unit.fabricated_runs import write_grid
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args, load_sweep_config
 
 from decoder.config import TrainConfig
-from decoder.grid import read_grid
 from decoder.report.compare_page import write_comparison
 from decoder.report.layer_curves import Series, layer_curves, run_rows
 from decoder.report.results import find_runs, layer_fraction
@@ -21,6 +20,7 @@ from decoder.report.wandb_runs import CHOSEN_BY, collect, read_project
 from decoder.scores import wilson
 from decoder.training.tracking import log_comparison
 from decoder.utils.errors import UserError
+from launcher.grid import read_grid
 
 SWEEPS = sorted((Path(__file__).resolve().parents[2] / "configs" / "sweep").glob("*.yaml"))
 RECORDED = json.loads((Path(__file__).parent / "recorded_wandb_runs.json").read_text())

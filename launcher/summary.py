@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,55 +14,14 @@ from decoder.baselines.readers import Evidence
 from decoder.baselines.score import score_baselines
 from decoder.calibration import calibrate
 from decoder.config import TrainConfig
-from decoder.config.identity import editor_of, run_folder, trained_layers
 from decoder.host import Host
 from decoder.model import ObjectDecoder
-from decoder.report.results import is_finished, read_predictions, write_result
+from decoder.report.results import read_predictions, write_result
 from decoder.report.run_page import write_report
 from decoder.report.tables import counted, example_lines, results_table
-from decoder.utils.files import remove_whole
-from decoder.utils.terminal import console, log_to, quiet
+from decoder.utils.terminal import console
 
 PREDICTION_COLUMNS = ["edit_id", "subject", "relation", "relation_name", "object_true", "object", "predicted", "probability", "split"]
-NEXT = ".next"
-
-
-def start(cfg: TrainConfig, config_yaml: str, argv: Sequence[str]) -> Path:
-    """Makes the run folder, says what will be done, and writes log lines and what the run says to its log.txt."""
-    folder = run_folder(cfg)
-    folder.mkdir(parents=True, exist_ok=True)
-    # A finished run keeps its own until the new one makes room for itself.
-    end = NEXT if is_finished(folder) else ""
-    (folder / f"config.yaml{end}").write_text(config_yaml, encoding="utf-8")
-    (folder / f"overrides.txt{end}").write_text("\n".join(argv) + "\n", encoding="utf-8")
-    log_to(folder / "log.txt")
-    quiet()
-    console().print(
-        f"Palimpsest: read {editor_of(cfg)} edits of layer {cfg.edits.layer} of {cfg.host.name}, "
-        f"training layer {', '.join(map(str, trained_layers(cfg)))} behind {cfg.decoder.prompt_length} prompt vectors (seed {cfg.seed})\n"
-        f"1 host   2 edits   3 fit   4 test, baselines, calibration   5 export\nRun folder: {folder}",
-        highlight=False,
-    )
-    return folder
-
-
-def begin(folder: Path, checkpoint: Path | None) -> None:
-    """Says that a killed run goes on, or makes room for a new one."""
-    if checkpoint:
-        console().print(f"  goes on from {checkpoint}; resume=false starts anew", style="dim", highlight=False)
-    else:
-        clear(folder)
-    for file in folder.glob(f"*{NEXT}"):
-        file.replace(file.with_name(file.name.removesuffix(NEXT)))
-
-
-def clear(folder: Path) -> None:
-    """Removes what an earlier run of the same name left, so that a folder never mixes two runs."""
-    # A run counts as finished until its result is gone, and then has no checkpoint to go on from.
-    remove_whole(folder / "checkpoints")
-    for name in ("result.json", "metrics.csv", "predictions.parquet", "report.html"):
-        (folder / name).unlink(missing_ok=True)
-    remove_whole(folder / "decoder")
 
 
 class Clock:

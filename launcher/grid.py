@@ -19,6 +19,7 @@ from decoder.config import TrainConfig
 from decoder.config.compose import TRAIN_KEYS, compose, to_dict
 from decoder.config.identity import edits_of, run_folder, with_effect
 from decoder.report.results import read_result
+from decoder.training.distributed import is_distributed
 from decoder.utils.errors import UserError, first_difference
 from decoder.utils.files import short_hash
 
@@ -240,3 +241,13 @@ def _split(text: str) -> list[str]:
         else:
             depth += (letter in "([{") - (letter in ")]}")
     return parts
+
+
+def refuse_several(runs: Iterable[Run]) -> None:
+    """Raises UserError if a run of a grid asks for several devices: the processes Lightning starts would each run the whole grid."""
+    for run in runs:
+        if is_distributed(run.config):
+            asked = f"trainer.devices={run.config.trainer.devices} trainer.num_nodes={run.config.trainer.num_nodes}"
+            raise UserError(
+                f"{asked}: each run of a grid gets one device, and launcher.jobs runs several at a time; without -m a run may have more"
+            )

@@ -1,0 +1,50 @@
+"""The folder of a run: made, gone on with, or cleared for a new one."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from decoder.config import TrainConfig
+from decoder.config.identity import editor_of, run_folder, trained_layers
+from decoder.report.results import is_finished
+from decoder.utils.files import remove_whole
+from decoder.utils.terminal import console, log_to, quiet
+
+NEXT = ".next"
+
+
+def start(cfg: TrainConfig, config_yaml: str, argv: Sequence[str]) -> Path:
+    """Makes the run folder, says what will be done, and writes log lines and what the run says to its log.txt."""
+    folder = run_folder(cfg)
+    folder.mkdir(parents=True, exist_ok=True)
+    # A finished run keeps its own until the new one makes room for itself.
+    end = NEXT if is_finished(folder) else ""
+    (folder / f"config.yaml{end}").write_text(config_yaml, encoding="utf-8")
+    (folder / f"overrides.txt{end}").write_text("\n".join(argv) + "\n", encoding="utf-8")
+    log_to(folder / "log.txt")
+    quiet()
+    console().print(
+        f"Palimpsest: read {editor_of(cfg)} edits of layer {cfg.edits.layer} of {cfg.host.name}, "
+        f"training layer {', '.join(map(str, trained_layers(cfg)))} behind {cfg.decoder.prompt_length} prompt vectors (seed {cfg.seed})\n"
+        f"1 host   2 edits   3 fit   4 test, baselines, calibration   5 export\nRun folder: {folder}",
+        highlight=False,
+    )
+    return folder
+
+
+def begin(folder: Path, checkpoint: Path | None) -> None:
+    """Says that a killed run goes on, or makes room for a new one."""
+    if checkpoint:
+        console().print(f"  goes on from {checkpoint}; resume=false starts anew", style="dim", highlight=False)
+    else:
+        clear(folder)
+    for file in folder.glob(f"*{NEXT}"):
+        file.replace(file.with_name(file.name.removesuffix(NEXT)))
+
+
+def clear(folder: Path) -> None:
+    """Removes what an earlier run of the same name left, so that a folder never mixes two runs."""
+    # A run counts as finished until its result is gone, and then has no checkpoint to go on from.
+    remove_whole(folder / "checkpoints")
+    for name in ("result.json", "metrics.csv", "predictions.parquet", "report.html"):
+        (folder / name).unlink(missing_ok=True)
+    remove_whole(folder / "decoder")
