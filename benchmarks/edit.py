@@ -24,12 +24,12 @@ from data.editors.rome import BARE, Rome
 from data.editors.score import score
 from data.editors.suffixes import clean_pass
 from data.editors.values import ValueSearch
-from data.fact_sets import load_facts
-from data.facts import EditRequest, Fact, FactSet
+from data.facts.fact import EditRequest, Fact, FactSet
+from data.facts.load import load_facts
+from data.facts.splits import draw_splits, plan_edits
 from data.hosts import open_host
 from data.key_moments import second_moment
 from data.prepare import prepare_editor
-from data.splits import draw_splits, plan_edits
 from decoder.config import EditsConfig, TrainConfig
 from decoder.config.compose import compose
 from decoder.host import Host

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from data.editors.rome import BARE, ESSENCE, Rome
-from data.facts import EditRequest, FactSet
+from data.facts.fact import EditRequest, FactSet
 from decoder.config import EditsConfig
 from decoder.host import Host
 

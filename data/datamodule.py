@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from data.batches import EditRows, EpochShuffle, SharedBatches, as_is, padded_objects
-from data.fact_sets import load_facts
-from data.facts import Fact, FactSet
+from data.facts.fact import Fact, FactSet
+from data.facts.load import load_facts
+from data.facts.splits import assign, draw_splits
 from data.prepare import prepare_editor
 from data.probe_keys import probe_keys
 from data.shards import produce
-from data.splits import assign, draw_splits
 from data.store import IMPORTED, EditStore
 from data.stream import EditStream, open_stream
 from data.stream_loader import StreamLoader

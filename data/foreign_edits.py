@@ -17,8 +17,8 @@ from torch import Tensor
 
 from data.editors.score import score
 from data.explain import Update, explain
-from data.fact_sets import load_facts
-from data.facts import EditRequest, Fact, FactSet
+from data.facts.fact import EditRequest, Fact, FactSet
+from data.facts.load import load_facts
 from data.matrices import write_matrix
 from data.shards import columns
 from data.store import IMPORTED, EditStore

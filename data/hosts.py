@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from data.fact_sets import load_facts
+from data.facts.load import load_facts
 from decoder.checkpoint.model_files import memory_needed
 from decoder.config import HostConfig, TrainConfig
 from decoder.host import Host

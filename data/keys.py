@@ -11,7 +11,7 @@ from decoder.utils.errors import run_command
 def main(argv: list[str] | None = None) -> None:
     cfg = compose(TrainConfig, "train", sys.argv[1:] if argv is None else argv, page="keys")
     # The command line is good; only now import what takes seconds.
-    from data.fact_sets import load_facts
+    from data.facts.load import load_facts
     from data.hosts import open_host
     from data.key_moments import second_moments
     from data.prepare import key_texts

@@ -3,7 +3,7 @@
 from typing import Any
 
 from data.editors import load_editor
-from data.facts import FactSet
+from data.facts.fact import FactSet
 from data.key_moments import second_moments
 from data.pocket.text import key_text
 from data.requests import SENTENCES

@@ -5,9 +5,9 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from data.fact_sets import load_facts
-from data.facts import EditRequest, FactSet
-from data.splits import draw_splits, plan_edits
+from data.facts.fact import EditRequest, FactSet
+from data.facts.load import load_facts
+from data.facts.splits import draw_splits, plan_edits
 from data.store import IMPORTED, EditStore, read_manifest
 from data.texts import read_texts, texts_sha256
 from decoder.config import TrainConfig

@@ -12,7 +12,7 @@ from typing import Any
 from rich.progress import Progress
 
 from data.editors.score import score
-from data.facts import EditRequest
+from data.facts.fact import EditRequest
 from data.hosts import open_host
 from data.prepare import prepare_editor
 from data.requests import imported, requested, store_path

@@ -27,7 +27,7 @@ from torch import Tensor
 from data.editors.rows import Row, prompt_row, target_ids
 from data.editors.suffixes import Suffixes, clean_pass
 from data.editors.values import Job, check_precision, optimise, row_starts
-from data.facts import EditRequest
+from data.facts.fact import EditRequest
 from data.key_cache import KeyStatistics
 from data.key_moments import second_moment, whitener
 from decoder.config import EditsConfig

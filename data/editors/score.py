@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from math import nan
 
 from data.editors.reading import Question, Tokens, read
-from data.facts import EditRequest, Fact, FactSet
+from data.facts.fact import EditRequest, Fact, FactSet
 from decoder.edit import Edit
 from decoder.host import Host
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
-from data.facts import FactSet
+from data.facts.fact import FactSet
 from data.pocket.text import training_rows
 from data.pocket.tokenizer import build_tokenizer
 from decoder.config import HostConfig, PocketConfig

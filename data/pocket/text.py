@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from data.facts import Fact, FactSet
+from data.facts.fact import Fact, FactSet
 
 APPOSITION, CATEGORY = 0.45, 0.10  # shares of the sentences; the rest are template sentences
 ANSWER_WEIGHT, FULL_STOP_WEIGHT, OTHER_WEIGHT = 1.0, 0.3, 0.1  # weights of a token's loss

@@ -6,7 +6,7 @@ import string
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from data.facts import FactSet
+from data.facts.fact import FactSet
 
 SPACE = "▁"
 FULL_STOP = f"{SPACE}."

@@ -9,8 +9,8 @@ from unit.exported_runs import write_run
 import data.prepare
 import data.shards
 from data.datamodule import EditDataModule
-from data.fact_sets import load_facts
-from data.facts import FactSet
+from data.facts.fact import FactSet
+from data.facts.load import load_facts
 from data.pocket.tokenizer import build_tokenizer
 from decoder.config import FactsConfig
 from decoder.host import Host

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from data.fact_sets import load_facts
-from data.facts import FactSet
+from data.facts.fact import FactSet
+from data.facts.load import load_facts
 from decoder.config import FactsConfig
 
 COUNTERFACT = {

@@ -3,7 +3,7 @@
 import torch
 
 from data.editors.rome import Rome
-from data.facts import EditRequest, Fact
+from data.facts.fact import EditRequest, Fact
 from data.key_moments import second_moment, whitener
 from decoder.config import EditsConfig
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from fact_records import PLAIN, load, written
 
-from data.fact_sets import load_facts
-from data.facts import Fact
-from data.splits import _evenly, draw_splits, plan_edits
+from data.facts.fact import Fact
+from data.facts.load import load_facts
+from data.facts.splits import _evenly, draw_splits, plan_edits
 from decoder.config import EditsConfig, FactsConfig, SplitsConfig
 
 

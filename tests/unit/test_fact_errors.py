@@ -7,8 +7,8 @@ import datasets
 import pytest
 from fact_records import COUNTERFACT, KNOWEDIT, MQUAKE, PARAREL, PLAIN, RECORDS, ZSRE, load, written
 
-from data.fact_schemas import SCHEMAS
-from data.fact_sets import load_facts
+from data.facts.load import load_facts
+from data.facts.schemas import SCHEMAS
 from decoder.config import FactsConfig
 
 

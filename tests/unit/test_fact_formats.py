@@ -6,8 +6,8 @@ import datasets
 import pytest
 from fact_records import COUNTERFACT, KNOWEDIT, MQUAKE, PARAREL, PLAIN, ZSRE, load, written
 
-from data.fact_sets import load_facts, select
-from data.facts import Fact, FactSet
+from data.facts.fact import Fact, FactSet
+from data.facts.load import load_facts, select
 from decoder.config import FactsConfig
 
 

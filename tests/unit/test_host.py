@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import CTRLConfig, CTRLLMHeadModel, GPT2Config, LlamaTokenizer
 
-from data.fact_sets import load_facts
+from data.facts.load import load_facts
 from data.pocket.tokenizer import build_tokenizer
 from decoder.config import FactsConfig
 from decoder.host import FAMILIES, Host

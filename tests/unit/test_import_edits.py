@@ -16,7 +16,7 @@ from data.batches import EditRows
 from data.datamodule import facts_of
 from data.editors.score import score
 from data.explain import explain
-from data.facts import EditRequest
+from data.facts.fact import EditRequest
 from data.foreign_edits import import_edits, match, sources
 from data.import_edits import main
 from data.store import EditStore
@@ -180,7 +180,7 @@ def test_nothing_changed_and_less_than_rounding(host_of):
 
 
 def test_facts_are_matched_by_name_then_by_order(tmp_path):
-    from data.fact_sets import FactsConfig, load_facts
+    from data.facts.load import FactsConfig, load_facts
 
     rows = [{"fact_id": f"P1-{n}", "subject": f"s{n}", "prompt": "{} is", "object_true": "a", "object": "b"} for n in (10, 2, 3)]
     file = tmp_path / "facts.json"

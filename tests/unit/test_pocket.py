@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from data.fact_sets import load_facts
+from data.facts.load import load_facts
 from data.hosts import is_host_there, pocket_folder
 from data.pocket.host import build_pocket_host, draw_subjects, lr_share, measure_recall, new_model, save, train, weighted_loss
 from data.pocket.text import draw_sentence, key_text, training_rows

@@ -7,7 +7,7 @@ from tiny_hosts import POCKET, build_host
 from torch import nn
 
 from data.editors import load_editor
-from data.facts import EditRequest
+from data.facts.fact import EditRequest
 from data.key_moments import second_moment, whitener
 from decoder.swap import swapped
 

@@ -14,7 +14,7 @@ from tiny_hosts import POCKET, build_host
 
 from data.editors.rome import Rome
 from data.editors.suffixes import clean_pass
-from data.fact_sets import load_facts
+from data.facts.load import load_facts
 from data.requests import request_manifest
 from decoder.config import TrainConfig
 from decoder.config.compose import compose

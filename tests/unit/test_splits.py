@@ -5,9 +5,9 @@ import dataclasses
 import pandas as pd
 import pytest
 
-from data.fact_sets import load_facts
-from data.facts import EditRequest
-from data.splits import SPLITS, assign, check_disjoint, draw_splits, plan_edits
+from data.facts.fact import EditRequest
+from data.facts.load import load_facts
+from data.facts.splits import SPLITS, assign, check_disjoint, draw_splits, plan_edits
 from decoder.config import EditsConfig, FactsConfig, SplitsConfig
 
 SEEDS = [0, 1, 2, 3, 4]

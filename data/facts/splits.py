@@ -12,7 +12,7 @@ from heapq import heappop, heappush
 
 import pandas as pd
 
-from data.facts import EditRequest, Fact, FactSet
+from data.facts.fact import EditRequest, Fact, FactSet
 from decoder.config import EditsConfig, SplitsConfig
 
 SPLITS = ("train", "val/id", "val/new", "id", "ood", "unseen_object")

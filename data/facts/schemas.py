@@ -13,8 +13,8 @@ from typing import Any
 
 import yaml
 
-from data.fact_files import Record
-from data.facts import POCKET, Fact
+from data.facts.fact import POCKET, Fact
+from data.facts.records import Record
 
 PLACE = "{}"
 

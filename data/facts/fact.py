@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-POCKET = Path(__file__).parent / "pocket"
+POCKET = Path(__file__).parents[1] / "pocket"
 
 
 @dataclass(frozen=True)
