@@ -28,8 +28,8 @@ from data.facts.fact import EditRequest, Fact, FactSet
 from data.facts.load import load_facts
 from data.facts.splits import draw_splits, plan_edits
 from data.hosts import open_host
-from data.key_moments import second_moment
-from data.prepare import prepare_editor
+from data.keys.moments import second_moment
+from data.requests import prepare_editor
 from decoder.config import EditsConfig, TrainConfig
 from decoder.config.compose import compose
 from decoder.host import Host

@@ -16,8 +16,8 @@ from data.batches import EditRows, EpochShuffle, SharedBatches, as_is, padded_ob
 from data.facts.fact import Fact, FactSet
 from data.facts.load import load_facts
 from data.facts.splits import assign, draw_splits
-from data.prepare import prepare_editor
-from data.probe_keys import probe_keys
+from data.keys.probe import probe_keys
+from data.requests import prepare_editor
 from data.shards import produce
 from data.store import IMPORTED, EditStore
 from data.stream import EditStream, open_stream

@@ -91,7 +91,7 @@ def _plan(cfg: TrainConfig, here: Surroundings) -> tuple[str, list[int]]:
     """In a worker: a line on host and edits, and the shards that are missing. Builds the host and counts its keys, for all."""
     here.enter()
     from data.bench import own_bench
-    from data.prepare import prepare_editor
+    from data.requests import prepare_editor
     from data.shards import ShardMaker
 
     host = own_bench().host(cfg)

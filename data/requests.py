@@ -5,16 +5,17 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from data.editors import load_editor
 from data.facts.fact import EditRequest, FactSet
 from data.facts.load import load_facts
 from data.facts.splits import draw_splits, plan_edits
+from data.keys.moments import second_moments
+from data.keys.text import SENTENCES, key_texts, read_texts, rome_statistics, texts_sha256
 from data.store import IMPORTED, EditStore, read_manifest
-from data.texts import read_texts, texts_sha256
 from decoder.config import TrainConfig
 from decoder.host import Host
-from decoder.utils.files import cached, short_hash
+from decoder.utils.files import cache_root, cached, short_hash
 
-SENTENCES = 20_000  # of the text that key statistics are counted on where none is given
 SPEED_ONLY = ("batch_size", "shard_size")
 
 
@@ -85,3 +86,13 @@ def _keys_source(cfg: TrainConfig) -> dict[str, Any]:
     if cfg.keys.statistics:
         source["statistics"] = hashlib.sha256(Path(cfg.keys.statistics).expanduser().read_bytes()).hexdigest()
     return source
+
+
+def prepare_editor(cfg: TrainConfig, host: Host, facts: FactSet) -> Any:
+    """The editor of a config with its key statistics."""
+    texts, cache = key_texts(cfg, facts), cache_root(cfg.cache_dir)
+    given = {"statistics": rome_statistics(cfg.keys.statistics, host.mlp_size(cfg.edits.layer))} if cfg.keys.statistics else {}
+    if texts and not given and cfg.edits.ridge != "identity":
+        # The editor finds its own layer's in the cache then.
+        second_moments(host, [cfg.edits.layer, *cfg.keys.layers], texts, cfg.edits.key_tokens, cache, cfg.keys.memory_budget)
+    return load_editor(cfg.edits.editor).prepare(host, cfg.edits, texts, cache, **given)

@@ -14,8 +14,7 @@ from rich.progress import Progress
 from data.editors.score import score
 from data.facts.fact import EditRequest
 from data.hosts import open_host
-from data.prepare import prepare_editor
-from data.requests import imported, requested, store_path
+from data.requests import imported, prepare_editor, requested, store_path
 from data.store import EditStore, remove_partial
 from data.store_writer import StoreWriter
 from decoder.config import TrainConfig

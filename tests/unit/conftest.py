@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
+import data.prepare
 import pytest
 from drawn_stores import DrawnEdits, config, drawn_scores
 from unit.exported_runs import write_run
 
-import data.prepare
 import data.shards
 from data.datamodule import EditDataModule
 from data.facts.fact import FactSet

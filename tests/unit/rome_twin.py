@@ -4,7 +4,7 @@ import torch
 
 from data.editors.rome import Rome
 from data.facts.fact import EditRequest, Fact
-from data.key_moments import second_moment, whitener
+from data.keys.moments import second_moment, whitener
 from decoder.config import EditsConfig
 
 LAYER = 1

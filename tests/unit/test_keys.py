@@ -6,9 +6,10 @@ import pytest
 import torch
 from tiny_hosts import POCKET, build_host
 
-from data import key_cache, key_moments
-from data.key_cache import KeyStatistics
-from data.key_moments import second_moment, second_moments, whitener
+from data.keys import cache as key_cache
+from data.keys import moments as key_moments
+from data.keys.cache import KeyStatistics
+from data.keys.moments import second_moment, second_moments, whitener
 
 LAYER = 2
 GIB = 2**30

@@ -6,9 +6,9 @@ Shape letters: K keys, F MLP width, B edits.
 import pytest
 import torch
 
-from data.key_cache import KeyStatistics
-from data.key_moments import whitener
-from data.probe_keys import probe_keys
+from data.keys.cache import KeyStatistics
+from data.keys.moments import whitener
+from data.keys.probe import probe_keys
 from decoder.swap import projection_inputs
 
 LAYER = 1

@@ -8,7 +8,7 @@ from torch import nn
 
 from data.editors import load_editor
 from data.facts.fact import EditRequest
-from data.key_moments import second_moment, whitener
+from data.keys.moments import second_moment, whitener
 from decoder.swap import swapped
 
 

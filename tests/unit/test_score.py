@@ -11,7 +11,7 @@ from tiny_hosts import POCKET, build_host
 from data.editors.rome import Rome
 from data.editors.score import score
 from data.facts.fact import EditRequest, Fact, FactSet
-from data.key_moments import second_moment
+from data.keys.moments import second_moment
 from decoder.config import EditsConfig
 
 LAYER = 0

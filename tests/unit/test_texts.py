@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from data.key_moments import second_moment
-from data.texts import read_texts, rome_statistics
+from data.keys.moments import second_moment
+from data.keys.text import read_texts, rome_statistics
 from decoder.config import KeysConfig
 
 LINES = ["Ada works as a baker .", "", "Ben lives in Rome"]

@@ -12,8 +12,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.key_cache import KeyStatistics
-from decoder.config import KeysConfig
+from data.facts.fact import FactSet
+from data.keys.cache import KeyStatistics
+from data.pocket.text import key_text
+from decoder.config import KeysConfig, TrainConfig
+
+SENTENCES = 20_000  # of the text that key statistics are counted on where none is given
 
 ENDINGS = (".txt", ".jsonl")
 CHARACTERS = 8  # read for each token of the budget: more than any tokenizer takes on average
@@ -105,3 +109,8 @@ def rome_statistics(file: str, mlp_size: int) -> KeyStatistics:
     if count < 1 or not np.isfinite(moment).all():
         raise ValueError(f"keys.statistics={file}: {count} tokens, or NaN or infinity in the sum. Get the file again")
     return KeyStatistics(torch.from_numpy(moment.astype(np.float64) / count).float(), count)
+
+
+def key_texts(cfg: TrainConfig, facts: FactSet) -> list[str]:
+    """The text for key statistics and contexts: the one that is given, or the facts told."""
+    return read_texts(cfg.keys, cfg.edits.key_tokens) if cfg.keys.text else key_text(facts, cfg.edits.seed, SENTENCES)

@@ -14,7 +14,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from data.key_cache import KeyStatistics, cache_files, read, write
+from data.keys.cache import KeyStatistics, cache_files, read, write
 from decoder.config import KeysConfig
 from decoder.host import Host
 

@@ -13,8 +13,8 @@ def main(argv: list[str] | None = None) -> None:
     # The command line is good; only now import what takes seconds.
     from data.facts.load import load_facts
     from data.hosts import open_host
-    from data.key_moments import second_moments
-    from data.prepare import key_texts
+    from data.keys.moments import second_moments
+    from data.keys.text import key_texts
     from decoder.utils.files import cache_root
     from decoder.utils.terminal import quiet
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from data.key_moments import Solver, keys_of
+from data.keys.moments import Solver, keys_of
 from decoder.host import Host
 
 BATCH = 512
