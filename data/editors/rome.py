@@ -29,7 +29,8 @@ from data.editors.suffixes import Suffixes, clean_pass
 from data.editors.values import Job, check_precision, optimise, row_starts
 from data.facts.fact import EditRequest
 from data.keys.cache import KeyStatistics
-from data.keys.moments import second_moment, whitener
+from data.keys.moments import second_moment
+from data.keys.whiten import whitener
 from decoder.config import EditsConfig
 from decoder.edit import RankOneEdit
 from decoder.host import Host

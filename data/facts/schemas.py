@@ -109,7 +109,7 @@ def _pararel(record: Record) -> Iterator[Fact]:
     relation = str(record.fields.get("predicate_id") or record.stem)
     templates = record.templates or tuple(relations().get(relation, {}).get("templates", ()))
     if not templates:
-        raise NoFact(f"no sentence for relation {relation}: neither patterns beside the triples nor a row in data/relations.yaml")
+        raise NoFact(f"no sentence for relation {relation}: neither patterns beside the triples nor a row in data/facts/relations.yaml")
     yield _fact(
         fact_id=f"{relation}-{record.number:05d}",
         subject=_text(record.fields, "sub_label"),

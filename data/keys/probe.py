@@ -13,7 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from data.keys.moments import Solver, keys_of
+from data.keys.moments import keys_of
+from data.keys.whiten import Solver
 from decoder.host import Host
 
 BATCH = 512

@@ -4,7 +4,8 @@ import torch
 
 from data.editors.rome import Rome
 from data.facts.fact import EditRequest, Fact
-from data.keys.moments import second_moment, whitener
+from data.keys.moments import second_moment
+from data.keys.whiten import whitener
 from decoder.config import EditsConfig
 
 LAYER = 1

@@ -9,7 +9,8 @@ from tiny_hosts import POCKET, build_host
 from data.keys import cache as key_cache
 from data.keys import moments as key_moments
 from data.keys.cache import KeyStatistics
-from data.keys.moments import second_moment, second_moments, whitener
+from data.keys.moments import second_moment, second_moments
+from data.keys.whiten import whitener
 
 LAYER = 2
 GIB = 2**30

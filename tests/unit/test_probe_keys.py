@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from data.keys.cache import KeyStatistics
-from data.keys.moments import whitener
 from data.keys.probe import probe_keys
+from data.keys.whiten import whitener
 from decoder.swap import projection_inputs
 
 LAYER = 1

@@ -8,7 +8,8 @@ from torch import nn
 
 from data.editors import load_editor
 from data.facts.fact import EditRequest
-from data.keys.moments import second_moment, whitener
+from data.keys.moments import second_moment
+from data.keys.whiten import whitener
 from decoder.swap import swapped
 
 
