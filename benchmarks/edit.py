@@ -20,10 +20,10 @@ from published import Published, Task
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from data.editors.prefix_cache import clean_pass
 from data.editors.rome import BARE, Rome
 from data.editors.score import score
-from data.editors.suffixes import clean_pass
-from data.editors.values import ValueSearch
+from data.editors.value_search import ValueSearch
 from data.facts.fact import EditRequest, Fact, FactSet
 from data.facts.load import load_facts
 from data.facts.splits import draw_splits, plan_edits

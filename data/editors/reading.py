@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
-from data.editors.rows import check_length, target_ids
+from data.editors.prompts import check_length, target_ids
 from decoder.edit import Edit
 from decoder.host import Host
 from decoder.swap import swapped

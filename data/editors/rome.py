@@ -24,9 +24,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from data.editors.rows import Row, prompt_row, target_ids
-from data.editors.suffixes import Suffixes, clean_pass
-from data.editors.values import Job, check_precision, optimise, row_starts
+from data.editors.prefix_cache import Suffixes, clean_pass
+from data.editors.prompts import Row, prompt_row, target_ids
+from data.editors.value_search import Job, check_precision, optimise, row_starts
 from data.facts.fact import EditRequest
 from data.keys.cache import KeyStatistics
 from data.keys.moments import second_moment

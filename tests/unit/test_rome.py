@@ -10,9 +10,9 @@ from tiny_hosts import POCKET, build_host
 from torch import nn
 
 from data.editors import load_editor
+from data.editors.prefix_cache import Suffixes, clean_pass
+from data.editors.prompts import prompt_row
 from data.editors.rome import Rome, sample_contexts
-from data.editors.rows import prompt_row
-from data.editors.suffixes import Suffixes, clean_pass
 
 
 def weights_hash(host) -> str:

@@ -12,8 +12,8 @@ import torch
 from rome_twin import CFG, CONTEXTS, LAYER, REQUESTS, make, plain_rome, relative
 from tiny_hosts import POCKET, build_host
 
+from data.editors.prefix_cache import clean_pass
 from data.editors.rome import Rome
-from data.editors.suffixes import clean_pass
 from data.facts.load import load_facts
 from data.requests import request_manifest
 from decoder.config import TrainConfig

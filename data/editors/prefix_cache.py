@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from data.editors.rows import Row
+from data.editors.prompts import Row
 from decoder.host import Host
 from decoder.shortcuts import last_mlp
 from decoder.swap import exchanged

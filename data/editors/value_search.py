@@ -14,8 +14,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from data.editors.rows import Row
-from data.editors.suffixes import Suffixes
+from data.editors.prefix_cache import Suffixes
+from data.editors.prompts import Row
 from decoder.config import EditsConfig
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
