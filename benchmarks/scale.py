@@ -31,9 +31,9 @@ from datasets import disable_progress_bars, load_from_disk
 from torch.utils.data import DataLoader
 
 from data.batches import EditRows, EpochShuffle, SharedBatches, as_is, padded_objects
-from data.store import SCORE_COLUMNS, TEXT_COLUMNS, EditStore
-from data.store_writer import StoreWriter
-from data.stream import EditStream, write_parquet
+from data.store.parquet import EditStream, write_parquet
+from data.store.store import SCORE_COLUMNS, TEXT_COLUMNS, EditStore
+from data.store.writer import StoreWriter
 from data.stream_loader import StreamLoader
 from decoder.utils.errors import run_command
 

@@ -11,11 +11,12 @@ from typing import Any
 import data
 import decoder
 from data.datamodule import EditDataModule
-from data.store import EditStore, write_json
+from data.store.store import EditStore
 from decoder.config import TrainConfig
 from decoder.export.formats import BASELINES
 from decoder.host import Host
 from decoder.utils.files import cached, short_hash
+from decoder.utils.json_files import write_json
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from data.store import EditStore
+from data.store.store import EditStore
 from decoder.batch import PADDING, EditBatch
 
 

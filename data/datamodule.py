@@ -17,10 +17,11 @@ from data.facts.fact import Fact, FactSet
 from data.facts.load import load_facts
 from data.facts.splits import assign, draw_splits
 from data.keys.probe import probe_keys
-from data.requests import prepare_editor
+from data.requests import prepare_editor, requested
 from data.shards import produce
-from data.store import IMPORTED, EditStore
-from data.stream import EditStream, open_stream
+from data.store.manifest import IMPORTED
+from data.store.parquet import EditStream
+from data.store.store import EditStore
 from data.stream_loader import StreamLoader
 from decoder.batch import EditBatch
 from decoder.config import TrainConfig
@@ -169,3 +170,19 @@ def _evenly_over_relations(rows: list[int], table: pd.DataFrame, count: int) -> 
     """The first `count` rows when relations take turns."""
     turn = table.iloc[rows].groupby("relation").cumcount().to_numpy()
     return [rows[i] for i in turn.argsort(kind="stable")[:count]]
+
+
+def open_stream(cfg: TrainConfig, host: Host) -> EditStream:
+    """The Parquet store that `store` names, checked against what a config asks for.
+
+    Raises:
+        ValueError: none is named or there, or it was made for something else.
+    """
+    if not cfg.store:
+        raise ValueError(
+            "data.streaming=true: store= is missing. Give a folder of Parquet files (python -m data.produce parquet=FOLDER "
+            "writes one), or a data set on the Hub as USER/NAME"
+        )
+    stream = EditStream(cfg.store)
+    stream.check(requested(cfg, host)[2])
+    return stream

@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader
 
 from data.batches import EditRows
 from data.datamodule import mark_seen
-from data.store import IMPORTED, EditStore
+from data.store.manifest import IMPORTED
+from data.store.store import EditStore
 from decoder.batch import EditBatch
 from decoder.host import Host
 

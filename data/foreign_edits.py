@@ -19,10 +19,11 @@ from data.editors.score import score
 from data.explain import Update, explain
 from data.facts.fact import EditRequest, Fact, FactSet
 from data.facts.load import load_facts
-from data.matrices import write_matrix
 from data.shards import columns
-from data.store import IMPORTED, EditStore
-from data.store_writer import StoreWriter
+from data.store.manifest import IMPORTED
+from data.store.matrices import write_matrix
+from data.store.store import EditStore
+from data.store.writer import StoreWriter
 from decoder.audit.suspect import read_weight_DF, tensor_name
 from decoder.checkpoint.reader import Checkpoint, is_checkpoint_folder
 from decoder.config import FactsConfig

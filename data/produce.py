@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> None:
     # The command line is good; only now import what takes seconds.
     from data.hosts import open_host
     from data.shards import ShardMaker, produce
-    from data.stream import write_parquet
+    from data.store.parquet import write_parquet
     from decoder.utils.terminal import quiet
 
     quiet()
@@ -66,7 +66,7 @@ def read_part(text: str) -> tuple[int, int]:
 
 
 def _make_part(maker: "ShardMaker", part: int, of: int) -> None:
-    from data.store import partial_folder
+    from data.store.store import partial_folder
 
     if maker.finished():
         print(f"the store is whole already\n{maker.path}")

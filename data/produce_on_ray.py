@@ -15,7 +15,7 @@ from decoder.cluster import Surroundings, get, resources
 from decoder.config import TrainConfig
 
 if TYPE_CHECKING:
-    from data.store import EditStore
+    from data.store.store import EditStore
 
 
 def produce_on_ray(cfg: TrainConfig, here: Surroundings, tell: Callable[[str], None], room: int) -> Path | None:
@@ -44,7 +44,7 @@ def produce_on_ray(cfg: TrainConfig, here: Surroundings, tell: Callable[[str], N
 
 def produced_on_ray(cfg: TrainConfig) -> "EditStore":
     """The store a config asks for, made on a cluster that is connected for it."""
-    from data.store import EditStore
+    from data.store.store import EditStore
     from decoder.cluster import connected
 
     with connected(cfg) as room:

@@ -11,7 +11,8 @@ from data.facts.load import load_facts
 from data.facts.splits import draw_splits, plan_edits
 from data.keys.moments import second_moments
 from data.keys.text import SENTENCES, key_texts, read_texts, rome_statistics, texts_sha256
-from data.store import IMPORTED, EditStore, read_manifest
+from data.store.manifest import IMPORTED, read_manifest
+from data.store.store import EditStore
 from decoder.config import TrainConfig
 from decoder.host import Host
 from decoder.utils.files import cache_root, cached, short_hash

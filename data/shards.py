@@ -15,8 +15,8 @@ from data.editors.score import score
 from data.facts.fact import EditRequest
 from data.hosts import open_host
 from data.requests import imported, prepare_editor, requested, store_path
-from data.store import EditStore, remove_partial
-from data.store_writer import StoreWriter
+from data.store.store import EditStore, remove_partial
+from data.store.writer import StoreWriter
 from decoder.config import TrainConfig
 from decoder.edit import RankOneEdit
 from decoder.host import Host

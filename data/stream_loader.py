@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from data.batches import own_share, without_common_padding
-from data.stream import EditStream, Vectors
+from data.store.parquet import EditStream, Vectors
 from decoder.batch import EditBatch
 from decoder.edit import RankOneEdit
 

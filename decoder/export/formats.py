@@ -6,7 +6,7 @@ Only what is read again is described; a file may hold more. Kinds are strict: "1
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, FiniteFloat, TypeAdapter, with_config
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from decoder.utils.json_files import Count, FromOne, Score, Shape
 
@@ -107,32 +107,6 @@ class Index(TypedDict):
     decoders: list[IndexEntry]
 
 
-class MadeOn(TypedDict):
-    id: NotRequired[str]
-    fingerprint: str
-
-
-class MadeBy(TypedDict):
-    name: str
-    settings: NotRequired[dict[str, Any]]
-
-
-class Requests(TypedDict):
-    count: Count
-
-
-class Manifest(TypedDict):
-    """`manifest.json` of a store of edits, as far as any store is used."""
-
-    host: MadeOn
-    layer: Count
-    editor: MadeBy
-    files: dict[str, str]
-    facts: NotRequired[dict[str, str]]
-    requests: NotRequired[Requests]
-    parquet: NotRequired[dict[str, Count]]
-
-
-DECODER_CONFIG, COLLECTION, MANIFEST = TypeAdapter(DecoderConfig), TypeAdapter(Index), TypeAdapter(Manifest)
+DECODER_CONFIG, COLLECTION = TypeAdapter(DecoderConfig), TypeAdapter(Index)
 BASELINES = TypeAdapter(dict[str, dict[str, bool | BaselineScores]])
 """Scores of some baselines by split, and whether each has the base."""

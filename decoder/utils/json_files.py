@@ -1,6 +1,7 @@
 """JSON files that say what they hold: one that was damaged or written by hand is refused in one line, not read as something else."""
 
 import json
+import os
 import reprlib
 from pathlib import Path
 from typing import Annotated, Any
@@ -54,3 +55,10 @@ def _told(error: ValidationError) -> str:
 
 def _name(place: tuple[int | str, ...]) -> str:
     return ".".join(map(str, place))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON so that a reader sees the old file or the whole new one."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    os.replace(temporary, path)

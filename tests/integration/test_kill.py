@@ -20,7 +20,7 @@ import torch
 from datasets import load_from_disk
 from safetensors.torch import load_file
 
-from data.store import EditStore, partial_folder
+from data.store.store import EditStore, partial_folder
 from decoder.report.results import is_finished
 
 SEED = 20

@@ -117,7 +117,7 @@ def test_evaluate_reads_one_matrix(smoke, command, cache, tmp_path):
     predictions = pd.read_parquet(smoke[0] / "predictions.parquet")
     edit = predictions[predictions["split"] == "id"].iloc[0]
     (store,) = (cache / "stores").glob("pocket-rome-e1-*")
-    from data.store import EditStore
+    from data.store.store import EditStore
 
     stored = EditStore(store)
     row = stored.table()["edit_id"].tolist().index(edit["edit_id"])

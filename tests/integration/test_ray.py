@@ -15,7 +15,7 @@ import psutil
 import pytest
 import torch
 
-from data.store import EditStore
+from data.store.store import EditStore
 
 ROOT = Path(__file__).parents[2]
 EDITS = ["experiment=smoke", "edits.shard_size=16"]

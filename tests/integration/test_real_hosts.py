@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from data.store import EditStore
+from data.store.store import EditStore
 from decoder.config import TrainConfig
 from decoder.config.compose import compose
 

@@ -7,7 +7,7 @@ from zlib import crc32
 import torch
 
 from data.facts.splits import draw_splits, plan_edits
-from data.store import SCORE_COLUMNS
+from data.store.store import SCORE_COLUMNS
 from decoder.config import TrainConfig
 from decoder.edit import RankOneEdit
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from data.exported import exported_splits
-from data.store import SCORE_COLUMNS, TEXT_COLUMNS, EditStore
-from data.store_writer import StoreWriter
+from data.store.store import SCORE_COLUMNS, TEXT_COLUMNS, EditStore
+from data.store.writer import StoreWriter
 from decoder.audit.answer import read_splits
 from decoder.checkpoint.rounding import PRECISIONS
 from decoder.dense import DenseEdit

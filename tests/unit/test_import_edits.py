@@ -19,7 +19,7 @@ from data.explain import explain
 from data.facts.fact import EditRequest
 from data.foreign_edits import import_edits, match, sources
 from data.import_edits import main
-from data.store import EditStore
+from data.store.store import EditStore
 from decoder.checkpoint.reader import INDEX
 from decoder.config.commands import ImportConfig
 from decoder.dense import DenseEdit
@@ -149,7 +149,7 @@ def test_a_killed_import_keeps_its_matrices(mixed, host_of, tmp_path, monkeypatc
         os_replace(old, new)
 
     os_replace = os.replace
-    monkeypatch.setattr("data.store.os.replace", replace)
+    monkeypatch.setattr("data.store.store.os.replace", replace)
     with pytest.raises(KeyboardInterrupt):
         importing(host, tmp_path / "m", tmp_path / "facts.jsonl", tmp_path / "again", layer=LAYER)
     monkeypatch.undo()

@@ -12,7 +12,7 @@ from drawn_stores import SHARD, DrawnEdits, config, planned, skips
 from data.datamodule import EditDataModule
 from data.produce import main, read_part
 from data.shards import ShardMaker, produce
-from data.store import EditStore, partial_folder
+from data.store.store import EditStore, partial_folder
 from decoder.utils.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("drawn_edits", "alive")

@@ -10,8 +10,9 @@ import pytest
 import torch
 from datasets import load_from_disk
 
-from data.store import SCORE_COLUMNS, TEXT_COLUMNS, EditStore, find_store, fingerprint_of
-from data.store_writer import StoreWriter
+from data.store.manifest import fingerprint_of
+from data.store.store import SCORE_COLUMNS, TEXT_COLUMNS, EditStore, find_store
+from data.store.writer import StoreWriter
 
 D, F = 6, 9
 ASKED = {

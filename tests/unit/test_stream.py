@@ -13,9 +13,9 @@ import torch
 from datasets import load_dataset
 from lightning import Trainer
 
-import data.stream
-from data.store import EditStore
-from data.stream import EditStream, write_parquet
+import data.store.parquet
+from data.store.parquet import EditStream, write_parquet
+from data.store.store import EditStore
 from data.stream_loader import ahead, shuffled
 from decoder.training.module import DecoderModule
 
@@ -126,7 +126,7 @@ def test_no_more_than_the_buffer_is_held(parquet):
 
     out = 0
     for part in shuffled(counted(), 300, np.random.default_rng(0)):
-        assert read - out <= 300 + 2 * data.stream.CHUNK
+        assert read - out <= 300 + 2 * data.store.parquet.CHUNK
         out += len(part.place_B)
     assert out == 1500
 

@@ -6,9 +6,6 @@ factors explain have their whole matrices in `matrices-*.safetensors`, under the
 Shape letters: N edits, B of them, R rank, D hidden width, F MLP width.
 """
 
-import hashlib
-import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,17 +15,13 @@ import pandas as pd
 from datasets import Features, List, Value, load_from_disk
 from torch import Tensor
 
-from data.matrices import PATTERN, matrices_of
-from data.vectors import VectorColumn
+from data.store.manifest import _check_files, check_manifest, fingerprint_of, read_manifest
+from data.store.matrices import PATTERN, matrices_of
+from data.store.vectors import VectorColumn
 from decoder.dense import DenseEdit
 from decoder.edit import LowRankEdit, RankOneEdit
-from decoder.export.formats import MANIFEST
-from decoder.utils.errors import first_difference
-from decoder.utils.files import cache_root, short_hash
-from decoder.utils.json_files import read_described
+from decoder.utils.files import cache_root
 
-FORMAT = 1
-IMPORTED = "imported"  # the editor of edits that other tools made
 TEXT_COLUMNS = ("edit_id", "fact_id", "subject", "relation", "relation_name", "kind", "prompt", "object_true", "object")
 SCORE_COLUMNS = (
     "efficacy", "paraphrase", "specificity", "es", "ps", "ns",
@@ -127,11 +120,6 @@ def find_store(cache_dir: str | None, fingerprint: str) -> EditStore:
     raise ValueError(f"no store with fingerprint {fingerprint} in {stores}. Give the store of this decoder's edits with store=FOLDER")
 
 
-def fingerprint_of(files: Mapping[str, str]) -> str:
-    """12 hex digits over the hashes of a store's data files."""
-    return short_hash({name: digest for name, digest in files.items() if name.endswith((".arrow", ".safetensors"))})
-
-
 def partial_folder(path: Path) -> Path:
     """Where the shards of a store lie until it is whole."""
     return path.with_name(path.name + ".partial")
@@ -142,43 +130,3 @@ def remove_partial(path: Path) -> None:
     for shard in partial_folder(path).glob("shard-*"):
         shutil.rmtree(shard, ignore_errors=True)
     shutil.rmtree(partial_folder(path), ignore_errors=True)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON so that a reader sees the old file or the whole new one."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-    os.replace(temporary, path)
-
-
-def check_manifest(path: str | Path, manifest: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    """Raises ValueError, naming the field, if a store's manifest differs from what is asked."""
-    for field, value in asked.items():
-        if manifest.get(field) != value:
-            found, wanted = first_difference(manifest.get(field), value)
-            raise ValueError(f"store {path}: {field} is {found}, asked for {wanted}. Give another store= or make it anew")
-
-
-def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a store.
-
-    Raises:
-        ValueError: there is none, it is of another format, or an entry is missing or of a wrong kind; the file is named.
-    """
-    file = path / "manifest.json"
-    if not file.exists():
-        raise ValueError(f"{path} is no store of edits: there is no manifest.json. Give a folder made by `python -m data.produce`")
-    return read_described(file, FORMAT, MANIFEST, "make the store anew, or copy it whole")
-
-
-def _check_files(path: Path, files: Mapping[str, str]) -> None:
-    for name, expected in files.items():
-        if not (path / name).exists():
-            raise ValueError(f"store {path}: {name} is missing. The other files are as they were; make the store anew to complete it")
-        if sha256_of(path / name) != expected:
-            raise ValueError(f"store {path}: {name} is cut short or changed (its sha256 is not the manifest's). Make the store anew")
-
-
-def sha256_of(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

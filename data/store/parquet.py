@@ -18,12 +18,11 @@ import torch
 from datasets import load_dataset
 from torch import Tensor
 
-from data.requests import requested
-from data.store import IMPORTED, SCORE_COLUMNS, TEXT_COLUMNS, EditStore, check_manifest, fingerprint_of, read_manifest, write_json
-from data.vectors import VectorColumn
-from decoder.config import TrainConfig
+from data.store.manifest import IMPORTED, check_manifest, fingerprint_of, read_manifest
+from data.store.store import SCORE_COLUMNS, TEXT_COLUMNS, EditStore
+from data.store.vectors import VectorColumn
 from decoder.edit import RankOneEdit
-from decoder.host import Host
+from decoder.utils.json_files import write_json
 
 FILE_ROWS = 10_000
 CHUNK = 256  # rows read at a time
@@ -138,22 +137,6 @@ class EditStream:
         files = [f"{self._base}{name}" for name in names]
         rows = load_dataset("parquet", data_files=files, split="train", streaming=True, columns=columns)
         return rows.with_format("arrow").iter(batch_size=CHUNK)
-
-
-def open_stream(cfg: TrainConfig, host: Host) -> EditStream:
-    """The Parquet store that `store` names, checked against what a config asks for.
-
-    Raises:
-        ValueError: none is named or there, or it was made for something else.
-    """
-    if not cfg.store:
-        raise ValueError(
-            "data.streaming=true: store= is missing. Give a folder of Parquet files (python -m data.produce parquet=FOLDER "
-            "writes one), or a data set on the Hub as USER/NAME"
-        )
-    stream = EditStream(cfg.store)
-    stream.check(requested(cfg, host)[2])
-    return stream
 
 
 def _check_file(file: Path, rows: int) -> None:

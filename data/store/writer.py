@@ -14,9 +14,11 @@ from typing import Any
 import pyarrow as pa
 from datasets import Dataset, concatenate_datasets, load_from_disk
 
-from data.matrices import PATTERN
-from data.store import FORMAT, EditStore, features, partial_folder, remove_partial, sha256_of, write_json
+from data.store.manifest import FORMAT, sha256_of
+from data.store.matrices import PATTERN
+from data.store.store import EditStore, features, partial_folder, remove_partial
 from decoder.utils.errors import first_difference
+from decoder.utils.json_files import write_json
 
 
 class StoreWriter:

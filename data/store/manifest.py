@@ -1,0 +1,83 @@
+"""What `manifest.json` says of a store: who made it of what, with which settings, and the hashes of its files."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+from typing_extensions import NotRequired, TypedDict
+
+from decoder.utils.errors import first_difference
+from decoder.utils.files import short_hash
+from decoder.utils.json_files import Count, read_described
+
+FORMAT = 1
+IMPORTED = "imported"  # the editor of edits that other tools made
+
+
+class MadeOn(TypedDict):
+    id: NotRequired[str]
+    fingerprint: str
+
+
+class MadeBy(TypedDict):
+    name: str
+    settings: NotRequired[dict[str, Any]]
+
+
+class Requests(TypedDict):
+    count: Count
+
+
+class Manifest(TypedDict):
+    """`manifest.json` of a store of edits, as far as any store is used."""
+
+    host: MadeOn
+    layer: Count
+    editor: MadeBy
+    files: dict[str, str]
+    facts: NotRequired[dict[str, str]]
+    requests: NotRequired[Requests]
+    parquet: NotRequired[dict[str, Count]]
+
+
+MANIFEST = TypeAdapter(Manifest)
+
+
+def fingerprint_of(files: Mapping[str, str]) -> str:
+    """12 hex digits over the hashes of a store's data files."""
+    return short_hash({name: digest for name, digest in files.items() if name.endswith((".arrow", ".safetensors"))})
+
+
+def check_manifest(path: str | Path, manifest: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """Raises ValueError, naming the field, if a store's manifest differs from what is asked."""
+    for field, value in asked.items():
+        if manifest.get(field) != value:
+            found, wanted = first_difference(manifest.get(field), value)
+            raise ValueError(f"store {path}: {field} is {found}, asked for {wanted}. Give another store= or make it anew")
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a store.
+
+    Raises:
+        ValueError: there is none, it is of another format, or an entry is missing or of a wrong kind; the file is named.
+    """
+    file = path / "manifest.json"
+    if not file.exists():
+        raise ValueError(f"{path} is no store of edits: there is no manifest.json. Give a folder made by `python -m data.produce`")
+    return read_described(file, FORMAT, MANIFEST, "make the store anew, or copy it whole")
+
+
+def _check_files(path: Path, files: Mapping[str, str]) -> None:
+    for name, expected in files.items():
+        if not (path / name).exists():
+            raise ValueError(f"store {path}: {name} is missing. The other files are as they were; make the store anew to complete it")
+        if sha256_of(path / name) != expected:
+            raise ValueError(f"store {path}: {name} is cut short or changed (its sha256 is not the manifest's). Make the store anew")
+
+
+def sha256_of(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
