@@ -22,14 +22,14 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from data.editors.prefix_cache import clean_pass
 from data.editors.rome import BARE, Rome
-from data.editors.score import score
 from data.editors.value_search import ValueSearch
 from data.facts.fact import EditRequest, Fact, FactSet
 from data.facts.load import load_facts
 from data.facts.splits import draw_splits, plan_edits
 from data.hosts import open_host
 from data.keys.moments import second_moment
-from data.requests import prepare_editor
+from data.produce.plan import prepare_editor
+from data.produce.score import score
 from decoder.config import EditsConfig, TrainConfig
 from decoder.config.compose import compose
 from decoder.host import Host

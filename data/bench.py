@@ -8,7 +8,7 @@ from typing import Any
 from data.baseline_cache import kept_baselines
 from data.datamodule import EditDataModule
 from data.hosts import is_host_there, open_host
-from data.requests import is_produced
+from data.produce.plan import is_produced
 from decoder.baselines.score import BASELINES, OF_THE_RUN
 from decoder.config import TrainConfig
 from decoder.config.compose import to_dict

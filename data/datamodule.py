@@ -17,8 +17,8 @@ from data.facts.fact import Fact, FactSet
 from data.facts.load import load_facts
 from data.facts.splits import assign, draw_splits
 from data.keys.probe import probe_keys
-from data.requests import prepare_editor, requested
-from data.shards import produce
+from data.produce.plan import prepare_editor, requested
+from data.produce.shards import produce
 from data.store.manifest import IMPORTED
 from data.store.parquet import EditStream
 from data.store.store import EditStore

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.editors.score import score
 from data.explain import Update, explain
 from data.facts.fact import EditRequest, Fact, FactSet
 from data.facts.load import load_facts
-from data.shards import columns
+from data.produce.score import score
+from data.produce.shards import columns
 from data.store.manifest import IMPORTED
 from data.store.matrices import write_matrix
 from data.store.store import EditStore

@@ -73,7 +73,7 @@ def _launcher(runs: list[Run], run_one: RunOne, script: Path, out: Console) -> I
     """The outcomes of runs as they end, and how many run at a time."""
     launcher = runs[0].config.launcher
     if launcher.name == "ray":
-        from decoder.cluster import connected
+        from data.produce.ray_cluster import connected
         from launcher.on_ray import on_ray
 
         with connected(runs[0].config) as room:

@@ -12,8 +12,8 @@ from typing import Any
 
 from rich.console import Console
 
-from data.produce_on_ray import produce_on_ray
-from decoder.cluster import Surroundings, get, resources
+from data.produce.on_ray import produce_on_ray
+from data.produce.ray_cluster import Surroundings, get, resources
 from decoder.config.identity import edits_of
 from launcher.attempt import Outcome, attempt, lost
 from launcher.grid import Run

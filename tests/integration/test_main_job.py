@@ -156,7 +156,7 @@ def test_resume_of_a_finished_fit_gives_the_same_scores(smoke, command):
 
 
 def test_produce_is_a_command_of_its_own(smoke, command):
-    done = command("data.produce", "experiment=smoke")
+    done = command("data.produce.__main__", "experiment=smoke")
     assert done.returncode == 0, done.stderr
     assert "successful" in done.stdout
 

@@ -7,7 +7,7 @@ import pytest
 from drawn_stores import DrawnEdits, config, drawn_scores
 from unit.exported_runs import write_run
 
-import data.shards
+import data.produce.shards
 from data.datamodule import EditDataModule
 from data.facts.fact import FactSet
 from data.facts.load import load_facts

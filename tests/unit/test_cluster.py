@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from decoder.cluster import Surroundings, _room
+from data.produce.ray_cluster import Surroundings, _room
 from decoder.config import LauncherConfig, TrainConfig
 from decoder.config.compose import compose
 from decoder.utils.errors import UserError

@@ -12,7 +12,7 @@ from launcher.grid import read_grid
 
 PAGE = Path(__file__).parents[2] / "docs" / "real-hosts.md"
 CONFIGS = {"evaluate.py": (EvaluateConfig, "evaluate"), "data.import_edits": (ImportConfig, "import_edits")}
-TRAINING = ("train.py", "data.keys.__main__", "data.produce")
+TRAINING = ("train.py", "data.keys.__main__", "data.produce.__main__")
 
 
 def commands() -> list[str]:

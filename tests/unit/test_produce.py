@@ -10,8 +10,8 @@ import torch
 from drawn_stores import SHARD, DrawnEdits, config, planned, skips
 
 from data.datamodule import EditDataModule
-from data.produce import main, read_part
-from data.shards import ShardMaker, produce
+from data.produce.__main__ import main, read_part
+from data.produce.shards import ShardMaker, produce
 from data.store.store import EditStore, partial_folder
 from decoder.utils.errors import UserError
 

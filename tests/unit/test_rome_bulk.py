@@ -15,7 +15,7 @@ from tiny_hosts import POCKET, build_host
 from data.editors.prefix_cache import clean_pass
 from data.editors.rome import Rome
 from data.facts.load import load_facts
-from data.requests import request_manifest
+from data.produce.plan import request_manifest
 from decoder.config import TrainConfig
 from decoder.config.compose import compose
 

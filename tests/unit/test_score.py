@@ -9,9 +9,9 @@ import torch
 from tiny_hosts import POCKET, build_host
 
 from data.editors.rome import Rome
-from data.editors.score import score
 from data.facts.fact import EditRequest, Fact, FactSet
 from data.keys.moments import second_moment
+from data.produce.score import score
 from decoder.config import EditsConfig
 
 LAYER = 0

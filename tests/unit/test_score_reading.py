@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_hosts import POCKET, build_host
 
-from data.editors.reading import Question, Tokens, read
+from data.produce.likelihood import Question, Tokens, read
 
 PROMPTS = ["Ada works as", "Ben of the north was born in the city of", "Eve", "small Dora is a"]
 OBJECTS = [("baker", "dark green Paris"), ("red Oslo", "Rome"), ("city", "Bonn"), ("singer from Rome", "light blue")]
@@ -27,7 +27,7 @@ def plain(host, ids: list[int], target: list[int]) -> tuple[bool, float, float]:
 
 @pytest.mark.parametrize("tokens_a_batch", [2048, 8])
 def test_answers_equal_whole_sentences_in_every_family(any_host, tokens_a_batch, monkeypatch):
-    monkeypatch.setattr("data.editors.reading.BATCH_TOKENS", tokens_a_batch)
+    monkeypatch.setattr("data.produce.likelihood.BATCH_TOKENS", tokens_a_batch)
     questions = questions_of(any_host)
     # A target that the host would say, so that both outcomes occur
     said = [int(any_host.model(torch.tensor([questions[0].ids])).logits[0, -1].argmax())]

@@ -11,10 +11,10 @@ from typing import Any
 
 from rich.progress import Progress
 
-from data.editors.score import score
 from data.facts.fact import EditRequest
 from data.hosts import open_host
-from data.requests import imported, prepare_editor, requested, store_path
+from data.produce.plan import imported, prepare_editor, requested, store_path
+from data.produce.score import score
 from data.store.store import EditStore, remove_partial
 from data.store.writer import StoreWriter
 from decoder.config import TrainConfig

@@ -13,7 +13,7 @@ from decoder.config.compose import compose
 from decoder.utils.errors import UserError, run_command
 
 if TYPE_CHECKING:
-    from data.shards import ShardMaker
+    from data.produce.shards import ShardMaker
 
 MERGE = "merge"
 
@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"shard={cfg.shard} parquet={cfg.parquet}: a part is no store yet; give parquet= with shard=merge")
     # The command line is good; only now import what takes seconds.
     from data.hosts import open_host
-    from data.shards import ShardMaker, produce
+    from data.produce.shards import ShardMaker, produce
     from data.store.parquet import write_parquet
     from decoder.utils.terminal import quiet
 
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
         maker = ShardMaker(cfg)
         store = maker.finished() or maker.join()
     elif cfg.launcher.name == "ray":
-        from data.produce_on_ray import produced_on_ray
+        from data.produce.on_ray import produced_on_ray
 
         store = produced_on_ray(cfg)
     else:

@@ -1,6 +1,6 @@
 """Making edits on Ray: shards of the store are mapped over actors that hold the host and its key statistics.
 
-The shards, and the batches in them, are those that `data/shards.py` makes in one process, and are kept as they are finished: an
+The shards, and the batches in them, are those that `data/produce/shards.py` makes in one process, and are kept as they are finished: an
 actor that dies is started again and has lost the shard it was at.
 """
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.progress import Progress
 
-from decoder.cluster import Surroundings, get, resources
+from data.produce.ray_cluster import Surroundings, get, resources
 from decoder.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -44,8 +44,8 @@ def produce_on_ray(cfg: TrainConfig, here: Surroundings, tell: Callable[[str], N
 
 def produced_on_ray(cfg: TrainConfig) -> "EditStore":
     """The store a config asks for, made on a cluster that is connected for it."""
+    from data.produce.ray_cluster import connected
     from data.store.store import EditStore
-    from decoder.cluster import connected
 
     with connected(cfg) as room:
         here = Surroundings.here(cfg.launcher, Path(__file__).parent)
@@ -58,7 +58,7 @@ class Actor:
     def __init__(self, cfg: TrainConfig, here: Surroundings) -> None:
         here.enter()
         from data.bench import own_bench
-        from data.shards import ShardMaker
+        from data.produce.shards import ShardMaker
 
         self.maker = ShardMaker(cfg, own_bench().host(cfg))
 
@@ -91,8 +91,8 @@ def _plan(cfg: TrainConfig, here: Surroundings) -> tuple[str, list[int]]:
     """In a worker: a line on host and edits, and the shards that are missing. Builds the host and counts its keys, for all."""
     here.enter()
     from data.bench import own_bench
-    from data.requests import prepare_editor
-    from data.shards import ShardMaker
+    from data.produce.plan import prepare_editor
+    from data.produce.shards import ShardMaker
 
     host = own_bench().host(cfg)
     told, maker = own_bench().describe(cfg), ShardMaker(cfg, host)
@@ -106,6 +106,6 @@ def _finish(cfg: TrainConfig, here: Surroundings) -> Path | None:
     """In a worker: joins the shards. A store that is streamed is made by nobody here."""
     here.enter()
     from data.bench import own_bench
-    from data.shards import produce
+    from data.produce.shards import produce
 
     return None if cfg.data.streaming else produce(cfg, own_bench().host(cfg)).path

@@ -15,8 +15,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from math import nan
 
-from data.editors.reading import Question, Tokens, read
 from data.facts.fact import EditRequest, Fact, FactSet
+from data.produce.likelihood import Question, Tokens, read
 from decoder.edit import Edit
 from decoder.host import Host
 
