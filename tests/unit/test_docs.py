@@ -11,7 +11,7 @@ from decoder.config.compose import compose
 from launcher.grid import read_grid
 
 PAGE = Path(__file__).parents[2] / "docs" / "real-hosts.md"
-CONFIGS = {"evaluate.py": (EvaluateConfig, "evaluate"), "data.import_edits": (ImportConfig, "import_edits")}
+CONFIGS = {"evaluate.py": (EvaluateConfig, "evaluate"), "data.import_edits.__main__": (ImportConfig, "import_edits")}
 TRAINING = ("train.py", "data.keys.__main__", "data.produce.__main__")
 
 

@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 
 from data.batches import EditRows
 from data.datamodule import facts_of
-from data.explain import explain
 from data.facts.fact import EditRequest
-from data.foreign_edits import import_edits, match, sources
-from data.import_edits import main
+from data.import_edits.__main__ import main
+from data.import_edits.factor import explain
+from data.import_edits.sources import import_edits, match, sources
 from data.produce.score import score
 from data.store.store import EditStore
 from decoder.checkpoint.reader import INDEX

@@ -14,7 +14,7 @@ import torch
 from edited import LAYER, edited_folder, facts_file, outer, stored
 from safetensors.torch import load_file, save_file
 
-from data.foreign_edits import import_edits
+from data.import_edits.sources import import_edits
 from decoder.audit.suspect import read_suspect
 from decoder.checkpoint.reader import INDEX, Checkpoint
 from decoder.config.commands import ImportConfig

@@ -1,6 +1,6 @@
 """Edits that other tools made -> store.
 
-What differs between an edited matrix and its base is factored (`data/explain.py`). Every source becomes a row of the store: an update
+What differs between an edited matrix and its base is factored (`data/import_edits/factor.py`). Every source becomes a row of the store: an update
 that a few outer products explain as these factors, any other with its whole matrix beside the rows.
 
 Shape letters: N edits, D hidden width, F MLP width, R rank.
@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.explain import Update, explain
 from data.facts.fact import EditRequest, Fact, FactSet
 from data.facts.load import load_facts
+from data.import_edits.factor import Update, explain
 from data.produce.score import score
 from data.produce.shards import columns
 from data.store.manifest import IMPORTED

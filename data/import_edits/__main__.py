@@ -16,8 +16,8 @@ def main(argv: list[str] | None = None) -> None:
         if not getattr(cfg, name):
             raise UserError(f"{name}= is missing; --help says what it is")
     # The command line is good; only now import what takes seconds.
-    from data.foreign_edits import import_edits
     from data.hosts import open_host
+    from data.import_edits.sources import import_edits
     from decoder.utils.terminal import quiet
 
     quiet()

@@ -1,0 +1,1 @@
+"""Edits that other tools saved -> store."""
