@@ -90,7 +90,7 @@ def read(cfg: EvaluateConfig, decoder: Any, config: dict[str, Any]) -> dict[str,
 
 def score(cfg: EvaluateConfig, decoder: Any, config: dict[str, Any]) -> dict[str, Any]:
     """The decoder's scores on the test splits it was exported with."""
-    from data.exported import exported_splits
+    from data.exported_splits import exported_splits
     from data.store.store import EditStore, find_store
     from decoder.audit.answer import read_splits
     from decoder.checkpoint.rounding import PRECISIONS

@@ -8,16 +8,23 @@ python train.py --help                       every setting
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from decoder.config import TrainConfig
-from decoder.config.compose import to_dict, to_yaml
-from decoder.report.results import is_finished, write_result
+from decoder.config.compose import to_dict
+from decoder.config.identity import trained_layers
+from decoder.report.results import failed, is_finished, write_result
 from decoder.utils.errors import lasting, run_command
 from launcher.grid import Run, read_grid
 
 if TYPE_CHECKING:
-    from data.bench import Bench
+    from lightning import Trainer
+
+    from data.datamodule import EditDataModule
+    from data.workspace import Workspace
+    from decoder.host import Host
+    from decoder.training.module import DecoderModule
+    from launcher.summary import Clock, Findings
 
 
 @run_command
@@ -31,112 +38,115 @@ def main(argv: list[str] | None = None) -> None:
     if grid.is_one_run:
         run(grid.runs[0])
     else:
-        from launcher.grid import refuse_several
         from launcher.launch import launch
 
-        refuse_several(grid.runs)
         launch(grid, run, Path(__file__))
 
 
-def run(run: Run, bench: "Bench | None" = None) -> dict:
-    """One run with everything around it; returns what is in its result.json. A bench holds what earlier runs left to share."""
+def run(run: Run, workspace: "Workspace | None" = None) -> dict[str, Any]:
+    """One run with everything around it; returns what is in its result.json. A workspace holds what earlier runs left to share."""
     # The command line is good; only now import what takes seconds.
     with lasting():
-        from decoder import scores as result
         from decoder.training.distributed import is_first
-        from launcher import summary as session
+        from decoder.utils.terminal import silence
+        from launcher import run_folder, summary
 
-    cfg = run.config
-    if not is_first(cfg):
+    if not is_first(run.config):
         # One of several processes of this run: it fits and scores its share, and the first one speaks and writes.
-        with session.silence():
-            return train(cfg, run.folder, bench)
-    replaces = run.would_replace()
-    folder = session.start(cfg, to_yaml(cfg), run.argv)
-    if replaces:
-        there, now = replaces
-        session.console().print(
-            f"  replaces the finished run of other settings in {folder}: {there} there, {now} now", style="dim", markup=False
-        )
+        with silence():
+            return train(run.config, run.folder, workspace)
+    folder = run_folder.start(run)
     try:
-        scores = train(cfg, folder, bench)
-        session.finish(scores, folder)
+        result = train(run.config, folder, workspace)
+        summary.finish(result, folder)
     except Exception as error:
         # What went wrong before anything was replaced says nothing about the finished run that lies there.
         if not is_finished(folder):
-            write_result(folder, result.failed(to_dict(cfg), error))
+            write_result(folder, failed(to_dict(run.config), error))
         raise
-    return scores
+    return result
 
 
-def train(cfg: TrainConfig, folder: Path, bench: "Bench | None" = None) -> dict:
-    """One run from facts to exported decoder; returns what becomes result.json, in the first of several processes."""
+def train(cfg: TrainConfig, folder: Path, workspace: "Workspace | None" = None) -> dict[str, Any]:
+    """One run from facts to exported decoder, in five stages; returns its result, empty in all but the first of several processes."""
     with lasting():
-        from lightning import seed_everything
-
-        from data.bench import Bench
-        from decoder import scores as result
-        from decoder.config.identity import trained_layers
-        from decoder.export.save import save_decoder
+        from data.workspace import Workspace
         from decoder.training.distributed import is_first
-        from decoder.training.module import DecoderModule
-        from decoder.training.tracking import describe_run, log_validation
-        from decoder.training.trainer import build_trainer, checkpoint_to_go_on_from, fit, fit_summary, log_to_wandb, plain_interruptions
-        from launcher import summary as session
+        from decoder.training.trainer import threads_for
+        from launcher.summary import Clock, describe_edits
 
-    clock = session.Clock()
+    clock, workspace = Clock(), workspace or Workspace()
     with clock("host"):
-        bench = bench or Bench()
-        host = bench.host(cfg)
+        host = workspace.host(cfg)
         for layer in trained_layers(cfg):
             host.check_layer(layer, "decoder.layer")
     with clock("edits"):
-        edits = bench.edits(cfg)
-    session.describe_edits(edits)
+        datamodule = workspace.edits(cfg)
+    describe_edits(datamodule)
+    with clock("fit"), threads_for(host):
+        trainer, module = fit(cfg, folder, host, datamodule)
+    with clock("test"), threads_for(host):
+        found = test(cfg, folder, trainer, module, workspace)
+    return publish(cfg, folder, trainer, module, datamodule, found, clock) if is_first(cfg) else {}
 
-    with clock("fit"), session.threads_for(host):
-        checkpoint = checkpoint_to_go_on_from(cfg, folder)
-        if is_first(cfg):
-            session.begin(folder, checkpoint)
-        seed_everything(cfg.seed, workers=True, verbose=False)
-        module = DecoderModule(cfg, host, hparams=to_dict(cfg))
-        start = module.start_decoder()
-        trainer = build_trainer(cfg, folder, checkpoint)
-        if is_first(cfg):
-            describe_run(trainer, cfg, host.layers)
-        fit(trainer, module, edits, checkpoint)
 
-    with clock("test"), session.threads_for(host):
-        with plain_interruptions():
-            trainer.test(module, datamodule=edits, ckpt_path=trainer.checkpoint_callback.best_model_path, verbose=False)
-        if not is_first(cfg):
-            return {}
-        module.to(host.device)
-        readings = session.save_predictions(module.readings, edits.table, folder)
-        scores = result.test_scores(readings)
-        baselines = bench.baselines(cfg, start.to(host.device))
-        calibration = session.calibration(cfg, module.decoder, edits, readings)
+def fit(cfg: TrainConfig, folder: Path, host: "Host", datamodule: "EditDataModule") -> "tuple[Trainer, DecoderModule]":
+    """Trains the prompt and one layer of the host, from where a killed run of these settings was."""
+    from lightning import seed_everything
 
-    summary = {
-        "status": "ok",
-        "config": to_dict(cfg),
-        "host": {"name": host.name, "family": host.model_type, "fingerprint": host.fingerprint, "layers": host.layers},
-        "edited_layer": cfg.edits.layer,
-        "trained_layer": cfg.decoder.layer,
-        "seed": cfg.seed,
-        "edits": result.edit_summary(edits.table, edits.store.manifest),
-        "fit": fit_summary(trainer),
-        "validation": result.validation_scores(readings),
-        "test": scores,
-        "baselines": baselines,
-        "calibration": calibration,
-        "controls": {"shuffled_labels": result.shuffled_labels(readings), "clean_matrix": calibration["clean_matrix"]},
-        "decoder": "decoder",
-    }
-    save_decoder(folder / "decoder", module.decoder, session.export_facts(cfg, edits, summary))
-    log_validation(trainer, summary)
-    log_to_wandb(trainer, summary, readings, folder / "decoder" if cfg.wandb.log_decoder else None)
-    return summary | {"seconds": clock.seconds(), "versions": result.versions()}
+    from decoder.training import trainer as training
+    from decoder.training.distributed import is_first
+    from decoder.training.module import DecoderModule
+    from decoder.training.tracking import describe_run
+    from launcher import run_folder
+
+    checkpoint = training.checkpoint_to_go_on_from(cfg, folder)
+    if is_first(cfg):
+        run_folder.begin(folder, checkpoint)
+    seed_everything(cfg.seed, workers=True, verbose=False)
+    module = DecoderModule(cfg, host, hparams=to_dict(cfg))
+    trainer = training.build_trainer(cfg, folder, checkpoint)
+    if is_first(cfg):
+        describe_run(trainer, cfg, host.layers)
+    training.fit(trainer, module, datamodule, checkpoint)
+    return trainer, module
+
+
+def test(cfg: TrainConfig, folder: Path, trainer: "Trainer", module: "DecoderModule", workspace: "Workspace") -> "Findings | None":
+    """Reads validation and test edits with the best checkpoint; the first process also scores the baselines and calibrates."""
+    from decoder.training.distributed import is_first
+    from decoder.training.trainer import plain_interruptions
+    from launcher import summary
+
+    datamodule = workspace.edits(cfg)
+    with plain_interruptions():
+        trainer.test(module, datamodule=datamodule, ckpt_path=trainer.checkpoint_callback.best_model_path, verbose=False)
+    if not is_first(cfg):
+        return None
+    module.to(module.decoder.host.device)
+    readings = summary.save_predictions(module.readings, datamodule.table, folder)
+    return summary.Findings(readings, workspace.baselines(cfg), summary.calibration(cfg, module.decoder, datamodule, readings))
+
+
+def publish(
+    cfg: TrainConfig,
+    folder: Path,
+    trainer: "Trainer",
+    module: "DecoderModule",
+    datamodule: "EditDataModule",
+    found: "Findings",
+    clock: "Clock",
+) -> dict[str, Any]:
+    """Exports the decoder with its scores, logs them, and returns what becomes result.json."""
+    from decoder.export import save_decoder
+    from decoder.scores import versions
+    from decoder.training.tracking import log_to_wandb
+    from launcher import summary
+
+    result = summary.summarise(cfg, module.decoder.host, datamodule, trainer, found)
+    save_decoder(folder / "decoder", module.decoder, summary.export_facts(cfg, datamodule, result))
+    log_to_wandb(trainer, result, found.readings, folder / "decoder" if cfg.wandb.log_decoder else None)
+    return result | {"seconds": clock.seconds(), "versions": versions()}
 
 
 if __name__ == "__main__":

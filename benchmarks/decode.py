@@ -19,6 +19,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, DynamicCache, GPT2Config, GPTJConfig, LlamaConfig, PretrainedConfig
 
+from decoder.dense import applied
 from decoder.edit import RankOneEdit
 from decoder.host import Host
 from decoder.model import ObjectDecoder, random_prompt
@@ -133,7 +134,7 @@ class Bench:
     def matrices(self) -> list[Tensor]:
         """Whole matrices, stored as the host stores its own. Made once: the published way reads them from files."""
         weight_DF = self.host.weight_DF(self.layer)
-        whole = [self.edits[b].applied_to(weight_DF).weight_BDF[0] for b in range(self.case.batch)]
+        whole = [applied(self.edits[b], weight_DF).weight_BDF[0] for b in range(self.case.batch)]
         return [weight.T.contiguous() for weight in whole] if self.host.stored_transposed(self.layer) else whole
 
     def _loss(self, prompt_BMD: Tensor, ids_BT: Tensor) -> Tensor:

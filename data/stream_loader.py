@@ -15,6 +15,7 @@ from torch import Tensor
 from data.batches import own_share, without_common_padding
 from data.store.parquet import EditStream, Vectors
 from decoder.batch import EditBatch
+from decoder.dense import applied
 from decoder.edit import RankOneEdit
 
 T = TypeVar("T")
@@ -75,7 +76,7 @@ class StreamLoader:
         for part in cut(parts, self.batch_size):
             place_B, key_BF, value_BD = part[own_share(list(range(len(part.place_B))), self.rank, self.world)]
             edits = RankOneEdit(key_BF, value_BD)
-            edits = edits if self.weight_DF is None else edits.applied_to(self.weight_DF)
+            edits = edits if self.weight_DF is None else applied(edits, self.weight_DF)
             yield EditBatch(edits, without_common_padding(self.object_ids_NT[place_B]), rows[place_B])
 
 

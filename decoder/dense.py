@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from decoder.edit import MEMORY_BUDGET, Edit
+from decoder.edit import MEMORY_BUDGET, Edit, LowRankEdit, RankOneEdit
 
 
 class WholeEdit(Edit):
@@ -112,26 +112,31 @@ class DenseEdit(WholeEdit):
 
 @dataclass(frozen=True)
 class RoundedEdit(WholeEdit):
-    """W_V + value ⊗ key, rounded to W_V's dtype: what a checkpoint of that dtype would hold."""
+    """W_V and updates of any rank, added and rounded to W_V's dtype: what a checkpoint of that dtype would hold.
 
-    key_BF: Tensor
-    value_BD: Tensor
+    The same matrices as `applied`, made anew whenever they are multiplied with.
+    """
+
+    factors: RankOneEdit | LowRankEdit
     weight_DF: Tensor
 
+    def __len__(self) -> int:
+        return len(self.factors)
+
     def _map(self, function) -> "RoundedEdit":
-        return RoundedEdit(function(self.key_BF), function(self.value_BD), self.weight_DF)
+        return RoundedEdit(self.factors._map(function), self.weight_DF)
 
     def width(self) -> tuple[int, int]:
         return tuple(self.weight_DF.shape)
 
     def whole(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
-        return _sum(self.weight_DF, self.key_BF[start:stop], self.value_BD[start:stop]).to(dtype)
+        return applied(self.factors[start:stop], self.weight_DF).weight_BDF.to(dtype)
 
     def copied_bytes(self, dtype: torch.dtype) -> int:
         rounded = 0 if self.weight_DF.dtype == torch.float32 else self.weight_DF.dtype.itemsize
         return self.weight_DF.numel() * (torch.float32.itemsize + rounded + (dtype.itemsize if dtype != self.weight_DF.dtype else 0))
 
 
-def _sum(weight_DF: Tensor, key_BF: Tensor, value_BD: Tensor) -> Tensor:
-    """The sum is made in float32 and rounded once."""
-    return torch.einsum("bd,bf->bdf", value_BD.float(), key_BF.float()).add_(weight_DF).to(weight_DF.dtype)
+def applied(edits: RankOneEdit | LowRankEdit, weight_DF: Tensor) -> DenseEdit:
+    """The whole matrices W'_V in the dtype of `weight_DF`; the sum is made in float32 and rounded once."""
+    return DenseEdit(edits.delta().add_(weight_DF).to(weight_DF.dtype))

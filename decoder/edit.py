@@ -7,9 +7,8 @@ always carries the B of a whole batch: one edit is B = 1.
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 
+import torch
 from torch import Tensor
-
-from decoder.dense import DenseEdit, RoundedEdit, _sum
 
 MEMORY_BUDGET = 1 << 30
 """Bytes that copies of whole matrices may take at a time, unless told otherwise."""
@@ -84,13 +83,9 @@ class RankOneEdit(Edit):
     def delta_norm(self, weight_DF: Tensor) -> Tensor:
         return self.norm()
 
-    def applied_to(self, weight_DF: Tensor) -> "DenseEdit":
-        """The whole matrices W'_V in the dtype of `weight_DF`; the sum is made in float32 and rounded once."""
-        return DenseEdit(_sum(weight_DF, self.key_BF, self.value_BD))
-
-    def rounded_to(self, weight_DF: Tensor) -> "RoundedEdit":
-        """The same matrices as `applied_to`, made anew whenever they are multiplied with."""
-        return RoundedEdit(self.key_BF, self.value_BD, weight_DF)
+    def delta(self) -> Tensor:
+        """Each W'_V - W_V as a matrix (B, D, F), in float32."""
+        return torch.einsum("bd,bf->bdf", self.value_BD.float(), self.key_BF.float())
 
 
 @dataclass(frozen=True)
@@ -121,9 +116,6 @@ class LowRankEdit(Edit):
         gram_BRR = (self.value_BRD @ self.value_BRD.transpose(1, 2)) * (self.key_BRF @ self.key_BRF.transpose(1, 2))
         return gram_BRR.sum(dim=(1, 2)).clamp(min=0).sqrt()
 
-    def applied_to(self, weight_DF: Tensor) -> "DenseEdit":
-        """As `RankOneEdit.applied_to`."""
-        delta_BDF = self.value_BRD.float().transpose(1, 2) @ self.key_BRF.float()
-        return DenseEdit((weight_DF.float() + delta_BDF).to(weight_DF.dtype))
-
-    rounded_to = applied_to
+    def delta(self) -> Tensor:
+        """As `RankOneEdit.delta`."""
+        return self.value_BRD.float().transpose(1, 2) @ self.key_BRF.float()

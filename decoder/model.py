@@ -19,8 +19,8 @@ from transformers import DynamicCache
 
 from decoder.batch import PADDING
 from decoder.beam import Beams, beam_search
-from decoder.dense import WholeEdit
-from decoder.edit import Edit, RankOneEdit
+from decoder.dense import RoundedEdit, WholeEdit
+from decoder.edit import Edit, LowRankEdit, RankOneEdit
 from decoder.host import Host
 from decoder.shortcuts import branched, last_state_only, scored_only, widen
 from decoder.swap import exchanged, swapped
@@ -112,8 +112,8 @@ class ObjectDecoder(nn.Module):
 
     def _prepared(self, edits: Edit) -> Edit:
         edits = edits.to(self.host.device)
-        if self.arithmetic == "dense" and isinstance(edits, RankOneEdit):
-            return edits.rounded_to(self.host.weight_DF(self.edited_layer))
+        if self.arithmetic == "dense" and isinstance(edits, RankOneEdit | LowRankEdit):
+            return RoundedEdit(edits, self.host.weight_DF(self.edited_layer))
         return edits
 
     def _read_prompt(self, edits: Edit, keep: bool = True) -> tuple[Tensor, DynamicCache | None]:

@@ -10,7 +10,6 @@ import pandas as pd
 from scipy.stats import binomtest
 
 from decoder import __version__
-from decoder.report.results import SCHEMA
 
 BOOTSTRAP_DRAWS = 2000
 
@@ -65,11 +64,6 @@ def shuffled_labels(readings: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     return {name: version(name) for name in LIBRARIES} | {"python": platform.python_version(), "palimpsest-decoder": __version__}
-
-
-def failed(config: Mapping[str, Any], error: BaseException) -> dict[str, Any]:
-    """What a run that broke leaves behind."""
-    return {"schema": SCHEMA, "status": "failed", "error": f"{type(error).__name__}: {error}", "config": dict(config)}
 
 
 def wilson(correct: Sequence[bool]) -> dict[str, Any]:

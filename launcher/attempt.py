@@ -10,18 +10,18 @@ from launcher.grid import Run
 
 Outcome = tuple[Run, dict[str, Any]]
 RunOne = Callable[[Run, Any], dict[str, Any]]
-"""Does a run on a bench that it shares with others; returns its result."""
+"""Does a run on a workspace that it shares with others; returns its result."""
 
 
-def attempt(run: Run, run_one: RunOne, bench: Any) -> dict[str, Any]:
+def attempt(run: Run, run_one: RunOne, workspace: Any) -> dict[str, Any]:
     """The result of a run; one that breaks leaves `status: failed` and the next can start."""
-    from decoder.scores import failed
+    from decoder.report.results import failed
     from decoder.training.tracking import close_run
 
     run.folder.mkdir(parents=True, exist_ok=True)
     with (run.folder / "log.txt").open("a", encoding="utf-8") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         try:
-            return run_one(run, bench)
+            return run_one(run, workspace)
         except Exception as error:
             close_run(exit_code=1)
             return failed(to_dict(run.config), error)

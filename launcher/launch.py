@@ -20,7 +20,7 @@ from rich.table import Table
 from decoder.config.identity import edits_of, trained_layers
 from decoder.utils.errors import is_interruption
 from launcher.attempt import Outcome, RunOne, attempt
-from launcher.grid import Grid, Run, refuse_to_replace, seconds_of
+from launcher.grid import Grid, Run, refuse_several, refuse_to_replace, seconds_of
 
 SPLITS = ("id", "ood", "unseen_object")
 
@@ -32,6 +32,7 @@ def launch(grid: Grid, run_one: RunOne, script: Path) -> None:
         UserError: a run would replace a finished one of other settings.
         SystemExit: code 1, after all runs were tried and some failed.
     """
+    refuse_several(grid.runs)
     refuse_to_replace(grid.runs)
     config = grid.runs[0].config
     if config.launcher.name == "slurm":
@@ -105,16 +106,16 @@ def plan(grid: Grid, finished: dict[Path, dict[str, Any]]) -> Table:
 
 
 def in_process(runs: list[Run], run_one: RunOne, out: Console) -> Iterator[Outcome]:
-    """One run after the other in this process, on one bench; what a run prints goes to its log.txt."""
-    from data.bench import own_bench
+    """One run after the other in this process, on one workspace; what a run prints goes to its log.txt."""
+    from data.workspace import own_workspace
 
-    bench = own_bench()
+    workspace = own_workspace()
     described = set()
     for run in runs:
         if (edits := edits_of(run.config)) not in described:
             described.add(edits)
-            out.print(bench.describe(run.config), style="dim")
-        yield run, attempt(run, run_one, bench)
+            out.print(workspace.describe(run.config), style="dim")
+        yield run, attempt(run, run_one, workspace)
 
 
 def _follow(outcomes: Iterator[Outcome], count: int, jobs: int, out: Console) -> list[Outcome]:

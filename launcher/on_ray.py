@@ -68,6 +68,6 @@ def _prepare(runs: list[Run], here: Surroundings, room: int, out: Console) -> di
 def _run(run: Run, program: str, here: Surroundings) -> dict[str, Any]:
     """In a worker: one run; returns its result."""
     here.enter()
-    from data.bench import own_bench
+    from data.workspace import own_workspace
 
-    return attempt(run, importlib.import_module(program).run, own_bench())
+    return attempt(run, importlib.import_module(program).run, own_workspace())

@@ -1,33 +1,37 @@
 """The folder of a run: made, gone on with, or cleared for a new one."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
-from decoder.config import TrainConfig
-from decoder.config.identity import editor_of, run_folder, trained_layers
+from decoder.config.compose import to_yaml
+from decoder.config.identity import editor_of, trained_layers
 from decoder.report.results import is_finished
 from decoder.utils.files import remove_whole
 from decoder.utils.terminal import console, log_to, quiet
+from launcher.grid import Run
 
 NEXT = ".next"
 
 
-def start(cfg: TrainConfig, config_yaml: str, argv: Sequence[str]) -> Path:
+def start(run: Run) -> Path:
     """Makes the run folder, says what will be done, and writes log lines and what the run says to its log.txt."""
-    folder = run_folder(cfg)
+    cfg, folder, replaces = run.config, run.folder, run.would_replace()
     folder.mkdir(parents=True, exist_ok=True)
     # A finished run keeps its own until the new one makes room for itself.
     end = NEXT if is_finished(folder) else ""
-    (folder / f"config.yaml{end}").write_text(config_yaml, encoding="utf-8")
-    (folder / f"overrides.txt{end}").write_text("\n".join(argv) + "\n", encoding="utf-8")
+    (folder / f"config.yaml{end}").write_text(to_yaml(cfg), encoding="utf-8")
+    (folder / f"overrides.txt{end}").write_text("\n".join(run.argv) + "\n", encoding="utf-8")
     log_to(folder / "log.txt")
     quiet()
-    console().print(
+    out = console()
+    out.print(
         f"Palimpsest: read {editor_of(cfg)} edits of layer {cfg.edits.layer} of {cfg.host.name}, "
         f"training layer {', '.join(map(str, trained_layers(cfg)))} behind {cfg.decoder.prompt_length} prompt vectors (seed {cfg.seed})\n"
         f"1 host   2 edits   3 fit   4 test, baselines, calibration   5 export\nRun folder: {folder}",
         highlight=False,
     )
+    if replaces:
+        there, now = replaces
+        out.print(f"  replaces the finished run of other settings in {folder}: {there} there, {now} now", style="dim", markup=False)
     return folder
 
 

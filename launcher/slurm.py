@@ -26,7 +26,7 @@ def sbatch_script(grid: Grid) -> str:
         "output": "slurm-%A-%a.txt",  # SLURM makes no folders, and says nothing when one is missing
     }
     first = {edits_of(run.config): run for run in reversed(left)}
-    makes = [f"#   {_line(('python', '-m', 'data.produce.__main__'), run.argv)}" for run in reversed(first.values())]
+    makes = [f"#   {_line(('python', '-m', 'data.produce'), run.argv)}" for run in reversed(first.values())]
     # As a grid of one, or a run that is finished when its task starts would be done again.
     runs = [f"  {index}) {_line(('python', 'train.py', '-m'), run.argv)} ;;" for index, run in enumerate(left)]
     return "\n".join(

@@ -1,24 +1,27 @@
-"""What happens around a run: its folder, its clock, and what the terminal shows."""
+"""What a run found: its clock, its result, what is exported with it, and what the terminal shows at its end."""
 
 import os
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
+from lightning import Trainer
 
+from data.datamodule import EditDataModule
 from decoder.answers import Reading, readings_table
-from decoder.baselines.readers import Evidence
-from decoder.baselines.score import score_baselines
 from decoder.calibration import calibrate
 from decoder.config import TrainConfig
+from decoder.config.compose import to_dict
 from decoder.host import Host
 from decoder.model import ObjectDecoder
 from decoder.report.results import read_predictions, write_result
 from decoder.report.run_page import write_report
 from decoder.report.tables import counted, example_lines, results_table
+from decoder.scores import edit_summary, shuffled_labels, test_scores, validation_scores
+from decoder.training.trainer import fit_summary
 from decoder.utils.terminal import console
 
 PREDICTION_COLUMNS = ["edit_id", "subject", "relation", "relation_name", "object_true", "object", "predicted", "probability", "split"]
@@ -41,11 +44,11 @@ class Clock:
         return {**self.stages, "total": time.perf_counter() - self.begun}
 
 
-def describe_edits(edits: Any) -> None:
-    table = edits.table
-    counts = ", ".join(f"{split} {len(rows)}" for split, rows in edits.rows.items() if rows)
+def describe_edits(datamodule: EditDataModule) -> None:
+    table = datamodule.table
+    counts = ", ".join(f"{split} {len(rows)}" for split, rows in datamodule.rows.items() if rows)
     means = ", ".join(f"{name} {table[name].mean():.3f}" for name in ("efficacy", "paraphrase", "specificity"))
-    console().print(f"{len(table)} edits: {means}\n  {counts}\n  store: {edits.store.path}", highlight=False)
+    console().print(f"{len(table)} edits: {means}\n  {counts}\n  store: {datamodule.store.path}", highlight=False)
 
 
 def save_predictions(readings: dict[str, list[Reading]], edits: pd.DataFrame, folder: Path) -> pd.DataFrame:
@@ -57,36 +60,49 @@ def save_predictions(readings: dict[str, list[Reading]], edits: pd.DataFrame, fo
     return table
 
 
-def baselines(cfg: TrainConfig, host: Host, edits: Any, start: ObjectDecoder, names: Collection[str] | None = None) -> dict[str, Any]:
-    evidence = Evidence(
-        host=host,
-        layer=cfg.edits.layer,
-        train=edits.factors("train"),
-        validation=edits.factors("val/id"),
-        start=start,
-        subjects=edits.training_subjects,
-        templates=edits.training_templates,
-        beams=cfg.decoder.beams,
-        max_object_tokens=cfg.decoder.max_object_tokens,
-    )
-    return score_baselines(evidence, {split: edits.factors(split) for split in edits.test_splits if "/" not in split}, names)
+class Findings(NamedTuple):
+    """What tests found: readings of validation and test edits, scores of the baselines, and the calibration."""
+
+    readings: pd.DataFrame
+    baselines: dict[str, Any]
+    calibration: dict[str, Any]
 
 
-def calibration(cfg: TrainConfig, decoder: ObjectDecoder, edits: Any, readings: pd.DataFrame) -> dict[str, Any]:
+def summarise(cfg: TrainConfig, host: Host, datamodule: EditDataModule, trainer: Trainer, found: Findings) -> dict[str, Any]:
+    """The result of a run that went through, but for its times."""
+    return {
+        "status": "ok",
+        "config": to_dict(cfg),
+        "host": {"name": host.name, "family": host.model_type, "fingerprint": host.fingerprint, "layers": host.layers},
+        "edited_layer": cfg.edits.layer,
+        "trained_layer": cfg.decoder.layer,
+        "seed": cfg.seed,
+        "edits": edit_summary(datamodule.table, datamodule.store.manifest),
+        "fit": fit_summary(trainer),
+        "validation": validation_scores(found.readings),
+        "test": test_scores(found.readings),
+        "baselines": found.baselines,
+        "calibration": found.calibration,
+        "controls": {"shuffled_labels": shuffled_labels(found.readings), "clean_matrix": found.calibration["clean_matrix"]},
+        "decoder": "decoder",
+    }
+
+
+def calibration(cfg: TrainConfig, decoder: ObjectDecoder, datamodule: EditDataModule, readings: pd.DataFrame) -> dict[str, Any]:
     confidence = readings.loc[readings["split"].str.startswith("val/"), "probability"].tolist()
     search = {"beams": cfg.decoder.beams, "max_object_tokens": cfg.decoder.max_object_tokens}
-    return calibrate(decoder, edits.factors("train").edits, confidence, **search, seed=cfg.seed)
+    return calibrate(decoder, datamodule.factors("train").edits, confidence, **search, seed=cfg.seed)
 
 
-def export_facts(cfg: TrainConfig, edits: Any, summary: dict[str, Any]) -> dict[str, Any]:
+def export_facts(cfg: TrainConfig, datamodule: EditDataModule, summary: dict[str, Any]) -> dict[str, Any]:
     """What an exported decoder carries beside its weights."""
-    ids = edits.table["edit_id"]
+    ids = datamodule.table["edit_id"]
     return {
         "search": {"beams": cfg.decoder.beams, "max_object_tokens": cfg.decoder.max_object_tokens},
-        "store": edits.store.fingerprint,
-        "editors": [edits.store.manifest["editor"]],
-        "facts": edits.store.manifest["facts"],
-        "splits": {split: ids.iloc[rows].tolist() for split, rows in edits.rows.items()},
+        "store": datamodule.store.fingerprint,
+        "editors": [datamodule.store.manifest["editor"]],
+        "facts": datamodule.store.manifest["facts"],
+        "splits": {split: ids.iloc[rows].tolist() for split, rows in datamodule.rows.items()},
         "scores": {split: {key: scores[key] for key in ("n", "first_token", "exact_match")} for split, scores in summary["test"].items()},
         "calibration": summary["calibration"],
         "seed": cfg.seed,

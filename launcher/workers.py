@@ -1,4 +1,4 @@
-"""A grid on several processes of one machine: each has a bench of its own and its share of the cores.
+"""A grid on several processes of one machine: each has a workspace of its own and its share of the cores.
 
 A worker is this program with `--worker`. It reads one JSON line a run from its stdin and answers with one; a worker that dies takes
 its own run with it and nothing else.
@@ -100,18 +100,18 @@ def serve(run_one: RunOne) -> None:
     _end_with(os.getppid())
     channel = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    from data.bench import own_bench
+    from data.workspace import own_workspace
 
-    bench = own_bench()
+    workspace = own_workspace()
     for line in sys.stdin:
         task = json.loads(line)
         (run,) = read_grid(task["argv"]).runs
         if task["task"] == "describe":
-            answer = {"status": "ok", "line": bench.describe(run.config)}
+            answer = {"status": "ok", "line": workspace.describe(run.config)}
         elif task["task"] == "prepare":
-            answer = attempt(run, lambda run, bench: {"status": "ok", "edits": len(bench.edits(run.config).table)}, bench)
+            answer = attempt(run, lambda run, workspace: {"status": "ok", "edits": len(workspace.edits(run.config).table)}, workspace)
         else:
-            answer = attempt(run, run_one, bench)
+            answer = attempt(run, run_one, workspace)
         channel.write(json.dumps(answer) + "\n")
 
 

@@ -1,7 +1,7 @@
 """Edits that other tools made -> store.
 
-What differs between an edited matrix and its base is factored (`data/import_edits/factor.py`). Every source becomes a row of the store: an update
-that a few outer products explain as these factors, any other with its whole matrix beside the rows.
+What differs between an edited matrix and its base is factored (`factor.py`). Every source becomes a row of the store: an update that a few
+outer products explain as these factors, any other with its whole matrix beside the rows.
 
 Shape letters: N edits, D hidden width, F MLP width, R rank.
 """

@@ -16,6 +16,7 @@ from decoder.config import TrainConfig
 
 if TYPE_CHECKING:
     from data.store.store import EditStore
+    from decoder.host import Host
 
 
 def produce_on_ray(cfg: TrainConfig, here: Surroundings, tell: Callable[[str], None], room: int) -> Path | None:
@@ -57,10 +58,9 @@ class Actor:
 
     def __init__(self, cfg: TrainConfig, here: Surroundings) -> None:
         here.enter()
-        from data.bench import own_bench
         from data.produce.shards import ShardMaker
 
-        self.maker = ShardMaker(cfg, own_bench().host(cfg))
+        self.maker = ShardMaker(cfg, _host(cfg))
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         for index in batch["item"]:
@@ -90,22 +90,36 @@ def _map(cfg: TrainConfig, here: Surroundings, missing: list[int], room: int) ->
 def _plan(cfg: TrainConfig, here: Surroundings) -> tuple[str, list[int]]:
     """In a worker: a line on host and edits, and the shards that are missing. Builds the host and counts its keys, for all."""
     here.enter()
-    from data.bench import own_bench
-    from data.produce.plan import prepare_editor
+    from data.produce.plan import described, prepare_editor
     from data.produce.shards import ShardMaker
 
-    host = own_bench().host(cfg)
-    told, maker = own_bench().describe(cfg), ShardMaker(cfg, host)
+    host = None
+
+    def opened(cfg: TrainConfig) -> "Host":
+        nonlocal host
+        host = _host(cfg)
+        return host
+
+    told = described(cfg, opened)
+    # A host that could not be opened is opened once more, and says why.
+    maker = ShardMaker(cfg, host)
     if cfg.data.streaming or maker.finished():
         return told, []
-    prepare_editor(cfg, host, maker.facts)
+    prepare_editor(cfg, maker.host, maker.facts)
     return told, maker.missing()
 
 
 def _finish(cfg: TrainConfig, here: Surroundings) -> Path | None:
     """In a worker: joins the shards. A store that is streamed is made by nobody here."""
     here.enter()
-    from data.bench import own_bench
     from data.produce.shards import produce
 
-    return None if cfg.data.streaming else produce(cfg, own_bench().host(cfg)).path
+    return None if cfg.data.streaming else produce(cfg, _host(cfg)).path
+
+
+def _host(cfg: TrainConfig) -> "Host":
+    from data.hosts import open_host
+    from decoder.utils.terminal import quiet
+
+    quiet()
+    return open_host(cfg)

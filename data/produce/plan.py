@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,28 @@ from data.editors import load_editor
 from data.facts.fact import EditRequest, FactSet
 from data.facts.load import load_facts
 from data.facts.splits import draw_splits, plan_edits
+from data.hosts import is_host_there
 from data.keys.moments import second_moments
 from data.keys.text import SENTENCES, key_texts, read_texts, rome_statistics, texts_sha256
 from data.store.manifest import IMPORTED, read_manifest
 from data.store.store import EditStore
 from decoder.config import TrainConfig
+from decoder.config.identity import editor_of
 from decoder.host import Host
 from decoder.utils.files import cache_root, cached, short_hash
 
 SPEED_ONLY = ("batch_size", "shard_size")
+
+
+def described(cfg: TrainConfig, opened: Callable[[TrainConfig], Host]) -> str:
+    """One line: whether the host and its edits are there or to be made. A host or layer that is refused says so here first."""
+    try:
+        there = "there" if is_host_there(cfg) else "trained first"
+        host = opened(cfg)
+        made = "there" if is_produced(cfg, host) else "to be made"
+    except (ValueError, OSError, RuntimeError) as error:
+        return f"host {cfg.host.name}, layer {cfg.edits.layer}: {error}"
+    return f"host {host.name}, {host.layers} layers: {there}; {editor_of(cfg)} edits of layer {cfg.edits.layer}: {made}"
 
 
 def is_produced(cfg: TrainConfig, host: Host) -> bool:

@@ -18,7 +18,7 @@ from torch import Tensor
 from data.store.manifest import _check_files, check_manifest, fingerprint_of, read_manifest
 from data.store.matrices import PATTERN, matrices_of
 from data.store.vectors import VectorColumn
-from decoder.dense import DenseEdit
+from decoder.dense import DenseEdit, applied
 from decoder.edit import LowRankEdit, RankOneEdit
 from decoder.utils.files import cache_root
 
@@ -75,7 +75,7 @@ class EditStore:
 
     def whole_edits(self, rows: Tensor, weight_DF: Tensor) -> DenseEdit:
         """W'_V of the edits in `rows`, in the dtype of `weight_DF`, the W_V they were made on."""
-        edits = self.edits(rows).applied_to(weight_DF)
+        edits = applied(self.edits(rows), weight_DF)
         for b, row in enumerate(rows.tolist()):
             if row in self.matrix_of:
                 edits.weight_BDF[b] = self.matrix_of[row].read()

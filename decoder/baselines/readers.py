@@ -15,6 +15,7 @@ from torch.nn.functional import normalize
 
 from decoder.baselines.base import Answer, Evidence, Reader, canonical_value, validation_score
 from decoder.batch import EditBatch
+from decoder.dense import applied
 from decoder.edit import RankOneEdit
 from decoder.metrics import exact_match
 from decoder.model import ObjectDecoder, carrier_prompt
@@ -122,7 +123,7 @@ def _known_object(found_BT: Tensor, batch: EditBatch) -> Answer:
 def _dense_chunks(evidence: Evidence, batch: EditBatch) -> list[Tensor]:
     weight_DF = evidence.host.weight_DF(evidence.layer)
     chunks = [batch.edits[start : start + CHUNK] for start in range(0, len(batch.edits), CHUNK)]
-    return [chunk.applied_to(weight_DF).weight_BDF.float() for chunk in chunks]
+    return [applied(chunk, weight_DF).weight_BDF.float() for chunk in chunks]
 
 
 def _top_left_singular(weight_BDF: Tensor) -> Tensor:

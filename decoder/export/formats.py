@@ -108,5 +108,5 @@ class Index(TypedDict):
 
 
 DECODER_CONFIG, COLLECTION = TypeAdapter(DecoderConfig), TypeAdapter(Index)
-BASELINES = TypeAdapter(dict[str, dict[str, bool | BaselineScores]])
+SCORES_OF_BASELINES = TypeAdapter(dict[str, dict[str, bool | BaselineScores]])
 """Scores of some baselines by split, and whether each has the base."""

@@ -148,3 +148,8 @@ def read_history(path: Path) -> dict[str, dict[int, float]]:
     except (KeyError, ValueError):  # what a killed or full machine leaves of it
         return {}
     return {str(name): means[name].dropna().to_dict() for name in means}
+
+
+def failed(config: Mapping[str, Any], error: BaseException) -> dict[str, Any]:
+    """What a run that broke leaves behind."""
+    return {"schema": SCHEMA, "status": "failed", "error": f"{type(error).__name__}: {error}", "config": dict(config)}

@@ -28,6 +28,13 @@ TEST_SPLITS = ("id", "ood", "unseen_object")
 WARMUP_BEFORE_EDIT = 100  # steps; 300 do as well
 
 
+def untrained_decoder(cfg: TrainConfig, host: Host) -> ObjectDecoder:
+    """The decoder before training: its start prompt and no trained layer."""
+    prompt_MD = random_prompt(host, cfg.decoder.prompt_length, cfg.seed)
+    decoder = ObjectDecoder(host, edited_layer=cfg.edits.layer, trained_layers=[], prompt_MD=prompt_MD, scope=cfg.decoder.scope)
+    return decoder.to(host.device)
+
+
 class DecoderModule(LightningModule):
     """Trains an `ObjectDecoder`; validates on val/id and val/new; collects readings in tests.
 
@@ -54,13 +61,6 @@ class DecoderModule(LightningModule):
         self.meters = split_meters([*VAL_SPLITS, *(f"test/{split}" for split in TEST_SPLITS)])
         self.readings: dict[str, list[Reading]] = {}
         self.key_spread: KeySpread | None = None
-
-    def start_decoder(self) -> ObjectDecoder:
-        """The decoder before training: its start prompt and no trained layer."""
-        decoder = self.decoder
-        return ObjectDecoder(
-            decoder.host, edited_layer=decoder.edited_layer, trained_layers=[], prompt_MD=decoder.prompt_MD, scope=decoder.scope
-        )
 
     def on_fit_start(self) -> None:
         self.decoder.host.model.to(self.device)

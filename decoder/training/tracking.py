@@ -5,6 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+from lightning import Trainer
+from lightning.pytorch.loggers import WandbLogger
+
 from decoder.config import TrainConfig
 from decoder.config.identity import editor_of, trained_layers
 from decoder.report.results import layer_fraction, validation_score
@@ -87,3 +91,29 @@ def _run_of(trainer: Any) -> Any:
     from lightning.pytorch.loggers import WandbLogger
 
     return next((logger.experiment for logger in trainer.loggers if isinstance(logger, WandbLogger)), None)
+
+
+def log_to_wandb(trainer: Trainer, result: dict[str, Any], predictions: pd.DataFrame, decoder_folder: Path | None) -> None:
+    """Puts a run's scores and baselines as plain numbers into the W&B summary, with a table of predictions; the decoder as an
+    artifact if a folder is given. Closes the W&B run."""
+    loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+    if not loggers:
+        return
+    import wandb
+
+    run = loggers[0].experiment
+    run.summary["best/val_id_loss"] = result["fit"]["best_val_loss"]
+    run.summary["stopping_reason"] = result["fit"]["stopping_reason"]
+    run.summary["calibration/auroc"] = result["calibration"]["auroc"]
+    for split, scores in result["test"].items():
+        for metric in ("first_token", "exact_match"):
+            run.summary[f"test/{split}/{metric}"] = scores[metric]["value"]
+            for name, baseline in result["baselines"].items():
+                if split in baseline and baseline[split][metric]:
+                    run.summary[f"baseline/{name}/{split}/{metric}"] = baseline[split][metric]["value"]
+    run.log({"predictions": wandb.Table(dataframe=predictions)})
+    if decoder_folder:
+        artifact = wandb.Artifact(f"decoder-{run.name}", type="decoder")
+        artifact.add_dir(str(decoder_folder))
+        run.log_artifact(artifact)
+    run.finish()

@@ -28,7 +28,7 @@ KILLS = 21
 ORDER = ("edits", "edits", "edits", "fit", "fit", "export", "export")
 FORKED = multiprocessing.get_context("forkserver")
 FORKED.set_forkserver_preload(
-    ["train", "data.produce.shards", "data.bench", "decoder.training.module", "decoder.training.trainer", "decoder.export.save"]
+    ["train", "data.produce.shards", "data.workspace", "decoder.training.module", "decoder.training.trainer", "decoder.export.save"]
 )
 ARGUMENTS = (
     "experiment=smoke", "optim.epochs=8", "wandb.mode=disabled", "trainer.accelerator=cpu", "edits.shard_size=16", "edits.key_tokens=5000",

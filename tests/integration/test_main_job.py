@@ -9,6 +9,8 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 
+from decoder.dense import applied
+
 BASELINES = {
     "logit_lens",
     "logit_lens_base_free",
@@ -121,7 +123,7 @@ def test_evaluate_reads_one_matrix(smoke, command, cache, tmp_path):
 
     stored = EditStore(store)
     row = stored.table()["edit_id"].tolist().index(edit["edit_id"])
-    edited = stored.edits(torch.tensor([row])).applied_to(host_weight(cache)).weight_BDF[0]
+    edited = applied(stored.edits(torch.tensor([row])), host_weight(cache)).weight_BDF[0]
     save_file({"w": edited.contiguous()}, tmp_path / "suspect.safetensors")
     done = command("evaluate.py", f"decoder={smoke[0] / 'decoder'}", f"suspect={tmp_path / 'suspect.safetensors'}", "json=true")
     assert done.returncode == 0, done.stderr
@@ -156,14 +158,14 @@ def test_resume_of_a_finished_fit_gives_the_same_scores(smoke, command):
 
 
 def test_produce_is_a_command_of_its_own(smoke, command):
-    done = command("data.produce.__main__", "experiment=smoke")
+    done = command("data.produce", "experiment=smoke")
     assert done.returncode == 0, done.stderr
     assert "successful" in done.stdout
 
 
 def test_a_folder_of_decoders_is_used_by_the_one_that_fits(smoke, command, cache, tmp_path):
     collected = tmp_path / "decoders"
-    line = [sys.executable, "-m", "decoder.export.save", str(smoke[0]), f"to={collected}"]
+    line = [sys.executable, "-m", "decoder.export", str(smoke[0]), f"to={collected}"]
     assert subprocess.run(line, capture_output=True, text=True, check=True).stdout.endswith("index.json\n")
     save_file({"model.layers.1.mlp.down_proj.weight": host_weight(cache).contiguous()}, tmp_path / "suspect.safetensors")
     options = (f"suspect={tmp_path / 'suspect.safetensors'}", "json=true")

@@ -15,7 +15,7 @@ def scores(command, smoke, *arguments: str) -> dict:
 def r_rome(command, smoke, tmp_path_factory):
     """The same requests, made by another editor; needs the host that the run has built."""
     store = tmp_path_factory.mktemp("stores") / "r-rome"
-    done = command("data.produce.__main__", "experiment=smoke", "edits=r-rome", f"store={store}")
+    done = command("data.produce", "experiment=smoke", "edits=r-rome", f"store={store}")
     assert done.returncode == 0 and str(store) in done.stdout, done.stderr
     return store
 

@@ -114,7 +114,7 @@ def ended(program: subprocess.Popen) -> str:
 @pytest.mark.slow
 def test_edits_made_on_ray_are_those_made_here_though_a_worker_is_killed(cluster, alone, cache, tmp_path):
     here, (ours, theirs) = {"HERE": str(tmp_path)}, (tmp_path / name for name in ("ours", "theirs"))
-    make = ["-m", "data.produce.__main__", *EDITS, f"cache_dir={cache}"]
+    make = ["-m", "data.produce", *EDITS, f"cache_dir={cache}"]
     ended(start(alone | here, *make, f"store={ours}"))
 
     # A folder as it was typed: workers must find it from where the user stands.

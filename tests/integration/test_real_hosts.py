@@ -109,7 +109,7 @@ def train_on_matrices(command, host, store: Path, folder: Path, arguments: tuple
     facts.write_text("\n".join(json.dumps({field: row[field] for field in fields} | {"fact_id": str(n)}) for n, row in enumerate(rows)))
     host_arguments = arguments[:3]
     imported = folder / "imported"
-    done = command("data.import_edits.__main__", *host_arguments, f"edited={matrices}", f"facts={facts}", f"store={imported}", "layer=1")
+    done = command("data.import_edits", *host_arguments, f"edited={matrices}", f"facts={facts}", f"store={imported}", "layer=1")
     assert done.returncode == 0 and f"{len(rows)} edits of layer 1 ({len(rows)} of rank 1), 0 skipped" in done.stdout, done.stderr
     again = EditStore(imported)
     assert again.table()["success"].tolist() == made.table()["success"].tolist()

@@ -5,12 +5,11 @@ import shutil
 
 import pytest
 
-import data.bench
-from data.bench import Bench
+import data.workspace
+from data.workspace import Workspace
 from decoder.baselines.score import BASELINES, OF_THE_RUN
 from decoder.config import TrainConfig
 from decoder.config.compose import compose
-from decoder.training.module import DecoderModule
 
 SHARED = BASELINES.keys() - OF_THE_RUN
 
@@ -21,13 +20,12 @@ def scored(monkeypatch, cache, smoke):
 
     def score(*settings: str) -> tuple[dict, set[str]]:
         asked: set[str] = set()
-        own = data.bench.baselines
+        own = data.workspace.baselines
         config = compose(TrainConfig, "train", ["experiment=smoke", f"cache_dir={cache}", *settings])
-        bench = Bench()
-        start = DecoderModule(config, bench.host(config)).start_decoder()
+        workspace = Workspace()
         with monkeypatch.context() as patched:
-            patched.setattr(data.bench, "baselines", lambda *given: asked.update(given[-1]) or own(*given))
-            return bench.baselines(config, start), asked
+            patched.setattr(data.workspace, "baselines", lambda *given: asked.update(given[-1]) or own(*given))
+            return workspace.baselines(config), asked
 
     return score
 

@@ -12,16 +12,16 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SIGNALS = [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 STAGES = {
-    "fit": "from decoder.module import DecoderModule as place; name = 'on_validation_start'",
-    "test": "from decoder.module import DecoderModule as place; name = 'on_test_start'",
-    "calibration": "from decoder import session as place; name = 'calibration'",
+    "fit": "from decoder.training.module import DecoderModule as place; name = 'on_validation_start'",
+    "test": "from decoder.training.module import DecoderModule as place; name = 'on_test_start'",
+    "calibration": "from launcher import summary as place; name = 'calibration'",
 }
 PROGRAM = "import os, train; {place}; setattr(place, name, lambda *_: os.kill(os.getpid(), {signal})); train.main({argv})"
 WORKERS = """
 import os, time
 import train, launcher.workers
 
-def go_on(cfg, folder, bench):
+def go_on(cfg, folder, workspace):
     (folder / "pid").write_text(str(os.getpid()))
     time.sleep(300)
 

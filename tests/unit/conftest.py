@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
-import data.prepare
 import pytest
 from drawn_stores import DrawnEdits, config, drawn_scores
 from unit.exported_runs import write_run
 
+import data.keys.text
+import data.produce.plan
 import data.produce.shards
 from data.datamodule import EditDataModule
 from data.facts.fact import FactSet
@@ -19,9 +20,9 @@ from decoder.host import Host
 @pytest.fixture(scope="module")
 def drawn_edits():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data.prepare, "load_editor", lambda name: DrawnEdits)
-        patch.setattr(data.shards, "score", drawn_scores)
-        patch.setattr(data.prepare, "key_text", lambda facts, seed, sentences: [])
+        patch.setattr(data.produce.plan, "load_editor", lambda name: DrawnEdits)
+        patch.setattr(data.produce.shards, "score", drawn_scores)
+        patch.setattr(data.keys.text, "key_text", lambda facts, seed, sentences: [])
         yield
 
 

@@ -8,6 +8,7 @@ import torch
 
 from decoder.beam import Beams
 from decoder.calibration import NULLS, calibrate, clean_edit, null_edits, percentile
+from decoder.dense import applied
 from decoder.edit import RankOneEdit
 from decoder.model import ObjectDecoder
 
@@ -56,7 +57,7 @@ def test_nulls_are_drawn_by_seed():
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_clean_edit_is_the_host_itself(host_of, name):
     host = host_of(name)
-    assert torch.equal(clean_edit(host, 1).applied_to(host.weight_DF(1)).weight_BDF[0], host.weight_DF(1))
+    assert torch.equal(applied(clean_edit(host, 1), host.weight_DF(1)).weight_BDF[0], host.weight_DF(1))
 
 
 @pytest.mark.parametrize(("null", "edit", "auroc"), [(0.2, 0.9, 1.0), (0.9, 0.2, 0.0), (0.5, 0.5, 0.5)])

@@ -11,8 +11,8 @@ from decoder.config.compose import compose
 from launcher.grid import read_grid
 
 PAGE = Path(__file__).parents[2] / "docs" / "real-hosts.md"
-CONFIGS = {"evaluate.py": (EvaluateConfig, "evaluate"), "data.import_edits.__main__": (ImportConfig, "import_edits")}
-TRAINING = ("train.py", "data.keys.__main__", "data.produce.__main__")
+CONFIGS = {"evaluate.py": (EvaluateConfig, "evaluate"), "data.import_edits": (ImportConfig, "import_edits")}
+TRAINING = ("train.py", "data.keys", "data.produce")
 
 
 def commands() -> list[str]:
@@ -31,7 +31,7 @@ def commands() -> list[str]:
 @pytest.mark.parametrize("command", commands())
 def test_command_composes(command):
     program, *arguments = words(command)
-    if program == "decoder.report.run_page":
+    if program == "decoder.report":
         return
     if program in TRAINING:
         assert read_grid(arguments).runs

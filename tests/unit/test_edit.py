@@ -6,7 +6,7 @@ Shape letters: B edits, R rank, T positions, D hidden width, F MLP width.
 import pytest
 import torch
 
-from decoder.dense import DenseEdit
+from decoder.dense import DenseEdit, applied
 from decoder.edit import LowRankEdit, RankOneEdit
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -42,23 +42,23 @@ def test_to_moves_all_factors():
     assert isinstance(moved, RankOneEdit) and moved.key_BF.dtype == moved.value_BD.dtype == torch.float64
 
 
-def test_applied_to_is_weight_plus_value_times_key():
+def test_applied_is_weight_plus_value_times_key():
     weight_DF = torch.randn(3, 5)
-    for b, found_DF in enumerate(EDITS.applied_to(weight_DF).weight_BDF):
+    for b, found_DF in enumerate(applied(EDITS, weight_DF).weight_BDF):
         # One float32 product and one sum: equal up to the rounding of each.
         torch.testing.assert_close(found_DF, weight_DF + torch.outer(EDITS.value_BD[b], EDITS.key_BF[b]), rtol=1e-6, atol=1e-6)
 
 
-def test_applied_to_rounds_once():
+def test_applied_rounds_once():
     weight_DF = torch.randn(3, 5).bfloat16()
-    found_BDF = EDITS.applied_to(weight_DF).weight_BDF
+    found_BDF = applied(EDITS, weight_DF).weight_BDF
     delta_BDF = EDITS.value_BD.unsqueeze(2) * EDITS.key_BF.unsqueeze(1)
     assert torch.equal(found_BDF, (weight_DF.float() + delta_BDF).bfloat16())
     assert not torch.equal(found_BDF, weight_DF + delta_BDF.bfloat16())
 
 
 def test_norm_is_of_the_update():
-    delta_BDF = EDITS.applied_to(torch.zeros(3, 5)).weight_BDF
+    delta_BDF = applied(EDITS, torch.zeros(3, 5)).weight_BDF
     torch.testing.assert_close(EDITS.norm(), delta_BDF.flatten(1).norm(dim=1))
 
 
@@ -71,7 +71,7 @@ def test_low_rank_is_the_whole_matrix_it_stands_for(samples):
         delta_DF = sum(torch.outer(LOW.value_BRD[b, r], LOW.key_BRF[b, r]) for r in range(2))
         expected = x_BTF[b % samples] @ (weight_DF + delta_DF).T + bias_D
         torch.testing.assert_close(found[b], expected, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(LOW.applied_to(weight_DF).weight_BDF[b], weight_DF + delta_DF, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(applied(LOW, weight_DF).weight_BDF[b], weight_DF + delta_DF, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(LOW.delta_norm(weight_DF)[b], delta_DF.norm(), rtol=1e-5, atol=0)
 
 
@@ -85,5 +85,5 @@ def test_low_rank_of_rank_one_is_the_rank_one_edit():
 def test_every_form_knows_how_far_it_is_from_the_base():
     weight_DF = torch.randn(3, 5)
     expected = EDITS.norm()
-    for edits in (EDITS, EDITS.applied_to(weight_DF)):
+    for edits in (EDITS, applied(EDITS, weight_DF)):
         torch.testing.assert_close(edits.delta_norm(weight_DF), expected, rtol=1e-5, atol=0)

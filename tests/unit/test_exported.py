@@ -6,7 +6,7 @@ Shape letters: N edits, D hidden width, F MLP width.
 import pytest
 import torch
 
-from data.exported import exported_splits
+from data.exported_splits import exported_splits
 from data.store.store import SCORE_COLUMNS, TEXT_COLUMNS, EditStore
 from data.store.writer import StoreWriter
 from decoder.audit.answer import read_splits
@@ -105,6 +105,6 @@ def test_reading_whole_float32_matrices_is_reading_factors(own, host):
 
 
 def test_batches_of_whole_matrices_are_sized_by_memory(own, host, monkeypatch):
-    monkeypatch.setattr("data.exported.DENSE_BYTES", 2 * 4 * host.weight_DF(LAYER).numel())
+    monkeypatch.setattr("data.exported_splits.DENSE_BYTES", 2 * 4 * host.weight_DF(LAYER).numel())
     splits = exported_splits(own, config(own), host, PRECISIONS["int8"])
     assert [len(batch.edits) for batch in splits.loaders["ood"]] == [2, 2]

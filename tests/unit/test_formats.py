@@ -11,7 +11,7 @@ from decoder.export.collection import export_best, read_index
 from decoder.export.save import CONFIG, read_config, save_decoder
 from decoder.report.results import find_runs
 
-DROPPED = object()
+DROPPED = "(dropped)"
 
 
 @pytest.fixture(scope="module")

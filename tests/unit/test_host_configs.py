@@ -138,7 +138,7 @@ def test_weights_that_cannot_be_had_are_one_line_with_what_to_do(monkeypatch, er
 
 
 def test_absent_host_offline_is_one_line_and_exit_2(tmp_path):
-    line = [sys.executable, "-m", "data.produce.__main__", "host=llama-3-8b", f"cache_dir={tmp_path}"]
+    line = [sys.executable, "-m", "data.produce", "host=llama-3-8b", f"cache_dir={tmp_path}"]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PYTHONPATH": str(REPO)}
     done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr

@@ -22,7 +22,7 @@ from data.produce.score import score
 from data.store.store import EditStore
 from decoder.checkpoint.reader import INDEX
 from decoder.config.commands import ImportConfig
-from decoder.dense import DenseEdit
+from decoder.dense import DenseEdit, applied
 from decoder.edit import LowRankEdit
 from decoder.model import ObjectDecoder
 
@@ -108,7 +108,7 @@ def test_updates_of_any_rank_become_rows(mixed, host_of):
     assert mixed.table()["subject"].tolist() == NAMES and list(mixed.matrix_of) == [2] and mixed.is_dense
     factors, rows = mixed.edits(torch.arange(3)), torch.tensor([2, 0, 1])
     assert isinstance(factors, LowRankEdit) and not factors.key_BRF[0, 1].any() and not factors.value_BRD[0, 1].any()
-    applied_BDF = factors.applied_to(weight_DF).weight_BDF
+    applied_BDF = applied(factors, weight_DF).weight_BDF
     for b, delta in enumerate(MIXED[:2]):
         assert (applied_BDF[b] - weight_DF - delta(host_of("llama"))).norm() <= 1e-4 * delta(host_of("llama")).norm()
     whole_BDF = mixed.whole_edits(rows, weight_DF).weight_BDF

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from unit.decoder_twins import CLOSE, IDS_BT, LAYER, B, M, decoder_on, plain_logits, twin_logits
 
-from decoder.dense import DenseEdit
+from decoder.dense import DenseEdit, applied
 from decoder.model import ObjectDecoder, random_prompt
 from decoder.training.losses import object_loss
 
@@ -128,7 +128,7 @@ def test_dense_arithmetic_is_the_whole_matrix(new_host, random_edits, dtype):
     host = new_host("gpt2")
     host.model.to(dtype)
     edits = random_edits(host, B)
-    whole = edits.applied_to(host.weight_DF(LAYER))
+    whole = applied(edits, host.weight_DF(LAYER))
     assert isinstance(whole, DenseEdit) and whole.weight_BDF.dtype == dtype
     dense_BTV = decoder_on(host, arithmetic="dense")(edits, IDS_BT)
     assert torch.equal(dense_BTV, decoder_on(host)(whole, IDS_BT))

@@ -69,7 +69,7 @@ def speak(run: Run) -> dict:
 def test_what_a_run_says_is_in_its_log_once_and_in_order(tmp_path, capsys, own_handlers, in_a_grid):
     argv = (f"runs={tmp_path}",)
     run = Run(compose(TrainConfig, "train", argv), argv)
-    result = attempt(run, lambda run, bench: speak(run), None) if in_a_grid else speak(run)
+    result = attempt(run, lambda run, workspace: speak(run), None) if in_a_grid else speak(run)
     assert result == {"status": "ok"}
     log, shown = (run.folder / "log.txt").read_text(), capsys.readouterr().out
     for said in ("Palimpsest: read rome edits", "Run folder:", "host: 0 s"):

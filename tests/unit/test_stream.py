@@ -26,8 +26,8 @@ pytestmark = pytest.mark.usefixtures("drawn_edits", "alive")
 def parquet(store_path, tmp_path_factory):
     folder = tmp_path_factory.mktemp("parquet") / "store"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data.stream, "FILE_ROWS", 700)
-        patch.setattr(data.stream, "CHUNK", 100)
+        patch.setattr(data.store.parquet, "FILE_ROWS", 700)
+        patch.setattr(data.store.parquet, "CHUNK", 100)
         write_parquet(EditStore(store_path), folder)
     return folder
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
-from decoder.dense import DenseEdit
+from decoder.dense import DenseEdit, applied
 from decoder.edit import RankOneEdit
 from decoder.host import FAMILIES
 from decoder.swap import exchanged, projection_inputs, swapped
@@ -90,7 +90,7 @@ def test_whole_matrices_of_a_rank_one_edit_are_the_same_edit(any_host, random_ed
     ids_1T = token_ids(any_host, 1)
     with torch.no_grad(), swapped(any_host, edits, LAYER):
         factors_BTV = any_host.model(ids_1T).logits
-    with torch.no_grad(), swapped(any_host, edits.applied_to(any_host.weight_DF(LAYER)), LAYER):
+    with torch.no_grad(), swapped(any_host, applied(edits, any_host.weight_DF(LAYER)), LAYER):
         dense_BTV = any_host.model(ids_1T).logits
     torch.testing.assert_close(dense_BTV, factors_BTV, **CLOSE)
 

@@ -5,7 +5,7 @@ from rich.console import Console
 from unit.fabricated_runs import SPLITS, result, scores
 
 from decoder.report.tables import METHODS, counted, results_table
-from launcher import summary as session
+from launcher import summary
 
 
 @pytest.mark.parametrize("only_first", ["logit_lens", "linear_value", "logit_lens_base_free"])
@@ -30,9 +30,9 @@ def test_epochs_are_counted_in_english(tmp_path, capsys, monkeypatch, epochs, sa
     run = result(1, 1, 0)
     run["fit"]["epochs"] = epochs
     # What is not asked about here: the page and the examples need predictions.
-    monkeypatch.setattr(session, "write_report", lambda *args: None)
-    monkeypatch.setattr(session, "read_predictions", lambda file: [])
-    session.finish(run, tmp_path)
+    monkeypatch.setattr(summary, "write_report", lambda *args: None)
+    monkeypatch.setattr(summary, "read_predictions", lambda file: [])
+    summary.finish(run, tmp_path)
     assert said in capsys.readouterr().out
 
 

@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from data.hosts import open_host
 from decoder.config import TrainConfig
-from decoder.dense import DenseEdit
+from decoder.dense import DenseEdit, RoundedEdit, applied
 from decoder.edit import MEMORY_BUDGET, RankOneEdit
 from decoder.model import ObjectDecoder
 from decoder.stored import stored_edits
@@ -97,9 +97,9 @@ def test_factors_are_rounded_chunk_by_chunk_as_in_one_piece():
     generator = torch.Generator().manual_seed(0)
     edits = RankOneEdit(torch.randn(B, 7, generator=generator), torch.randn(B, 3, generator=generator))
     weight_DF = torch.randn(3, 7, generator=generator).bfloat16()
-    chunks = [chunk for _, chunk in edits.rounded_to(weight_DF).chunks(torch.bfloat16, 2 * 3 * 7 * 6)]
+    chunks = [chunk for _, chunk in RoundedEdit(edits, weight_DF).chunks(torch.bfloat16, 2 * 3 * 7 * 6)]
     assert [len(chunk) for chunk in chunks] == [2, 2, 1]
-    assert torch.equal(torch.cat(chunks), edits.applied_to(weight_DF).weight_BDF)
+    assert torch.equal(torch.cat(chunks), applied(edits, weight_DF).weight_BDF)
 
 
 @pytest.mark.parametrize("kind", ["memory", "factors", "files"])
@@ -107,7 +107,7 @@ def test_temporary_memory_follows_the_budget(tmp_path, new_host, random_edits, k
     """Wide matrices of another dtype than the host's: what is allocated at once, forward and backward."""
     host = new_host("llama", intermediate_size=4096)
     if kind == "factors":
-        edits = random_edits(host, B).rounded_to(host.weight_DF(LAYER))
+        edits = RoundedEdit(random_edits(host, B), host.weight_DF(LAYER))
     else:
         edits = stored(tmp_path, host, torch.float16, "a file each") if kind == "files" else DenseEdit(matrices(host, torch.float16))
     matrix = host.weight_DF(LAYER).numel() * 4
