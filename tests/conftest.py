@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from tiny_hosts import TINY, build_host
 from torch import nn
-from unit.tiny_hosts import TINY, build_host
 
 from decoder.dense import DenseEdit
 from decoder.edit import Edit, RankOneEdit

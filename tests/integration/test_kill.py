@@ -166,7 +166,7 @@ def test_killed_anywhere_the_same_command_goes_on_to_the_same_result(command, tm
 
 
 def tiny_decoder():
-    from unit.tiny_hosts import POCKET, build_host
+    from tiny_hosts import POCKET, build_host
 
     from decoder.model import ObjectDecoder
 
@@ -176,7 +176,7 @@ def tiny_decoder():
 
 def export_forever(folder: Path) -> None:
     """Exports to one place again and again; config and weights tell which time it was."""
-    from unit.test_export import FACTS
+    from test_export import FACTS
 
     from decoder.export.save import save_decoder
 

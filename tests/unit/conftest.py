@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from drawn_stores import DrawnEdits, config, drawn_scores
-from unit.exported_runs import write_run
+from exported_runs import write_run
 
 import data.keys.text
 import data.produce.plan

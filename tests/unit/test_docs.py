@@ -2,15 +2,15 @@
 
 import re
 import shlex
-from pathlib import Path
 
 import pytest
+from places import ROOT
 
 from decoder.config.commands import EvaluateConfig, ImportConfig
 from decoder.config.compose import compose
 from launcher.grid import read_grid
 
-PAGE = Path(__file__).parents[2] / "docs" / "real-hosts.md"
+PAGE = ROOT / "docs" / "real-hosts.md"
 CONFIGS = {"evaluate.py": (EvaluateConfig, "evaluate"), "data.import_edits": (ImportConfig, "import_edits")}
 TRAINING = ("train.py", "data.keys", "data.produce")
 

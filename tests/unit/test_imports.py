@@ -5,8 +5,8 @@ from itertools import chain
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
-ROOT = Path(__file__).parents[2]
 BELOW = {"decoder": {"decoder"}, "data": {"decoder", "data"}, "launcher": {"decoder", "data", "launcher"}}
 """Package -> those it may import."""
 COMMANDS = {"decoder.export"}

@@ -1,0 +1,89 @@
+"""Opening a decoder on its host, and its answer for one matrix."""
+
+import json
+
+import pytest
+import torch
+from changed_decoders import CONFIG, FACTS, IDS_BT, changed_decoder
+
+import evaluate
+from decoder.audit.answer import answer, open_decoder
+from decoder.audit.describe import describe_answer
+from decoder.config.commands import EvaluateConfig
+from decoder.dense import DenseEdit, applied
+from decoder.export.save import read_config, save_decoder
+from decoder.host import Host
+
+LAYER = 1
+
+
+@pytest.fixture()
+def saved_host(new_host, tmp_path):
+    """A host in a cache, as the pocket host lies there."""
+    path = tmp_path / "cache" / "hosts" / "tiny-0123456789ab"
+    host = new_host("qwen3 window")
+    host.model.save_pretrained(path)
+    host.tokenizer.save_pretrained(path)
+    return Host.load(path, name="tiny", terminator=".")
+
+
+def test_decoder_is_opened_on_the_host_in_the_cache(saved_host, random_edits, tmp_path):
+    decoder = changed_decoder(saved_host)
+    save_decoder(tmp_path / "decoder", decoder, FACTS)
+    assert str(tmp_path) not in (tmp_path / "decoder" / CONFIG).read_text(), "a path of this machine means nothing elsewhere"
+    opened, config = open_decoder(EvaluateConfig(decoder=str(tmp_path / "decoder"), cache_dir=str(tmp_path / "cache")))
+    edits = random_edits(saved_host, 2)
+    assert torch.equal(opened(edits, IDS_BT), decoder(edits, IDS_BT)) and opened.host.terminator_id == saved_host.terminator_id
+    with pytest.raises(ValueError, match=r"tiny-0123456789ab.*is not in"):
+        open_decoder(EvaluateConfig(decoder=str(tmp_path / "decoder"), cache_dir=str(tmp_path / "elsewhere")))
+    assert config == read_config(tmp_path / "decoder")
+
+
+def test_a_layer_the_decoder_does_not_read_is_refused(saved_host, tmp_path, capsys):
+    save_decoder(tmp_path / "decoder", changed_decoder(saved_host), FACTS)
+    own = {"decoder": str(tmp_path / "decoder"), "cache_dir": str(tmp_path / "cache")}
+    assert open_decoder(EvaluateConfig(**own, layer=LAYER))[0].edited_layer == LAYER
+    capsys.readouterr()  # the bar of loading weights
+    with pytest.raises(SystemExit) as stop:
+        evaluate.main([*(f"{key}={value}" for key, value in own.items()), "layer=2"])
+    shown = capsys.readouterr().err
+    assert stop.value.code == 2 and shown.count("\n") == 1
+    assert shown.startswith(f"error: layer=2: {tmp_path / 'decoder'} reads edited layer 1. Leave layer= out")
+
+
+def test_a_decoder_that_does_not_say_where_its_host_is(saved_host, tmp_path):
+    save_decoder(tmp_path / "decoder", changed_decoder(saved_host), FACTS)
+    config = read_config(tmp_path / "decoder")
+    config["host"] |= {"cached_as": None, "path": None}
+    (tmp_path / "decoder" / CONFIG).write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="where its host tiny is. Give host=FOLDER"):
+        open_decoder(EvaluateConfig(decoder=str(tmp_path / "decoder")))
+
+
+def test_answer_for_one_matrix(saved_host, random_edits, tmp_path):
+    decoder = changed_decoder(saved_host)
+    suspect = DenseEdit(applied(random_edits(saved_host, 1), saved_host.weight_DF(LAYER)).weight_BDF)
+    found = answer(decoder, {**FACTS, "host": {"id": "tiny"}, "edited_layer": LAYER}, suspect, top=2)
+    beams = decoder.read(suspect, beams=3, max_object_tokens=2)
+    assert [entry["probability"] for entry in found["objects"]] == beams.probability_BK[0, :2].tolist()
+    assert (found["null_percentile"], found["edit_percentile"], found["host"], found["layer"]) == (100.0, 0.0, "tiny", LAYER)
+    assert found["objects"][0]["text"] in describe_answer(found) and "no finding" not in describe_answer(found)
+    assert "no finding" in describe_answer(found | {"null_percentile": 90.0})
+
+
+def test_a_folder_of_runs_is_told_how_a_collection_is_made(tmp_path):
+    with pytest.raises(ValueError, match="Give the decoder/ folder of a run, or a collection.*decoder.export RUNS to="):
+        read_config(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_hosts_own_matrix_is_said_to_be_no_edit(host_of, dtype):
+    host = host_of("llama")
+    decoder, config = changed_decoder(host), {**FACTS, "host": {"id": "tiny"}, "edited_layer": LAYER}
+    own_DF = host.weight_DF(LAYER).to(dtype)
+    found = answer(decoder, config, DenseEdit(own_DF.unsqueeze(0)), top=2)
+    assert found["unedited"] and "is the host's own" in describe_answer(found) and found["objects"][0]["text"] in describe_answer(found)
+    changed_DF = own_DF.clone()
+    changed_DF[3, 5] += 1
+    found = answer(decoder, config, DenseEdit(changed_DF.unsqueeze(0)), top=2)
+    assert not found["unedited"] and "host's own" not in describe_answer(found)

@@ -1,0 +1,131 @@
+"""A checkpoint folder read by every decoder of a collection that fits: who reads, in what order, and what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from changed_decoders import FACTS as EXPORTED
+from exported_runs import write_run
+from safetensors.torch import load_file, save_file
+
+import evaluate
+from decoder.audit.ranking import entries_for, rank
+from decoder.config.commands import EvaluateConfig
+from decoder.export.collection import export_best
+from decoder.report.results import find_runs
+from decoder.utils.errors import UserError
+
+
+def change(folder, changes):
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    save_file(tensors | {name: made(tensors[name]) for name, made in changes.items()}, file, metadata={"format": "pt"})
+
+
+@pytest.fixture
+def folders(host_of, tmp_path):
+    """A collection of two layers of one host and one of another, and an edited checkpoint of the first host."""
+    host = host_of("llama")
+    for name, edited in (("llama", 0), ("llama", 2), ("gpt2", 1)):
+        write_run(tmp_path / "runs", host_of(name), edited, 1, 0, 0.5)
+    collection = export_best(find_runs([tmp_path / "runs"]), tmp_path / "decoders").parent
+    for folder, nulls in (("llama-e0", 0.9), ("llama-e2", 0.0), ("gpt2-e1", 0.0)):
+        # Layer 0 is never more confident than its nulls, layer 2 always is.
+        file = collection / folder / "decoder_config.json"
+        calibration = EXPORTED["calibration"] | {"null": {"n": 3, "quantiles": [nulls] * 101}}
+        file.write_text(json.dumps(json.loads(file.read_text()) | EXPORTED | {"calibration": calibration}))
+    suspect = tmp_path / "suspect"
+    host.model.save_pretrained(suspect)
+    host.tokenizer.save_pretrained(suspect)
+    # Not the host's own matrices, and nearer to them than what counts as trained.
+    change(suspect, {f"model.layers.{layer}.mlp.down_proj.weight": lambda tensor: tensor * (1 + 1e-5) for layer in (0, 2)})
+    host.model.save_pretrained(tmp_path / "host")
+    host.tokenizer.save_pretrained(tmp_path / "host")
+    return collection, suspect
+
+
+@pytest.fixture
+def config(folders, host_of, monkeypatch):
+    from decoder.audit import answer as audit
+
+    monkeypatch.setattr(audit.Host, "load", lambda path, name, **_: host_of(name))
+    return EvaluateConfig(decoder=str(folders[0]), suspect=str(folders[1]))
+
+
+def test_every_decoder_of_the_host_reads_and_the_most_suspicious_layer_is_first(config, capsys):
+    found = rank(config, entries_for(config))
+    assert [(one["host"], one["layer"]) for one in found["ranking"]] == [("llama", 2), ("llama", 0)]
+    percentiles = [one["null_percentile"] for one in found["ranking"]]
+    assert percentiles == sorted(percentiles, reverse=True) and percentiles[0] > percentiles[1]
+    assert found["surroundings"]["further_trained_count"] == 0 and found["refused"] == []
+    evaluate.main([f"decoder={config.decoder}", f"suspect={config.suspect}"])
+    shown = capsys.readouterr().out
+    assert "null percentile" in shown and "1 of 2 layers are more confident than 95 %" in shown and "in 10% of checkpoints" in shown
+    evaluate.main([f"decoder={config.decoder}", f"suspect={config.suspect}", "json=true"])
+    assert [one["layer"] for one in json.loads(capsys.readouterr().out)["ranking"]] == [2, 0]
+
+
+def test_one_that_fits_is_used_as_before(config, capsys):
+    evaluate.main([f"decoder={config.decoder}", f"suspect={config.suspect}", "layer=2"])
+    shown = capsys.readouterr().out
+    assert "Using llama-e2 of 3 decoders" in shown and "Planted in layer 2" in shown
+
+
+def test_a_layer_that_is_the_hosts_own_is_no_finding_and_last(config, folders, host_of, capsys):
+    own = host_of("llama").down_proj(2).weight.detach()
+    change(folders[1], {"model.layers.2.mlp.down_proj.weight": lambda _: own.clone()})
+    assert [(one["layer"], one["unedited"]) for one in rank(config, entries_for(config))["ranking"]] == [(0, False), (2, True)]
+    evaluate.main([f"decoder={config.decoder}", f"suspect={config.suspect}"])
+    shown = capsys.readouterr().out
+    assert "0 of 2 layers are more confident" in shown and "1 of 2 matrices is the host's own" in shown
+
+
+def rename(folder, change):
+    file = folder / "model.safetensors"
+    save_file({change(name): tensor for name, tensor in load_file(file).items()}, file, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("change", [lambda name: name.removeprefix("model."), lambda name: f"base.{name}"], ids=["left out", "added"])
+def test_a_prefix_that_was_left_out_or_added_is_no_hindrance(config, folders, change, capsys):
+    rename(folders[1], change)
+    assert [one["layer"] for one in rank(config, entries_for(config))["ranking"]] == [2, 0]
+    evaluate.main([f"decoder={config.decoder}", f"suspect={config.suspect}", "layer=2"])
+    assert "Using llama-e2" in capsys.readouterr().out
+
+
+def test_one_decoder_of_several_that_fits_a_folder_is_used(config, folders, host_of, tmp_path, capsys):
+    folder = tmp_path / "gpt2"
+    host_of("gpt2").model.save_pretrained(folder)
+    host_of("gpt2").tokenizer.save_pretrained(folder)
+    rename(folder, lambda name: name.removeprefix("transformer."))
+    evaluate.main([f"decoder={config.decoder}", f"suspect={folder}"])
+    assert "Using gpt2-e1 of 3 decoders" in (shown := capsys.readouterr().out) and "its matrix is transformer.h.1.mlp.c_proj" in shown
+
+
+@pytest.mark.parametrize("name", ["layers.2.mlp.down_proj.weight", "model.layers.2.mlp.down_proj", "layers.2.mlp.down_proj"])
+@pytest.mark.parametrize("kind", ["safetensors", "npz"])
+def test_a_file_whose_tensor_bears_the_module_by_another_name(config, host_of, tmp_path, name, kind, capsys):
+    weight, file = host_of("llama").down_proj(2).weight.detach(), tmp_path / f"matrix.{kind}"
+    save_file({name: weight}, file) if kind == "safetensors" else np.savez(file, **{name: weight.numpy()})
+    evaluate.main([f"decoder={config.decoder}", f"suspect={file}"])
+    assert "Using llama-e2 of 3 decoders" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        evaluate.main([f"decoder={config.decoder}/llama-e0", f"suspect={file}"])
+    assert "is of layer 2, the decoder reads layer 0" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_another_model_is_refused(config, folders):
+    file = folders[1] / "model.safetensors"
+    tensors = load_file(file)
+    tensors.pop("model.norm.weight")
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(UserError, match="no decoder of .* can read it. llama-e0: .*no tensor model.norm.weight"):
+        rank(config, entries_for(config))
+
+
+def test_matrices_of_another_shape_fit_no_decoder(config, folders):
+    file = folders[1] / "model.safetensors"
+    tensors = load_file(file) | {"model.layers.2.mlp.down_proj.weight": torch.zeros(32, 7)}
+    save_file(tensors, file, metadata={"format": "pt"})
+    assert [entry["folder"] for entry in entries_for(config)] == ["llama-e0"]

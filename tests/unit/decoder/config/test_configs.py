@@ -1,0 +1,83 @@
+"""Every shipped YAML composes, and the experiments hold what they promise."""
+
+import pytest
+import yaml
+from places import ROOT
+
+from decoder.config import TrainConfig
+from decoder.config.commands import EvaluateConfig
+from decoder.config.compose import compose, settings
+
+CONFIGS = ROOT / "configs"
+FILES = sorted(file for group in ("host", "edits", "launcher", "experiment") for file in CONFIGS.glob(f"{group}/*.yaml"))
+CHOICES = [f"{file.parent.name}={file.stem}" for file in FILES]
+
+
+def test_every_group_is_seen():
+    assert {
+        "host=pocket",
+        "edits=rome",
+        "experiment=main",
+        "experiment=paper",
+        "experiment=smoke",
+        "experiment=layers",
+        "launcher=slurm",
+    } <= set(CHOICES)
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_choice_composes(choice):
+    assert isinstance(compose(TrainConfig, "train", [choice]), TrainConfig)
+
+
+def test_evaluate_composes():
+    assert compose(EvaluateConfig, "evaluate", []) == EvaluateConfig()
+
+
+def test_main_is_the_dataclass_defaults_on_the_pocket_host():
+    defaults = TrainConfig()
+    defaults.host.terminator = "."
+    assert compose(TrainConfig, "train", []) == defaults
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_only_differences_are_written_down(file):
+    body = yaml.safe_load(file.read_text()) or {}
+    also = body.pop("also", {})
+    written = {} if not body else (body if file.parent.name == "experiment" else {file.parent.name: body} | also)
+    defaults = TrainConfig()
+    for key, _ in settings(TrainConfig):
+        found, default = written, defaults
+        for part in key.split("."):
+            found = found.get(part, ...) if isinstance(found, dict) else ...
+            default = getattr(default, part)
+        assert found is ... or found != default, f"{file.name}: {key} is the default already"
+
+
+def test_paper_is_the_papers_recipe():
+    cfg = compose(TrainConfig, "train", ["experiment=paper"])
+    splits, edits, decoder, optim = cfg.splits, cfg.edits, cfg.decoder, cfg.optim
+    assert (splits.train_relations, splits.val_relations, splits.ood_relations) == (20, 0, 11)
+    assert (splits.min_train, splits.min_val_id, splits.min_val_new, splits.min_id, splits.min_ood) == (600, 100, 0, 300, 320)
+    assert (decoder.prompt_length, decoder.train_prompt, decoder.scope, decoder.target) == (5, False, "all", "first_token")
+    assert (optim.lr_layer, optim.weight_decay, optim.betas, optim.schedule, optim.clip) == (2e-5, 0.01, [0.9, 0.98], "constant", None)
+    assert (optim.epochs, optim.patience, cfg.data.batch_size, cfg.data.max_train) == (100, 3, 16, 600)
+    assert edits.train_per_relation * splits.train_relations >= 600
+
+
+@pytest.mark.parametrize("experiment", ["main", "paper", "smoke"])
+def test_minima_can_be_reached(experiment):
+    cfg = compose(TrainConfig, "train", [f"experiment={experiment}"])
+    edits, splits = cfg.edits, cfg.splits
+    assert edits.train_per_relation * splits.train_relations >= splits.min_train
+    assert edits.val_per_relation * splits.train_relations >= splits.min_val_id
+    assert edits.id_per_relation * splits.train_relations >= splits.min_id
+    assert edits.unseen_per_relation * splits.train_relations >= splits.min_unseen_object
+    assert edits.other_per_relation * splits.val_relations >= splits.min_val_new
+    assert edits.other_per_relation * splits.ood_relations >= splits.min_ood
+
+
+def test_smoke_is_small_and_offline():
+    cfg = compose(TrainConfig, "train", ["experiment=smoke"])
+    assert (cfg.edits.steps, cfg.optim.epochs, cfg.wandb.mode) == (8, 2, "offline")
+    assert max(cfg.edits.train_per_relation, cfg.edits.other_per_relation) <= 4

@@ -1,0 +1,108 @@
+"""The help page: complete, aligned, and readable in a terminal as in a pipe."""
+
+import dataclasses
+import os
+import pty
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+from places import ROOT
+
+from decoder.config import TrainConfig
+from decoder.config.commands import EvaluateConfig
+from decoder.config.compose import compose
+from decoder.config.help import PAGES
+from launcher.grid import read_grid
+
+PROGRAMS = {name: program.split()[1:] for name, (_, program, _) in PAGES.items()}
+HEAVY = {"torch", "transformers", "lightning", "datasets", "pandas", "scipy", "wandb", "ray"}
+
+
+def answer(capsys, *argv, config_class=TrainConfig, name="train"):
+    with pytest.raises(SystemExit) as stop:
+        compose(config_class, name, argv)
+    assert stop.value.code == 0
+    return capsys.readouterr().out
+
+
+def leaves(value, prefix=""):
+    for field in dataclasses.fields(value):
+        below = getattr(value, field.name)
+        if dataclasses.is_dataclass(below):
+            yield from leaves(below, f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}", field
+
+
+@pytest.mark.parametrize(("config_class", "name"), [(TrainConfig, "train"), (EvaluateConfig, "evaluate")])
+def test_help_lists_every_key(config_class, name, capsys):
+    page = answer(capsys, "--help", config_class=config_class, name=name)
+    lines = [line.split(maxsplit=2) for line in page.splitlines()]
+    for key, field in leaves(config_class()):
+        row = next(line for line in lines if line and line[0].startswith(f"{key}="))
+        assert field.metadata["help"] in page and len(row) == 3, key
+    assert page.count(f"  python {name}.py ") == len(PAGES[name][2])
+
+
+def test_help_names_groups_types_and_defaults(capsys):
+    page = answer(capsys, "-h", "--nonsense")
+    assert "experiment=edited-layers|layers|main|paper|smoke" in page and "optim.betas=[0.9,0.98]" in page and "factors|dense" in page
+    columns = {len(found.group()) for found in re.finditer(r"(?m)^  [a-z_.]+=\S* +(?=int )", page)}
+    texts = {len(found.group()) for found in re.finditer(r"(?m)^  [a-z_.]+=\S* +(?:int|text) +", page)}
+    assert len(columns) == len(texts) == 1
+
+
+def test_help_in_a_terminal_keeps_brackets_and_keys(tmp_path):
+    leader, follower = pty.openpty()
+    code = "from decoder.config.compose import compose; from decoder.config import TrainConfig as T; compose(T, 'train', ['--help'])"
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "140"}
+    with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=env, stdout=follower) as process:
+        os.close(follower)
+        page = b""
+        while chunk := _read(leader):
+            page += chunk
+    os.close(leader)
+    assert process.returncode == 0 and b"\x1b[" in page and b"optim.betas=[0.9,0.98]" in page and b"several as [0,1]" in page
+
+
+def _read(descriptor):
+    try:
+        return os.read(descriptor, 4096)
+    except OSError:  # Linux reports the other end's close as an error
+        return b""
+
+
+@pytest.mark.parametrize(("config_class", "name"), [(TrainConfig, "train"), (EvaluateConfig, "evaluate")])
+def test_examples_compose(config_class, name):
+    for example in PAGES[name][2]:
+        words = [word for word in shlex.split(example) if word != "--cfg"]
+        assert read_grid(words).runs if name == "train" else compose(config_class, name, words)
+
+
+def test_every_command_has_a_page():
+    files = [file for place in ("*.py", "data/**/*.py", "decoder/**/*.py") for file in ROOT.glob(place)]
+    commands = {str(file.relative_to(ROOT)) for file in files if "\n@run_command\n" in file.read_text(encoding="utf-8")}
+    assert commands == {words[0] if len(words) == 1 else f"{words[1].replace('.', '/')}/__main__.py" for words in PROGRAMS.values()}
+
+
+ANSWERS = [("--help", 0, "Usage: "), ("nonsense=1", 2, "error: nonsense=1: no such setting")]
+MISTAKES = [
+    ("produce", "shard=4/3", "PART/PARTS"),
+    ("import_edits", "edited=a", "facts= is missing"),
+    ("evaluate", "decoder=absent", "no decoder"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "code", "said"),
+    [(name, *answer) for name in PROGRAMS for answer in ANSWERS] + [(name, argument, 2, said) for name, argument, said in MISTAKES],
+)
+def test_a_command_line_is_answered_before_anything_heavy_is_imported(name, argument, code, said):
+    line = [sys.executable, "-X", "importtime", *PROGRAMS[name], argument]
+    done = subprocess.run(line, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60)
+    imported = set(re.findall(r"(?m)^import time: .*\| +(\w+)", done.stderr))
+    assert done.returncode == code and said in done.stdout + done.stderr and "omegaconf" in imported
+    assert not HEAVY & imported

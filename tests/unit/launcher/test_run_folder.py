@@ -1,0 +1,77 @@
+"""What happens around a run."""
+
+import logging
+
+import pytest
+import torch
+
+from decoder.config import TrainConfig
+from decoder.config.compose import compose
+from decoder.training.trainer import NARROW, threads_for
+from launcher.attempt import attempt
+from launcher.grid import Run
+from launcher.run_folder import start
+from launcher.summary import Clock
+
+
+@pytest.fixture
+def two_threads(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_a_narrow_host_runs_on_one_thread_inside_the_block_only(two_threads, new_host):
+    host = new_host("gpt2")
+    assert host.hidden_size <= NARROW
+    with pytest.raises(KeyError), threads_for(host):
+        assert torch.get_num_threads() == 1
+        raise KeyError
+    assert torch.get_num_threads() == 2
+
+
+def test_a_wide_host_keeps_its_threads(two_threads, new_host, monkeypatch):
+    host = new_host("gpt2")
+    monkeypatch.setattr("decoder.training.trainer.NARROW", host.hidden_size - 1)
+    with threads_for(host):
+        assert torch.get_num_threads() == 2
+
+
+def test_a_users_choice_is_left_alone(two_threads, new_host, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    with threads_for(new_host("gpt2")):
+        assert torch.get_num_threads() == 2
+
+
+@pytest.fixture
+def own_handlers():
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+    yield
+    for handler in set(root.handlers) - set(before):
+        handler.close()
+    root.handlers[:] = before
+    root.setLevel(level)
+
+
+def speak(run: Run) -> dict:
+    """What a run says: its start, a log line and a stage."""
+    start(run)
+    logging.getLogger("decoder.swap").warning("a family falls back")
+    with Clock()("host"):
+        pass
+    return {"status": "ok"}
+
+
+@pytest.mark.parametrize("in_a_grid", [False, True])
+def test_what_a_run_says_is_in_its_log_once_and_in_order(tmp_path, capsys, own_handlers, in_a_grid):
+    argv = (f"runs={tmp_path}",)
+    run = Run(compose(TrainConfig, "train", argv), argv)
+    result = attempt(run, lambda run, workspace: speak(run), None) if in_a_grid else speak(run)
+    assert result == {"status": "ok"}
+    log, shown = (run.folder / "log.txt").read_text(), capsys.readouterr().out
+    for said in ("Palimpsest: read rome edits", "Run folder:", "host: 0 s"):
+        assert log.count(said) == 1 and shown.count(said) == (0 if in_a_grid else 1)
+    assert log.index("Palimpsest") < log.index("a family falls back") < log.index("host: 0 s") and "\x1b" not in log
