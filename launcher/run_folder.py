@@ -5,7 +5,7 @@ from pathlib import Path
 from decoder.config.compose import to_yaml
 from decoder.config.identity import editor_of, trained_layers
 from decoder.report.results import is_finished
-from decoder.utils.files import remove_whole
+from decoder.utils.files import remove_unfinished, remove_whole, write_text
 from decoder.utils.terminal import console, log_to, quiet
 from launcher.grid import Run
 
@@ -18,8 +18,8 @@ def start(run: Run) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     # A finished run keeps its own until the new one makes room for itself.
     end = NEXT if is_finished(folder) else ""
-    (folder / f"config.yaml{end}").write_text(to_yaml(cfg), encoding="utf-8")
-    (folder / f"overrides.txt{end}").write_text("\n".join(run.argv) + "\n", encoding="utf-8")
+    write_text(folder / f"config.yaml{end}", to_yaml(cfg))
+    write_text(folder / f"overrides.txt{end}", "\n".join(run.argv) + "\n")
     log_to(folder / "log.txt")
     quiet()
     out = console()
@@ -52,3 +52,4 @@ def clear(folder: Path) -> None:
     for name in ("result.json", "metrics.csv", "predictions.parquet", "report.html"):
         (folder / name).unlink(missing_ok=True)
     remove_whole(folder / "decoder")
+    remove_unfinished(folder)

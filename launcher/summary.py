@@ -1,6 +1,5 @@
 """What a run found: its clock, its result, what is exported with it, and what the terminal shows at its end."""
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from decoder.report.run_page import write_report
 from decoder.report.tables import counted, example_lines, results_table
 from decoder.scores import edit_summary, shuffled_labels, test_scores, validation_scores
 from decoder.training.trainer import fit_summary
+from decoder.utils.files import whole_file
 from decoder.utils.terminal import console
 
 PREDICTION_COLUMNS = ["edit_id", "subject", "relation", "relation_name", "object_true", "object", "predicted", "probability", "split"]
@@ -54,9 +54,8 @@ def describe_edits(datamodule: EditDataModule) -> None:
 def save_predictions(readings: dict[str, list[Reading]], edits: pd.DataFrame, folder: Path) -> pd.DataFrame:
     """Writes predictions.parquet and returns the readings with everything known of their edits."""
     table = readings_table(readings, edits)
-    temporary = folder / "predictions.parquet.tmp"
-    table[PREDICTION_COLUMNS].to_parquet(temporary, index=False)
-    os.replace(temporary, folder / "predictions.parquet")
+    with whole_file(folder / "predictions.parquet") as unfinished:
+        table[PREDICTION_COLUMNS].to_parquet(unfinished, index=False)
     return table
 
 

@@ -6,8 +6,6 @@ Shape letter: F MLP width.
 import hashlib
 import json
 import logging
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from decoder.host import Host
+from decoder.utils.files import whole_file
 
 log = logging.getLogger(__name__)
 
@@ -49,13 +48,5 @@ def read(file: Path) -> KeyStatistics | None:
 
 
 def write(file: Path, statistics: KeyStatistics) -> None:
-    """Under a passing name first, so that a killed run leaves no half file."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, scratch = tempfile.mkstemp(dir=file.parent, prefix=".moment-")
-    os.close(descriptor)
-    try:
-        save_file({"moment": statistics.moment_FF.contiguous()}, scratch, metadata={"count": str(statistics.count)})
-        os.replace(scratch, file)
-    except BaseException:
-        Path(scratch).unlink(missing_ok=True)
-        raise
+    with whole_file(file) as unfinished:
+        save_file({"moment": statistics.moment_FF.contiguous()}, unfinished, metadata={"count": str(statistics.count)})

@@ -8,10 +8,7 @@ the answer to the end of the sentence. That is what ROME needs.
 B rows, T tokens, N rows times tokens, V vocabulary, S subjects, D hidden width.
 """
 
-import json
 import logging
-import os
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -27,6 +24,8 @@ from data.facts.fact import FactSet
 from data.pocket.text import training_rows
 from data.pocket.tokenizer import build_tokenizer
 from decoder.config import HostConfig, PocketConfig
+from decoder.utils.files import whole_folder
+from decoder.utils.json_files import write_json
 
 BETAS = (0.9, 0.98)
 CLIP = 1.0
@@ -189,15 +188,7 @@ def refuse_low_recall(recall: dict[str, float], lowest: float) -> None:
 
 
 def save(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerBase, recall: dict[str, float], folder: Path) -> None:
-    """Writes into a folder beside `folder` and renames it; if another process was first, its host stays."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
-        built = Path(scratch) / folder.name
-        model.save_pretrained(built)
-        tokenizer.save_pretrained(built)
-        (built / "recall.json").write_text(json.dumps(recall, indent=2) + "\n")
-        try:
-            os.replace(built, folder)
-        except OSError:
-            if not (folder / "recall.json").exists():
-                raise
+    with whole_folder(folder) as unfinished:
+        model.save_pretrained(unfinished)
+        tokenizer.save_pretrained(unfinished)
+        write_json(unfinished / "recall.json", recall)

@@ -3,9 +3,7 @@
 Nothing here imports torch. `fitting` gives every decoder that fits, for readers of more than one matrix; `choose` wants exactly one.
 """
 
-import json
 import shutil
-import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +17,8 @@ from decoder.export.formats import COLLECTION
 from decoder.export.save import CARD, CONFIG, WEIGHTS
 from decoder.report.results import VALIDATION_SCORE, Found, validation_score
 from decoder.utils.errors import UserError
-from decoder.utils.files import put_in_place
-from decoder.utils.json_files import read_described
+from decoder.utils.files import whole_folder, write_text
+from decoder.utils.json_files import read_described, write_json
 
 FORMAT = 1
 INDEX = "index.json"
@@ -51,16 +49,10 @@ def export_best(found: Found, to: Path) -> Path:
         raise UserError(f"none of {len(found.results)} runs is finished and has a decoder; run train.py first")
     given, to = to, to.resolve()
     _check_replaceable(to, given)
-    temporary = to.with_name(f".{to.name}.{uuid.uuid4().hex[:12]}")
-    temporary.mkdir(parents=True)
-    try:
-        entries = [_copy(run, config, result, temporary) for run, config, result in best]
-        index = {"format": FORMAT, "chosen_by": VALIDATION_SCORE, "decoders": entries}
-        (temporary / INDEX).write_text(json.dumps(index, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        (temporary / CARD).write_text(collection_card(entries), encoding="utf-8")
-        put_in_place(temporary, to)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with whole_folder(to) as unfinished:
+        entries = [_copy(run, config, result, unfinished) for run, config, result in best]
+        write_json(unfinished / INDEX, {"format": FORMAT, "chosen_by": VALIDATION_SCORE, "decoders": entries})
+        write_text(unfinished / CARD, collection_card(entries))
     return given / INDEX
 
 

@@ -4,14 +4,13 @@ Also a command: `python -m decoder.export runs/layers to=decoders` collects the 
 saving and loading import torch.
 """
 
-import json
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import decoder as package
 from decoder.export.card import model_card
-from decoder.utils.files import put_in_place
+from decoder.utils.files import whole_folder, write_text
+from decoder.utils.json_files import read_described, write_json
 
 if TYPE_CHECKING:
     from decoder.host import Host
@@ -65,11 +64,7 @@ def save_decoder(folder: Path, decoder: "ObjectDecoder", facts: dict[str, Any]) 
     """
     from safetensors.torch import save_file
 
-    temporary = folder.with_name(f".{folder.name}.new")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     config = decoder_config(decoder) | facts
-    (temporary / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in decoder.state_dict().items()}
     metadata = {
         "format": str(FORMAT),
@@ -77,9 +72,10 @@ def save_decoder(folder: Path, decoder: "ObjectDecoder", facts: dict[str, Any]) 
         "fingerprint": config["host"]["fingerprint"],
         "layer": str(config["edited_layer"]),
     }
-    save_file(tensors, str(temporary / WEIGHTS), metadata=metadata)
-    (temporary / CARD).write_text(model_card(config), encoding="utf-8")
-    put_in_place(temporary, folder)
+    with whole_folder(folder) as unfinished:
+        write_json(unfinished / CONFIG, config)
+        save_file(tensors, str(unfinished / WEIGHTS), metadata=metadata)
+        write_text(unfinished / CARD, model_card(config))
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -90,7 +86,6 @@ def read_config(folder: str | Path) -> dict[str, Any]:
             or of a wrong kind.
     """
     from decoder.export.formats import DECODER_CONFIG
-    from decoder.utils.json_files import read_described
 
     file = Path(folder).expanduser() / CONFIG
     if not file.is_file():

@@ -22,6 +22,7 @@ from decoder.report.layer_curves import (
 from decoder.report.page import render
 from decoder.report.results import VALIDATION_SCORE, Found, read_history
 from decoder.report.tables import METHODS, SPLITS, is_toy
+from decoder.utils.files import write_text
 
 PAGE, TABLE = "compare.html", "compare.csv"
 MOST_VALUES = 8
@@ -48,7 +49,7 @@ def write_comparison(found: Found, to: Path) -> Path:
     rows = _seen_from(to, run_rows(found.finished))
     _write_csv(to / TABLE, rows)
     page, parts = to / PAGE, _page(found, rows, to)
-    page.write_text(render("compare_page.html.jinja", parts), encoding="utf-8")
+    write_text(page, render("compare_page.html.jinja", parts))
     _write_figures(to, parts["groups"])
     return page
 
@@ -140,7 +141,7 @@ def _write_figures(to: Path, groups: list[dict[str, Any]]) -> None:
         for name, svg in (("curve", group["curves_svg"]), ("heat", group["heat_svg"])):
             if svg:
                 file = to / f"{Path(PAGE).stem}-{name}{f'-{number}' if number > 1 else ''}.svg"
-                file.write_text(str(svg).replace(">", f"><style>{render('colours.css.jinja', {})}{style}</style>", 1), encoding="utf-8")
+                write_text(file, str(svg).replace(">", f"><style>{render('colours.css.jinja', {})}{style}</style>", 1))
 
 
 def _write_csv(path: Path, rows: list[Row]) -> None:

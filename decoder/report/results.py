@@ -9,6 +9,7 @@ from statistics import harmonic_mean
 from typing import Any
 
 from decoder.utils.errors import UserError
+from decoder.utils.json_files import write_json
 
 SCHEMA = 1
 VALIDATION_SCORE = "harmonic mean of the exact match on val/id and val/new"
@@ -45,9 +46,7 @@ class Found:
 
 def write_result(folder: Path, result: Mapping[str, Any]) -> None:
     """Writes result.json so that it is there whole or not at all."""
-    temporary = folder / f"{FILE}.tmp"
-    temporary.write_text(json.dumps({"schema": SCHEMA} | dict(result), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, folder / FILE)
+    write_json(folder / FILE, {"schema": SCHEMA} | dict(result))
 
 
 def read_result(path: Path) -> dict[str, Any]:

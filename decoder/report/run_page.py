@@ -14,6 +14,7 @@ import yaml
 from decoder.report.page import render
 from decoder.report.results import read_history, read_predictions, read_result
 from decoder.report.tables import OOD_CELLS, SPLITS, draw_edits, is_right, is_toy, made_by, score_rows
+from decoder.utils.files import write_text
 
 TABLED_EDITS = 40
 TABLED_PERCENTS = (5, 25, 50, 75, 95)  # of the 0, 1, ..., 100 % quantiles that a calibration has
@@ -25,7 +26,7 @@ def write_report(run_folder: Path, result: Mapping[str, Any] | None = None) -> P
     result = result or read_result(folder / "result.json")
     context = _page(result, read_predictions(folder / "predictions.parquet"), read_history(folder / "metrics.csv"))
     path = folder / "report.html"
-    path.write_text(render("run_page.html.jinja", context), encoding="utf-8")
+    write_text(path, render("run_page.html.jinja", context))
     return path
 
 

@@ -1,11 +1,14 @@
-"""Where everything lies: the cache of things made once, and the folder of each run."""
+"""The cache of things made once, and files and folders that are there whole or not at all."""
 
 import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from filelock import FileLock
 
@@ -29,11 +32,46 @@ def alone(path: Path) -> FileLock:
     return FileLock(path.with_name(f".{path.name}.lock"))
 
 
-def put_in_place(made: Path, folder: Path) -> None:
-    """Renames a finished folder to its place. What lay there is there whole or not at all, also for a reader after a kill."""
-    aside = _put_aside(folder)
-    os.replace(made, folder)
-    shutil.rmtree(aside, ignore_errors=True)
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Gives a hidden path beside `path` to write to; it takes the place of `path` when the block ends, and goes if the block fails."""
+    unfinished = _unfinished(path)
+    try:
+        yield unfinished
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """`whole_file` for a folder: what lay there is there until the new one is, also for a reader after a kill."""
+    unfinished = _unfinished(folder)
+    unfinished.mkdir()
+    try:
+        yield unfinished
+        aside = _put_aside(folder)
+        os.replace(unfinished, folder)
+        shutil.rmtree(aside, ignore_errors=True)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _unfinished(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.with_name(f".{path.name}.{uuid4().hex[:12]}")
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Removes what killed writers left beside the files and folders of `folder`; nobody may be writing there."""
+    for path in folder.glob(".*." + "[0-9a-f]" * 12):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file whole, as UTF-8 whatever the locale."""
+    with whole_file(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
 
 
 def remove_whole(folder: Path) -> None:

@@ -1,13 +1,14 @@
 """JSON files that say what they hold: one that was damaged or written by hand is refused in one line, not read as something else."""
 
 import json
-import os
 import reprlib
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
+
+from decoder.utils.files import write_text
 
 Count = Annotated[int, Field(ge=0)]
 FromOne = Annotated[int, Field(ge=1)]
@@ -59,6 +60,4 @@ def _name(place: tuple[int | str, ...]) -> str:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON so that a reader sees the old file or the whole new one."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-    os.replace(temporary, path)
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -79,13 +79,12 @@ def test_loaded_decoder_is_equal(host_of, random_edits, tmp_path, settings):
 def test_export_replaces_an_older_one(exported, random_edits):
     decoder, folder = exported
     (folder / "left.txt").write_text("old")
-    unfinished, of_the_user = folder.with_name(".decoder.new"), folder.with_name("decoder.tmp")
-    unfinished.mkdir()
+    of_the_user = folder.with_name("decoder.tmp")
     of_the_user.mkdir()
     decoder.prompt_MD.data.zero_()
     save_decoder(folder, decoder, FACTS)
     assert {path.name for path in folder.iterdir()} == {CONFIG, WEIGHTS, CARD}
-    assert of_the_user.is_dir() and not unfinished.exists()
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["decoder", "decoder.tmp"]
     assert not load_decoder(folder, decoder.host).prompt_MD.any()
 
 
