@@ -45,26 +45,29 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(run: Run, workspace: "Workspace | None" = None) -> dict[str, Any]:
     """One run with everything around it; returns what is in its result.json. A workspace holds what earlier runs left to share."""
-    # The command line is good; only now import what takes seconds.
-    with lasting():
-        from decoder.training.distributed import is_first
-        from decoder.utils.terminal import silence
-        from launcher import run_folder, summary
+    from decoder.training.distributed import is_first
+    from decoder.utils.terminal import quiet, silence
+    from launcher import run_folder
 
     if not is_first(run.config):
         # One of several processes of this run: it fits and scores its share, and the first one speaks and writes.
         with silence():
             return train(run.config, run.folder, workspace)
-    folder = run_folder.start(run)
-    try:
-        result = train(run.config, folder, workspace)
-        summary.finish(result, folder)
-    except Exception as error:
-        # What went wrong before anything was replaced says nothing about the finished run that lies there.
-        if not is_finished(folder):
-            write_result(folder, failed(to_dict(run.config), error))
-        raise
-    return result
+    with run_folder.held(run.folder):
+        # What it will do is said before what takes seconds is imported.
+        folder = run_folder.start(run)
+        quiet()
+        try:
+            result = train(run.config, folder, workspace)
+            from launcher.summary import finish
+
+            finish(result, folder)
+        except Exception as error:
+            # What went wrong before anything was replaced says nothing about the finished run that lies there.
+            if not is_finished(folder):
+                write_result(folder, failed(to_dict(run.config), error))
+            raise
+        return result
 
 
 def train(cfg: TrainConfig, folder: Path, workspace: "Workspace | None" = None) -> dict[str, Any]:

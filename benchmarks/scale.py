@@ -96,11 +96,11 @@ def all_layers(paths: list[Path], batch: int) -> Iterator[Any]:
 
 def anonymous() -> int:
     """RssAnon of this process and its children in bytes."""
-    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="utf-8").split()
     total = 0
     for process in ("self", *children):
         try:
-            lines = Path(f"/proc/{process}/status").read_text().splitlines()
+            lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
         except OSError:
             continue
         total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from decoder.config.identity import edits_of, trained_layers
 from decoder.utils.errors import is_interruption
+from decoder.utils.terminal import Terminal
 from launcher.attempt import Outcome, RunOne, attempt
 from launcher.grid import Grid, Run, refuse_several, refuse_to_replace, seconds_of
 
@@ -41,7 +42,7 @@ def launch(grid: Grid, run_one: RunOne, script: Path) -> None:
         sys.stdout.write(sbatch_script(grid) or _nothing(grid))
         return
     # The file is named: a console asks for sys.stdout at every line, which is a run's log.txt while a run goes on.
-    out = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    out = Terminal(file=sys.stdout, highlight=False, soft_wrap=True)
     finished = {run.folder: result for run in grid.runs if (result := run.finished())}
     left = [run for run in grid.runs if run.folder not in finished]
     out.print(plan(grid, finished))
@@ -54,11 +55,9 @@ def launch(grid: Grid, run_one: RunOne, script: Path) -> None:
             failed = _follow(outcomes, len(left), jobs, out)
     except BaseException as error:
         if is_interruption(error):
-            out.print(
-                "What is finished is kept; the same command goes on with the rest. "
-                f"Compare what is there:  python -m decoder.report {_common(grid)}",
-                markup=False,
-            )
+            out.print("What is finished is kept; the same command goes on with the rest.")
+            if any(run.finished() for run in grid.runs):
+                _compare(grid, out, is_news=False)
         raise
     if failed:
         out.print(f"\n{len(failed)} of {len(grid.runs)} runs failed; the same command tries them again:", style="bold")
@@ -121,20 +120,22 @@ def in_process(runs: list[Run], run_one: RunOne, out: Console) -> Iterator[Outco
 def _follow(outcomes: Iterator[Outcome], count: int, jobs: int, out: Console) -> list[Outcome]:
     """Shows a line and a bar as runs end; returns those that failed."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[left]}"))
-    failed, seconds, started = [], [], time.perf_counter()
+    failed, through, pace, first_end = [], 0, None, 0.0
     with Progress(*columns, console=out, transient=True, redirect_stdout=False) as bar:
         task = bar.add_task("runs", total=count, left="")
         for number, (run, result) in enumerate(outcomes, 1):
             ok = result["status"] == "ok"
-            if ok:
-                seconds.append(seconds_of(result))
-            else:
+            if not ok:
                 failed.append((run, result))
-            out.print(f"[{number}/{count}] {describe(run, result)}", markup=False, style=None if ok else "red")
-            if ok and len(seconds) == 1 and number < count:
-                out.print("  " + _estimate(seconds, count - number, jobs), style="dim")
-            pace = (time.perf_counter() - started) / number
-            bar.update(task, advance=1, left=f"about {_duration(pace * (count - number))} left")
+            elif (through := through + 1) > 1:
+                pace = (time.perf_counter() - first_end) / (through - 1)
+            else:
+                # Hosts and edits were made before it ended; from here on runs end at the pace of those that follow.
+                first_end, pace = time.perf_counter(), seconds_of(result) / jobs
+            left = f"about {_duration(pace * (count - number))} left" if pace is not None and number < count else ""
+            line = f"[{number}/{count}] {describe(run, result)}" + (f"  ({left})" if left else "")
+            out.print(line, markup=False, style=None if ok else "red")
+            bar.update(task, advance=1, left=left)
     return failed
 
 

@@ -1,15 +1,38 @@
 """The folder of a run: made, gone on with, or cleared for a new one."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import Timeout
 
 from decoder.config.compose import to_yaml
 from decoder.config.identity import editor_of, trained_layers
 from decoder.report.results import is_finished
-from decoder.utils.files import remove_unfinished, remove_whole, write_text
-from decoder.utils.terminal import console, log_to, quiet
+from decoder.utils.errors import UserError
+from decoder.utils.files import alone, remove_unfinished, remove_whole, write_text
+from decoder.utils.terminal import console, log_to
 from launcher.grid import Run
 
 NEXT = ".next"
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Inside the block this process alone writes to a run folder; another one that asks for it is refused.
+
+    Raises:
+        UserError: another process is writing there.
+    """
+    lock = alone(folder)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"{folder}: another process is doing this run. Wait for it, or give variant=NAME or runs=FOLDER") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def start(run: Run) -> Path:
@@ -21,7 +44,6 @@ def start(run: Run) -> Path:
     write_text(folder / f"config.yaml{end}", to_yaml(cfg))
     write_text(folder / f"overrides.txt{end}", "\n".join(run.argv) + "\n")
     log_to(folder / "log.txt")
-    quiet()
     out = console()
     out.print(
         f"Palimpsest: read {editor_of(cfg)} edits of layer {cfg.edits.layer} of {cfg.host.name}, "

@@ -98,7 +98,7 @@ class Stopped(Exception):
 def serve(run_one: RunOne) -> None:
     """What a worker does: tasks from stdin, answers to stdout, and everything else that is printed to stderr."""
     _end_with(os.getppid())
-    channel = os.fdopen(os.dup(1), "w", buffering=1)
+    channel = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)
     from data.workspace import own_workspace
 

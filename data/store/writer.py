@@ -38,7 +38,7 @@ class StoreWriter:
         self.partial.mkdir(parents=True, exist_ok=True)
         request = self.partial / "asked.json"
         if request.exists():
-            found = json.loads(request.read_text())
+            found = json.loads(request.read_text(encoding="utf-8"))
             for field, value in {**self.asked, "shard_size": shard_size}.items():
                 if found.get(field) != value:
                     old, new = first_difference(found.get(field), value)
@@ -52,7 +52,7 @@ class StoreWriter:
     def parts(self) -> int | None:
         """How many parts the shards were last made in, if in several."""
         file = self.partial / "parts.json"
-        return json.loads(file.read_text())["of"] if file.exists() else None
+        return json.loads(file.read_text(encoding="utf-8"))["of"] if file.exists() else None
 
     def note_parts(self, of: int) -> None:
         write_json(self.partial / "parts.json", {"of": of})
@@ -78,7 +78,7 @@ class StoreWriter:
 
     def skipped(self, shards: int) -> list[list[str]]:
         """(edit_id, reason) of every record that could not be edited."""
-        return [entry for i in range(shards) for entry in json.loads((self._shard(i) / "skipped.json").read_text())]
+        return [entry for i in range(shards) for entry in json.loads((self._shard(i) / "skipped.json").read_text(encoding="utf-8"))]
 
     def finish(self, shards: int, skipped: list[list[str]]) -> EditStore:
         """Joins the shards, writes the manifest with counts and file hashes, and moves the store to its place."""

@@ -96,7 +96,7 @@ def _csv_logger(folder: Path, checkpoint: Path | None) -> CSVLogger:
     if checkpoint and file.exists() and rank_zero_only.rank == 0:
         epoch = torch.load(checkpoint, weights_only=True)["epoch"]
         # A last line without its end was being written when the run was killed.
-        whole = [line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        whole = [line for line in file.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
         kept = [{name: text for name, text in row.items() if text} for row in csv.DictReader(whole)]
         # Opening it removes the file.
         writer = logger.experiment

@@ -18,6 +18,9 @@ DEBUG = "PALIMPSEST_DEBUG"
 TERMINATED = 143  # what a shell gives for a program that SIGTERM ended
 
 
+CLOSED_PIPE = 141  # what a shell gives for a program that SIGPIPE ended
+
+
 class UserError(Exception):
     """What came, what was expected and what to do, in one line."""
 
@@ -33,6 +36,10 @@ def run_command(main: Callable[P, T]) -> Callable[P, T]:
         try:
             with _sigterm_as_exit():
                 return main(*args, **kwargs)
+        except BrokenPipeError:
+            leave_closed_pipe()
+            sys.stderr.write("error: standard output was closed before everything was said\n")
+            raise SystemExit(CLOSED_PIPE) from None
         except (UserError, ValueError, OSError, KeyboardInterrupt) as error:
             if os.environ.get(DEBUG, "0") not in ("", "0"):
                 traceback.print_exc()
@@ -44,6 +51,13 @@ def run_command(main: Callable[P, T]) -> Callable[P, T]:
             raise
 
     return command
+
+
+def leave_closed_pipe() -> None:
+    """From now on what is printed goes nowhere, so that Python does not stumble over the closed pipe again, nor at its end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def is_interruption(error: BaseException) -> bool:

@@ -12,13 +12,19 @@ from uuid import uuid4
 
 from filelock import FileLock
 
+from decoder.utils.errors import UserError
+
 
 def cache_root(cache_dir: str | None) -> Path:
     """The cache folder: the given one, or palimpsest under the user's cache home."""
     if cache_dir:
         return Path(cache_dir).expanduser()
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "palimpsest"
+    if home := os.environ.get("XDG_CACHE_HOME"):
+        return Path(home) / "palimpsest"
+    try:
+        return Path.home() / ".cache" / "palimpsest"
+    except RuntimeError:
+        raise UserError("this user has no home folder for the cache; give cache_dir=FOLDER, or set XDG_CACHE_HOME") from None
 
 
 def cached(cache_dir: str | None, kind: str, name: str, fingerprint: str) -> Path:

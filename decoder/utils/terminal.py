@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from decoder.utils.errors import lasting
+from decoder.utils.errors import lasting, leave_closed_pipe
 
 TABLE_WIDTH = 120
 EXPECTED_WARNINGS = (
@@ -25,12 +25,14 @@ EXPECTED_WARNINGS = (
     ".*recommended to use.*sync_dist=True.*",  # every process logs what all of them counted
 )
 
+log = logging.getLogger(__name__)
+
 
 @contextmanager
 def silence() -> Iterator[None]:
     """What a process shows that shares a run with others: warnings and errors, nothing else."""
     quiet()
-    with open(os.devnull, "w") as nothing, redirect_stdout(nothing):
+    with open(os.devnull, "w", encoding="utf-8") as nothing, redirect_stdout(nothing):
         yield
 
 
@@ -39,7 +41,11 @@ class RunLog(logging.FileHandler):
 
 
 class Terminal(Console):
-    """Standard output; what is said there is written down where a `RunLog` is set up."""
+    """Standard output; what is said there is written down where a `RunLog` is set up. Where nobody reads it any more, work goes on."""
+
+    def on_broken_pipe(self) -> None:
+        leave_closed_pipe()
+        log.warning("standard output was closed; the run goes on, and what it says is here")
 
     def print(self, *objects: Any, **options: Any) -> None:
         super().print(*objects, **options)

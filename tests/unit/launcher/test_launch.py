@@ -110,12 +110,29 @@ def test_a_report_is_logged_if_a_run_went_through(monkeypatch, tmp_path, broken,
     assert len(logged) == reports
 
 
-def test_the_estimate_comes_after_the_first_run_that_goes_through(monkeypatch, tmp_path, capsys):
+def test_the_estimate_is_corrected_by_runs_that_go_through(monkeypatch, tmp_path, capsys):
     with pytest.raises(SystemExit):
         ran(monkeypatch, tmp_path, broken=[0])
-    lines = capsys.readouterr().out.splitlines()
-    (told,) = [number for number, line in enumerate(lines) if "1 to run, about 10 s" in line]
-    assert "s1" in lines[told - 1]
+    first, second, third = (line for line in capsys.readouterr().out.splitlines() if line.startswith("["))
+    assert "left" not in first and second.endswith("(about 10 s left)") and "left" not in third
+
+
+def test_a_grid_that_is_interrupted_writes_the_page_of_what_is_there(monkeypatch, tmp_path, capsys):
+    argv = ["-m", "seed=0,1", f"runs={tmp_path}"]
+    finished_run(tmp_path, "seed=0")
+
+    def interrupted(*_):
+        yield from ()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("launcher.launch.in_process", interrupted)
+    monkeypatch.setattr("decoder.report.results.find_runs", lambda folders: folders)
+    monkeypatch.setattr("decoder.report.compare_page.write_comparison", lambda found, folder: f"page of {found[0]}")
+    monkeypatch.setattr("decoder.report.layer_curves.run_rows", lambda finished: [])
+    with pytest.raises(KeyboardInterrupt):
+        launch(read_grid(argv), None, ROOT)
+    shown = capsys.readouterr().out
+    assert shown.index("the same command goes on") < shown.index("Comparison: page of ")
 
 
 @pytest.mark.parametrize(

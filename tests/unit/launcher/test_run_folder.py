@@ -1,16 +1,20 @@
 """What happens around a run."""
 
 import logging
+import subprocess
+import sys
 
 import pytest
 import torch
+from places import ROOT
 
 from decoder.config import TrainConfig
 from decoder.config.compose import compose
 from decoder.training.trainer import NARROW, threads_for
+from decoder.utils.errors import UserError
 from launcher.attempt import attempt
 from launcher.grid import Run
-from launcher.run_folder import start
+from launcher.run_folder import held, start
 from launcher.summary import Clock
 
 
@@ -75,3 +79,20 @@ def test_what_a_run_says_is_in_its_log_once_and_in_order(tmp_path, capsys, own_h
     for said in ("Palimpsest: read rome edits", "Run folder:", "host: 0 s"):
         assert log.count(said) == 1 and shown.count(said) == (0 if in_a_grid else 1)
     assert log.index("Palimpsest") < log.index("a family falls back") < log.index("host: 0 s") and "\x1b" not in log
+
+
+def test_a_run_folder_has_one_writer(tmp_path):
+    with held(tmp_path / "run"):
+        with pytest.raises(UserError, match="another process is doing this run.*variant=NAME") as refused, held(tmp_path / "run"):
+            pass
+        assert "\n" not in str(refused.value)
+    with held(tmp_path / "run"), held(tmp_path / "other"):
+        pass
+
+
+def test_the_first_words_of_a_run_need_no_torch(tmp_path):
+    code = "import sys; from launcher.grid import read_grid; from launcher.run_folder import start; "
+    code += f"start(read_grid(['runs={tmp_path}']).runs[0])"
+    code += "; print([name for name in ('torch', 'transformers', 'lightning') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "Palimpsest: read rome edits" in done.stdout and done.stdout.endswith("[]\n")
