@@ -7,11 +7,16 @@ import torch
 
 from data.facts.load import load_facts
 from decoder.checkpoint.model_files import memory_needed
-from decoder.config import HostConfig, TrainConfig
+from decoder.config import HostConfig, PocketConfig, TrainConfig
 from decoder.host import Host
 from decoder.training.distributed import own_device
 from decoder.utils.files import alone, cached, short_hash
 from decoder.utils.terminal import console
+
+RECIPE = (
+    "layers", "windowed_layers", "window", "hidden_size", "mlp_size", "heads", "subject_spread", "subject_cosine",
+    "object_vocabulary", "steps", "batch_size", "row_tokens", "lr", "weight_decay", "warmup_steps",
+)  # fmt: skip
 
 
 def open_host(cfg: TrainConfig) -> Host:
@@ -71,8 +76,10 @@ def _pocket_place(cfg: TrainConfig, facts_sha256: str) -> Path:
 
 
 def pocket_fingerprint(cfg: HostConfig, facts_sha256: str) -> str:
-    recipe = dataclasses.asdict(cfg.pocket)
-    recipe.pop("min_recall")
+    """Names a pocket host by its recipe. A setting that is newer than `RECIPE` counts where it is not at its default, so that hosts stay."""
+    usual, recipe = PocketConfig(), dataclasses.asdict(cfg.pocket)
+    recipe = {name: value for name, value in recipe.items() if name in RECIPE or value != getattr(usual, name)}
+    recipe.pop("min_recall", None)
     return short_hash({"recipe": recipe, "seed": cfg.seed, "facts": facts_sha256})
 
 

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from decoder.config import TrainConfig
-from decoder.config.compose import TRAIN_KEYS, compose, to_dict
-from decoder.config.identity import edits_of, run_folder, with_effect
+from decoder.config.compose import TRAIN_KEYS, compose, spelled, to_dict
+from decoder.config.identity import difference, edits_of, run_folder, with_effect
 from decoder.report.results import read_result
 from decoder.training.distributed import is_distributed
-from decoder.utils.errors import UserError, first_difference
+from decoder.utils.errors import UserError
 from decoder.utils.files import short_hash
 
 FLAGS = ("-m", "--multirun")
@@ -48,13 +48,15 @@ class Run:
     def finished(self) -> dict[str, Any] | None:
         """The result of this run if it went through with the same settings before."""
         result = self._went_through()
-        return result if result and with_effect(result["config"]) == with_effect(to_dict(self.config)) else None
+        return result if result and not self._difference(result) else None
 
     def would_replace(self) -> tuple[str, str] | None:
         """What differs, there and here, if a run of other settings went through in this folder before."""
         result = self._went_through()
-        before, now = with_effect(result["config"]) if result else None, with_effect(to_dict(self.config))
-        return first_difference(before, now) if result and before != now else None
+        return self._difference(result) if result else None
+
+    def _difference(self, result: dict[str, Any]) -> tuple[str, str] | None:
+        return difference(with_effect(result["config"]), with_effect(to_dict(self.config)))
 
     def _went_through(self) -> dict[str, Any] | None:
         try:
@@ -79,7 +81,7 @@ def read_grid(argv: Sequence[str]) -> Grid:
     Raises:
         UserError: an argument is not understood, or two runs would share a folder or be the same.
     """
-    words = [word for word in argv if word not in FLAGS]
+    words = [spelled(key) + equals + text for key, equals, text in (word.partition("=") for word in argv if word not in FLAGS)]
     several = len(words) < len(argv)
     if several and (twice := _first_twice(word.partition("=")[0] for word in words)):
         raise UserError(f"{twice} came twice; several values of a setting are written {twice}=A,B")

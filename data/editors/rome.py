@@ -18,7 +18,6 @@ import random
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -29,9 +28,8 @@ from data.editors.prompts import Row, prompt_row, target_ids
 from data.editors.value_search import Job, check_precision, optimise, row_starts
 from data.facts.fact import EditRequest
 from data.keys.cache import KeyStatistics
-from data.keys.moments import second_moment
 from data.keys.whiten import whitener
-from decoder.config import EditsConfig
+from decoder.config import RomeConfig
 from decoder.edit import RankOneEdit
 from decoder.host import Host
 
@@ -86,7 +84,7 @@ class Rome:
     constraint: Literal["mean", "bare"] = "bare"
     """At which key the edited projection gives the new value."""
 
-    def __init__(self, host: Host, layer: int, cfg: EditsConfig, statistics: KeyStatistics | None, contexts: Sequence[str]) -> None:
+    def __init__(self, host: Host, layer: int, cfg: RomeConfig, statistics: KeyStatistics | None, contexts: Sequence[str]) -> None:
         host.check_layer(layer, "edits.layer")
         if not contexts or contexts[0] != BARE or any(context.count(BARE) != 1 for context in contexts):
             raise ValueError(f"contexts {list(contexts)!r}: expected the bare {{}} first and one {{}} in each")
@@ -97,12 +95,8 @@ class Rome:
         self._shortcut: bool | None = None
 
     @classmethod
-    def prepare(
-        cls, host: Host, cfg: EditsConfig, texts: Sequence[str], cache: Path | None = None, statistics: KeyStatistics | None = None
-    ) -> "Rome":
-        """ROME at `cfg.layer`, with contexts and, unless given, key statistics from texts like those the host was trained on."""
-        if statistics is None and cfg.ridge != "identity":
-            statistics = second_moment(host, cfg.layer, texts, cfg.key_tokens, cache)
+    def prepare(cls, host: Host, cfg: RomeConfig, texts: Sequence[str], statistics: KeyStatistics | None) -> "Rome":
+        """ROME at `cfg.layer`, with contexts from texts like those the host was trained on."""
         return cls(host, cfg.layer, cfg, statistics, sample_contexts(texts, cfg.contexts, cfg.seed))
 
     def edit(self, requests: Sequence[EditRequest], advance: Callable[[int], None] | None = None) -> RomeResult:
@@ -223,6 +217,9 @@ class PRome(Rome):
     """p-ROME: the bare prompt's key everywhere."""
 
     direction = "bare"
+
+
+EDITORS = {"rome": Rome, "r-rome": RRome, "p-rome": PRome}
 
 
 def sample_contexts(texts: Sequence[str], count: int, seed: int) -> list[str]:

@@ -69,7 +69,7 @@ def test_killed_run_goes_on_with_shards_of_another_size(store_path, fact_host, t
 
 @pytest.mark.parametrize(
     ("group", "field", "value", "named"),
-    [("edits", "seed", 1, "seed: 0"), ("edits", "steps", 3, "steps: 30"), ("splits", "seed", 1, "requests")],
+    [("edits", "seed", 1, "seed is 0, asked for 1"), ("edits", "steps", 3, "steps: 30"), ("splits", "seed", 1, "requests")],
 )
 def test_store_made_for_something_else_is_refused(store_path, fact_host, group, field, value, named):
     cfg = config(store_path)
