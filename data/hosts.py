@@ -76,7 +76,7 @@ def _pocket_place(cfg: TrainConfig, facts_sha256: str) -> Path:
 
 
 def pocket_fingerprint(cfg: HostConfig, facts_sha256: str) -> str:
-    """Names a pocket host by its recipe. A setting that is newer than `RECIPE` counts where it is not at its default, so that hosts stay."""
+    """Names a pocket host by its recipe. A setting newer than `RECIPE` counts where it is not at its default, so that old hosts stay."""
     usual, recipe = PocketConfig(), dataclasses.asdict(cfg.pocket)
     recipe = {name: value for name, value in recipe.items() if name in RECIPE or value != getattr(usual, name)}
     recipe.pop("min_recall", None)

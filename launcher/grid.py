@@ -8,16 +8,17 @@ import math
 import re
 import shlex
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, reduce
 from itertools import product
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from decoder.config import TrainConfig
-from decoder.config.compose import TRAIN_KEYS, compose, spelled, to_dict
+from decoder.config.compose import TRAIN_KEYS, compose, to_dict
 from decoder.config.identity import difference, edits_of, run_folder, with_effect
+from decoder.config.options import spelled
+from decoder.config.schema import RENAMED
 from decoder.report.results import read_result
 from decoder.training.distributed import is_distributed
 from decoder.utils.errors import UserError
@@ -159,13 +160,31 @@ def _run(kept: list[str], choice: dict[str, str], own: Callable[[tuple[str, ...]
     return Run(config, tuple(argv))
 
 
-def _variant(choice: dict[str, str], config: TrainConfig, own: TrainConfig) -> str:
-    """The chosen settings that the folder's path does not show, where they are not the config's own."""
-    named = [
-        f"{_short_key(key)}={_value(config, key, text)}"
+def _variant(choice: dict[str, str], config: TrainConfig, own: TrainConfig) -> str | None:
+    """The chosen settings that the folder's path does not show, where they are not the config's own.
+
+    A folder that is there keeps its name: a setting may have been called otherwise, or have been the only one that ended as it does.
+    """
+    named = {
+        key: _value(config, key, text)
         for key, text in choice.items()
-        if key not in IN_THE_FOLDER and attrgetter(key)(config) != attrgetter(key)(own)
-    ]
+        if key not in IN_THE_FOLDER and _setting(config, key) != _setting(own, key)
+    }
+    names = [dict.fromkeys((_short_key(key), key.rpartition(".")[2], key, *_former(key))) for key in named]
+    variants = [_as_name([f"{name}={value}" for name, value in zip(chosen, named.values(), strict=True)]) for chosen in product(*names)]
+    return next((variant for variant in variants if run_folder(replace(config, variant=variant)).is_dir()), variants[0]) or None
+
+
+def _former(key: str) -> list[str]:
+    return [old.rpartition(".")[2] for old, new in RENAMED.items() if new == key]
+
+
+def _setting(config: TrainConfig, key: str) -> Any:
+    """Its value; None of another editor's setting."""
+    return reduce(lambda group, name: getattr(group, name, None), key.split("."), config)
+
+
+def _as_name(named: list[str]) -> str:
     text = re.sub(r"[^A-Za-z0-9.=_+-]+", "_", "-".join(named))
     return text if len(text) <= LONGEST_VARIANT else f"{text[:LONGEST_VARIANT]}-{short_hash(named)[:6]}"
 
@@ -180,7 +199,7 @@ def _value(config: TrainConfig, key: str, text: str) -> str:
     """A setting as it is always written, however it was typed; of a group, the file that was chosen."""
     if key not in TRAIN_KEYS:
         return text
-    value = attrgetter(key)(config)
+    value = _setting(config, key)
     return _typed(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 

@@ -1,6 +1,7 @@
 """The editors by name, and what every one of them can do. An editor's code is imported when it is asked for."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Protocol
 
@@ -15,12 +16,13 @@ if TYPE_CHECKING:
     from decoder.host import Host
 
 
-class Edited(Protocol):
-    """The edits that could be made.
+@dataclass(frozen=True)
+class Edited:
+    """The edits that could be made, in the order of the requests.
 
     Attributes:
         kept: index into the requests of each edit.
-        edits: on the CPU.
+        edits: the factors, float32 on the CPU.
         skipped: (edit_id, reason) of the requests that could not be made.
     """
 

@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from decoder.config.commands import EvaluateConfig, ExportConfig, ImportConfig, ProduceConfig, ReportConfig
 from decoder.config.editors import EDITORS, own_settings
 from decoder.config.help import FLAGS, kind, write_help
-from decoder.config.options import expanded, leaves, sections, settings
+from decoder.config.options import expanded, leaves, sections, settings, spelled
 from decoder.config.schema import RENAMED, TrainConfig, with_editor
 from decoder.config.validate import check
 from decoder.utils.errors import UserError, did_you_mean
@@ -38,8 +38,8 @@ class Given(NamedTuple):
     value: Any
     source: str
     typed: str | None = None
-    also: bool = False
-    """Whether a file of a group sets it for another group."""
+    is_of_usual: bool = False
+    """Whether a file gives it that names no editor: what it says of one editor alone, it says of that of the defaults."""
 
     @property
     def told(self) -> str:
@@ -81,11 +81,6 @@ def folders_first(argv: Iterable[str]) -> list[str]:
     folders = [word for word in words if "=" not in word and not word.startswith("-")]
     rest = [word for word in words if word not in folders]
     return [*([f"runs={json.dumps(folders)}"] if folders else []), *rest]
-
-
-def spelled(key: str) -> str:
-    """A key whose split was written as scores name it: `splits.minimum.val/id` is `splits.minimum.val_id`."""
-    return key.replace("/", "_")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -140,11 +135,11 @@ def _compose_tree(config_class: type[C], name: str, overrides: dict[str, str]) -
     start = with_editor(config_class, _editor(given))
     tree, keys = OmegaConf.structured(start), dict(settings(start))
     _refuse_renamed(one for one in given if RENAMED.get(one.key) in keys)
-    # A host's file says what suits the editor of the defaults on it, and serves other commands too.
     usual = type(TrainConfig().edits)
     others = set() if isinstance(getattr(start, "edits", None), usual) else {f"edits.{field.name}" for field in own_settings(usual)}
+    others |= TRAIN_KEYS.keys() - keys.keys()
     for one in given:
-        if not (one.also and (one.key in others or (one.key in TRAIN_KEYS and one.key not in keys))):
+        if not (one.is_of_usual and one.key in others):
             _assign(tree, keys, one)
     return tree
 
@@ -159,10 +154,12 @@ def _in_files(config_class: type[C], name: str, options: dict[str, list[str]], o
         body = own if group == SELF else _load(_folder() / group / f"{option}.yaml")
         # What a file of a group sets outside its group, as a host sets the layer that is edited by default.
         also = body.pop(ALSO, None) or {} if group not in (SELF, "experiment") else {}
-        for key, value in leaves(body if group in (SELF, "experiment") else {group: body}, groups):
-            yield Given(spelled(key), value, f"{source}: ")
+        found = dict(leaves(body if group in (SELF, "experiment") else {group: body}, groups))
+        is_of_usual = issubclass(config_class, TrainConfig) and group != "edits" and "edits.editor" not in found
+        for key, value in found.items():
+            yield Given(spelled(key), value, f"{source}: ", is_of_usual=is_of_usual)
         for key, value in leaves(also, groups | sections(TRAIN_KEYS)):
-            yield Given(spelled(key), value, f"{source}: {ALSO}: ", also=True)
+            yield Given(spelled(key), value, f"{source}: {ALSO}: ", is_of_usual=True)
         if group == "experiment":
             yield Given("experiment", option, f"{source}: ")
 

@@ -7,22 +7,23 @@ from typing import Any
 
 
 def option(
-    default: Any,
-    help: str,
-    kind: str | Callable[[], str] | None = None,
-    *,
-    least: float | None = 0,
-    most: float | None = None,
-    path: bool = False,
+    default: Any, help: str, kind: str | Callable[[], str] | None = None, *, least: float | None = 0, most: float | None = None
 ) -> Any:
     """A dataclass field with its line of help; mutable defaults are copied for every instance.
 
     Args:
         kind: describes an `Any`.
         least, most: bounds of a number; None for none.
-        path: a text that names a place on this machine, or a list of them: a leading `~` is the home folder.
     """
-    metadata = {"help": help, "kind": kind, "least": least, "most": most, "path": path}
+    return _field(default, help=help, kind=kind, least=least, most=most, path=False)
+
+
+def place(default: Any, help: str) -> Any:
+    """A text that names a place on this machine, or a list of them: a leading `~` is the home folder. Hub ids may be given too."""
+    return _field(default, help=help, kind=None, least=None, most=None, path=True)
+
+
+def _field(default: Any, **metadata: Any) -> Any:
     if isinstance(default, (list, dict)):
         return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -46,6 +47,11 @@ def settings(config: Any, prefix: str = "") -> Iterator[tuple[str, Field]]:
             yield from settings(below, f"{prefix}{entry.name}.")
         else:
             yield prefix + entry.name, entry
+
+
+def spelled(key: str) -> str:
+    """A key whose split was written as scores name it: `splits.minimum.val/id` is `splits.minimum.val_id`."""
+    return key.replace("/", "_")
 
 
 def sections(keys: Iterable[str]) -> set[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from decoder.config.editors import EDITORS, EditsConfig
-from decoder.config.options import group, option
+from decoder.config.options import group, option, place
 
 C = TypeVar("C")
 
@@ -36,7 +36,7 @@ class PocketConfig:
 @dataclass
 class HostConfig:
     name: str = option("pocket", "name of the host in tables and folders")
-    path: str | None = option(None, "local folder or Hub id; empty builds the pocket host", path=True)
+    path: str | None = place(None, "local folder or Hub id; empty builds the pocket host")
     revision: str | None = option(None, "Hub revision to pin")
     dtype: Literal["float32", "bfloat16", "float16"] = option("float32", "dtype the frozen weights are loaded in")
     terminator: str | None = option(None, "text that ends an object; empty if the host has none")
@@ -48,7 +48,7 @@ class HostConfig:
 @dataclass
 class FactsConfig:
     source: str = option("pocket", "pocket (embedded), counterfact, zsre, zsre-alt, pararel, mquake, knowedit or plain")
-    path: str | None = option(None, "file, folder or Hub data set of any source but the pocket", path=True)
+    path: str | None = place(None, "file, folder or Hub data set of any source but the pocket")
     split: str = option("train", "split of a Hub data set")
     min_per_relation: int = option(0, "leave out relations with fewer facts")
     per_relation: int | None = option(None, "keep so many facts of each relation, drawn by facts.seed; empty keeps all", least=1)
@@ -57,14 +57,12 @@ class FactsConfig:
 
 @dataclass
 class KeysConfig:
-    text: str | None = option(
-        None, "text for key statistics and contexts: .txt or .jsonl file, folder, Hub data set; empty: the facts told", path=True
-    )
+    text: str | None = place(None, "text for key statistics and contexts: .txt or .jsonl file, folder, Hub data set; empty: the facts told")
     split: str = option("train", "split of a Hub data set")
     field: str = option("text", "field of a record that holds its text")
     layers: list[int] = option([], "layers counted in the same pass over the text as edits.layer, for edits that are made later")
     memory_budget: float = option(1.0, "GiB that the keys caught at a time may take while they are counted")
-    statistics: str | None = option(None, "published second moment instead of counting: .npz with mom2.mom2 and mom2.count", path=True)
+    statistics: str | None = place(None, "published second moment instead of counting: .npz with mom2.mom2 and mom2.count")
 
 
 @dataclass
@@ -186,11 +184,11 @@ class TrainConfig:
 
     experiment: str = option("main", "name of the experiment; also picks configs/experiment/<name>.yaml")
     seed: int = option(0, "seed of the decoder; host.seed, edits.seed and splits.seed are their own")
-    runs: str = option("runs", "folder of run folders", path=True)
-    cache_dir: str | None = option(None, "cache of hosts, key statistics and stores; empty is $XDG_CACHE_HOME/palimpsest", path=True)
+    runs: str = place("runs", "folder of run folders")
+    cache_dir: str | None = place(None, "cache of hosts, key statistics and stores; empty is $XDG_CACHE_HOME/palimpsest")
     resume: bool | None = option(None, "go on from the last checkpoint, or start anew; empty goes on with a killed run of these settings")
     host: HostConfig = group(HostConfig)
-    store: str | None = option(None, "folder of the store of edits; empty is in the cache", path=True)
+    store: str | None = place(None, "folder of the store of edits; empty is in the cache")
     facts: FactsConfig = group(FactsConfig)
     keys: KeysConfig = group(KeysConfig)
     edits: EditsConfig = group(EDITORS[EditsConfig.editor])
