@@ -7,7 +7,7 @@ import torch
 
 from data.facts.load import load_facts
 from decoder.checkpoint.model_files import memory_needed
-from decoder.config import HostConfig, PocketConfig, TrainConfig
+from decoder.config import HostConfig, TrainConfig
 from decoder.host import Host
 from decoder.training.distributed import own_device
 from decoder.utils.files import alone, cached, short_hash
@@ -77,7 +77,7 @@ def _pocket_place(cfg: TrainConfig, facts_sha256: str) -> Path:
 
 def pocket_fingerprint(cfg: HostConfig, facts_sha256: str) -> str:
     """Names a pocket host by its recipe. A setting newer than `RECIPE` counts where it is not at its default, so that old hosts stay."""
-    usual, recipe = PocketConfig(), dataclasses.asdict(cfg.pocket)
+    usual, recipe = type(cfg.pocket)(), dataclasses.asdict(cfg.pocket)
     recipe = {name: value for name, value in recipe.items() if name in RECIPE or value != getattr(usual, name)}
     recipe.pop("min_recall", None)
     return short_hash({"recipe": recipe, "seed": cfg.seed, "facts": facts_sha256})

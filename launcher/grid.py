@@ -8,25 +8,23 @@ import math
 import re
 import shlex
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from functools import cache, reduce
+from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from decoder.config import TrainConfig
-from decoder.config.compose import TRAIN_KEYS, compose, to_dict
+from decoder.config.compose import compose, to_dict
 from decoder.config.identity import difference, edits_of, run_folder, with_effect
 from decoder.config.options import spelled
-from decoder.config.schema import RENAMED
 from decoder.report.results import read_result
 from decoder.training.distributed import is_distributed
 from decoder.utils.errors import UserError
 from decoder.utils.files import short_hash
+from launcher.variant import typed, variant_of
 
 FLAGS = ("-m", "--multirun")
-IN_THE_FOLDER = {"decoder.layer", "edits.layer", "edits.editor", "seed", "host", "host.name", "experiment", "runs", "variant"}
-LONGEST_VARIANT = 60
 MOST_RUNS = 10_000
 RANGE = re.compile(r"range\(\s*(-?\d+)\s*(?:,\s*(-?\d+)\s*)?(?:,\s*(-?\d+)\s*)?\)")
 
@@ -154,53 +152,10 @@ def _run(kept: list[str], choice: dict[str, str], own: Callable[[tuple[str, ...]
     # What the folder without a variant stands for: of the choice, the groups, which bring settings of their own along.
     groups = tuple(f"{key}={choice[key]}" for key in ("experiment", "host") if key in choice)
     is_named = any(word.startswith("variant=") for word in argv)
-    if choice and not is_named and (variant := _variant(choice, config, own(groups))):
+    if choice and not is_named and (variant := variant_of(choice, config, own(groups))):
         config.variant = variant
         argv.append(f"variant={variant}")
     return Run(config, tuple(argv))
-
-
-def _variant(choice: dict[str, str], config: TrainConfig, own: TrainConfig) -> str | None:
-    """The chosen settings that the folder's path does not show, where they are not the config's own.
-
-    A folder that is there keeps its name: a setting may have been called otherwise, or have been the only one that ended as it does.
-    """
-    named = {
-        key: _value(config, key, text)
-        for key, text in choice.items()
-        if key not in IN_THE_FOLDER and _setting(config, key) != _setting(own, key)
-    }
-    names = [dict.fromkeys((_short_key(key), key.rpartition(".")[2], key, *_former(key))) for key in named]
-    variants = [_as_name([f"{name}={value}" for name, value in zip(chosen, named.values(), strict=True)]) for chosen in product(*names)]
-    return next((variant for variant in variants if run_folder(replace(config, variant=variant)).is_dir()), variants[0]) or None
-
-
-def _former(key: str) -> list[str]:
-    return [old.rpartition(".")[2] for old, new in RENAMED.items() if new == key]
-
-
-def _setting(config: TrainConfig, key: str) -> Any:
-    """Its value; None of another editor's setting."""
-    return reduce(lambda group, name: getattr(group, name, None), key.split("."), config)
-
-
-def _as_name(named: list[str]) -> str:
-    text = re.sub(r"[^A-Za-z0-9.=_+-]+", "_", "-".join(named))
-    return text if len(text) <= LONGEST_VARIANT else f"{text[:LONGEST_VARIANT]}-{short_hash(named)[:6]}"
-
-
-def _short_key(key: str) -> str:
-    """The last part of a key, if no other setting ends in it."""
-    last = key.rpartition(".")[2]
-    return last if sum(known.rpartition(".")[2] == last for known in TRAIN_KEYS) == 1 else key
-
-
-def _value(config: TrainConfig, key: str, text: str) -> str:
-    """A setting as it is always written, however it was typed; of a group, the file that was chosen."""
-    if key not in TRAIN_KEYS:
-        return text
-    value = _setting(config, key)
-    return _typed(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 def _check_folders(runs: list[Run]) -> None:
@@ -239,13 +194,7 @@ def _neighbours(runs: list[Run]) -> list[Run]:
 
 def _text(value: Any) -> str:
     """A value of an experiment file's grid as it would be typed."""
-    return ",".join(map(_typed, value)) if isinstance(value, list) else _typed(value)
-
-
-def _typed(value: Any) -> str:
-    if isinstance(value, list):
-        return f"[{','.join(map(_typed, value))}]"
-    return {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else str(value)
+    return ",".join(map(typed, value)) if isinstance(value, list) else typed(value)
 
 
 def _split(text: str) -> list[str]:
