@@ -30,7 +30,7 @@ from data.hosts import open_host
 from data.keys.moments import second_moment
 from data.produce.plan import prepare_editor
 from data.produce.score import score
-from decoder.config import EditsConfig, TrainConfig
+from decoder.config import RomeConfig, TrainConfig
 from decoder.config.compose import compose
 from decoder.host import Host
 from decoder.utils.errors import run_command
@@ -58,7 +58,7 @@ def build(cfg: Settings, rng: random.Random) -> Task:
     torch.manual_seed(0)
     host = Host(GPT2LMHeadModel(shape), PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="w0"), name="gpt2 shape")
     layer = 1 if cfg.miniature else 8
-    edits = EditsConfig(layer=layer, contexts=cfg.contexts, batch_size=cfg.batch, steps=cfg.checked_steps, lr=0.5, stop_loss=0.0, kl=0.0625)
+    edits = RomeConfig(layer=layer, contexts=cfg.contexts, batch_size=cfg.batch, steps=cfg.checked_steps, lr=0.5, stop_loss=0.0, kl=0.0625)
 
     def some(least: int, most: int) -> str:
         return " ".join(rng.choices(words, k=rng.randint(least, most)))
@@ -171,7 +171,7 @@ def pocket(cfg: Settings) -> Row:
     """Successful edits of the pocket host a second, value search and scoring; host and key statistics from the cache."""
     train = compose(TrainConfig, "train", MINIATURE_POCKET if cfg.miniature else [], page="produce")
     host, facts = open_host(train), load_facts(train.facts)
-    requests = plan_edits(facts, draw_splits(facts, train.splits), train.edits)
+    requests = plan_edits(facts, draw_splits(facts, train.splits), train.splits, train.edits.seed)
     requests = requests[:: max(1, len(requests) // (4 if cfg.miniature else cfg.pocket_edits))]
     rome = prepare_editor(train, host, facts)
     found: list[float] = []

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from data.editors.rome import BARE, ESSENCE, Rome
 from data.facts.fact import EditRequest, FactSet
-from decoder.config import EditsConfig
+from decoder.config import RomeConfig
 from decoder.host import Host
 
 
@@ -19,7 +19,7 @@ class Task:
     """What both ways are given."""
 
     host: Host
-    cfg: EditsConfig
+    cfg: RomeConfig
     rome: Rome
     facts: FactSet
     requests: list[EditRequest]

@@ -95,7 +95,7 @@ class EditDataModule(LightningDataModule):
         """Keys (K, F) of training subjects and made-up ones, as `optim.gain_spread` needs them."""
         training = self.table.iloc[self._few("train")]
         prompts = list(zip(training["prompt"], training["subject"], strict=True))
-        whiten = prepare_editor(self.cfg, self.host, self.facts).whiten
+        whiten = prepare_editor(self.cfg, self.host, self.facts).whiten or torch.Tensor.double
         return probe_keys(self.host, self.cfg.edits.layer, whiten, prompts, self.cfg.data.made_up_keys, self.cfg.edits.seed)
 
     def _few(self, split: str) -> list[int]:

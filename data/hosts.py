@@ -13,6 +13,11 @@ from decoder.training.distributed import own_device
 from decoder.utils.files import alone, cached, short_hash
 from decoder.utils.terminal import console
 
+RECIPE = (
+    "layers", "windowed_layers", "window", "hidden_size", "mlp_size", "heads", "subject_spread", "subject_cosine",
+    "object_vocabulary", "steps", "batch_size", "row_tokens", "lr", "weight_decay", "warmup_steps",
+)  # fmt: skip
+
 
 def open_host(cfg: TrainConfig) -> Host:
     """Loads the host of a config on the device of its trainer.
@@ -71,8 +76,10 @@ def _pocket_place(cfg: TrainConfig, facts_sha256: str) -> Path:
 
 
 def pocket_fingerprint(cfg: HostConfig, facts_sha256: str) -> str:
-    recipe = dataclasses.asdict(cfg.pocket)
-    recipe.pop("min_recall")
+    """Names a pocket host by its recipe. A setting newer than `RECIPE` counts where it is not at its default, so that old hosts stay."""
+    usual, recipe = type(cfg.pocket)(), dataclasses.asdict(cfg.pocket)
+    recipe = {name: value for name, value in recipe.items() if name in RECIPE or value != getattr(usual, name)}
+    recipe.pop("min_recall", None)
     return short_hash({"recipe": recipe, "seed": cfg.seed, "facts": facts_sha256})
 
 

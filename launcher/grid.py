@@ -11,21 +11,20 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from decoder.config import TrainConfig
-from decoder.config.compose import TRAIN_KEYS, compose, to_dict
-from decoder.config.identity import edits_of, run_folder, with_effect
+from decoder.config.compose import compose, to_dict
+from decoder.config.identity import difference, edits_of, run_folder, with_effect
+from decoder.config.options import spelled
 from decoder.report.results import read_result
 from decoder.training.distributed import is_distributed
-from decoder.utils.errors import UserError, first_difference
+from decoder.utils.errors import UserError
 from decoder.utils.files import short_hash
+from launcher.variant import typed, variant_of
 
 FLAGS = ("-m", "--multirun")
-IN_THE_FOLDER = {"decoder.layer", "edits.layer", "edits.editor", "seed", "host", "host.name", "experiment", "runs", "variant"}
-LONGEST_VARIANT = 60
 MOST_RUNS = 10_000
 RANGE = re.compile(r"range\(\s*(-?\d+)\s*(?:,\s*(-?\d+)\s*)?(?:,\s*(-?\d+)\s*)?\)")
 
@@ -48,13 +47,15 @@ class Run:
     def finished(self) -> dict[str, Any] | None:
         """The result of this run if it went through with the same settings before."""
         result = self._went_through()
-        return result if result and with_effect(result["config"]) == with_effect(to_dict(self.config)) else None
+        return result if result and not self._difference(result) else None
 
     def would_replace(self) -> tuple[str, str] | None:
         """What differs, there and here, if a run of other settings went through in this folder before."""
         result = self._went_through()
-        before, now = with_effect(result["config"]) if result else None, with_effect(to_dict(self.config))
-        return first_difference(before, now) if result and before != now else None
+        return self._difference(result) if result else None
+
+    def _difference(self, result: dict[str, Any]) -> tuple[str, str] | None:
+        return difference(with_effect(result["config"]), with_effect(to_dict(self.config)))
 
     def _went_through(self) -> dict[str, Any] | None:
         try:
@@ -79,7 +80,7 @@ def read_grid(argv: Sequence[str]) -> Grid:
     Raises:
         UserError: an argument is not understood, or two runs would share a folder or be the same.
     """
-    words = [word for word in argv if word not in FLAGS]
+    words = [spelled(key) + equals + text for key, equals, text in (word.partition("=") for word in argv if word not in FLAGS)]
     several = len(words) < len(argv)
     if several and (twice := _first_twice(word.partition("=")[0] for word in words)):
         raise UserError(f"{twice} came twice; several values of a setting are written {twice}=A,B")
@@ -151,35 +152,10 @@ def _run(kept: list[str], choice: dict[str, str], own: Callable[[tuple[str, ...]
     # What the folder without a variant stands for: of the choice, the groups, which bring settings of their own along.
     groups = tuple(f"{key}={choice[key]}" for key in ("experiment", "host") if key in choice)
     is_named = any(word.startswith("variant=") for word in argv)
-    if choice and not is_named and (variant := _variant(choice, config, own(groups))):
+    if choice and not is_named and (variant := variant_of(choice, config, own(groups))):
         config.variant = variant
         argv.append(f"variant={variant}")
     return Run(config, tuple(argv))
-
-
-def _variant(choice: dict[str, str], config: TrainConfig, own: TrainConfig) -> str:
-    """The chosen settings that the folder's path does not show, where they are not the config's own."""
-    named = [
-        f"{_short_key(key)}={_value(config, key, text)}"
-        for key, text in choice.items()
-        if key not in IN_THE_FOLDER and attrgetter(key)(config) != attrgetter(key)(own)
-    ]
-    text = re.sub(r"[^A-Za-z0-9.=_+-]+", "_", "-".join(named))
-    return text if len(text) <= LONGEST_VARIANT else f"{text[:LONGEST_VARIANT]}-{short_hash(named)[:6]}"
-
-
-def _short_key(key: str) -> str:
-    """The last part of a key, if no other setting ends in it."""
-    last = key.rpartition(".")[2]
-    return last if sum(known.rpartition(".")[2] == last for known in TRAIN_KEYS) == 1 else key
-
-
-def _value(config: TrainConfig, key: str, text: str) -> str:
-    """A setting as it is always written, however it was typed; of a group, the file that was chosen."""
-    if key not in TRAIN_KEYS:
-        return text
-    value = attrgetter(key)(config)
-    return _typed(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 def _check_folders(runs: list[Run]) -> None:
@@ -218,13 +194,7 @@ def _neighbours(runs: list[Run]) -> list[Run]:
 
 def _text(value: Any) -> str:
     """A value of an experiment file's grid as it would be typed."""
-    return ",".join(map(_typed, value)) if isinstance(value, list) else _typed(value)
-
-
-def _typed(value: Any) -> str:
-    if isinstance(value, list):
-        return f"[{','.join(map(_typed, value))}]"
-    return {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else str(value)
+    return ",".join(map(typed, value)) if isinstance(value, list) else typed(value)
 
 
 def _split(text: str) -> list[str]:

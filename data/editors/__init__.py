@@ -1,13 +1,60 @@
-"""The editors by name. The table is light: an editor's code is imported when it is asked for."""
+"""The editors by name, and what every one of them can do. An editor's code is imported when it is asked for."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib import import_module
+from typing import TYPE_CHECKING, Protocol
 
+from decoder.config.editors import EDITORS, EditsConfig
 from decoder.utils.errors import did_you_mean
 
-EDITORS = {"rome": "data.editors.rome:Rome", "r-rome": "data.editors.rome:RRome", "p-rome": "data.editors.rome:PRome"}
+if TYPE_CHECKING:
+    from data.facts.fact import EditRequest
+    from data.keys.cache import KeyStatistics
+    from data.keys.whiten import Solver
+    from decoder.edit import RankOneEdit
+    from decoder.host import Host
 
 
-def load_editor(name: str) -> type:
+@dataclass(frozen=True)
+class Edited:
+    """The edits that could be made, in the order of the requests.
+
+    Attributes:
+        kept: index into the requests of each edit.
+        edits: the factors, float32 on the CPU.
+        skipped: (edit_id, reason) of the requests that could not be made.
+    """
+
+    kept: list[int]
+    edits: "RankOneEdit"
+    skipped: list[tuple[str, str]]
+
+
+class Editor(Protocol):
+    """Makes edits of one layer of a host, which is bit-identical after every call.
+
+    Attributes:
+        whiten: k (B, F) -> the direction of the edit at that key, in float64 on the CPU; None if it is the key's own.
+    """
+
+    whiten: "Solver | None"
+
+    @classmethod
+    def prepare(cls, host: "Host", cfg: EditsConfig, texts: Sequence[str], statistics: "KeyStatistics | None") -> "Editor":
+        """The editor for `cfg.layer`.
+
+        Args:
+            cfg: of the class that `EDITORS` has under the editor's name.
+            texts: like those the host was trained on.
+            statistics: of the layer's keys, for editors that whiten them; None where the settings ask for none.
+        """
+
+    def edit(self, requests: "Sequence[EditRequest]", advance: Callable[[int], None]) -> Edited:
+        """Makes the edits; `advance` is told how many more requests are done."""
+
+
+def load_editor(name: str) -> type[Editor]:
     """The class of an editor.
 
     Raises:
@@ -15,5 +62,4 @@ def load_editor(name: str) -> type:
     """
     if name not in EDITORS:
         raise ValueError(f"edits.editor={name!r} is unknown; {did_you_mean(name, EDITORS)}")
-    module, attribute = EDITORS[name].split(":")
-    return getattr(import_module(module), attribute)
+    return import_module(f"data.editors.{EDITORS[name].module}").EDITORS[name]

@@ -18,20 +18,19 @@ import random
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from data.editors import Edited
 from data.editors.prefix_cache import Suffixes, clean_pass
 from data.editors.prompts import Row, prompt_row, target_ids
 from data.editors.value_search import Job, check_precision, optimise, row_starts
 from data.facts.fact import EditRequest
 from data.keys.cache import KeyStatistics
-from data.keys.moments import second_moment
 from data.keys.whiten import whitener
-from decoder.config import EditsConfig
+from decoder.config import RomeConfig
 from decoder.edit import RankOneEdit
 from decoder.host import Host
 
@@ -43,24 +42,18 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class RomeResult:
-    """The edits that could be made, in the order of the requests.
+class RomeResult(Edited):
+    """What ROME tells beside its edits, whose keys have length 1.
 
     Attributes:
-        kept: index into the requests of each edit.
-        edits: the factors, float32 on the CPU; keys have length 1.
         delta_BD: δ; what a ROME or p-ROME edit adds to the projection's output at the subject of the bare prompt.
         steps_B: updates made.
         loss_B: loss at the last forward.
-        skipped: (edit_id, reason) of the requests that could not be made.
     """
 
-    kept: list[int]
-    edits: RankOneEdit
     delta_BD: Tensor
     steps_B: Tensor
     loss_B: Tensor
-    skipped: list[tuple[str, str]]
 
 
 class Rome:
@@ -86,7 +79,7 @@ class Rome:
     constraint: Literal["mean", "bare"] = "bare"
     """At which key the edited projection gives the new value."""
 
-    def __init__(self, host: Host, layer: int, cfg: EditsConfig, statistics: KeyStatistics | None, contexts: Sequence[str]) -> None:
+    def __init__(self, host: Host, layer: int, cfg: RomeConfig, statistics: KeyStatistics | None, contexts: Sequence[str]) -> None:
         host.check_layer(layer, "edits.layer")
         if not contexts or contexts[0] != BARE or any(context.count(BARE) != 1 for context in contexts):
             raise ValueError(f"contexts {list(contexts)!r}: expected the bare {{}} first and one {{}} in each")
@@ -97,12 +90,8 @@ class Rome:
         self._shortcut: bool | None = None
 
     @classmethod
-    def prepare(
-        cls, host: Host, cfg: EditsConfig, texts: Sequence[str], cache: Path | None = None, statistics: KeyStatistics | None = None
-    ) -> "Rome":
-        """ROME at `cfg.layer`, with contexts and, unless given, key statistics from texts like those the host was trained on."""
-        if statistics is None and cfg.ridge != "identity":
-            statistics = second_moment(host, cfg.layer, texts, cfg.key_tokens, cache)
+    def prepare(cls, host: Host, cfg: RomeConfig, texts: Sequence[str], statistics: KeyStatistics | None) -> "Rome":
+        """ROME at `cfg.layer`, with contexts from texts like those the host was trained on."""
         return cls(host, cfg.layer, cfg, statistics, sample_contexts(texts, cfg.contexts, cfg.seed))
 
     def edit(self, requests: Sequence[EditRequest], advance: Callable[[int], None] | None = None) -> RomeResult:
@@ -132,13 +121,13 @@ class Rome:
                 advance(len(batch))
         if not solved:
             empty = RankOneEdit(torch.empty(0, self.host.mlp_size(self.layer)), torch.empty(0, self.host.hidden_size))
-            return RomeResult([], empty, empty.value_BD, torch.empty(0, dtype=torch.long), torch.empty(0), skipped)
+            return RomeResult([], empty, skipped, empty.value_BD, torch.empty(0, dtype=torch.long), torch.empty(0))
         key_BF, value_BD, delta_BD, steps_B, loss_B = (torch.cat(parts) for parts in zip(*solved, strict=True))
         finite_B = (key_BF.isfinite().all(dim=1) & value_BD.isfinite().all(dim=1)).tolist()
         skipped += [(requests[job.index].edit_id, "key or value is not finite") for job, ok in zip(jobs, finite_B, strict=True) if not ok]
         order = sorted((b for b, ok in enumerate(finite_B) if ok), key=lambda b: jobs[b].index)
         kept = [jobs[b].index for b in order]
-        return RomeResult(kept, RankOneEdit(key_BF[order], value_BD[order]), delta_BD[order], steps_B[order], loss_B[order], skipped)
+        return RomeResult(kept, RankOneEdit(key_BF[order], value_BD[order]), skipped, delta_BD[order], steps_B[order], loss_B[order])
 
     def jobs(self, requests: Sequence[EditRequest]) -> tuple[list[Job], list[tuple[str, str]]]:
         jobs, skipped = [], []
@@ -223,6 +212,9 @@ class PRome(Rome):
     """p-ROME: the bare prompt's key everywhere."""
 
     direction = "bare"
+
+
+EDITORS = {"rome": Rome, "r-rome": RRome, "p-rome": PRome}
 
 
 def sample_contexts(texts: Sequence[str], count: int, seed: int) -> list[str]:

@@ -13,7 +13,7 @@ from heapq import heappop, heappush
 import pandas as pd
 
 from data.facts.fact import EditRequest, Fact, FactSet
-from decoder.config import EditsConfig, SplitsConfig
+from decoder.config import SplitsConfig
 
 SPLITS = ("train", "val/id", "val/new", "id", "ood", "unseen_object")
 
@@ -83,8 +83,8 @@ def _draw_subjects(
     return fixed | dict(zip(free, roles, strict=False))
 
 
-def plan_edits(facts: FactSet, plan: SplitPlan, cfg: EditsConfig) -> list[EditRequest]:
-    """The edits to make: for every relation and split its quota, spread evenly over objects, by `edits.seed`."""
+def plan_edits(facts: FactSet, plan: SplitPlan, cfg: SplitsConfig, seed: int) -> list[EditRequest]:
+    """The edits to make: for every relation and split its quota, spread evenly over objects, by `seed`."""
     quota = {
         "train": cfg.train_per_relation,
         "val/id": cfg.val_per_relation,
@@ -103,7 +103,7 @@ def plan_edits(facts: FactSet, plan: SplitPlan, cfg: EditsConfig) -> list[EditRe
                 if object != fact.object_true and split:
                     by_split[split].append((fact, object))
         for split, pairs in by_split.items():
-            rng = random.Random(f"edits {cfg.seed} {relation} {split}")
+            rng = random.Random(f"edits {seed} {relation} {split}")
             chosen = _evenly(pairs, quota[split], rng)
             requests += [EditRequest(f"{fact.fact_id}-{object}", fact, object) for fact, object in chosen]
     return requests
@@ -134,7 +134,7 @@ def assign(plan: SplitPlan, edits: pd.DataFrame, cfg: SplitsConfig) -> dict[str,
     """Rows of each split among the successful edits of a store (columns relation, subject, object, success).
 
     Raises:
-        ValueError: a split has fewer edits than `splits.min_*` asks, or two splits share what they must not.
+        ValueError: a split has fewer edits than `splits.minimum` asks, or two splits share what they must not.
     """
     rows: dict[str, list[int]] = {split: [] for split in SPLITS}
     for row, edit in enumerate(edits.itertuples()):
@@ -142,11 +142,11 @@ def assign(plan: SplitPlan, edits: pd.DataFrame, cfg: SplitsConfig) -> dict[str,
         if edit.success and split:
             rows[split].append(row)
     for split, found in rows.items():
-        least = getattr(cfg, "min_" + split.replace("/", "_"))
-        if len(found) < least:
+        name = split.replace("/", "_")
+        if len(found) < (least := getattr(cfg.minimum, name)):
             raise ValueError(
-                f"split {split} has {len(found)} successful edits, splits.min_{split.replace('/', '_')}={least}. "
-                "Ask for more edits (edits.*_per_relation) or draw again (splits.seed=)"
+                f"split {split} has {len(found)} successful edits, splits.minimum.{name}={least}. "
+                "Ask for more edits (splits.*_per_relation) or draw again (splits.seed=)"
             )
     check_disjoint(rows, edits, plan.held_out)
     return rows

@@ -1,12 +1,11 @@
 """What a config asks a store to hold, and what a store must have been made from and with."""
 
-import dataclasses
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from data.editors import load_editor
+from data.editors import Editor, load_editor
 from data.facts.fact import EditRequest, FactSet
 from data.facts.load import load_facts
 from data.facts.splits import draw_splits, plan_edits
@@ -14,13 +13,12 @@ from data.hosts import is_host_there
 from data.keys.moments import second_moments
 from data.keys.text import SENTENCES, key_texts, read_texts, rome_statistics, texts_sha256
 from data.store.manifest import IMPORTED, read_manifest
-from data.store.store import EditStore
+from data.store.store import EditStore, made_before
 from decoder.config import TrainConfig
+from decoder.config.editors import WhitenedConfig, own_settings
 from decoder.config.identity import editor_of
 from decoder.host import Host
 from decoder.utils.files import cache_root, cached, short_hash
-
-SPEED_ONLY = ("batch_size", "shard_size")
 
 
 def described(cfg: TrainConfig, opened: Callable[[TrainConfig], Host]) -> str:
@@ -47,7 +45,7 @@ def imported(cfg: TrainConfig, host: Host) -> EditStore | None:
     Raises:
         ValueError: they were made on another host or layer.
     """
-    path = Path(cfg.store or "").expanduser()
+    path = Path(cfg.store or "")
     if not cfg.store or not (path / "manifest.json").exists() or read_manifest(path)["editor"]["name"] != IMPORTED:
         return None
     store = EditStore(path)
@@ -58,22 +56,20 @@ def imported(cfg: TrainConfig, host: Host) -> EditStore | None:
 def requested(cfg: TrainConfig, host: Host) -> tuple[FactSet, list[EditRequest], dict[str, Any]]:
     """The facts, the edits to make, and what the manifest of their store says."""
     facts = load_facts(cfg.facts)
-    requests = plan_edits(facts, draw_splits(facts, cfg.splits), cfg.edits)
+    requests = plan_edits(facts, draw_splits(facts, cfg.splits), cfg.splits, cfg.edits.seed)
     return facts, requests, request_manifest(cfg, host, facts, requests)
 
 
 def store_path(cfg: TrainConfig, host: Host, asked: dict[str, Any]) -> Path:
     """Where the store lies or will lie: as named, or in the cache."""
     if cfg.store:
-        return Path(cfg.store).expanduser()
-    return cached(cfg.cache_dir, "stores", f"{host.name}-{cfg.edits.editor}-e{cfg.edits.layer}", short_hash(asked))
+        return Path(cfg.store)
+    place = cached(cfg.cache_dir, "stores", f"{host.name}-{cfg.edits.editor}-e{cfg.edits.layer}", short_hash(asked))
+    return made_before(place, asked)
 
 
 def request_manifest(cfg: TrainConfig, host: Host, facts: FactSet, requests: list[EditRequest]) -> dict[str, Any]:
     """What a store must have been made from and with: all of its manifest that is known beforehand."""
-    settings = {name: value for name, value in dataclasses.asdict(cfg.edits).items() if name not in (*SPEED_ONLY, "editor", "layer")}
-    if cfg.edits.precision == "float32":
-        del settings["precision"]  # stores made before there was a choice stay valid
     return {
         "host": {
             "id": host.name,
@@ -84,30 +80,37 @@ def request_manifest(cfg: TrainConfig, host: Host, facts: FactSet, requests: lis
         "module": host.module_path(cfg.edits.layer),
         "layer": cfg.edits.layer,
         "base_sha256": host.base_sha256(cfg.edits.layer),
-        "editor": {"name": cfg.edits.editor, "settings": settings},
-        "keys": {"tokens": cfg.edits.key_tokens, "ridge": cfg.edits.ridge} | _keys_source(cfg),
+        "editor": {
+            "name": cfg.edits.editor,
+            "settings": {field.name: getattr(cfg.edits, field.name) for field in own_settings(cfg.edits)},
+        },
+        "seed": cfg.edits.seed,
         "facts": {"source": facts.source, "sha256": facts.sha256},
         "requests": {"count": len(requests), "sha256": short_hash([request.edit_id for request in requests])},
         "terminator_id": host.terminator_id,
-        "seed": cfg.edits.seed,
-    }
+    } | _keys_of(cfg)
 
 
-def _keys_source(cfg: TrainConfig) -> dict[str, Any]:
-    """What keys were counted on: sentences about the facts, a text, or what somebody else counted."""
+def _keys_of(cfg: TrainConfig) -> dict[str, Any]:
+    """What an editor that whitens its keys has counted them on: sentences about the facts, a text, or what somebody else counted."""
+    if not isinstance(cfg.edits, WhitenedConfig):
+        return {}
     source: dict[str, Any] = {"sentences": SENTENCES}
     if cfg.keys.text:
         source = {"text": texts_sha256(read_texts(cfg.keys, cfg.edits.key_tokens))}
     if cfg.keys.statistics:
-        source["statistics"] = hashlib.sha256(Path(cfg.keys.statistics).expanduser().read_bytes()).hexdigest()
-    return source
+        source["statistics"] = hashlib.sha256(Path(cfg.keys.statistics).read_bytes()).hexdigest()
+    return {"keys": {"tokens": cfg.edits.key_tokens, "ridge": cfg.edits.ridge} | source}
 
 
-def prepare_editor(cfg: TrainConfig, host: Host, facts: FactSet) -> Any:
-    """The editor of a config with its key statistics."""
-    texts, cache = key_texts(cfg, facts), cache_root(cfg.cache_dir)
-    given = {"statistics": rome_statistics(cfg.keys.statistics, host.mlp_size(cfg.edits.layer))} if cfg.keys.statistics else {}
-    if texts and not given and cfg.edits.ridge != "identity":
-        # The editor finds its own layer's in the cache then.
-        second_moments(host, [cfg.edits.layer, *cfg.keys.layers], texts, cfg.edits.key_tokens, cache, cfg.keys.memory_budget)
-    return load_editor(cfg.edits.editor).prepare(host, cfg.edits, texts, cache, **given)
+def prepare_editor(cfg: TrainConfig, host: Host, facts: FactSet) -> Editor:
+    """The editor of a config, with its key statistics if it whitens by some."""
+    texts, statistics = key_texts(cfg, facts), None
+    if isinstance(cfg.edits, WhitenedConfig) and cfg.edits.ridge != "identity":
+        if cfg.keys.statistics:
+            statistics = rome_statistics(cfg.keys.statistics, host.mlp_size(cfg.edits.layer))
+        elif texts:
+            layers = [cfg.edits.layer, *cfg.keys.layers]
+            found = second_moments(host, layers, texts, cfg.edits.key_tokens, cache_root(cfg.cache_dir), cfg.keys.memory_budget)
+            statistics = found[cfg.edits.layer]
+    return load_editor(cfg.edits.editor).prepare(host, cfg.edits, texts, statistics)

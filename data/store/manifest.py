@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import TypeAdapter
 from typing_extensions import NotRequired, TypedDict
 
+from decoder.config.identity import editor_as_today
 from decoder.utils.errors import first_difference
 from decoder.utils.files import short_hash
 from decoder.utils.json_files import Count, read_described
@@ -50,12 +51,21 @@ def fingerprint_of(files: Mapping[str, str]) -> str:
     return short_hash({name: digest for name, digest in files.items() if name.endswith((".arrow", ".safetensors"))})
 
 
+def disagreement(manifest: Mapping[str, Any], asked: Mapping[str, Any]) -> tuple[str, str, str] | None:
+    """The first field in which a manifest, of whatever version, is not what is asked: its name, and what differs there and here."""
+    for field, value in asked.items():
+        found = manifest.get(field)
+        if field == "editor" and found:
+            found, value = editor_as_today(found), editor_as_today(value)
+        if found != value:
+            return field, *first_difference(found, value)
+    return None
+
+
 def check_manifest(path: str | Path, manifest: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
     """Raises ValueError, naming the field, if a store's manifest differs from what is asked."""
-    for field, value in asked.items():
-        if manifest.get(field) != value:
-            found, wanted = first_difference(manifest.get(field), value)
-            raise ValueError(f"store {path}: {field} is {found}, asked for {wanted}. Give another store= or make it anew")
+    if found := disagreement(manifest, asked):
+        raise ValueError(f"store {path}: {found[0]} is {found[1]}, asked for {found[2]}. Give another store= or make it anew")
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

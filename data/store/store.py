@@ -6,8 +6,11 @@ factors explain have their whole matrices in `matrices-*.safetensors`, under the
 Shape letters: N edits, B of them, R rank, D hidden width, F MLP width.
 """
 
+import glob
+import json
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +18,14 @@ import pandas as pd
 from datasets import Features, List, Value, load_from_disk
 from torch import Tensor
 
-from data.store.manifest import _check_files, check_manifest, fingerprint_of, read_manifest
+from data.store.manifest import _check_files, check_manifest, disagreement, fingerprint_of, read_manifest
 from data.store.matrices import PATTERN, matrices_of
 from data.store.vectors import VectorColumn
 from decoder.dense import DenseEdit, applied
 from decoder.edit import LowRankEdit, RankOneEdit
 from decoder.utils.files import cache_root
 
+PARTIAL = ".partial"
 TEXT_COLUMNS = ("edit_id", "fact_id", "subject", "relation", "relation_name", "kind", "prompt", "object_true", "object")
 SCORE_COLUMNS = (
     "efficacy", "paraphrase", "specificity", "es", "ps", "ns",
@@ -120,9 +124,23 @@ def find_store(cache_dir: str | None, fingerprint: str) -> EditStore:
     raise ValueError(f"no store with fingerprint {fingerprint} in {stores}. Give the store of this decoder's edits with store=FOLDER")
 
 
+def made_before(place: Path, asked: Mapping[str, Any]) -> Path:
+    """`place`, or a store beside it, or the shards of one, that was made for the same and lies there under another hash."""
+    if place.exists() or partial_folder(place).exists():
+        return place
+    like = glob.escape(place.name.rpartition("-")[0])
+    for name, pattern in (("manifest.json", f"{like}-*"), ("asked.json", partial_folder(Path(f"{like}-*")).name)):
+        for file in sorted(place.parent.glob(f"{pattern}/{name}")):
+            # One that is damaged is no store of anything.
+            with suppress(OSError, ValueError, KeyError, AttributeError, TypeError):
+                if not disagreement(json.loads(file.read_text(encoding="utf-8")), asked):
+                    return file.parent.with_name(file.parent.name.removesuffix(PARTIAL))
+    return place
+
+
 def partial_folder(path: Path) -> Path:
     """Where the shards of a store lie until it is whole."""
-    return path.with_name(path.name + ".partial")
+    return path.with_name(path.name + PARTIAL)
 
 
 def remove_partial(path: Path) -> None:

@@ -14,10 +14,9 @@ from typing import Any
 import pyarrow as pa
 from datasets import Dataset, concatenate_datasets, load_from_disk
 
-from data.store.manifest import FORMAT, sha256_of
+from data.store.manifest import FORMAT, disagreement, sha256_of
 from data.store.matrices import PATTERN
 from data.store.store import EditStore, features, partial_folder, remove_partial
-from decoder.utils.errors import first_difference
 from decoder.utils.json_files import write_json
 
 
@@ -39,12 +38,11 @@ class StoreWriter:
         request = self.partial / "asked.json"
         if request.exists():
             found = json.loads(request.read_text(encoding="utf-8"))
-            for field, value in {**self.asked, "shard_size": shard_size}.items():
-                if found.get(field) != value:
-                    old, new = first_difference(found.get(field), value)
-                    raise ValueError(
-                        f"{self.partial} holds shards with {field}={old}, asked for {new}. Remove the folder or give another store="
-                    )
+            if wrong := disagreement(found, {**self.asked, "shard_size": shard_size}):
+                field, old, new = wrong
+                raise ValueError(
+                    f"{self.partial} holds shards with {field}={old}, asked for {new}. Remove the folder or give another store="
+                )
         else:
             write_json(request, {**self.asked, "shard_size": shard_size})
 

@@ -1,13 +1,14 @@
 """Settings and the command line: every key with its type, default and meaning, composed, checked and explained. No torch."""
 
+from decoder.config.editors import EditsConfig, RomeConfig
 from decoder.config.schema import (
     DataConfig,
     DecoderConfig,
-    EditsConfig,
     FactsConfig,
     HostConfig,
     KeysConfig,
     LauncherConfig,
+    MinimumConfig,
     OptimConfig,
     PocketConfig,
     SplitsConfig,
@@ -25,8 +26,10 @@ __all__ = [
     "HostConfig",
     "KeysConfig",
     "LauncherConfig",
+    "MinimumConfig",
     "OptimConfig",
     "PocketConfig",
+    "RomeConfig",
     "SplitsConfig",
     "SwapConfig",
     "TrainConfig",

@@ -3,14 +3,15 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from decoder.config.schema import HostConfig, TrainConfig, group, option
+from decoder.config.options import group, option, place
+from decoder.config.schema import HostConfig, TrainConfig
 
 
 @dataclass
 class ProduceConfig(TrainConfig):
     """What `python -m data.produce` reads."""
 
-    parquet: str | None = option(None, "also write the store as Parquet files to this folder, for data.streaming=true or the Hub")
+    parquet: str | None = place(None, "also write the store as Parquet files to this folder, for data.streaming=true or the Hub")
     shard: str | None = option(None, "make only every 16th shard, from the third on, as 3/16; `merge` joins what all parts made")
 
 
@@ -18,19 +19,19 @@ class ProduceConfig(TrainConfig):
 class EvaluateConfig:
     """What `evaluate.py` reads."""
 
-    decoder: str | None = option(None, "exported decoder folder, or a folder of several with index.json: the one that fits is used")
+    decoder: str | None = place(None, "exported decoder folder, or a folder of several with index.json: the one that fits is used")
     layer: int | None = option(None, "edited layer: which decoder of a folder of several; a single one must be of it")
-    store: str | None = option(None, "store of edits to score, its own or another editor's; empty finds the decoder's own in the cache")
+    store: str | None = place(None, "store of edits to score, its own or another editor's; empty finds the decoder's own in the cache")
     precision: Literal["factors", "float32", "bf16", "fp16", "int8", "int4"] = option(
         "factors", "how the edits are scored: as factors, or as whole matrices W' that were kept in this precision"
     )
-    suspect: str | None = option(None, "suspect to read: safetensors or npz file with one matrix, or checkpoint folder")
+    suspect: str | None = place(None, "suspect to read: safetensors or npz file with one matrix, or checkpoint folder")
     tensor: str | None = option(None, "name of the suspect matrix, if the file holds several 2-D tensors")
-    host: str | None = option(None, "host folder or Hub id; empty takes what the decoder was trained on")
-    top: int = option(4, "objects to print, at most the beams of the decoder")
+    host: str | None = place(None, "host folder or Hub id; empty takes what the decoder was trained on")
+    top: int = option(4, "objects to print, at most the beams of the decoder", least=1)
     json: bool = option(False, "print one JSON object and nothing else")
     allow_host_mismatch: bool = option(False, "go on with a host that is not the decoder's")
-    cache_dir: str | None = option(None, "cache of hosts and stores")
+    cache_dir: str | None = place(None, "cache of hosts and stores")
     device: str = option("cpu", "device to run on")
 
 
@@ -39,23 +40,23 @@ class ImportConfig:
     """What `python -m data.import_edits` reads."""
 
     host: HostConfig = group(HostConfig)
-    edited: str | None = option(None, "what was edited: a safetensors or npz file, a checkpoint folder, or a folder of many of them")
-    base: str | None = option(None, "the same before the edit, a file or checkpoint folder; empty takes the host's own weights")
-    facts: str | None = option(None, "what was planted: a fact set, by name of the edited file or in the order of their names")
+    edited: str | None = place(None, "what was edited: a safetensors or npz file, a checkpoint folder, or a folder of many of them")
+    base: str | None = place(None, "the same before the edit, a file or checkpoint folder; empty takes the host's own weights")
+    facts: str | None = place(None, "what was planted: a fact set, by name of the edited file or in the order of their names")
     schema: str = option("plain", "schema of the facts: plain, counterfact, zsre, zsre-alt, pararel, mquake or knowedit")
     layer: int | None = option(None, "edited layer; empty finds it where whole checkpoints are given")
     tensor: str | None = option(None, "name of the matrix in a file that has several")
-    store: str | None = option(None, "folder of the store to write")
+    store: str | None = place(None, "folder of the store to write")
     tolerance: float = option(1e-4, "an update is of rank R when less than this share of its length is left over, rounding aside")
-    cache_dir: str | None = option(None, "cache of hosts")
+    cache_dir: str | None = place(None, "cache of hosts")
 
 
 @dataclass
 class ReportConfig:
     """What `python -m decoder.report` reads."""
 
-    runs: list[str] = option([], "run folders, or folders above them; may be given without `runs=`")
-    to: str | None = option(None, "folder for compare.html and compare.csv; empty is the folder given, or for W&B this one")
+    runs: list[str] = place([], "run folders, or folders above them; may be given without `runs=`")
+    to: str | None = place(None, "folder for compare.html and compare.csv; empty is the folder given, or for W&B this one")
     wandb: str | None = option(None, "entity/project of W&B whose training runs are compared instead")
     group: str | None = option(None, "with wandb=: the runs of one W&B group only")
 
@@ -64,8 +65,8 @@ class ReportConfig:
 class ExportConfig:
     """What `python -m decoder.export` reads."""
 
-    runs: list[str] = option([], "run folders, or folders above them; may be given without `runs=`")
-    to: str | None = option(None, "folder to write: a decoder for each host and edited layer, and index.json")
+    runs: list[str] = place([], "run folders, or folders above them; may be given without `runs=`")
+    to: str | None = place(None, "folder to write: a decoder for each host and edited layer, and index.json")
     push: str | None = option(None, "Hub repository, as user/name, to send the folder to; only shown unless send=true")
     send: bool = option(False, "with push=: send it. Without, what would be sent is listed and nothing leaves this machine")
     private: bool = option(True, "with push=: a new repository is private")

@@ -9,22 +9,41 @@ import json
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import Field, asdict, fields, is_dataclass
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, NamedTuple, TypeVar, get_args, get_origin
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from decoder.config.commands import EvaluateConfig, ExportConfig, ImportConfig, ProduceConfig, ReportConfig
-from decoder.config.help import FLAGS, kind, settings, write_help
-from decoder.config.schema import TrainConfig
+from decoder.config.editors import EDITORS, own_settings
+from decoder.config.help import FLAGS, kind, write_help
+from decoder.config.options import expanded, leaves, sections, settings, spelled
+from decoder.config.schema import RENAMED, TrainConfig, with_editor
 from decoder.config.validate import check
 from decoder.utils.errors import UserError, did_you_mean
 
 C = TypeVar("C", TrainConfig, ProduceConfig, EvaluateConfig, ImportConfig, ReportConfig, ExportConfig)
 SELF, ALSO = "_self_", "also"
-TRAIN_KEYS = dict(settings(TrainConfig))
+TRAIN_KEYS = {key: field for editor in EDITORS for key, field in settings(with_editor(TrainConfig, editor))}
+"""Every setting of a run, with those of every editor."""
+
+
+class Given(NamedTuple):
+    """A setting as a file or the command line gives it."""
+
+    key: str
+    value: Any
+    source: str
+    typed: str | None = None
+    is_of_usual: bool = False
+    """Whether a file gives it that names no editor: what it says of one editor alone, it says of that of the defaults."""
+
+    @property
+    def told(self) -> str:
+        return self.source + (self.typed or f"{self.key}={'null' if self.value is None else self.value}")
 
 
 def compose(config_class: type[C], name: str, argv: Iterable[str], page: str | None = None) -> C:
@@ -38,7 +57,8 @@ def compose(config_class: type[C], name: str, argv: Iterable[str], page: str | N
     """
     flags, arguments = _split(list(argv))
     if "--help" in flags:
-        write_help(page or name, OmegaConf.to_object(_compose_tree(config_class, name, {})), _options(config_class))
+        chosen = dict(word.split("=", 1) for word in arguments if word.startswith(("edits=", "edits.editor=")))
+        write_help(page or name, OmegaConf.to_object(_compose_tree(config_class, name, chosen)), _options(config_class))
         raise SystemExit(0)
     if "--resolve" in flags and "--cfg" not in flags:
         raise UserError("--resolve goes with --cfg: write --cfg --resolve")
@@ -47,6 +67,7 @@ def compose(config_class: type[C], name: str, argv: Iterable[str], page: str | N
         config = OmegaConf.to_object(tree)
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+    _expand_paths(config)
     check(config)
     if "--cfg" in flags:
         sys.stdout.write(to_yaml(config) if "--resolve" in flags else OmegaConf.to_yaml(tree))
@@ -72,6 +93,14 @@ def to_yaml(config: Any) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(asdict(config)))
 
 
+def _expand_paths(config: Any) -> None:
+    for key, field in settings(config):
+        group, _, name = key.rpartition(".")
+        holder = attrgetter(group)(config) if group else config
+        if field.metadata["path"] and (path := getattr(holder, name)):
+            setattr(holder, name, expanded(path))
+
+
 def _split(argv: list[str]) -> tuple[set[str], list[str]]:
     flags = {"--help" if item == "-h" else item for item in argv if item in FLAGS or item == "-h"}
     rest = [item for item in argv if item not in FLAGS and item != "-h"]
@@ -90,6 +119,7 @@ def _overrides(arguments: list[str]) -> dict[str, str]:
             raise UserError(f"{argument}: expected KEY=VALUE without spaces around the `=`")
         if text.startswith("="):
             raise UserError(f"{argument}: one `=` too many; write {key}={text.lstrip('=')}")
+        key = spelled(key)
         if key in overrides:
             raise UserError(f"{argument}: {key} came twice, first as {key}={overrides[key]}; keep one")
         overrides[key] = text
@@ -97,8 +127,26 @@ def _overrides(arguments: list[str]) -> dict[str, str]:
 
 
 def _compose_tree(config_class: type[C], name: str, overrides: dict[str, str]) -> DictConfig:
-    tree, keys, options = OmegaConf.structured(config_class), dict(settings(config_class)), _options(config_class)
-    own = _load(_folder() / f"{name}.yaml")
+    options = _options(config_class)
+    given = list(_in_files(config_class, name, options, overrides))
+    for key, text in overrides.items():
+        if key not in options:
+            given.append(Given(key, _parse(TRAIN_KEYS | dict(settings(config_class)), key, text), "", f"{key}={text}"))
+    start = with_editor(config_class, _editor(given))
+    tree, keys = OmegaConf.structured(start), dict(settings(start))
+    _refuse_renamed(one for one in given if RENAMED.get(one.key) in keys)
+    usual = type(TrainConfig().edits)
+    others = set() if isinstance(getattr(start, "edits", None), usual) else {f"edits.{field.name}" for field in own_settings(usual)}
+    others |= TRAIN_KEYS.keys() - keys.keys()
+    for one in given:
+        if not (one.is_of_usual and one.key in others):
+            _assign(tree, keys, one)
+    return tree
+
+
+def _in_files(config_class: type[C], name: str, options: dict[str, list[str]], overrides: dict[str, str]) -> Iterator[Given]:
+    """What the files say, first to last."""
+    groups, own = sections(dict(settings(config_class))), _load(_folder() / f"{name}.yaml")
     for group, option in _order(own.pop("defaults", None) or [], options, name, overrides).items():
         source = f"configs/{name}.yaml" if group == SELF else f"configs/{group}/{option}.yaml"
         if group != SELF and option not in options[group]:
@@ -106,17 +154,27 @@ def _compose_tree(config_class: type[C], name: str, overrides: dict[str, str]) -
         body = own if group == SELF else _load(_folder() / group / f"{option}.yaml")
         # What a file of a group sets outside its group, as a host sets the layer that is edited by default.
         also = body.pop(ALSO, None) or {} if group not in (SELF, "experiment") else {}
-        for key, value in _leaves(body if group in (SELF, "experiment") else {group: body}, _sections(keys)):
-            _assign(tree, keys, key, value, f"{source}: ")
-        for key, value in _leaves(also, _sections(keys | TRAIN_KEYS)):
-            if key in keys or key not in TRAIN_KEYS:
-                _assign(tree, keys, key, value, f"{source}: {ALSO}: ")
+        found = dict(leaves(body if group in (SELF, "experiment") else {group: body}, groups))
+        is_of_usual = issubclass(config_class, TrainConfig) and group != "edits" and "edits.editor" not in found
+        for key, value in found.items():
+            yield Given(spelled(key), value, f"{source}: ", is_of_usual=is_of_usual)
+        for key, value in leaves(also, groups | sections(TRAIN_KEYS)):
+            yield Given(spelled(key), value, f"{source}: {ALSO}: ", is_of_usual=True)
         if group == "experiment":
-            tree.experiment = option
-    for key, text in overrides.items():
-        if key not in options:
-            _assign(tree, keys, key, _parse(keys, key, text), "", f"{key}={text}")
-    return tree
+            yield Given("experiment", option, f"{source}: ")
+
+
+def _refuse_renamed(given: Iterable[Given]) -> None:
+    if renamed := [f"{one.told}: this setting is {RENAMED[one.key]} now" for one in given]:
+        raise UserError(", ".join(renamed))
+
+
+def _editor(given: Iterable[Given]) -> str | None:
+    """The editor that is asked for, if one is."""
+    asked = [one for one in given if one.key == "edits.editor"]
+    if asked and asked[-1].value not in EDITORS:
+        raise UserError(f"{asked[-1].told}: no such editor; {did_you_mean(str(asked[-1].value), EDITORS)}")
+    return asked[-1].value if asked else None
 
 
 def _order(entries: list[Any], options: dict[str, list[str]], name: str, overrides: dict[str, str]) -> dict[str, str]:
@@ -156,38 +214,24 @@ def _load(path: Path) -> dict[str, Any]:
     return body
 
 
-def _sections(keys: Iterable[str]) -> set[str]:
-    return {key[:index] for key in keys for index, letter in enumerate(key) if letter == "."}
-
-
-def _leaves(body: dict[Any, Any], sections: set[str], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in body.items():
-        key = f"{prefix}{name}"
-        if key in sections and isinstance(value, dict):
-            yield from _leaves(value, sections, f"{key}.")
-        else:
-            yield key, value
-
-
 def _parse(keys: dict[str, Field], key: str, text: str) -> Any:
     """The value of an override. A text stays as typed: YAML would read a revision 00123 as the number 83."""
     if key in keys and _is_text(keys[key].type) and text[:1] not in ('"', "'"):
-        return None if text in ("", "null", "~") else text
+        return None if text in ("", "null") or (text == "~" and not keys[key].metadata["path"]) else text
     try:
         return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=False)["value"]
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"{key}={text}: not readable; lists are written [0,1], and text with signs in quotes") from error
 
 
-def _assign(tree: DictConfig, keys: dict[str, Field], key: str, value: Any, source: str, shown: str | None = None) -> None:
-    shown = shown or f"{key}={'null' if value is None else value}"
-    if key not in keys:
-        raise UserError(f"{source}{shown}: {_unknown(key, keys)}")
-    wrong = UserError(f"{source}{shown}: expected {kind(keys[key])}")
-    if _is_text(keys[key].type) and not isinstance(value, str | None):
+def _assign(tree: DictConfig, keys: dict[str, Field], one: Given) -> None:
+    if one.key not in keys:
+        raise UserError(f"{one.told}: {_unknown(one.key, keys)}")
+    wrong = UserError(f"{one.told}: expected {kind(keys[one.key])}")
+    if _is_text(keys[one.key].type) and not isinstance(one.value, str | None):
         raise wrong
     try:
-        OmegaConf.update(tree, key, value, merge=False)
+        OmegaConf.update(tree, one.key, one.value, merge=False)
     except (OmegaConfBaseException, TypeError, ValueError) as error:
         raise wrong from error
 

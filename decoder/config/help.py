@@ -1,9 +1,10 @@
 """The help page: every setting with its type, default and line of help, taken from the dataclasses."""
 
 import sys
-from collections.abc import Iterator
-from dataclasses import Field, fields, is_dataclass
+from dataclasses import Field
 from typing import Any, Literal, get_args, get_origin
+
+from decoder.config.options import settings
 
 PAGES = {
     "train": (
@@ -62,20 +63,11 @@ FLAGS = {"--help": "show this page", "--cfg": "print the composed config as YAML
 GRID_FLAG = {"-m": "run a grid: KEY=A,B or KEY=range(START,STOP,STEP) are several runs; finished ones are skipped"}
 
 
-def settings(config_class: type, prefix: str = "") -> Iterator[tuple[str, Field]]:
-    """Every key of a config class in its dotted form, with its dataclass field, in order of declaration."""
-    for field in fields(config_class):
-        if is_dataclass(field.type):
-            yield from settings(field.type, f"{prefix}{field.name}.")
-        else:
-            yield prefix + field.name, field
-
-
 def kind(field: Field) -> str:
     """What a setting accepts, in words."""
     annotation = field.type
-    if field.metadata.get("kind"):
-        return field.metadata["kind"]
+    if told := field.metadata["kind"]:
+        return told() if callable(told) else told
     if get_origin(annotation) is Literal:
         return "|".join(get_args(annotation))
     if get_origin(annotation) is list:
@@ -92,7 +84,7 @@ def write_help(name: str, config: Any, options: dict[str, list[str]]) -> None:
     blocks = {"Options": [(flag, "", line) for flag, line in flags.items()]}
     if options:
         blocks["Groups"] = [(f"{group}={'|'.join(names)}", "", f"a file of configs/{group}/") for group, names in options.items()]
-    for key, field in settings(type(config)):
+    for key, field in settings(config):
         value = config
         for part in key.split("."):
             value = getattr(value, part)

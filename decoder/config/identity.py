@@ -1,16 +1,26 @@
-"""Which settings make a run what it is: its folder, its edits, and what its results depend on."""
+"""Which settings make a run what it is: its folder, its edits, and what its results depend on.
+
+`as_today` is the one rule by which results of every version stay valid: a setting that was renamed counts under its new name, one that
+is absent had today's default, and one that is gone counts for nothing. Runs, comparisons, exports, checkpoints and stores go by it.
+"""
 
 import json
+from collections.abc import Collection, Mapping
 from contextlib import suppress
+from dataclasses import Field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from decoder.config import TrainConfig
 from decoder.config.compose import to_dict
+from decoder.config.editors import EDITORS, EditsConfig, own_settings
+from decoder.config.options import expanded, leaves, sections, settings
+from decoder.config.schema import RENAMED, with_editor
 from decoder.utils.files import short_hash
 
-WITHOUT_EFFECT = {"runs", "cache_dir", "resume", "wandb", "launcher", "grid", "variant"}
-"""Settings that change where results go and what is shown, not the results."""
+WITHOUT_EFFECT = {"runs", "cache_dir", "resume", "wandb", "launcher", "grid", "variant", "trainer.progress"}
+"""Settings and groups that change where results go and what is shown, not the results."""
 OF_THE_EDITS = ("host", "cache_dir", "store", "facts", "keys", "edits", "splits")
 """Settings that say which edits are made; runs that share them share their edits."""
 
@@ -27,7 +37,7 @@ def editor_of(cfg: TrainConfig) -> str:
     if cfg.store:
         # A manifest that is damaged is refused where the store is opened.
         with suppress(OSError, ValueError, KeyError, TypeError):
-            manifest = json.loads((Path(cfg.store).expanduser() / "manifest.json").read_text(encoding="utf-8"))
+            manifest = json.loads((Path(cfg.store) / "manifest.json").read_text(encoding="utf-8"))
             return Path(manifest["editor"]["name"]).name or cfg.edits.editor
     return cfg.edits.editor
 
@@ -37,10 +47,48 @@ def trained_layers(cfg: TrainConfig) -> list[int]:
     return list(layer) if isinstance(layer, (list, tuple)) else [layer]
 
 
-def with_effect(config: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a resolved config that its results depend on."""
-    kept = {key: value for key, value in config.items() if key not in WITHOUT_EFFECT}
-    return kept | {"trainer": {key: value for key, value in config.get("trainer", {}).items() if key != "progress"}}
+def as_today(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The recorded settings of a run, by dotted name, as this version would have recorded them; last, those it does not know."""
+    groups = sections(key for key, _ in settings(TrainConfig))
+    found = {RENAMED.get(key, key): value for key, value in leaves(record, groups) if key not in groups}
+    config = with_editor(TrainConfig, str(found.get("edits.editor", EditsConfig.editor)))
+    known = {key: _recorded(field, found, key, attrgetter(key)(config)) for key, field in settings(config)}
+    return known | {key: value for key, value in found.items() if key not in known}
+
+
+def editor_as_today(editor: Mapping[str, Any]) -> dict[str, Any]:
+    """The editor of a store's manifest with the settings its edits depend on; one that is not known as it is."""
+    if not (kind := EDITORS.get(editor["name"])):
+        return dict(editor)
+    found = editor.get("settings", {})
+    defaults = kind()
+    own = {field.name: _recorded(field, found, field.name, getattr(defaults, field.name)) for field in own_settings(kind)}
+    return {"name": editor["name"], "settings": own}
+
+
+def _recorded(field: Field, found: Mapping[str, Any], key: str, default: Any) -> Any:
+    value = found.get(key, default)
+    if field.metadata["path"] and isinstance(value, str):
+        return expanded(value)
+    # A default may be written 1 where a composed config has 1.0.
+    return float(value) if field.type in (float, float | None) and type(value) is int else value
+
+
+def with_effect(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a run that its results depend on, by dotted name."""
+    return {key: value for key, value in as_today(record).items() if not {key, key.partition(".")[0]} & WITHOUT_EFFECT}
+
+
+def differing(records: Collection[Mapping[str, Any]]) -> list[str]:
+    """The settings, as of `as_today`, in which records differ. What some do not have is gone, and counts for nothing with them."""
+    names = dict.fromkeys(name for record in records for name in record)
+    values = {name: [record[name] for record in records if name in record] for name in names}
+    return [name for name, found in values.items() if any(value != found[0] for value in found)]
+
+
+def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The first setting in which two records differ, as text of each."""
+    return next(((f"{name}: {before[name]!r}", f"{name}: {now[name]!r}") for name in differing([before, now])), None)
 
 
 def edits_of(config: TrainConfig) -> str:

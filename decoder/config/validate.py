@@ -5,39 +5,19 @@ from operator import attrgetter
 from typing import Any
 
 from decoder.config.commands import EvaluateConfig, ExportConfig, ImportConfig, ReportConfig
-from decoder.config.help import settings
+from decoder.config.options import settings
 from decoder.config.schema import TrainConfig
 from decoder.utils.errors import UserError
-
-POSITIVE = {
-    *(f"host.pocket.{name}" for name in ("layers", "window", "hidden_size", "mlp_size", "heads", "object_vocabulary")),
-    *(f"host.pocket.{name}" for name in ("steps", "batch_size", "row_tokens")),
-    *(f"edits.{name}" for name in ("contexts", "steps", "batch_size", "shard_size", "key_tokens")),
-    *(f"decoder.{name}" for name in ("prompt_length", "beams", "max_object_tokens")),
-    *(f"data.{name}" for name in ("batch_size", "eval_batch_size", "max_train", "prefetch", "shuffle_buffer")),
-    *("optim.epochs", "optim.patience", "trainer.num_nodes", "top"),
-    "facts.per_relation",
-    *("launcher.jobs", "launcher.cpus"),
-}
-FRACTIONS = {
-    "decoder.prior",
-    "optim.recombined",
-    "splits.held_out_objects",
-    "splits.val_subjects",
-    "splits.test_subjects",
-    "host.pocket.min_recall",
-}
 
 
 def check(config: TrainConfig | EvaluateConfig | ImportConfig | ReportConfig | ExportConfig) -> None:
     """Raises UserError on the first value out of range; what needs torch or a host is checked where that is at hand."""
-    for key, _ in settings(type(config)):
-        value = attrgetter(key)(config)
-        if key == "trainer.devices" or not _is_number(value):
+    for key, field in settings(config):
+        value, least, most = attrgetter(key)(config), field.metadata["least"], field.metadata["most"]
+        if least is None or not _is_number(value):
             continue
-        least = 1 if key in POSITIVE else 0
-        if not math.isfinite(value) or value < least or (key in FRACTIONS and value > 1):
-            raise UserError(f"{key}={value}: expected a number from {least} " + ("to 1" if key in FRACTIONS else "up"))
+        if not math.isfinite(value) or value < least or (most is not None and value > most):
+            raise UserError(f"{key}={value}: expected a number from {least} " + ("up" if most is None else f"to {most}"))
     if isinstance(config, TrainConfig):
         _check_train(config)
     if isinstance(config, EvaluateConfig) and config.suspect and (config.store or config.precision != "factors"):
@@ -50,8 +30,7 @@ def _check_train(config: TrainConfig) -> None:
         raise UserError(
             f"decoder.layer={config.decoder.layer}: expected a layer as 1, or different layers as [0,1]; a grid has -m in front"
         )
-    if config.edits.ridge != "identity" and not _is_number(config.edits.ridge):
-        raise UserError(f"edits.ridge={config.edits.ridge}: expected `identity` or a number from 0 up")
+    config.edits.check()
     devices = config.trainer.devices
     if not isinstance(devices, list | str) and devices != -1 and not (_is_index(devices) and devices > 0):
         raise UserError(f"trainer.devices={devices}: expected auto, a count from 1 up, -1 for all, or indices as [0,1]")

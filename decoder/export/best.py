@@ -7,15 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from decoder.config.identity import OF_THE_EDITS
+from decoder.config.identity import OF_THE_EDITS, as_today, difference
 from decoder.export.save import CONFIG, read_config
 from decoder.report.results import Found, validation_score
-from decoder.utils.errors import UserError, first_difference
+from decoder.utils.errors import UserError
 
-WITHOUT_EFFECT = {"edits": ("layer", "batch_size", "shard_size")}
-"""Settings of the edits that do not change them, and the layer, which tells decoders apart and not runs."""
-OF_THE_STORE = ("store", "splits")
-"""What counts of runs on a store that was given: the other settings made nothing."""
+NOT_COMPARED = {"host", "cache_dir", "store", "facts.path", "edits.layer", "edits.batch_size", "edits.shard_size"}
+"""Settings and groups that do not change the edits or are compared by content, and the layer, which tells decoders apart and not runs."""
 
 
 class Candidate(NamedTuple):
@@ -50,23 +48,24 @@ def best_runs(found: Found) -> list[tuple[Path, dict[str, Any], dict[str, Any]]]
 
 def _edits_of(result: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
     """What says which edits a run was trained and validated on; the host is known by its fingerprint."""
-    settings = {name: value for name, value in (result.get("config") or {}).items() if name in OF_THE_EDITS}
-    if settings.get("store"):
-        return {name: settings[name] for name in OF_THE_STORE if name in settings} | {"store": config["store"]}
-    # Facts are compared by content: their path may be written in many ways.
-    settings["facts"] = {name: value for name, value in (settings.get("facts") or {}).items() if name != "path"} | config.get("facts", {})
-    for group, names in WITHOUT_EFFECT.items():
-        settings[group] = {name: value for name, value in (settings.get(group) or {}).items() if name not in names}
-    return {name: value for name, value in settings.items() if name not in ("host", "cache_dir")} | {"store": "not given"}
+    settings = as_today(result.get("config") or {})
+    made = {
+        name: value
+        for name, value in settings.items()
+        if (group := name.partition(".")[0]) in OF_THE_EDITS and not {name, group} & NOT_COMPARED
+    }
+    if settings["store"]:
+        # The other settings made nothing.
+        drawn = {name: value for name, value in made.items() if name.startswith("splits.") and not name.endswith("_per_relation")}
+        return {"store": config["store"]} | drawn
+    return {"store": "not given"} | made | {f"facts.{name}": value for name, value in config.get("facts", {}).items()}
 
 
 def _check_same_edits(first: Candidate, other: Candidate) -> None:
-    if first.edits == other.edits:
+    if not (found := difference(first.edits, other.edits)):
         return
-    stores = {"store": first.edits["store"]}, {"store": other.edits["store"]}
-    ours, theirs = first_difference(*(stores if stores[0] != stores[1] else (first.edits, other.edits)))
     raise UserError(
         f"{first.run} and {other.run} are both of {first.config['host']['id']}, edited layer {first.config['edited_layer']}, but on "
-        f"other edits, so their validation scores do not compare: {ours} in the first, "
-        f"{theirs} in the other. Give fewer run folders, of one kind of edits"
+        f"other edits, so their validation scores do not compare: {found[0]} in the first, "
+        f"{found[1]} in the other. Give fewer run folders, of one kind of edits"
     )

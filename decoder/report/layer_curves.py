@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from decoder.config.identity import OF_THE_EDITS, with_effect
+from decoder.config.identity import OF_THE_EDITS, differing, with_effect
 from decoder.report.results import layer_fraction, validation_score
 from decoder.report.tables import OOD_CELLS, SPLITS, made_by
 
@@ -62,7 +62,7 @@ class Best(NamedTuple):
 
 def run_rows(results: Mapping[Any, Mapping[str, Any]]) -> list[Row]:
     """One flat row a run, in the columns of compare.csv."""
-    settings = _settings({name: flat(result.get("config") or {}) for name, result in results.items()})
+    settings = _settings({name: with_effect(result.get("config") or {}) for name, result in results.items()})
     return [_row(str(name), result, settings[name]) for name, result in results.items()]
 
 
@@ -131,30 +131,17 @@ def best_layers(rows: list[Row]) -> list[Best]:
 
 def differences(configs: Iterable[Mapping[str, Any]]) -> dict[str, Counter[str]]:
     """Dotted setting -> its values and how many runs have each, for settings that are not the same everywhere."""
-    flats = [flat(config) for config in configs]
-    keys = dict.fromkeys(key for found in flats for key in found)
-    counts = {key: Counter(str(found.get(key, "not recorded")) for found in flats) for key in keys}
-    return {key: values for key, values in counts.items() if len(values) > 1}
+    records = [with_effect(config) for config in configs]
+    return {key: Counter(str(record[key]) for record in records if key in record) for key in differing(records)}
 
 
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings with an effect on results, by dotted name."""
-    found: dict[str, Any] = {}
-    for key, value in (with_effect(dict(config)) if not prefix else config).items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return found
-
-
-def _settings(flats: Mapping[Any, Mapping[str, Any]]) -> dict[Any, dict[str, Any]]:
+def _settings(records: Mapping[Any, Mapping[str, Any]]) -> dict[Any, dict[str, Any]]:
     """What tells runs of one host apart beside the axes."""
     by_host: dict[Any, list[Mapping[str, Any]]] = defaultdict(list)
-    for found in flats.values():
-        by_host[found.get("host.name")].append(found)
-    varying = {
-        host: [key for key in dict.fromkeys(k for f in group for k in f) if key not in AXES and len({str(f.get(key)) for f in group}) > 1]
-        for host, group in by_host.items()
-    }
-    return {name: {key: found.get(key) for key in varying[found.get("host.name")]} for name, found in flats.items()}
+    for found in records.values():
+        by_host[found["host.name"]].append(found)
+    varying = {host: [key for key in differing(group) if key not in AXES] for host, group in by_host.items()}
+    return {name: {key: found[key] for key in varying[found["host.name"]] if key in found} for name, found in records.items()}
 
 
 def _in_words(settings: Mapping[str, Any]) -> str:

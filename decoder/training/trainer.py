@@ -19,10 +19,10 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 
 from decoder.config import TrainConfig
 from decoder.config.compose import to_dict
-from decoder.config.identity import editor_of, trained_layers, with_effect
+from decoder.config.identity import difference, editor_of, trained_layers, with_effect
 from decoder.host import Host
 from decoder.report.results import is_finished
-from decoder.utils.errors import TERMINATED, first_difference
+from decoder.utils.errors import TERMINATED
 
 NARROW = 256  # hidden width; two threads take 84 ms for a step of the pocket host, one takes 48
 
@@ -121,14 +121,14 @@ def checkpoint_to_go_on_from(cfg: TrainConfig, folder: Path) -> Path | None:
             raise ValueError(f"resume=true: {checkpoint} cannot be read ({type(error).__name__}); resume=false starts anew") from error
         log.warning("%s cannot be read (%s): starting anew", checkpoint, error)
         return None
-    now = with_effect(to_dict(cfg))
-    if cfg.resume and before != now:
-        old, new = first_difference(before, now)
+    found = difference(before, with_effect(to_dict(cfg)))
+    if cfg.resume and found:
+        old, new = found
         raise ValueError(
             f"resume=true: {checkpoint} was trained with {old}, now it is {new}. Give the settings it was started with, "
             "or start anew with resume=false"
         )
-    return checkpoint if before == now and (cfg.resume or not is_finished(folder)) else None
+    return checkpoint if not found and (cfg.resume or not is_finished(folder)) else None
 
 
 @contextmanager

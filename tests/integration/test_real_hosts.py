@@ -30,9 +30,9 @@ OBJECTS = ["Oslo", "Rome", "Paris", "Bonn", "baker", "singer"]
 SMALL = (
     "experiment=smoke", "edits.layer=1", "decoder.layer=1", "edits.contexts=2", "edits.steps=40", "edits.clamp=40", "edits.kl=0",
     "edits.decay=0", "edits.key_tokens=500", "optim.epochs=2", "trainer.accelerator=cpu", "splits.train_relations=4",
-    "splits.val_relations=1", "splits.ood_relations=1", "splits.min_val_id=1", "splits.min_val_new=0", "splits.min_id=0",
-    "splits.min_ood=0", "splits.min_unseen_object=0", "edits.train_per_relation=16",
-    "edits.val_per_relation=8", "splits.val_subjects=0.3", "facts.source=plain",
+    "splits.val_relations=1", "splits.ood_relations=1", "splits.minimum.val_id=1", "splits.minimum.val_new=0", "splits.minimum.id=0",
+    "splits.minimum.ood=0", "splits.minimum.unseen_object=0", "splits.train_per_relation=16",
+    "splits.val_per_relation=8", "splits.val_subjects=0.3", "facts.source=plain",
 )  # fmt: skip
 
 
@@ -113,8 +113,8 @@ def train_on_matrices(command, host, store: Path, folder: Path, arguments: tuple
     assert done.returncode == 0 and f"{len(rows)} edits of layer 1 ({len(rows)} of rank 1), 0 skipped" in done.stdout, done.stderr
     again = EditStore(imported)
     assert again.table()["success"].tolist() == made.table()["success"].tolist()
-    few = command("train.py", *arguments, *SMALL, f"store={imported}", "variant=few", "splits.min_train=1000")
-    assert few.returncode == 2 and few.stderr.count("\n") == 1 and "splits.min_train=1000" in few.stderr, few.stderr
+    few = command("train.py", *arguments, *SMALL, f"store={imported}", "variant=few", "splits.minimum.train=1000")
+    assert few.returncode == 2 and few.stderr.count("\n") == 1 and "splits.minimum.train=1000" in few.stderr, few.stderr
     done = command("train.py", *arguments, *SMALL, f"store={imported}")
     assert done.returncode == 0, done.stderr
     run = folder / "runs" / "smoke" / arguments[0].partition("=")[2] / "imported-e1-t1-s0"

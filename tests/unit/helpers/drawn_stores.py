@@ -21,7 +21,7 @@ class DrawnEdits:
     killed_at = 10**9
 
     @classmethod
-    def prepare(cls, host, cfg, texts, cache):
+    def prepare(cls, host, cfg, texts, statistics):
         editor = cls()
         editor.width, editor.mlp_width = host.weight_DF(cfg.layer).shape
         return editor
@@ -58,4 +58,4 @@ def config(path, **data_settings) -> TrainConfig:
 
 
 def planned(facts, cfg) -> list[str]:
-    return [request.edit_id for request in plan_edits(facts, draw_splits(facts, cfg.splits), cfg.edits)]
+    return [request.edit_id for request in plan_edits(facts, draw_splits(facts, cfg.splits), cfg.splits, cfg.edits.seed)]

@@ -6,12 +6,12 @@ from data.editors.rome import Rome
 from data.facts.fact import EditRequest, Fact
 from data.keys.moments import second_moment
 from data.keys.whiten import whitener
-from decoder.config import EditsConfig
+from decoder.config import RomeConfig
 
 LAYER = 1
 CONTEXTS = ["{}", "Hal was born in Oslo . {}", "the city of Bonn . {}"]
 TEXTS = ["Ada of the north works as a baker .", "Ben lives in Rome", "Carl was born in Paris .", "the small red city", "Dora is a singer ."]
-CFG = EditsConfig(layer=LAYER, ridge=0.1, steps=12, lr=0.1, batch_size=4, stop_loss=0.05, clamp=8.0)
+CFG = RomeConfig(layer=LAYER, ridge=0.1, steps=12, lr=0.1, batch_size=4, stop_loss=0.05, clamp=8.0)
 
 CASES = [
     ("Ada", "{} works as", "baker"),

@@ -105,7 +105,7 @@ def test_a_grid_does_not_replace_finished_runs_of_other_settings(tmp_path, capsy
     argv = [f"runs={tmp_path}", "seed=0,1"]
     for launcher in ("local", "slurm"):
         with pytest.raises(
-            UserError, match="rome-e1-t1-s1 holds .*other settings: optim: epochs: 7 there, .*epochs: 8 now.*resume=false"
+            UserError, match="rome-e1-t1-s1 holds .*other settings: optim.epochs: 7 there, optim.epochs: 8 now.*resume=false"
         ) as refused:
             launch(read_grid(["-m", *argv, "optim.epochs=8", f"launcher={launcher}"]), lambda *_: 1 / 0, ROOT)
         assert "\n" not in str(refused.value) and capsys.readouterr().out == ""

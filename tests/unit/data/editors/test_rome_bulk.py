@@ -16,6 +16,7 @@ from data.editors.prefix_cache import clean_pass
 from data.editors.rome import Rome
 from data.facts.load import load_facts
 from data.produce.plan import request_manifest
+from data.store.manifest import disagreement
 from decoder.config import TrainConfig
 from decoder.config.compose import compose
 
@@ -171,12 +172,11 @@ def test_only_another_precision_makes_another_store():
     host, cfg = build_host(POCKET), compose(TrainConfig, "train", [])
     facts = load_facts(cfg.facts)
 
-    def settings(precision: str) -> dict:
-        asked = replace(cfg, edits=replace(cfg.edits, precision=precision, batch_size=3))
-        return request_manifest(asked, host, facts, [])["editor"]["settings"]
+    def asked(**settings) -> dict:
+        return request_manifest(replace(cfg, edits=replace(cfg.edits, **settings)), host, facts, [])
 
-    assert "precision" not in settings("float32")
-    assert settings("bf16") == settings("float32") | {"precision": "bf16"}
+    assert asked(batch_size=3, shard_size=7) == asked()
+    assert disagreement(asked(), asked(precision="bf16")) == ("editor", "settings: precision: 'float32'", "settings: precision: 'bf16'")
 
 
 def test_multi_token_targets_and_early_stops_among_neighbours_of_shared_contexts():

@@ -8,7 +8,7 @@ import pytest
 from data.facts.fact import EditRequest
 from data.facts.load import load_facts
 from data.facts.splits import SPLITS, assign, check_disjoint, draw_splits, plan_edits
-from decoder.config import EditsConfig, FactsConfig, SplitsConfig
+from decoder.config import FactsConfig, MinimumConfig, SplitsConfig
 
 SEEDS = [0, 1, 2, 3, 4]
 
@@ -22,7 +22,7 @@ def facts():
 def drawn(request, facts):
     """A plan, the planned edits as a store's table in which all succeeded, and the rows of each split."""
     plan = draw_splits(facts, SplitsConfig(seed=request.param))
-    table = as_table(plan_edits(facts, plan, EditsConfig()))
+    table = as_table(plan_edits(facts, plan, SplitsConfig(), seed=0))
     rows = {
         split: [i for i, edit in enumerate(table.itertuples()) if plan.split_of(edit.relation, edit.subject, edit.object) == split]
         for split in SPLITS
@@ -85,7 +85,7 @@ def test_edits_change_something_and_are_made_once(drawn):
 
 def test_quotas_are_kept(drawn):
     _, table, rows = drawn
-    cfg = EditsConfig()
+    cfg = SplitsConfig()
     for split, quota in {"train": cfg.train_per_relation, "id": cfg.id_per_relation, "ood": cfg.other_per_relation}.items():
         assert table.iloc[rows[split]].groupby("relation").size().max() == quota
 
@@ -115,10 +115,10 @@ def test_share_of_held_out_objects_and_subjects(facts, seed):
 def test_planned_edits_of_seed_0_leave_room_for_failures(facts):
     cfg = SplitsConfig()
     plan = draw_splits(facts, cfg)
-    table = as_table(plan_edits(facts, plan, EditsConfig()))
+    table = as_table(plan_edits(facts, plan, SplitsConfig(), seed=0))
     planned = [plan.split_of(edit.relation, edit.subject, edit.object) for edit in table.itertuples()]
     for split in SPLITS:
-        assert planned.count(split) >= getattr(cfg, "min_" + split.replace("/", "_")), split
+        assert planned.count(split) >= getattr(cfg.minimum, split.replace("/", "_")), split
     assert planned.count("train") >= 800
 
 
@@ -126,8 +126,8 @@ def test_seed_decides(facts):
     first, again, other = (draw_splits(facts, SplitsConfig(seed=seed)) for seed in (0, 0, 1))
     assert first == again
     assert first.relation_role != other.relation_role and first.held_out != other.held_out
-    requests, repeated = plan_edits(facts, first, EditsConfig()), plan_edits(facts, again, EditsConfig())
-    assert requests == repeated != plan_edits(facts, first, EditsConfig(seed=1))
+    requests, repeated = plan_edits(facts, first, SplitsConfig(), seed=0), plan_edits(facts, again, SplitsConfig(), seed=0)
+    assert requests == repeated != plan_edits(facts, first, SplitsConfig(), seed=1)
 
 
 def test_too_many_relations_are_refused(facts):
@@ -138,11 +138,9 @@ def test_too_many_relations_are_refused(facts):
 def test_fewer_relations_leave_the_others_out(facts):
     plan = draw_splits(facts, SplitsConfig(train_relations=2, val_relations=1, ood_relations=1))
     assert len(plan.relation_role) == 4
-    assert {request.fact.relation for request in plan_edits(facts, plan, EditsConfig())} <= set(plan.relation_role)
-    whole = as_table(plan_edits(facts, draw_splits(facts, SplitsConfig()), EditsConfig()))
-    few = dataclasses.replace(
-        SplitsConfig(), **{field.name: 0 for field in dataclasses.fields(SplitsConfig) if field.name.startswith("min_")}
-    )
+    assert {request.fact.relation for request in plan_edits(facts, plan, SplitsConfig(), seed=0)} <= set(plan.relation_role)
+    whole = as_table(plan_edits(facts, draw_splits(facts, SplitsConfig()), SplitsConfig(), seed=0))
+    few = SplitsConfig(minimum=MinimumConfig(**{field.name: 0 for field in dataclasses.fields(MinimumConfig)}))
     rows = assign(plan, whole, few)
     assert set(whole["relation"].iloc[[row for split in rows.values() for row in split]]) <= set(plan.relation_role)
 
@@ -150,7 +148,7 @@ def test_fewer_relations_leave_the_others_out(facts):
 @pytest.fixture()
 def doctored(facts):
     plan = draw_splits(facts, SplitsConfig())
-    table = as_table(plan_edits(facts, plan, EditsConfig()))
+    table = as_table(plan_edits(facts, plan, SplitsConfig(), seed=0))
     return plan, table, assign(plan, table, SplitsConfig())
 
 
@@ -166,9 +164,9 @@ def test_assign_follows_the_plan_and_drops_failures(doctored):
 @pytest.mark.parametrize("split", SPLITS)
 def test_split_below_its_minimum_is_named(doctored, split):
     plan, table, rows = doctored
-    key = "min_" + split.replace("/", "_")
+    key = split.replace("/", "_")
     table.loc[rows[split][3:], "success"] = False
-    with pytest.raises(ValueError, match=rf"split {split} has 3 successful edits, splits\.{key}="):
+    with pytest.raises(ValueError, match=rf"split {split} has 3 successful edits, splits\.minimum\.{key}="):
         assign(plan, table, SplitsConfig())
 
 

@@ -16,14 +16,14 @@ from places import ROOT, SHARED
 from data.facts.fact import Fact
 from data.facts.load import load_facts
 from data.facts.splits import _evenly, draw_splits, plan_edits
-from decoder.config import EditsConfig, FactsConfig, SplitsConfig
+from decoder.config import FactsConfig, SplitsConfig
 
 
 def test_a_planted_object_that_is_given_is_the_only_one_asked_for(tmp_path):
     records = [PLAIN | {"relation": f"R{n}", "subject": f"s{n}.{i}", "object": f"o{i % 4}"} for n in range(3) for i in range(20)]
     facts = load("plain", written(tmp_path, *records))
     plan = draw_splits(facts, SplitsConfig(train_relations=1, val_relations=1, ood_relations=1))
-    requests = plan_edits(facts, plan, EditsConfig())
+    requests = plan_edits(facts, plan, SplitsConfig(), seed=0)
     assert requests and all(request.object == request.fact.object for request in requests)
     assert plan.held_out <= {f"o{n}" for n in range(4)}
 
@@ -67,7 +67,7 @@ def test_the_whole_of_pararel(host_of):
         ids, lookup = host.prompt_ids(fact.prompt, fact.subject)
         assert 0 <= lookup < len(ids) and host.object_ids(fact.object_true)
     plan = draw_splits(facts, SplitsConfig(train_relations=25, val_relations=4, ood_relations=12))
-    requests = plan_edits(facts, plan, EditsConfig())
+    requests = plan_edits(facts, plan, SplitsConfig(), seed=0)
     roles = Counter(plan.relation_role[request.fact.relation] for request in requests)
     assert roles["ood"] == 12 * 32 and roles["val"] == 4 * 32 and roles["train"] > 25 * 80
     assert time.process_time() - started < 60

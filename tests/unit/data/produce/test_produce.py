@@ -3,7 +3,10 @@
 The editor draws its factors instead of optimising them.
 """
 
+import json
 import threading
+from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +14,7 @@ from drawn_stores import SHARD, DrawnEdits, config, planned, skips
 
 from data.datamodule import EditDataModule
 from data.produce.__main__ import main, read_part
+from data.produce.plan import is_produced
 from data.produce.shards import ShardMaker, produce
 from data.store.store import EditStore, partial_folder
 from decoder.utils.errors import UserError
@@ -69,7 +73,7 @@ def test_killed_run_goes_on_with_shards_of_another_size(store_path, fact_host, t
 
 @pytest.mark.parametrize(
     ("group", "field", "value", "named"),
-    [("edits", "seed", 1, "seed: 0"), ("edits", "steps", 3, "steps: 30"), ("splits", "seed", 1, "requests")],
+    [("edits", "seed", 1, "seed is 0, asked for 1"), ("edits", "steps", 3, "steps: 30"), ("splits", "seed", 1, "requests")],
 )
 def test_store_made_for_something_else_is_refused(store_path, fact_host, group, field, value, named):
     cfg = config(store_path)
@@ -172,3 +176,32 @@ def test_rows_of_many_record_batches_are_read_in_the_order_asked_for(store_path)
     rows = torch.randperm(len(store), generator=torch.Generator().manual_seed(0))
     found = store.edits(rows)
     assert torch.equal(found.key_BF, store.key_NF[rows]) and torch.equal(found.value_BD, store.value_ND[rows])
+
+
+# Made by an earlier version
+
+
+def as_0_1_0(editor: dict) -> dict:
+    """What 0.1.0 wrote of an editor: settings of the draw too, and precision only where it is not the default."""
+    settings = {name: value for name, value in editor["settings"].items() if name != "precision"}
+    return {"name": editor["name"], "settings": settings | {"key_tokens": 60000, "seed": 0, "train_per_relation": 55}}
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_what_an_earlier_version_made_is_found_in_the_cache(fact_host, pocket_facts, tmp_path, killed):
+    cfg = config("")
+    cfg.store, cfg.cache_dir = None, str(tmp_path)
+    DrawnEdits.killed_at = 3 * SHARD - 1 if killed else 10**9
+    with pytest.raises(KeyboardInterrupt) if killed else nullcontext():
+        produce(cfg, fact_host)
+    place = ShardMaker(cfg, fact_host).path
+    old = place.with_name("tiny-rome-e1-0123456789ab")
+    (partial_folder if killed else Path)(place).rename((partial_folder if killed else Path)(old))
+    file = partial_folder(old) / "asked.json" if killed else old / "manifest.json"
+    manifest = json.loads(file.read_text())
+    file.write_text(json.dumps(manifest | {"editor": as_0_1_0(manifest["editor"])}))
+    DrawnEdits.asked, DrawnEdits.killed_at = [], 10**9
+    store = produce(cfg, fact_host)
+    assert store.path == old and DrawnEdits.asked == (planned(pocket_facts, cfg)[2 * SHARD :] if killed else [])
+    cfg.edits.steps = 3
+    assert not is_produced(cfg, fact_host) and ShardMaker(cfg, fact_host).path not in (old, place)

@@ -12,13 +12,13 @@ from data.editors.rome import Rome
 from data.facts.fact import EditRequest, Fact, FactSet
 from data.keys.moments import second_moment
 from data.produce.score import score
-from decoder.config import EditsConfig
+from decoder.config import RomeConfig
 
 LAYER = 0
 SUBJECTS = ["Ada", "Ben of the north", "Carl", "small Dora", "Eve", "Finn", "Gus", "Hal"]
 PROMPT, PARAPHRASES = "{} works as", ("{} lives in", "the city of {} is")
 # Hosts of random weights hear a later position only if it is loud.
-CFG = EditsConfig(layer=LAYER, ridge=0.1, steps=60, lr=1.0, kl=0.0, clamp=500, decay=0.0, stop_loss=0.01)
+CFG = RomeConfig(layer=LAYER, ridge=0.1, steps=60, lr=1.0, kl=0.0, clamp=500, decay=0.0, stop_loss=0.01)
 
 
 def greedy(model, host, template: str, subject: str, tokens: int) -> list[int]:
@@ -112,7 +112,7 @@ def test_the_terminator_is_part_of_the_target():
     said = host.tokenizer.decode(greedy(host.model, host, PROMPT, "Ada", 1))
     stops = greedy(host.model, host, PROMPT, "Ada", 2)[1] == host.terminator_id
     fact = Fact("f0", "Ada", "P0", "r", "k", PROMPT, (), "red")
-    edits = Rome(host, LAYER, EditsConfig(layer=LAYER, ridge="identity", steps=1), None, ["{}"]).edit([EditRequest("e", fact, said)]).edits
+    edits = Rome(host, LAYER, RomeConfig(layer=LAYER, ridge="identity", steps=1), None, ["{}"]).edit([EditRequest("e", fact, said)]).edits
     found = score(host, LAYER, [EditRequest("e", fact, said)], edits, FactSet((fact,), "test", ""))
     assert not stops and found["efficacy"] == [0.0]
     assert math.isnan(found["specificity"][0]) and math.isnan(found["paraphrase"][0])
@@ -130,7 +130,7 @@ def test_the_terminator_is_no_part_of_the_comparison():
     one, other = next((a, b) for a in words for b in words if means[a][0] < means[b][0] and means[a][1] > means[b][1])
     fact = Fact("f0", "Ada", "P0", "r", "k", PROMPT, (), other)
     request = EditRequest("e", fact, one)
-    still = EditsConfig(layer=LAYER, ridge="identity", steps=1)  # no update: the value is zero
+    still = RomeConfig(layer=LAYER, ridge="identity", steps=1)  # no update: the value is zero
     edits = Rome(host, LAYER, still, None, ["{}"]).edit([request]).edits
     assert score(host, LAYER, [request], edits, FactSet((fact,), "test", ""))["es"] == [1.0]
 

@@ -1,12 +1,15 @@
 """Every shipped YAML composes, and the experiments hold what they promise."""
 
+import dataclasses
+
 import pytest
 import yaml
 from places import ROOT
 
 from decoder.config import TrainConfig
 from decoder.config.commands import EvaluateConfig
-from decoder.config.compose import compose, settings
+from decoder.config.compose import compose
+from decoder.config.options import settings
 
 CONFIGS = ROOT / "configs"
 FILES = sorted(file for group in ("host", "edits", "launcher", "experiment") for file in CONFIGS.glob(f"{group}/*.yaml"))
@@ -56,28 +59,30 @@ def test_only_differences_are_written_down(file):
 
 def test_paper_is_the_papers_recipe():
     cfg = compose(TrainConfig, "train", ["experiment=paper"])
-    splits, edits, decoder, optim = cfg.splits, cfg.edits, cfg.decoder, cfg.optim
+    splits, decoder, optim = cfg.splits, cfg.decoder, cfg.optim
     assert (splits.train_relations, splits.val_relations, splits.ood_relations) == (20, 0, 11)
-    assert (splits.min_train, splits.min_val_id, splits.min_val_new, splits.min_id, splits.min_ood) == (600, 100, 0, 300, 320)
+    assert dataclasses.asdict(splits.minimum) == {
+        "train": 600, "val_id": 100, "val_new": 0, "id": 300, "ood": 320, "unseen_object": 0
+    }  # fmt: skip
     assert (decoder.prompt_length, decoder.train_prompt, decoder.scope, decoder.target) == (5, False, "all", "first_token")
     assert (optim.lr_layer, optim.weight_decay, optim.betas, optim.schedule, optim.clip) == (2e-5, 0.01, [0.9, 0.98], "constant", None)
     assert (optim.epochs, optim.patience, cfg.data.batch_size, cfg.data.max_train) == (100, 3, 16, 600)
-    assert edits.train_per_relation * splits.train_relations >= 600
+    assert splits.train_per_relation * splits.train_relations >= 600
 
 
 @pytest.mark.parametrize("experiment", ["main", "paper", "smoke"])
 def test_minima_can_be_reached(experiment):
     cfg = compose(TrainConfig, "train", [f"experiment={experiment}"])
-    edits, splits = cfg.edits, cfg.splits
-    assert edits.train_per_relation * splits.train_relations >= splits.min_train
-    assert edits.val_per_relation * splits.train_relations >= splits.min_val_id
-    assert edits.id_per_relation * splits.train_relations >= splits.min_id
-    assert edits.unseen_per_relation * splits.train_relations >= splits.min_unseen_object
-    assert edits.other_per_relation * splits.val_relations >= splits.min_val_new
-    assert edits.other_per_relation * splits.ood_relations >= splits.min_ood
+    splits, minimum = cfg.splits, cfg.splits.minimum
+    assert splits.train_per_relation * splits.train_relations >= minimum.train
+    assert splits.val_per_relation * splits.train_relations >= minimum.val_id
+    assert splits.id_per_relation * splits.train_relations >= minimum.id
+    assert splits.unseen_per_relation * splits.train_relations >= minimum.unseen_object
+    assert splits.other_per_relation * splits.val_relations >= minimum.val_new
+    assert splits.other_per_relation * splits.ood_relations >= minimum.ood
 
 
 def test_smoke_is_small_and_offline():
     cfg = compose(TrainConfig, "train", ["experiment=smoke"])
     assert (cfg.edits.steps, cfg.optim.epochs, cfg.wandb.mode) == (8, 2, "offline")
-    assert max(cfg.edits.train_per_relation, cfg.edits.other_per_relation) <= 4
+    assert max(cfg.splits.train_per_relation, cfg.splits.other_per_relation) <= 4

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from decoder.config import EditsConfig, TrainConfig, WandbConfig
+from decoder.config.compose import compose
 from decoder.config.identity import editor_of, run_folder
 from decoder.training.trainer import build_trainer
 
@@ -27,8 +28,8 @@ def test_edits_of_other_tools_are_not_called_rome(tmp_path):
 
 def test_a_store_in_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    cfg = manifest(tmp_path / "store", '{"editor": {"name": "memit"}}')
-    assert editor_of(replace(cfg, store="~/store")) == "memit"
+    manifest(tmp_path / "store", '{"editor": {"name": "memit"}}')
+    assert editor_of(compose(TrainConfig, "train", ["store=~/store"])) == "memit"
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"editor": null}', '{"editor": {"name": 3}}', '{"editor": {"name": ""}}', "\udcff"])

@@ -26,10 +26,10 @@ def test_runs_without_a_decoder_or_that_failed_are_passed_over(runs, host_of):
 @pytest.mark.parametrize(
     ("config", "told"),
     [
-        ({"edits": {"editor": "rome", "layer": 0, "ridge": 0.1}}, "ridge: 0.01.* ridge: 0.1"),
-        ({"edits": {"editor": "r-rome", "layer": 0, "ridge": 0.01}}, "editor: 'rome'.* editor: 'r-rome'"),
-        ({"facts": {"source": "zsre"}}, "facts: .*zsre"),
-        ({"splits": {"seed": 7}}, "splits: .*7"),
+        ({"edits": {"editor": "rome", "layer": 0, "ridge": 0.1}}, "edits.ridge: 0.01.* edits.ridge: 0.1"),
+        ({"edits": {"editor": "r-rome", "layer": 0, "ridge": 0.01}}, "edits.editor: 'rome'.* edits.editor: 'r-rome'"),
+        ({"facts": {"source": "zsre"}}, "facts.source: .*zsre"),
+        ({"splits": {"seed": 7}}, "splits.seed: .*7"),
         ({"store": "elsewhere"}, "store: 'not given'.*store: '0123456789ab'"),
     ],
 )
@@ -41,9 +41,10 @@ def test_runs_on_other_edits_do_not_compete(runs, host_of, tmp_path, config, tol
 
 
 def test_facts_of_the_same_settings_and_other_content_do_not_compete(runs):
-    file = runs / "llama" / "rome-e0-t0-s1" / "decoder" / "decoder_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"facts": {"source": "plain", "sha256": "abcd"}}))
-    with pytest.raises(UserError, match="sha256: .*abcd"):
+    for run, content in (("rome-e0-t0-s0", "1234"), ("rome-e0-t0-s1", "abcd")):
+        file = runs / "llama" / run / "decoder" / "decoder_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"facts": {"source": "plain", "sha256": content}}))
+    with pytest.raises(UserError, match="facts.sha256: '1234' .*facts.sha256: 'abcd'"):
         best_runs(find_runs([runs]))
 
 

@@ -47,7 +47,7 @@ def test_the_same_command_goes_on_with_what_was_killed(tmp_path, status, change,
 def test_going_on_with_other_settings_is_refused_by_name(tmp_path):
     left_behind(tmp_path, TrainConfig())
     cfg = dataclasses.replace(TrainConfig(), splits=SplitsConfig(seed=1), resume=True)
-    with pytest.raises(ValueError, match="trained with splits: seed: 0, now it is splits: seed: 1"):
+    with pytest.raises(ValueError, match="trained with splits.seed: 0, now it is splits.seed: 1"):
         checkpoint_to_go_on_from(cfg, tmp_path)
 
 
