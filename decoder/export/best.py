@@ -12,7 +12,7 @@ from decoder.export.save import CONFIG, read_config
 from decoder.report.results import Found, validation_score
 from decoder.utils.errors import UserError, first_difference
 
-WITHOUT_EFFECT = {"edits": ("layer", "batch_size", "shard_size")}
+NOT_COMPARED = {"edits": ("layer", "batch_size", "shard_size")}
 """Settings of the edits that do not change them, and the layer, which tells decoders apart and not runs."""
 OF_THE_STORE = ("store", "splits")
 """What counts of runs on a store that was given: the other settings made nothing."""
@@ -55,7 +55,7 @@ def _edits_of(result: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str,
         return {name: settings[name] for name in OF_THE_STORE if name in settings} | {"store": config["store"]}
     # Facts are compared by content: their path may be written in many ways.
     settings["facts"] = {name: value for name, value in (settings.get("facts") or {}).items() if name != "path"} | config.get("facts", {})
-    for group, names in WITHOUT_EFFECT.items():
+    for group, names in NOT_COMPARED.items():
         settings[group] = {name: value for name, value in (settings.get(group) or {}).items() if name not in names}
     return {name: value for name, value in settings.items() if name not in ("host", "cache_dir")} | {"store": "not given"}
 
