@@ -70,7 +70,11 @@ def collect(path: str, runs: Iterable[Any]) -> Found:
             continue
         result = found.results[name] = result_of(run.config, dict(run.summary), run.state)
         if result["status"] == "ok":
-            found.histories[name] = _history(run)
+            try:
+                found.histories[name] = _history(run)
+            except Exception as error:  # of many kinds, and the scores are there
+                found.histories[name] = {}
+                found.unreadable.append(f"{name}: its learning curves ({type(error).__name__}: {' '.join(str(error).split())})")
     if not found.results and not found.unfinished:
         raise UserError(f"wandb={path}: no runs of job type train there; give another project, or group= of one comparison")
     return found

@@ -13,6 +13,7 @@ import wandb
 from fabricated_runs import write_grid
 from places import HELPERS, ROOT
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args, load_sweep_config
+from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 
 from decoder.config import TrainConfig
 from decoder.report.compare_page import mean_histories, write_comparison
@@ -110,6 +111,17 @@ def test_learning_curves_of_a_project_are_what_was_logged(recorded):
     means = mean_histories([found.history(folder) for folder in found.finished], rows)[Series("pocket", "", 1)]
     last = [row["val/id/loss"] for run in recorded[2:4] for row in run.history if row.get("epoch") == 7 and "val/id/loss" in row]
     assert set(means) == {0, 1} and means[1]["val/id/loss"][7] == pytest.approx(sum(last) / 2) and len(set(last)) == 2
+
+
+def test_curves_that_cannot_be_had_are_named_and_cost_nothing_else(recorded, tmp_path):
+    def refuse(keys):
+        raise WandbApiFailedError("429\ntoo many")
+
+    recorded[1].scan_history = refuse
+    found = collect("me/palimpsest", recorded)
+    page = write_comparison(found, tmp_path).read_text(encoding="utf-8")
+    assert len(found.finished) == 4 and page.count("<svg") == 3
+    assert "me/palimpsest/pocket-rome-e1-t0-s1: its learning curves (WandbApiFailedError: 429 too many)" in page
 
 
 def test_the_api_is_asked_for_training_runs_in_full(recorded, monkeypatch):
