@@ -143,12 +143,12 @@ def publish(
     """Exports the decoder with its scores, logs them, and returns what becomes result.json."""
     from decoder.export import save_decoder
     from decoder.scores import versions
-    from decoder.training.tracking import log_to_wandb
+    from decoder.training.tracking import log_result
     from launcher import summary
 
     result = summary.summarise(cfg, module.decoder.host, datamodule, trainer, found)
     save_decoder(folder / "decoder", module.decoder, summary.export_facts(cfg, datamodule, result))
-    log_to_wandb(trainer, result, found.readings, folder / "decoder" if cfg.wandb.log_decoder else None)
+    result |= log_result(trainer, result, found.readings, folder / "decoder" if cfg.wandb.log_decoder else None)
     return result | {"seconds": clock.seconds(), "versions": versions()}
 
 

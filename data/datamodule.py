@@ -26,6 +26,7 @@ from data.stream_loader import StreamLoader
 from decoder.batch import EditBatch
 from decoder.config import TrainConfig
 from decoder.host import Host
+from decoder.scores import TEST_SPLITS, VAL_SPLITS
 
 MOST_IN_MEMORY = 20_000  # edits that baselines and calibration look at; 640 MB at the widths of GPT2-XL
 
@@ -67,11 +68,11 @@ class EditDataModule(LightningDataModule):
 
     @property
     def val_splits(self) -> list[str]:
-        return [split for split in ("val/id", "val/new") if self.rows[split]]
+        return [split for split in VAL_SPLITS if self.rows[split]]
 
     @property
     def test_splits(self) -> list[str]:
-        return [split for split in ("id", "ood", "unseen_object", "val/id", "val/new") if self.rows[split]]
+        return [split for split in (*TEST_SPLITS, *VAL_SPLITS) if self.rows[split]]
 
     @property
     def training_subjects(self) -> list[str]:

@@ -17,8 +17,8 @@ from data.store.manifest import IMPORTED
 from data.store.store import EditStore
 from decoder.batch import EditBatch
 from decoder.host import Host
+from decoder.scores import TEST_SPLITS
 
-SPLITS = ("id", "ood", "unseen_object")
 BATCH = 128
 DENSE_BYTES = 1 << 30  # of the whole matrices of a batch, before they are repeated for the beams
 
@@ -55,7 +55,7 @@ def exported_splits(
     row_of = {edit_id: row for row, edit_id in enumerate(table["edit_id"])}
     mark_seen(table, [row_of[edit_id] for edit_id in splits["train"] if edit_id in row_of])
     shown = {edit_id: row for edit_id, row in row_of.items() if own or table["success"].iloc[row]}
-    rows = {split: [shown[edit_id] for edit_id in splits[split] if edit_id in shown] for split in SPLITS}
+    rows = {split: [shown[edit_id] for edit_id in splits[split] if edit_id in shown] for split in TEST_SPLITS}
     left_out = {split: len(splits[split]) - len(found) for split, found in rows.items() if len(found) < len(splits[split])}
     if left_out and (own or not any(rows.values())):
         split = next(iter(left_out))

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from decoder.config.compose import to_dict
-from decoder.report.results import is_finished, write_result
+from decoder.report.results import failed, is_finished, write_result
 from launcher.grid import Run
 
 Outcome = tuple[Run, dict[str, Any]]
@@ -15,7 +15,6 @@ RunOne = Callable[[Run, Any], dict[str, Any]]
 
 def attempt(run: Run, run_one: RunOne, workspace: Any) -> dict[str, Any]:
     """The result of a run; one that breaks leaves `status: failed` and the next can start."""
-    from decoder.report.results import failed
     from decoder.training.tracking import close_run
 
     run.folder.mkdir(parents=True, exist_ok=True)
@@ -29,7 +28,7 @@ def attempt(run: Run, run_one: RunOne, workspace: Any) -> dict[str, Any]:
 
 def lost(run: Run, why: str) -> dict[str, Any]:
     """The result of a run that ended before it could leave one: it is written down, unless an earlier one went through."""
-    result = {"status": "failed", "error": why, "config": to_dict(run.config)}
+    result = failed(to_dict(run.config), why)
     if not is_finished(run.folder):
         run.folder.mkdir(parents=True, exist_ok=True)
         write_result(run.folder, result)

@@ -18,12 +18,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from decoder.config.identity import edits_of, trained_layers
+from decoder.scores import TEST_SPLITS
 from decoder.utils.errors import is_interruption
 from decoder.utils.terminal import Terminal
 from launcher.attempt import Outcome, RunOne, attempt
 from launcher.grid import Grid, Run, refuse_several, refuse_to_replace, seconds_of
-
-SPLITS = ("id", "ood", "unseen_object")
 
 
 def launch(grid: Grid, run_one: RunOne, script: Path) -> None:
@@ -144,7 +143,7 @@ def describe(run: Run, result: dict[str, Any]) -> str:
     name = f"{run.config.host.name}/{run.folder.name}"
     if result["status"] != "ok":
         return f"{name}  failed: {result['error']}"
-    scores = "  ".join(f"{split} {result['test'][split]['exact_match']['value']:.3f}" for split in SPLITS if split in result["test"])
+    scores = "  ".join(f"{split} {result['test'][split]['exact_match']['value']:.3f}" for split in TEST_SPLITS if split in result["test"])
     return f"{name}  {result['seconds']['total']:.0f} s  {scores}"
 
 

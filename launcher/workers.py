@@ -19,6 +19,7 @@ from typing import Any
 from rich.console import Console
 
 from decoder.config.identity import edits_of
+from decoder.report.results import failed
 from decoder.utils.cores import worker_environment
 from decoder.utils.errors import TERMINATED
 from launcher.attempt import Outcome, RunOne, attempt, lost
@@ -76,7 +77,7 @@ class Worker:
         code = process.wait()
         error = f"WorkerDied: its process ended with code {code}, see {run.folder / 'log.txt'}"
         # One that was told to end says nothing about its run.
-        return lost(run, error) if task == "run" and code != TERMINATED else {"status": "failed", "error": error}
+        return lost(run, error) if task == "run" and code != TERMINATED else failed({}, error)
 
     def stop(self) -> None:
         """Ends the process, in the middle of a run if need be."""

@@ -14,8 +14,9 @@ import pandas as pd
 
 from data.facts.fact import EditRequest, Fact, FactSet
 from decoder.config import SplitsConfig
+from decoder.scores import TEST_SPLITS, VAL_SPLITS
 
-SPLITS = ("train", "val/id", "val/new", "id", "ood", "unseen_object")
+SPLITS = ("train", *VAL_SPLITS, *TEST_SPLITS)
 
 
 @dataclass(frozen=True)
@@ -159,6 +160,6 @@ def check_disjoint(rows: dict[str, list[int]], edits: pd.DataFrame, held_out: fr
     for split in SPLITS[1:]:
         if shared := train_subjects & set(edits["subject"].iloc[rows[split]]):
             raise ValueError(f"subject {min(shared)!r} is in train and in {split}: {len(shared)} subjects overlap")
-    for split in ("train", "val/id", "val/new"):
+    for split in ("train", *VAL_SPLITS):
         if leaked := held_out & set(edits["object"].iloc[rows[split]]):
             raise ValueError(f"held-out object {min(leaked)!r} is a target in {split}: {len(leaked)} objects leak")

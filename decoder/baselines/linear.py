@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from decoder.baselines.base import Answer, Evidence, Reader, canonical_value, validation_score
+from decoder.baselines.base import Answer, Evidence, Reader, canonical_value, first_tokens_right
 from decoder.batch import EditBatch
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -32,7 +32,7 @@ def master_key(evidence: Evidence) -> Reader:
     for ridge in RIDGES:
         master_F = _ridge(key_NF, torch.ones_like(key_NF[:, :1]), ridge)[:, 0]
         reader = _best_ridge(evidence, _response(evidence, master_F))
-        score = validation_score(evidence, reader)
+        score = first_tokens_right(evidence, reader)
         if best is None or score > best[0]:
             best = score, reader
     return best[1]
@@ -60,7 +60,7 @@ def _best_ridge(evidence: Evidence, feature: Callable[[EditBatch], Tensor]) -> R
         map_DD = _ridge(train_ND - mean_D, target_ND - mean_target_D, ridge)
         return lambda batch: Answer((((feature(batch) - mean_D) @ map_DD + mean_target_D) @ normalize(unembedding_VD).T).argmax(1))
 
-    return max(map(reader, RIDGES), key=lambda read: validation_score(evidence, read))
+    return max(map(reader, RIDGES), key=lambda read: first_tokens_right(evidence, read))
 
 
 def _ridge(x_NF: Tensor, y_ND: Tensor, ridge: float) -> Tensor:

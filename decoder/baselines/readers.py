@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from decoder.baselines.base import Answer, Evidence, Reader, canonical_value, validation_score
+from decoder.baselines.base import Answer, Evidence, Reader, canonical_value, first_tokens_right
 from decoder.batch import EditBatch
 from decoder.dense import applied
 from decoder.edit import RankOneEdit
@@ -84,8 +84,8 @@ def carrier(evidence: Evidence) -> Reader:
         return lambda batch: Answer(behind(prompt_MD)(planted(batch, strength), batch.object_ids_BT[:, :1])[:, 0].argmax(-1))
 
     size = _clean_output_norm(evidence, prompts[0])
-    prompt_MD = max(prompts, key=lambda prompt: validation_score(evidence, says_first(prompt, 5.0 * size)))
-    strength = size * max(CARRIER_STRENGTHS, key=lambda times: validation_score(evidence, says_first(prompt_MD, times * size)))
+    prompt_MD = max(prompts, key=lambda prompt: first_tokens_right(evidence, says_first(prompt, 5.0 * size)))
+    strength = size * max(CARRIER_STRENGTHS, key=lambda times: first_tokens_right(evidence, says_first(prompt_MD, times * size)))
     return lambda batch: _read(evidence, behind(prompt_MD), planted(batch, strength), batch)
 
 

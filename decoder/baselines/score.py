@@ -9,7 +9,7 @@ from decoder.baselines.base import Answer, Evidence, Reader
 from decoder.baselines.linear import linear_value, master_key
 from decoder.baselines.readers import carrier, logit_lens, logit_lens_base_free, nearest_edit, object_prior, untrained_prompt
 from decoder.batch import EditBatch
-from decoder.scores import wilson
+from decoder.scores import share
 
 BASELINES: dict[str, tuple[bool, Callable[[Evidence], Reader]]] = {
     "logit_lens": (True, logit_lens),
@@ -39,5 +39,5 @@ def score_baselines(evidence: Evidence, tests: Mapping[str, EditBatch], names: C
 
 def _scores(answer: Answer, batch: EditBatch) -> dict[str, Any]:
     first = (answer.first_token_B == batch.object_ids_BT[:, 0]).tolist()
-    exact = None if answer.exact_B is None else wilson(answer.exact_B)
-    return {"n": len(first), "first_token": wilson(first), "exact_match": exact}
+    exact = None if answer.exact_B is None else share(answer.exact_B)
+    return {"n": len(first), "first_token": share(first), "exact_match": exact}

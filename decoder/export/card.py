@@ -2,7 +2,9 @@
 
 from typing import Any
 
-CARD = """---
+from decoder.scores import OOD_CELLS
+
+DECODER_TEMPLATE = """---
 library_name: palimpsest-decoder
 base_model: {host[id]}
 base_model_relation: adapter
@@ -41,7 +43,7 @@ def model_card(config: dict[str, Any]) -> str:
     """The card in Markdown, with the scores the config carries."""
     rows = "\n".join(_row(split, scores) for split, scores in config["scores"].items())
     editors = ", ".join(map(_editor, config["editors"]))
-    return CARD.format(
+    return DECODER_TEMPLATE.format(
         rows=rows, auroc=config["calibration"]["auroc"], **(config | {"editors": editors, "trained_layer": layers(config["trained_layer"])})
     )
 
@@ -63,7 +65,7 @@ def _row(split: str, scores: dict[str, Any]) -> str:
     return f"| {split} | {scores['n']} | {exact['value']:.3f} | {low:.3f} to {high:.3f} | {first['value']:.3f} |"
 
 
-COLLECTION = """---
+COLLECTION_TEMPLATE = """---
 library_name: palimpsest-decoder
 {bases}license: mit
 ---
@@ -91,13 +93,11 @@ The decoder whose host and layer fit is chosen from `index.json`: by the tensor'
 
 def collection_card(entries: list[dict[str, Any]]) -> str:
     """The card of a folder of decoders; hosts of the Hub are named as base models."""
-    splits = list(
-        dict.fromkeys(split for entry in entries for split in entry["scores"] if "_seen" not in split and "_unseen_" not in split)
-    )
+    splits = list(dict.fromkeys(split for entry in entries for split in entry["scores"] if split not in OOD_CELLS))
     hubs = sorted({entry["host"]["id"] for entry in entries if entry["host"]["revision"]})
     bases = "base_model:\n" + "".join(f"- {base}\n" for base in hubs) + "base_model_relation: adapter\n" if hubs else ""
     rows = "\n".join(_collection_row(entry, splits) for entry in entries)
-    return COLLECTION.format(bases=bases, splits=" | ".join(splits), rule=" | ".join("---" for _ in splits), rows=rows)
+    return COLLECTION_TEMPLATE.format(bases=bases, splits=" | ".join(splits), rule=" | ".join("---" for _ in splits), rows=rows)
 
 
 def _collection_row(entry: dict[str, Any], splits: list[str]) -> str:

@@ -13,7 +13,7 @@ from zipfile import BadZipFile, ZipFile
 from decoder.checkpoint.names import find_weight
 from decoder.export.best import best_runs
 from decoder.export.card import collection_card
-from decoder.export.formats import COLLECTION
+from decoder.export.formats import COLLECTION_INDEX
 from decoder.export.save import CARD, CONFIG, WEIGHTS
 from decoder.report.results import VALIDATION_SCORE, Found, validation_score
 from decoder.utils.errors import UserError
@@ -66,7 +66,7 @@ def read_index(folder: str | Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: index.json is not whole, of a format this version does not know, or an entry is missing or of a wrong kind.
     """
-    return read_described(Path(folder) / INDEX, FORMAT, COLLECTION)["decoders"]
+    return read_described(Path(folder) / INDEX, FORMAT, COLLECTION_INDEX)["decoders"]
 
 
 def fitting(

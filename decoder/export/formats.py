@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, FiniteFloat, TypeAdapter, with_config
 from typing_extensions import TypedDict
 
+from decoder.scores import TEST_SPLITS
 from decoder.utils.json_files import Count, FromOne, Score, Shape
 
 
@@ -56,11 +57,7 @@ class Calibration(TypedDict):
     edit: Quantiles
 
 
-class Splits(TypedDict):
-    train: list[str]
-    id: list[str]
-    ood: list[str]
-    unseen_object: list[str]
+Splits = TypedDict("Splits", dict.fromkeys(("train", *TEST_SPLITS), list[str]))
 
 
 class SplitScores(TypedDict):
@@ -107,6 +104,6 @@ class Index(TypedDict):
     decoders: list[IndexEntry]
 
 
-DECODER_CONFIG, COLLECTION = TypeAdapter(DecoderConfig), TypeAdapter(Index)
+DECODER_CONFIG, COLLECTION_INDEX = TypeAdapter(DecoderConfig), TypeAdapter(Index)
 SCORES_OF_BASELINES = TypeAdapter(dict[str, dict[str, bool | BaselineScores]])
 """Scores of some baselines by split, and whether each has the base."""

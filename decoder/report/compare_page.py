@@ -7,9 +7,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from decoder.report.columns import COLUMNS, RunRow
 from decoder.report.layer_curves import (
-    LEARNT,
-    Row,
     Series,
     baseline_levels,
     best_layers,
@@ -20,27 +19,13 @@ from decoder.report.layer_curves import (
     series_of,
 )
 from decoder.report.page import render
-from decoder.report.results import VALIDATION_SCORE, Found, read_history
-from decoder.report.tables import METHODS, SPLITS, is_toy
+from decoder.report.results import LEARNT, VALIDATION_SCORE, Found, History
+from decoder.report.tables import METHODS, is_toy
+from decoder.scores import TEST_SPLITS
 from decoder.utils.files import write_text
 
 PAGE, TABLE = "compare.html", "compare.csv"
 MOST_VALUES = 8
-TABLED = {
-    "run": "run",
-    "host": "host",
-    "edited_layer": "edited",
-    "trained_layer": "trained",
-    "setting": "settings",
-    "seed": "seed",
-    "validation": "validation",
-    "id": "id",
-    "ood": "ood",
-    "unseen_object": "unseen_object",
-    "best_val_loss": "val/id/loss",
-    "epochs": "epochs",
-    "seconds_total": "seconds",
-}
 
 
 def write_comparison(found: Found, to: Path) -> Path:
@@ -54,11 +39,11 @@ def write_comparison(found: Found, to: Path) -> Path:
     return page
 
 
-def histories(folders: list[Path], rows: list[Row]) -> dict[Series, dict[Any, dict[str, dict[int, float]]]]:
-    """Series -> trained layer -> metric -> epoch -> mean over the seeds that got so far."""
-    seen: dict[Series, dict[Any, list[dict[str, dict[int, float]]]]] = defaultdict(lambda: defaultdict(list))
-    for folder, row in zip(folders, rows, strict=True):
-        if isinstance(row["trained_layer"], int) and (history := read_history(folder / "metrics.csv")):
+def mean_histories(histories: list[History], rows: list[RunRow]) -> dict[Series, dict[Any, History]]:
+    """Series -> trained layer -> means over the seeds that got so far."""
+    seen: dict[Series, dict[Any, list[History]]] = defaultdict(lambda: defaultdict(list))
+    for history, row in zip(histories, rows, strict=True):
+        if isinstance(row["trained_layer"], int) and history:
             seen[series_of(row)][row["trained_layer"]].append(history)
     return {
         series: {layer: {name: _mean_by_epoch([h.get(name, {}) for h in found]) for name in LEARNT} for layer, found in by_layer.items()}
@@ -66,11 +51,11 @@ def histories(folders: list[Path], rows: list[Row]) -> dict[Series, dict[Any, di
     }
 
 
-def _page(found: Found, rows: list[Row], to: Path) -> dict[str, Any]:
+def _page(found: Found, rows: list[RunRow], to: Path) -> dict[str, Any]:
     drawn = [*chosen_by_validation(rows), *rows]
     folders = {row["run"]: folder for row, folder in zip(rows, found.finished, strict=True)}
     curves, levels = layer_curves(drawn), baseline_levels([found.finished[folders[row["run"]]] for row in drawn], drawn)
-    curves_by_epoch = histories([folders[row["run"]] for row in drawn], drawn)
+    curves_by_epoch = mean_histories([found.history(folders[row["run"]]) for row in drawn], drawn)
     groups = dict.fromkeys((series.host, series.setting) for series in map(series_of, drawn))
     chosen = {group: _chosen_settings(group, drawn) for group in groups}
     summed_up = {host for (host, _), settings in chosen.items() if settings}
@@ -78,8 +63,8 @@ def _page(found: Found, rows: list[Row], to: Path) -> dict[str, Any]:
     failed = [{"run": str(folder), "error": result.get("error", "no error was recorded")} for folder, result in found.failed.items()]
     return {
         "rows": rows,
-        "columns": {key: name for key, name in TABLED.items() if key != "setting" or any(row["setting"] for row in rows)},
-        "splits": SPLITS,
+        "columns": [column for column in COLUMNS if column.title and (column.key != "setting" or any(row["setting"] for row in rows))],
+        "splits": TEST_SPLITS,
         "methods": METHODS,
         "groups": [
             _group(group, curves, levels, curves_by_epoch) | {"chosen": chosen[group], "folded": group in folded} for group in groups
@@ -111,9 +96,9 @@ def _group(
     }
 
 
-def _chosen_settings(group: tuple[str, str], rows: list[Row]) -> dict[tuple[int, Any], tuple[str, list[Row]]]:
+def _chosen_settings(group: tuple[str, str], rows: list[RunRow]) -> dict[tuple[int, Any], tuple[str, list[RunRow]]]:
     """(edited layer, trained layer) -> the training settings that were chosen for it, and its runs; empty where nothing was."""
-    cells: dict[tuple[int, Any], tuple[str, list[Row]]] = {}
+    cells: dict[tuple[int, Any], tuple[str, list[RunRow]]] = {}
     for row in rows:
         if (row["host"], row["setting"]) == group and "chosen" in row:
             cells.setdefault((row["edited_layer"], row["trained_layer"]), (row["chosen"], []))[1].append(row)
@@ -129,7 +114,7 @@ def _mean_by_epoch(histories: list[Mapping[int, float]]) -> dict[int, float]:
     return {epoch: fmean(history[epoch] for history in histories if epoch in history) for epoch in epochs}
 
 
-def _seen_from(top: Path, rows: list[Row]) -> list[Row]:
+def _seen_from(top: Path, rows: list[RunRow]) -> list[RunRow]:
     """The rows with run folders as they are seen from `top`."""
     return [row | {"run": str(Path(row["run"]).relative_to(top)) if Path(row["run"]).is_relative_to(top) else row["run"]} for row in rows]
 
@@ -144,7 +129,7 @@ def _write_figures(to: Path, groups: list[dict[str, Any]]) -> None:
                 write_text(file, str(svg).replace(">", f"><style>{render('colours.css.jinja', {})}{style}</style>", 1))
 
 
-def _write_csv(path: Path, rows: list[Row]) -> None:
+def _write_csv(path: Path, rows: list[RunRow]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]) if rows else ["run"], lineterminator="\n")
         writer.writeheader()

@@ -10,9 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from decoder.report.layer_curves import LEARNT, Point, Series
+from decoder.report.layer_curves import Point, Series
 from decoder.report.plots import BLUE, GREEN, ORANGE, SETTINGS, TEXT, WIDTH, to_svg
-from decoder.report.tables import METHODS, SPLITS
+from decoder.report.results import LEARNT
+from decoder.report.tables import METHODS
+from decoder.scores import TEST_SPLITS
 
 LOOKS = [(colour, style) for style in ("-", (0, (4, 2))) for colour in (BLUE, ORANGE, GREEN, TEXT)]
 MOST_LINES = len(LOOKS)
@@ -27,19 +29,19 @@ def layer_curves(curves: Mapping[Series, Mapping[str, list[Point]]], baselines: 
         return Markup("")
     layers = [point.layer for by_split in curves.values() for points in by_split.values() for point in points]
     with matplotlib.rc_context(SETTINGS):
-        figure, panels = _panels(len(curves), len(SPLITS), 2.2)
+        figure, panels = _panels(len(curves), len(TEST_SPLITS), 2.2)
         shown = _most_readable([baselines[series] for series in curves if series in baselines])
         for row, (series, by_split) in zip(panels, curves.items(), strict=True):
-            for panel, split in zip(row, SPLITS, strict=True):
+            for panel, split in zip(row, TEST_SPLITS, strict=True):
                 _curve(panel, by_split.get(split, []), series.edited_layer, min(layers), max(layers))
                 _baseline_lines(panel, baselines.get(series, {}), split, shown)
             row[0].set_ylabel(f"edited layer {series.edited_layer}\nexact match")
-        for panel, split in zip(panels[0], SPLITS, strict=True):
+        for panel, split in zip(panels[0], TEST_SPLITS, strict=True):
             panel.set_title(split)
         for panel in panels[-1]:
             panel.set_xlabel("trained layer")
         _one_legend(figure, panels.flat)
-        return to_svg(figure, f"Layer curve: exact match by trained layer on {', '.join(SPLITS)}")
+        return to_svg(figure, f"Layer curve: exact match by trained layer on {', '.join(TEST_SPLITS)}")
 
 
 def heat_maps(curves: Mapping[Series, Mapping[str, list[Point]]]) -> Markup:
@@ -49,8 +51,8 @@ def heat_maps(curves: Mapping[Series, Mapping[str, list[Point]]]) -> Markup:
     edited = sorted(series.edited_layer for series in curves)
     trained = sorted({point.layer for by_split in curves.values() for points in by_split.values() for point in points})
     with matplotlib.rc_context(SETTINGS | {"axes.grid": False}):
-        figure, panels = _panels(1, len(SPLITS), 1.3 + 0.3 * min(len(edited), 16))
-        for panel, split in zip(panels[0], SPLITS, strict=True):
+        figure, panels = _panels(1, len(TEST_SPLITS), 1.3 + 0.3 * min(len(edited), 16))
+        for panel, split in zip(panels[0], TEST_SPLITS, strict=True):
             means = np.full((len(edited), len(trained)), np.nan)
             for series, by_split in curves.items():
                 for point in by_split.get(split, []):
@@ -63,7 +65,7 @@ def heat_maps(curves: Mapping[Series, Mapping[str, list[Point]]]) -> Markup:
         panels[0][0].set_ylabel("edited layer")
         panels[0][0].invert_yaxis()  # in the order of the curves above
         figure.colorbar(mesh, ax=panels[0], label="exact match", aspect=12, shrink=0.95, pad=0.015).outline.set_visible(False)
-        return to_svg(figure, f"Heat map: exact match by edited and trained layer on {', '.join(SPLITS)}")
+        return to_svg(figure, f"Heat map: exact match by edited and trained layer on {', '.join(TEST_SPLITS)}")
 
 
 def learning_curves(histories: Mapping[Series, Mapping[int, Mapping[str, Mapping[int, float]]]]) -> Markup:
@@ -120,7 +122,8 @@ def _curve(panel: Axes, points: list[Point], edited_layer: int, first: int, last
 
 def _most_readable(levels: list[Mapping[str, Mapping[str, Any]]]) -> list[str]:
     """The three baselines that read most; all of them stand in the table below the figure."""
-    total = {name: sum(found.get(name, {}).get(split, 0) for found in levels for split in SPLITS) for found in levels for name in found}
+    names = dict.fromkeys(name for found in levels for name in found)
+    total = {name: sum(found.get(name, {}).get(split, 0) for found in levels for split in TEST_SPLITS) for name in names}
     return sorted(total, key=lambda name: -total[name])[: len(BASELINE_LOOKS)]
 
 

@@ -9,15 +9,12 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from decoder.config.identity import OF_THE_EDITS, differing, with_effect
-from decoder.report.results import layer_fraction, validation_score
-from decoder.report.tables import OOD_CELLS, SPLITS, made_by
+from decoder.report.columns import RunRow, at, run_row
+from decoder.scores import TEST_SPLITS
 
 AXES = {"decoder.layer", "edits.layer", "seed", "experiment"}
 """Settings that are an axis of the comparison, or a name."""
 CHOSEN = "settings of each layer chosen by validation"
-LEARNT = ("val/id/loss", "val/new/exact_match")
-"""What is drawn by epoch."""
-Row = dict[str, Any]
 
 
 class Series(NamedTuple):
@@ -60,17 +57,18 @@ class Best(NamedTuple):
     """Whether it is the best of its host."""
 
 
-def run_rows(results: Mapping[Any, Mapping[str, Any]]) -> list[Row]:
+def run_rows(results: Mapping[Any, Mapping[str, Any]]) -> list[RunRow]:
     """One flat row a run, in the columns of compare.csv."""
     settings = _settings({name: with_effect(result.get("config") or {}) for name, result in results.items()})
-    return [_row(str(name), result, settings[name]) for name, result in results.items()]
+    of_edits = {name: {key: value for key, value in found.items() if key.split(".")[0] in OF_THE_EDITS} for name, found in settings.items()}
+    return [run_row(result, str(name), _in_words(settings[name]), _in_words(of_edits[name])) for name, result in results.items()]
 
 
-def layer_curves(rows: Iterable[Row]) -> dict[Series, dict[str, list[Point]]]:
+def layer_curves(rows: Iterable[RunRow]) -> dict[Series, dict[str, list[Point]]]:
     """Series -> test split -> points by trained layer. Decoders of several trained layers have no place on the axis."""
-    cells: dict[Series, dict[str, dict[int, list[Row]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    cells: dict[Series, dict[str, dict[int, list[RunRow]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     for row in one_a_seed(rows):
-        for split in SPLITS:
+        for split in TEST_SPLITS:
             if isinstance(row["trained_layer"], int) and row[split] is not None:
                 cells[series_of(row)][split][row["trained_layer"]].append(row)
     return {
@@ -79,14 +77,14 @@ def layer_curves(rows: Iterable[Row]) -> dict[Series, dict[str, list[Point]]]:
     }
 
 
-def chosen_by_validation(rows: Iterable[Row]) -> list[Row]:
+def chosen_by_validation(rows: Iterable[RunRow]) -> list[RunRow]:
     """The rows of every cell (host, edits, edited and trained layer) whose training settings validate best, as series of their own.
 
     Layers differ in the learning rate they bear, say; under one rate for all, a layer curve shows that as well. Settings are compared by
     their mean validation score over the seeds that all of the cell's settings have, so that a lucky seed is held against the same
     seed; over all they have where they share none. Cells that have one setting come along. Empty where no cell has several.
     """
-    cells: dict[tuple[Any, ...], dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    cells: dict[tuple[Any, ...], dict[str, list[RunRow]]] = defaultdict(lambda: defaultdict(list))
     for row in one_a_seed(rows):
         if row["validation"] is not None:
             cells[row["host"], row["edits_setting"], row["edited_layer"], row["trained_layer"]][row["setting"]].append(row)
@@ -100,16 +98,16 @@ def chosen_by_validation(rows: Iterable[Row]) -> list[Row]:
     return chosen
 
 
-def one_a_seed(rows: Iterable[Row]) -> list[Row]:
+def one_a_seed(rows: Iterable[RunRow]) -> list[RunRow]:
     """The rows without runs of the same settings and seed made twice, in folders of other names: the first of each counts."""
     return list({(series_of(row), str(row["trained_layer"]), row["seed"]): row for row in reversed(list(rows))}.values())[::-1]
 
 
-def series_of(row: Row) -> Series:
+def series_of(row: RunRow) -> Series:
     return Series(row["host"], row["setting"], row["edited_layer"])
 
 
-def baseline_levels(results: Iterable[Mapping[str, Any]], rows: Iterable[Row]) -> dict[Series, dict[str, dict[str, Any]]]:
+def baseline_levels(results: Iterable[Mapping[str, Any]], rows: Iterable[RunRow]) -> dict[Series, dict[str, dict[str, Any]]]:
     """Series -> baseline -> `metric` (exact_match, or first_token where a baseline names no more) and its mean by split."""
     found: dict[Series, dict[str, list[Mapping[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     for result, row in zip(results, rows, strict=True):
@@ -118,9 +116,9 @@ def baseline_levels(results: Iterable[Mapping[str, Any]], rows: Iterable[Row]) -
     return {series: {name: _level(scores) for name, scores in by_name.items()} for series, by_name in found.items()}
 
 
-def best_layers(rows: list[Row]) -> list[Best]:
+def best_layers(rows: list[RunRow]) -> list[Best]:
     """The best trained layer of every series, by validation; ties go to the lower validation loss."""
-    groups: dict[Series, dict[Any, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    groups: dict[Series, dict[Any, list[RunRow]]] = defaultdict(lambda: defaultdict(list))
     for row in one_a_seed(rows):
         if row["validation"] is not None:
             groups[series_of(row)][row["trained_layer"]].append(row)
@@ -148,65 +146,27 @@ def _in_words(settings: Mapping[str, Any]) -> str:
     return ", ".join(f"{key.removeprefix('edits.')}={'null' if value is None else value}" for key, value in settings.items())
 
 
-def _row(name: str, result: Mapping[str, Any], settings: Mapping[str, Any]) -> Row:
-    config, host, fit = (result.get(key) or {} for key in ("config", "host", "fit"))
-    layers, layer = host.get("layers"), result.get("trained_layer", (config.get("decoder") or {}).get("layer"))
-    test, validation = result.get("test") or {}, result.get("validation") or {}
-    editor, ridge = made_by(dict(result))
-    row: Row = {
-        "run": name,
-        "experiment": config.get("experiment"),
-        "host": host.get("name") or (config.get("host") or {}).get("name") or "unknown",
-        "setting": _in_words(settings),
-        "edits_setting": _in_words({key: value for key, value in settings.items() if key.split(".")[0] in OF_THE_EDITS}),
-        "editor": editor,
-        "ridge": ridge,
-        "edited_layer": result.get("edited_layer", (config.get("edits") or {}).get("layer")),
-        "trained_layer": "+".join(map(str, layer)) if isinstance(layer, list) else layer,
-        "layer_frac": layer_fraction(layer, layers),
-        "seed": result.get("seed", config.get("seed")),
-        "validation": validation_score(result),
-    }
-    for split in ("val/id", "val/new"):
-        row[split.replace("/", "_")] = _value(validation, split, "exact_match")
-    for split in (*SPLITS, *OOD_CELLS):
-        row[split] = _value(test, split, "exact_match")
-        row[f"{split}_low"], row[f"{split}_high"] = _interval(test, split)
-        row[f"{split}_first_token"] = _value(test, split, "first_token")
-        row[f"{split}_n"] = (test.get(split) or {}).get("n")
-    row |= {key: fit.get(key) for key in ("best_val_loss", "epochs", "stopping_reason")}
-    return row | {f"seconds_{stage}": (result.get("seconds") or {}).get(stage) for stage in ("fit", "test", "total")}
-
-
-def _value(scores: Mapping[str, Any], split: str, metric: str) -> float | None:
-    return ((scores.get(split) or {}).get(metric) or {}).get("value")
-
-
-def _interval(scores: Mapping[str, Any], split: str) -> tuple[float | None, float | None]:
-    return tuple(((scores.get(split) or {}).get("exact_match") or {}).get("ci95") or (None, None))
-
-
-def _point(layer: int, rows: list[Row], split: str) -> Point:
+def _point(layer: int, rows: list[RunRow], split: str) -> Point:
     bounds = [(row[f"{split}_low"], row[f"{split}_high"]) for row in rows if row[f"{split}_low"] is not None]
     interval = tuple(fmean(side) for side in zip(*bounds, strict=True)) if bounds else None
     return Point(layer, tuple(row[split] for row in rows), interval)
 
 
 def _level(scores: list[Mapping[str, Any]]) -> dict[str, Any]:
-    exact = any((entry.get(split) or {}).get("exact_match") for entry in scores for split in SPLITS)
+    exact = any((entry.get(split) or {}).get("exact_match") for entry in scores for split in TEST_SPLITS)
     metric = "exact_match" if exact else "first_token"
-    found = {split: [value for entry in scores if (value := _value(entry, split, metric)) is not None] for split in SPLITS}
+    found = {split: [value for entry in scores if (value := at(entry, f"{split}.{metric}.value")) is not None] for split in TEST_SPLITS}
     known = bool(scores[0].get("base_known"))
     return {"metric": metric, "base_known": known} | {split: fmean(values) for split, values in found.items() if values}
 
 
-def _rank(rows: list[Row]) -> tuple[float, float]:
+def _rank(rows: list[RunRow]) -> tuple[float, float]:
     losses = [row["best_val_loss"] for row in rows if row["best_val_loss"] is not None]
     return fmean(row["validation"] for row in rows), -fmean(losses) if losses else 0.0
 
 
-def _best(series: Series, chosen: tuple[Any, list[Row]]) -> Best:
+def _best(series: Series, chosen: tuple[Any, list[RunRow]]) -> Best:
     layer, rows = chosen
     run = max(rows, key=lambda row: _rank([row]))["run"]
-    tests = {split: fmean(row[split] for row in rows) for split in SPLITS if all(row[split] is not None for row in rows)}
+    tests = {split: fmean(row[split] for row in rows) for split in TEST_SPLITS if all(row[split] is not None for row in rows)}
     return Best(series, layer, len(rows), _rank(rows)[0], tests, run, of_host=False)

@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
-from scipy.stats import binomtest
+
+from decoder.scores import wilson
 
 if TYPE_CHECKING:
     from decoder.report.tables import ScoreRow
@@ -175,8 +176,7 @@ def _bars(panel: Axes, entries: list[tuple[str, dict]]) -> None:
         value = _value(entry["exact_match"])
         panel.barh(position, value, height=0.66, linewidth=0.8, **look)
         if entry.get("n"):
-            interval = binomtest(round(value * entry["n"]), entry["n"]).proportion_ci(0.95, method="wilson")
-            panel.plot([interval.low, interval.high], [position, position], color=TEXT, linewidth=0.9)
+            panel.plot(wilson(round(value * entry["n"]), entry["n"]), [position, position], color=TEXT, linewidth=0.9)
     panel.set_yticks(range(len(entries)), [f"{name} ({entry['n']})" if entry.get("n") else name for name, entry in entries])
     panel.tick_params(axis="y", length=0)
     panel.grid(axis="y", visible=False)

@@ -24,6 +24,10 @@ PARTS = {
     "baselines": dict,
 }
 """What a finished run's result has at least, by kind."""
+LEARNT = ("val/id/loss", "val/new/exact_match")
+"""What a comparison draws by epoch."""
+History = dict[str, dict[int, float]]
+"""Metric -> epoch -> value."""
 NOT_RUNS = {"checkpoints", "decoder", "wandb"}
 
 
@@ -34,6 +38,8 @@ class Found:
     results: dict[Path, dict[str, Any]] = field(default_factory=dict)
     unfinished: list[Path] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
+    histories: dict[Path, History] = field(default_factory=dict)
+    """Of runs that lie elsewhere; those of folders are read when they are asked for."""
 
     @property
     def finished(self) -> dict[Path, dict[str, Any]]:
@@ -42,6 +48,9 @@ class Found:
     @property
     def failed(self) -> dict[Path, dict[str, Any]]:
         return {folder: result for folder, result in self.results.items() if result.get("status") != "ok"}
+
+    def history(self, folder: Path) -> History:
+        return self.histories[folder] if folder in self.histories else read_history(folder / "metrics.csv")
 
 
 def write_result(folder: Path, result: Mapping[str, Any]) -> None:
@@ -136,8 +145,8 @@ def read_predictions(path: Path) -> list[dict]:
     return pyarrow.parquet.read_table(path).to_pylist()
 
 
-def read_history(path: Path) -> dict[str, dict[int, float]]:
-    """Metric -> epoch -> mean of the values logged in that epoch, from Lightning's `metrics.csv`; empty if it is absent or damaged."""
+def read_history(path: Path) -> History:
+    """Means of the values logged in each epoch, from Lightning's `metrics.csv`; empty if it is absent or damaged."""
     if not path.exists():
         return {}
     import pandas
@@ -149,6 +158,7 @@ def read_history(path: Path) -> dict[str, dict[int, float]]:
     return {str(name): means[name].dropna().to_dict() for name in means}
 
 
-def failed(config: Mapping[str, Any], error: BaseException) -> dict[str, Any]:
-    """What a run that broke leaves behind."""
-    return {"schema": SCHEMA, "status": "failed", "error": f"{type(error).__name__}: {error}", "config": dict(config)}
+def failed(config: Mapping[str, Any], why: str | BaseException) -> dict[str, Any]:
+    """The result of a run that did not go through."""
+    error = why if isinstance(why, str) else f"{type(why).__name__}: {why}"
+    return {"schema": SCHEMA, "status": "failed", "error": error, "config": dict(config)}

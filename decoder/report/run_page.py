@@ -13,7 +13,8 @@ import yaml
 
 from decoder.report.page import render
 from decoder.report.results import read_history, read_predictions, read_result
-from decoder.report.tables import OOD_CELLS, SPLITS, draw_edits, is_right, is_toy, made_by, score_rows
+from decoder.report.tables import draw_edits, is_right, is_toy, made_by, score_rows
+from decoder.scores import OOD_CELLS, TEST_SPLITS
 from decoder.utils.files import write_text
 
 TABLED_EDITS = 40
@@ -34,7 +35,7 @@ def _page(result: dict, predictions: list[dict], history: dict) -> dict[str, Any
     from decoder.report import plots
 
     editor, ridge = made_by(result)
-    tested = [row for row in predictions if row["split"] in SPLITS]
+    tested = [row for row in predictions if row["split"] in TEST_SPLITS]
     wrong, right = draw_edits(tested, 0, TABLED_EDITS, most_wrong=TABLED_EDITS // 2)
     return {
         "result": result,
@@ -42,9 +43,9 @@ def _page(result: dict, predictions: list[dict], history: dict) -> dict[str, Any
         "ridge": ridge,
         "toy": is_toy(result),
         "tabled_percents": TABLED_PERCENTS,
-        "splits": [split for split in SPLITS if split in (result.get("test") or {})],
-        "tables": [table for table in (_grouped(result, SPLITS), _grouped(result, OOD_CELLS)) if table["groups"]],
-        "scores_svg": plots.scores(score_rows(result), SPLITS),
+        "splits": [split for split in TEST_SPLITS if split in (result.get("test") or {})],
+        "tables": [table for table in (_grouped(result, TEST_SPLITS), _grouped(result, tuple(OOD_CELLS))) if table["groups"]],
+        "scores_svg": plots.scores(score_rows(result), TEST_SPLITS),
         "curves_svg": plots.learning_curves(history),
         "relations_svg": plots.relations(result.get("test") or {}),
         "confidence_svg": plots.confidence(tested),

@@ -10,9 +10,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-SPLITS = ("id", "ood", "unseen_object")
-OOD_CELLS = ("ood_seen_object", "ood_unseen_object")
-METRICS = {"exact_match": "exact match", "first_token": "first token"}
+from decoder.scores import METRICS, TEST_SPLITS
+
 STAR = "*"
 METHODS = {
     "logit_lens": "logit lens of the update",
@@ -45,7 +44,7 @@ class ScoreRow:
         return {"base known": "known", "control": ""}.get(self.group, "unknown")
 
 
-def score_rows(result: dict, splits: tuple[str, ...] = SPLITS) -> list[ScoreRow]:
+def score_rows(result: dict, splits: tuple[str, ...] = TEST_SPLITS) -> list[ScoreRow]:
     """The rows of the score table: decoder, baselines without the base matrix, baselines with it, controls.
 
     Every method has a row per metric it was scored on; rows without a single score are left out.
@@ -77,7 +76,7 @@ def results_table(result: dict) -> Table:
     rows = [row for row in rows if row.name == "decoder" or row.metric == "exact_match" or row.name not in exact]
     look = {"box": box.HORIZONTALS, "show_edge": False, "pad_edge": False, "collapse_padding": True, "caption_justify": "left"}
     table = Table("method", "base", caption=_caption(result, starred=any(_is_starred(row) for row in rows)), **look)
-    for split in SPLITS:
+    for split in TEST_SPLITS:
         count = test.get(split, {}).get("n")
         table.add_column(split if count is None else f"{split}\n(n={count})", justify="right", min_width=14)
     for row, following in zip_longest(rows, rows[1:]):
@@ -142,7 +141,7 @@ def example_lines(predictions: list[dict], seed: int = 0, count: int = 8) -> lis
 def draw_edits(predictions: list[dict], seed: int, count: int, most_wrong: int) -> tuple[list[dict], list[dict]]:
     """Draws (wrong, right) test edits, spread over the splits; more than `most_wrong` only if right ones run out."""
     generator = random.Random(seed)
-    test = sorted((row for row in predictions if row["split"] in SPLITS), key=lambda row: row["edit_id"])
+    test = sorted((row for row in predictions if row["split"] in TEST_SPLITS), key=lambda row: row["edit_id"])
     wrong, right = (_spread([row for row in test if is_right(row) is verdict], generator) for verdict in (False, True))
     taken = min(len(wrong), max(most_wrong, count - len(right)))
     return wrong[:taken], right[: count - taken]
@@ -177,7 +176,7 @@ def _example_line(row: dict) -> str:
 
 
 def _spread(rows: list[dict], generator: random.Random) -> list[dict]:
-    by_split: dict[str, list[dict]] = {split: [] for split in SPLITS}
+    by_split: dict[str, list[dict]] = {split: [] for split in TEST_SPLITS}
     for row in generator.sample(rows, len(rows)):
         by_split[row["split"]].append(row)
     return [row for tier in zip_longest(*by_split.values()) for row in tier if row is not None]

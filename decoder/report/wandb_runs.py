@@ -1,20 +1,40 @@
-"""Results of runs out of a W&B project, in the shape of result.json, so that one page compares both."""
+"""Results of runs in W&B: the keys of a run's summary, and runs of a project read back in the shape of result.json."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from decoder.report.results import SCHEMA, Found
+from decoder.report.columns import COLUMNS, at
+from decoder.report.results import LEARNT, SCHEMA, Found, History, failed
+from decoder.scores import METRICS, VAL_SPLITS, wilson
 from decoder.utils.errors import UserError
 
 CHOSEN_BY = "best/validation"
 """The validation score that runs, and sweeps, are chosen by."""
 ADDED_TO_CONFIG = ("layer_frac", "edited_layer_frac", "host_layers")
 """What a W&B config has beside the settings."""
+BESIDE_COLUMNS = ("calibration.auroc", "edits.editor", "edits.ridge")
 
 PER_PAGE = 200
 GOING_ON = {"running", "pending", "preempting", "preempted"}
-METRICS = ("exact_match", "first_token")
+
+
+def places(tests: Iterable[str], baselines: Iterable[str]) -> dict[str, str]:
+    """Key in the summary of a W&B run -> its place in a result.json, for tests and baselines of these names."""
+    found = {column.logged_as: column.value for column in COLUMNS if column.logged_as}
+    found |= {place.replace(".", "/"): place for place in BESIDE_COLUMNS}
+    scored = [(f"best/{split}", f"validation.{split}") for split in VAL_SPLITS] + [(f"test/{split}", f"test.{split}") for split in tests]
+    found |= {f"{key}/n": f"{place}.n" for key, place in scored}
+    for name in baselines:
+        found[f"baseline/{name}/base_known"] = f"baselines.{name}.base_known"
+        scored += [(f"baseline/{name}/{split}", f"baselines.{name}.{split}") for split in tests]
+    return found | {f"{key}/{metric}": f"{place}.{metric}.value" for key, place in scored for metric in METRICS}
+
+
+def summary_of(result: Mapping[str, Any]) -> dict[str, Any]:
+    """What the summary of a run's W&B run gets, as plain values; keys that begin with _ are W&B's own."""
+    found = {key: at(result, place) for key, place in places(result["test"], result["baselines"]).items() if not key.startswith("_")}
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def read_project(path: str, group: str | None = None) -> Found:
@@ -30,14 +50,13 @@ def read_project(path: str, group: str | None = None) -> Found:
     filters = {"jobType": "train"} | ({"group": group} if group else {})
     try:
         # Not lazy: config and summary of every run are read, a request each otherwise.
-        runs = list(wandb.Api().runs(path, filters=filters, per_page=PER_PAGE, lazy=False))
+        return collect(path, wandb.Api().runs(path, filters=filters, per_page=PER_PAGE, lazy=False))
     except (wandb.errors.Error, ValueError) as error:
         raise UserError(f"wandb={path}: {' '.join(str(error).split())}; is the name right, and are you logged in (wandb login)?") from None
-    return collect(path, runs)
 
 
 def collect(path: str, runs: Iterable[Any]) -> Found:
-    """W&B runs as results; runs that go on count as not finished.
+    """W&B runs as results, with the learning curves of those that went through; runs that go on count as not finished.
 
     Raises:
         UserError: there is none.
@@ -48,8 +67,14 @@ def collect(path: str, runs: Iterable[Any]) -> Found:
         name = name if name not in found.results else name.with_name(f"{run.name}-{run.id}")
         if run.state in GOING_ON:
             found.unfinished.append(name)
-        else:
-            found.results[name] = result_of(run.config, dict(run.summary), run.state)
+            continue
+        result = found.results[name] = result_of(run.config, dict(run.summary), run.state)
+        if result["status"] == "ok":
+            try:
+                found.histories[name] = _history(run)
+            except Exception as error:  # of many kinds, and the scores are there
+                found.histories[name] = {}
+                found.unreadable.append(f"{name}: its learning curves ({type(error).__name__}: {' '.join(str(error).split())})")
     if not found.results and not found.unfinished:
         raise UserError(f"wandb={path}: no runs of job type train there; give another project, or group= of one comparison")
     return found
@@ -58,52 +83,43 @@ def collect(path: str, runs: Iterable[Any]) -> Found:
 def result_of(config: Mapping[str, Any], summary: Mapping[str, Any], state: str) -> dict[str, Any]:
     """A run's config and summary as a result.json. Intervals are computed again from the value and n."""
     settings = {key: value for key, value in config.items() if key not in ADDED_TO_CONFIG and not key.startswith("_")}
-    result: dict[str, Any] = {"schema": SCHEMA, "status": "ok", "config": settings}
     if state != "finished" or CHOSEN_BY not in summary:
-        return result | {"status": "failed", "error": f"its state at W&B is {state}" + ("" if state != "finished" else ", without scores")}
-    return result | {
+        return failed(settings, f"its state at W&B is {state}" + ("" if state != "finished" else ", without scores"))
+    result: dict[str, Any] = {
+        "schema": SCHEMA,
+        "status": "ok",
+        "config": settings,
         "host": {"name": config["host"]["name"], "layers": config.get("host_layers")},
         "edited_layer": config["edits"]["layer"],
         "trained_layer": config["decoder"]["layer"],
         "seed": config["seed"],
-        "fit": {
-            "best_val_loss": summary.get("best/val_id_loss"),
-            "epochs": summary.get("epoch"),
-            "stopping_reason": summary.get("stopping_reason"),
-        },
-        "validation": _splits(summary, "best", ("val/id", "val/new")),
-        "test": _splits(summary, "test", _named(summary, "test/")),
-        "baselines": {name: _baseline(summary, name) for name in _named(summary, "baseline/")},
-        "seconds": {"total": summary.get("_runtime")},
+        "validation": {},
+        "test": {},
+        "baselines": {},
     }
+    for key, place in places(_named(summary, "test/"), _named(summary, "baseline/")).items():
+        if summary.get(key) is not None:
+            _put(result, place, summary[key])
+    for scores in (*result["validation"].values(), *result["test"].values()):
+        for score in (scores[metric] for metric in METRICS if metric in scores and scores.get("n")):
+            score["ci95"] = wilson(round(score["value"] * scores["n"]), scores["n"])
+    if "edits" in result:
+        result["edits"].setdefault("ridge", None)  # not known of other tools' edits; the one asked for made nothing
+    return result
 
 
 def _named(summary: Mapping[str, Any], prefix: str) -> list[str]:
     return list(dict.fromkeys(key.split("/")[1] for key in summary if key.startswith(prefix)))
 
 
-def _splits(summary: Mapping[str, Any], prefix: str, splits: Iterable[str]) -> dict[str, Any]:
-    found = {}
-    for split in splits:
-        n, values = summary.get(f"{prefix}/{split}/n"), {metric: summary.get(f"{prefix}/{split}/{metric}") for metric in METRICS}
-        if values["exact_match"] is not None:
-            found[split] = {"n": n} | {metric: _score(value, n) for metric, value in values.items()}
-    return found
+def _put(result: dict[str, Any], place: str, value: Any) -> None:
+    *above, last = place.split(".")
+    for name in above:
+        result = result.setdefault(name, {})
+    result[last] = value
 
 
-def _baseline(summary: Mapping[str, Any], name: str) -> dict[str, Any]:
-    scores: dict[str, Any] = {"base_known": summary.get(f"baseline/{name}/base_known")}
-    for key, value in summary.items():
-        parts = key.split("/")
-        if parts[:2] == ["baseline", name] and len(parts) == 4:
-            scores.setdefault(parts[2], dict.fromkeys(METRICS))[parts[3]] = {"value": value}
-    return scores
-
-
-def _score(value: float | None, n: int | None) -> dict[str, Any] | None:
-    if value is None or not n:
-        return None if value is None else {"value": value}
-    from scipy.stats import binomtest
-
-    interval = binomtest(round(value * n), n).proportion_ci(0.95, method="wilson")
-    return {"value": value, "ci95": [float(interval.low), float(interval.high)]}
+def _history(run: Any) -> History:
+    # Validation logs all of a row at once, so one request has the rows that have every one of these keys.
+    rows = list(run.scan_history(keys=["epoch", *LEARNT]))
+    return {name: {row["epoch"]: row[name] for row in rows} for name in LEARNT}

@@ -18,13 +18,12 @@ from decoder.config.identity import trained_layers
 from decoder.host import Host
 from decoder.metrics import split_meters, told_correct
 from decoder.model import ObjectDecoder, random_prompt
+from decoder.scores import TEST_SPLITS, VAL_SPLITS
 from decoder.swap import projection_inputs
 from decoder.training.augment import varied
 from decoder.training.distributed import gathered
 from decoder.training.losses import KeySpread, gain_spread, key_spread, object_loss
 
-VAL_SPLITS = ("val/id", "val/new")
-TEST_SPLITS = ("id", "ood", "unseen_object")
 WARMUP_BEFORE_EDIT = 100  # steps; 300 do as well
 
 

@@ -1,7 +1,12 @@
-"""What W&B gets beside Lightning's log: numbers to plot layers by, tags, the validation score, and the run of a whole comparison."""
+"""What W&B gets beside Lightning's log: numbers to plot layers by, tags, a run's scores, and the run of a whole comparison.
 
+Whatever W&B raises, in starting, in between or at the end, a run goes on without it and says so in its result.
+"""
+
+import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,39 +15,113 @@ from lightning import Trainer
 from lightning.pytorch.loggers import WandbLogger
 
 from decoder.config import TrainConfig
+from decoder.config.compose import to_dict
 from decoder.config.identity import editor_of, trained_layers
 from decoder.report.results import layer_fraction, validation_score
-from decoder.report.wandb_runs import ADDED_TO_CONFIG, CHOSEN_BY
+from decoder.report.wandb_runs import ADDED_TO_CONFIG, CHOSEN_BY, summary_of
+from decoder.scores import TEST_SPLITS
+from decoder.utils.terminal import console
+
+FOLDERS = {"WANDB_DIR": "", "WANDB_DATA_DIR": "wandb/data", "WANDB_CACHE_DIR": "wandb/cache", "WANDB_CONFIG_DIR": "wandb/config"}
+_given: dict[str, str] = {}
 
 
-def describe_run(trainer: Any, cfg: TrainConfig, layers: int) -> None:
+class Tracker(WandbLogger):
+    """The W&B run of a run, under its folder. The first failure of W&B is told, and ends what is logged."""
+
+    def __init__(self, cfg: TrainConfig, folder: Path) -> None:
+        keep_inside(folder)
+        trained = "-".join(map(str, trained_layers(cfg)))
+        super().__init__(
+            mode=cfg.wandb.mode,
+            project=cfg.wandb.project,
+            entity=cfg.wandb.entity,
+            group=cfg.wandb.group or cfg.experiment,
+            name=cfg.wandb.name or f"{cfg.host.name}-{editor_of(cfg)}-e{cfg.edits.layer}-t{trained}-s{cfg.seed}",
+            tags=list(cfg.wandb.tags),
+            job_type="train",
+            save_dir=folder,
+            config=to_dict(cfg),
+        )
+        # An argument Lightning still passes and W&B warns about.
+        self._wandb_init.pop("anonymous", None)
+        self.failure: str | None = None
+
+    @property
+    def experiment(self) -> Any:
+        if self._experiment is None:
+            with self.attempt():
+                return super().experiment
+        return self._experiment
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        with self.attempt():
+            super().log_metrics(metrics, step)
+
+    def log_hyperparams(self, params: Any) -> None:
+        with self.attempt():
+            super().log_hyperparams(params)
+
+    @contextmanager
+    def attempt(self) -> Iterator[None]:
+        """Around what is asked of W&B: if it fails, this run has a W&B run that does nothing from here on."""
+        try:
+            yield
+        except Exception as error:
+            import wandb
+
+            self.failure = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            console().print(f"  W&B failed, the run goes on without it: {self.failure}", style="yellow", markup=False)
+            with suppress(Exception):
+                # Its service may be dead; the next run of this process starts another.
+                wandb.teardown(exit_code=1)
+            self._experiment = wandb.init(mode="disabled")
+
+
+def keep_inside(folder: Path) -> None:
+    """W&B's files go under a run folder, but for folders that the user named and the settings that `wandb login` left."""
+    for name, own in FOLDERS.items():
+        ours = os.environ.get(name) == _given.get(name)
+        if ours and not (name == "WANDB_CONFIG_DIR" and os.path.exists(os.path.expanduser("~/.config/wandb"))):
+            os.environ[name] = _given[name] = str(folder.resolve() / own)
+
+
+def describe_run(trainer: Trainer, cfg: TrainConfig, layers: int) -> None:
     """Adds tags and the depths of the layers to the W&B run of a trainer, if it has one."""
-    run = _run_of(trainer)
-    if run is None:
+    tracker = _tracker(trainer)
+    if tracker is None:
         return
     trained = "+".join(map(str, trained_layers(cfg)))
     own = (cfg.host.name, editor_of(cfg), f"edited-{cfg.edits.layer}", f"trained-{trained}")
-    run.tags = tuple(dict.fromkeys((*(run.tags or ()), *own)))
-    if cfg.variant and not cfg.wandb.name:
-        run.name = f"{run.name}-{cfg.variant}"
     depths = (layer_fraction(cfg.decoder.layer, layers), layer_fraction(cfg.edits.layer, layers), layers)
-    run.config.update(dict(zip(ADDED_TO_CONFIG, depths, strict=True)))
+    with tracker.attempt():
+        run = tracker.experiment
+        run.tags = tuple(dict.fromkeys((*(run.tags or ()), *own)))
+        if cfg.variant and not cfg.wandb.name:
+            run.name = f"{run.name}-{cfg.variant}"
+        run.config.update(dict(zip(ADDED_TO_CONFIG, depths, strict=True)))
 
 
-def log_validation(trainer: Any, summary: Mapping[str, Any]) -> None:
-    """Logs what sweeps are steered by, and puts plain validation scores and the sizes of the splits into the summary."""
-    run = _run_of(trainer)
-    if run is None:
-        return
-    run.log({CHOSEN_BY: validation_score(summary)})
-    for split, scores in summary["validation"].items():
-        for metric in ("first_token", "exact_match"):
-            run.summary[f"best/{split}/{metric}"] = scores[metric]["value"]
-        run.summary[f"best/{split}/n"] = scores["n"]
-    for split, scores in summary["test"].items():
-        run.summary[f"test/{split}/n"] = scores["n"]
-    for name, scores in summary["baselines"].items():
-        run.summary[f"baseline/{name}/base_known"] = scores["base_known"]
+def log_result(trainer: Trainer, result: dict[str, Any], predictions: pd.DataFrame, decoder_folder: Path | None) -> dict[str, str]:
+    """Logs what sweeps are steered by, a run's scores as plain numbers of the summary, a table of predictions, and the decoder as
+    an artifact if a folder is given. Closes the W&B run; returns what result.json says of it, which is nothing unless W&B failed."""
+    tracker = _tracker(trainer)
+    if tracker is None:
+        return {}
+    import wandb
+
+    with tracker.attempt():
+        run = tracker.experiment
+        run.summary.update(summary_of(result))
+        run.log({CHOSEN_BY: validation_score(result)})
+        run.log({"predictions": wandb.Table(dataframe=predictions)})
+        if decoder_folder:
+            artifact = wandb.Artifact(f"decoder-{run.name}", type="decoder")
+            artifact.add_dir(str(decoder_folder))
+            run.log_artifact(artifact)
+    with tracker.attempt():
+        tracker.experiment.finish()
+    return {"wandb": tracker.failure} if tracker.failure else {}
 
 
 def close_run(exit_code: int) -> None:
@@ -56,12 +135,11 @@ def log_comparison(cfg: TrainConfig, rows: list[dict[str, Any]], folder: Path) -
     """One W&B run of job type `report`: the table of runs, and the layer curve of every edited layer and split."""
     if cfg.wandb.mode == "disabled" or not rows:
         return
-    import pandas as pd
     import wandb
 
     from decoder.report.layer_curves import chosen_by_validation, layer_curves
-    from decoder.report.tables import SPLITS
 
+    keep_inside(folder)
     run = wandb.init(
         mode=cfg.wandb.mode,
         project=cfg.wandb.project,
@@ -74,7 +152,7 @@ def log_comparison(cfg: TrainConfig, rows: list[dict[str, Any]], folder: Path) -
     )
     run.log({"runs": wandb.Table(dataframe=pd.DataFrame(rows).astype({"trained_layer": str}))})
     for series, curves in layer_curves([*chosen_by_validation(rows), *rows]).items():
-        drawn = [split for split in SPLITS if curves.get(split)]
+        drawn = [split for split in TEST_SPLITS if curves.get(split)]
         plot = wandb.plot.line_series(
             xs=[[point.layer for point in curves[split]] for split in drawn],
             ys=[[point.mean for point in curves[split]] for split in drawn],
@@ -87,33 +165,5 @@ def log_comparison(cfg: TrainConfig, rows: list[dict[str, Any]], folder: Path) -
     run.finish()
 
 
-def _run_of(trainer: Any) -> Any:
-    from lightning.pytorch.loggers import WandbLogger
-
-    return next((logger.experiment for logger in trainer.loggers if isinstance(logger, WandbLogger)), None)
-
-
-def log_to_wandb(trainer: Trainer, result: dict[str, Any], predictions: pd.DataFrame, decoder_folder: Path | None) -> None:
-    """Puts a run's scores and baselines as plain numbers into the W&B summary, with a table of predictions; the decoder as an
-    artifact if a folder is given. Closes the W&B run."""
-    loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
-    if not loggers:
-        return
-    import wandb
-
-    run = loggers[0].experiment
-    run.summary["best/val_id_loss"] = result["fit"]["best_val_loss"]
-    run.summary["stopping_reason"] = result["fit"]["stopping_reason"]
-    run.summary["calibration/auroc"] = result["calibration"]["auroc"]
-    for split, scores in result["test"].items():
-        for metric in ("first_token", "exact_match"):
-            run.summary[f"test/{split}/{metric}"] = scores[metric]["value"]
-            for name, baseline in result["baselines"].items():
-                if split in baseline and baseline[split][metric]:
-                    run.summary[f"baseline/{name}/{split}/{metric}"] = baseline[split][metric]["value"]
-    run.log({"predictions": wandb.Table(dataframe=predictions)})
-    if decoder_folder:
-        artifact = wandb.Artifact(f"decoder-{run.name}", type="decoder")
-        artifact.add_dir(str(decoder_folder))
-        run.log_artifact(artifact)
-    run.finish()
+def _tracker(trainer: Trainer) -> Tracker | None:
+    return next((logger for logger in trainer.loggers if isinstance(logger, Tracker)), None)

@@ -13,15 +13,16 @@ import torch
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
-from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from decoder.config import TrainConfig
 from decoder.config.compose import to_dict
-from decoder.config.identity import difference, editor_of, trained_layers, with_effect
+from decoder.config.identity import difference, with_effect
 from decoder.host import Host
 from decoder.report.results import is_finished
+from decoder.training.tracking import Tracker
 from decoder.utils.errors import TERMINATED
 
 NARROW = 256  # hidden width; two threads take 84 ms for a step of the pocket host, one takes 48
@@ -73,21 +74,7 @@ def build_trainer(cfg: TrainConfig, folder: Path, checkpoint: Path | None = None
 def _loggers(cfg: TrainConfig, folder: Path, checkpoint: Path | None) -> list[Logger]:
     loggers: list[Logger] = [_csv_logger(folder, checkpoint)]
     if cfg.wandb.mode != "disabled":
-        trained = "-".join(map(str, trained_layers(cfg)))
-        wandb_logger = WandbLogger(
-            mode=cfg.wandb.mode,
-            project=cfg.wandb.project,
-            entity=cfg.wandb.entity,
-            group=cfg.wandb.group or cfg.experiment,
-            name=cfg.wandb.name or f"{cfg.host.name}-{editor_of(cfg)}-e{cfg.edits.layer}-t{trained}-s{cfg.seed}",
-            tags=list(cfg.wandb.tags),
-            job_type="train",
-            save_dir=folder,
-            config=to_dict(cfg),
-        )
-        # An argument Lightning still passes and W&B warns about.
-        wandb_logger._wandb_init.pop("anonymous", None)
-        loggers.append(wandb_logger)
+        loggers.append(Tracker(cfg, folder))
     return loggers
 
 

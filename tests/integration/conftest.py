@@ -29,7 +29,7 @@ def command(tmp_path_factory, cache) -> Callable[..., subprocess.CompletedProces
     """Runs a program of the project as a user would, away from the clone, with nothing sent anywhere."""
     home = tmp_path_factory.mktemp("home")
     private = {name: str(home / name) for name in ("WANDB_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR")}
-    environment = os.environ | private | {"WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1", "COLUMNS": "140"}
+    environment = os.environ | private | {"WANDB_MODE": "offline", "WANDB_API_KEY": "nobody", "HF_HUB_OFFLINE": "1", "COLUMNS": "140"}
 
     def run(program: str, *arguments: str, timeout: int = 300) -> subprocess.CompletedProcess:
         script = ["-m", program] if "." in program and not program.endswith(".py") else [str(ROOT / program)]

@@ -6,10 +6,14 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from decoder.dense import applied
+from decoder.report.layer_curves import run_rows
+from decoder.report.results import LEARNT, read_history
+from decoder.report.wandb_runs import CHOSEN_BY, result_of
 
 BASELINES = {
     "logit_lens",
@@ -23,7 +27,7 @@ BASELINES = {
 }
 
 
-def result_of(folder: Path) -> dict:
+def result_of_folder(folder: Path) -> dict:
     return json.loads((folder / "result.json").read_text())
 
 
@@ -51,7 +55,7 @@ def test_run_folder_has_every_file(smoke):
 
 
 def test_result_has_the_stable_keys(smoke):
-    result = result_of(smoke[0])
+    result = result_of_folder(smoke[0])
     assert result["schema"] == 1 and result["status"] == "ok"
     assert set(result["baselines"]) == BASELINES
     for split in ("id", "ood", "unseen_object"):
@@ -69,7 +73,7 @@ def test_predictions_agree_with_the_scores(smoke):
     assert set(predictions["split"]) == {"id", "ood", "unseen_object", "val/id", "val/new"}
     for split in ("id", "ood", "unseen_object"):
         rows = predictions[predictions["split"] == split]
-        assert (rows["predicted"] == rows["object"]).mean() == result_of(folder)["test"][split]["exact_match"]["value"]
+        assert (rows["predicted"] == rows["object"]).mean() == result_of_folder(folder)["test"][split]["exact_match"]["value"]
 
 
 def test_terminal_shows_scores_examples_and_next_commands(smoke):
@@ -100,16 +104,25 @@ def test_offline_wandb_run_holds_config_curves_and_summary(smoke):
         subprocess.run([wandb, "leet", "inspect", "--summary", "--json", run_file], capture_output=True, text=True, check=True).stdout
     )
     assert '"val/new/exact_match"' in records or "val/new/exact_match" in records
-    assert summary["config"]["edits"]["ridge"] == result_of(smoke[0])["config"]["edits"]["ridge"]
+    assert summary["config"]["edits"]["ridge"] == result_of_folder(smoke[0])["config"]["edits"]["ridge"]
     found = summary["summary"]
-    assert found["test/ood/exact_match"] == result_of(smoke[0])["test"]["ood"]["exact_match"]["value"]
-    assert "best/val_id_loss" in found and "stopping_reason" in found
+    assert found["test/ood/exact_match"] == result_of_folder(smoke[0])["test"]["ood"]["exact_match"]["value"]
+    assert "stopping_reason" in found
+    back = result_of(summary["config"], found, "finished")
+    there, here = (run_rows({"run": result})[0] for result in (back, result_of_folder(smoke[0])))
+    # A run is timed when all is done, W&B's part too.
+    assert {key for key in here if here[key] != there[key]} == {"seconds_fit", "seconds_test", "seconds_total"}
+    history = [json.loads(line)["history"]["item"] for line in records.splitlines() if json.loads(line)["type"] == "history"]
+    assert [row[CHOSEN_BY] for row in history if CHOSEN_BY in row] == [here["validation"]], "what a sweep is steered by"
+    curves = read_history(smoke[0] / "metrics.csv")
+    logged = [row for row in history if {"epoch", *LEARNT} <= set(row)]
+    assert {name: [row[name] for row in logged] for name in LEARNT} == {name: pytest.approx(list(curves[name].values())) for name in LEARNT}
 
 
 def test_evaluate_gives_the_same_numbers(smoke, command):
     done = command("evaluate.py", f"decoder={smoke[0] / 'decoder'}", "json=true")
     assert done.returncode == 0, done.stderr
-    scored, trained = json.loads(done.stdout)["test"], result_of(smoke[0])["test"]
+    scored, trained = json.loads(done.stdout)["test"], result_of_folder(smoke[0])["test"]
     for split in ("id", "ood", "unseen_object"):
         assert scored[split]["exact_match"] == trained[split]["exact_match"]
         assert scored[split]["first_token"] == trained[split]["first_token"]
@@ -149,12 +162,15 @@ def test_bad_suspects_are_one_line(smoke, command, tmp_path):
         assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
 
 
-def test_resume_of_a_finished_fit_gives_the_same_scores(smoke, command):
+def test_resume_of_a_finished_fit_gives_the_same_scores_also_where_wandb_fails(smoke, command):
     folder, _ = smoke
-    before = result_of(folder)
-    done = command("train.py", "experiment=smoke", f"runs={folder.parents[2]}", "resume=true", "wandb.mode=disabled")
+    before = result_of_folder(folder)
+    # The key is no key, so W&B refuses before it asks anybody.
+    done = command("train.py", "experiment=smoke", f"runs={folder.parents[2]}", "resume=true", "wandb.mode=online")
     assert done.returncode == 0, done.stderr
-    assert result_of(folder)["test"] == before["test"]
+    after = result_of_folder(folder)
+    assert after["test"] == before["test"] and "wandb" not in before
+    assert after["wandb"] in done.stdout and "the run goes on without it" in done.stdout
 
 
 def test_produce_is_a_command_of_its_own(smoke, command):

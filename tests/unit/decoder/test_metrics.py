@@ -12,7 +12,7 @@ import torch
 from decoder.batch import PADDING
 from decoder.beam import Beams
 from decoder.metrics import exact_match, first_token_correct
-from decoder.scores import cluster_interval, grouped_scores, split_scores, wilson
+from decoder.scores import cluster_interval, grouped_scores, share, split_scores, wilson
 from decoder.training.losses import gain_spread, key_spread, object_loss
 
 END = 9
@@ -29,16 +29,15 @@ def beams(*best: list[int]) -> Beams:
 )
 def test_wilson_equals_published_intervals(hits, n, low, high):
     """Newcombe 1998, table I, method 3 (score interval without continuity correction); four digits are printed."""
-    found = wilson([True] * hits + [False] * (n - hits))
-    assert found["value"] == hits / n
-    assert found["ci95"] == pytest.approx([low, high], abs=6e-5)
+    assert share([True] * hits + [False] * (n - hits)) == {"value": hits / n, "ci95": wilson(hits, n)}
+    assert wilson(hits, n) == pytest.approx([low, high], abs=6e-5)
 
 
 def test_cluster_interval_knows_that_answers_of_a_cluster_agree():
     correct = [cluster % 2 == 0 for cluster in range(20) for _ in range(15)]
     clusters = [f"s{cluster}" for cluster in range(20) for _ in range(15)]
     low, high = cluster_interval(correct, clusters)
-    narrow_low, narrow_high = wilson(correct)["ci95"]
+    narrow_low, narrow_high = wilson(sum(correct), len(correct))
     # 20 independent answers instead of 300: sqrt(15) = 3.9 times as wide.
     assert (high - low) / (narrow_high - narrow_low) == pytest.approx(15**0.5, rel=0.15)
     assert low < 0.5 < high
@@ -47,7 +46,7 @@ def test_cluster_interval_knows_that_answers_of_a_cluster_agree():
 def test_cluster_interval_of_independent_answers_is_near_wilson():
     correct = [i % 4 == 0 for i in range(300)]
     found = cluster_interval(correct, [str(i) for i in range(300)])
-    assert found == pytest.approx(wilson(correct)["ci95"], abs=0.015)
+    assert found == pytest.approx(wilson(sum(correct), len(correct)), abs=0.015)
     assert found == cluster_interval(correct, [str(i) for i in range(300)]), "drawn by a fixed seed"
 
 
@@ -131,11 +130,16 @@ READINGS = pd.DataFrame(
 )
 
 
-def test_split_scores():
-    scores = split_scores(READINGS, "subject")
+@pytest.mark.parametrize(
+    ("split", "clusters"),
+    [("id", "subject"), ("ood", "relation"), ("unseen_object", "subject"), ("val/id", "subject"), ("val/new", "relation")],
+)
+def test_split_scores(split, clusters):
+    readings = READINGS.assign(relation=["P1", "P2", "P2", "P1"])
+    scores = split_scores(readings, split)
     assert scores["n"] == 4 and scores["first_token"]["value"] == 0.75 and scores["exact_match"]["value"] == 0.5
-    assert scores["exact_match"]["ci95"] == wilson([True, False, False, True])["ci95"]
-    assert scores["exact_match"]["ci95_cluster"] == cluster_interval(READINGS["exact_match"], READINGS["subject"])
+    assert scores["exact_match"]["ci95"] == wilson(2, 4)
+    assert scores["exact_match"]["ci95_cluster"] == cluster_interval(readings["exact_match"], readings[clusters])
 
 
 def test_grouped_scores():

@@ -3,13 +3,12 @@
 import csv
 import json
 import re
-import shutil
-import subprocess
 import time
 import xml.etree.ElementTree
 from pathlib import Path
 
 import pytest
+from browser import browse, needs_browser, needs_printer, printed
 from fabricated_runs import write_grid, write_run
 from matplotlib.image import imread
 
@@ -19,7 +18,6 @@ from decoder.report.layer_curves import Series, layer_curves, run_rows
 from decoder.report.results import find_runs
 from decoder.utils.errors import UserError
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PROBE = """<script>addEventListener("load", () => {
   const head = [...document.querySelectorAll("#table th button")].find(button => button.textContent === "id");
   const column = head.parentNode.cellIndex, rows = () => [...document.querySelectorAll("#table tbody tr")];
@@ -159,20 +157,7 @@ def test_three_hundred_runs_are_quick_and_small(tmp_path):
     assert page.stat().st_size < 5_000_000
 
 
-def browse(*arguments: str, tmp_path: Path) -> str:
-    line = [
-        CHROMIUM,
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--hide-scrollbars",
-        f"--user-data-dir={tmp_path / 'profile'}",
-        *arguments,
-    ]
-    return subprocess.run(line, capture_output=True, text=True, timeout=120, check=True).stdout
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")
+@needs_browser
 @pytest.mark.parametrize(("dark", "blue"), [(False, (0x00, 0x72, 0xB2)), (True, (0x56, 0xB4, 0xE9))])
 def test_screenshot_shows_curves_heat_map_and_table(page, tmp_path, dark, blue):
     file, picture = tmp_path / "compare.html", tmp_path / "shot.png"
@@ -191,7 +176,7 @@ def test_screenshot_shows_curves_heat_map_and_table(page, tmp_path, dark, blue):
     assert count((0xFD, 0xE8, 0x40), near=16) > 2000, "the high cells of the heat map, in either scheme"
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")
+@needs_browser
 def test_browser_lays_out_and_sorts(page, tmp_path):
     file = tmp_path / "compare.html"
     file.write_text(page.replace("</body>", PROBE + "</body>"), encoding="utf-8")
@@ -200,3 +185,24 @@ def test_browser_lays_out_and_sorts(page, tmp_path):
     assert len(seen["up"]) == 36 and seen["up"] == sorted(seen["up"]) and seen["down"] == seen["up"][::-1]
     assert seen["curve"][0] > 500 and seen["curve"][1] > 300 and seen["heat"][1] > 100 and seen["table"][1] > 500
     assert seen["overflow"] <= 0
+
+
+@needs_printer
+def test_long_names_and_settings_print_without_shrinking_or_cutting(tmp_path):
+    host = {"name": "pythia-6.9b-deduped-step143000", "path": "somewhere"}
+    for rate in (1e-3, 5e-4):
+        top = tmp_path / f"a-variant-of-a-rather-long-name-lr_layer={rate}-lr_prompt=0.0001"
+        for trained in range(8):
+            for seed in (0, 1):
+                write_run(top, 1, trained, seed, host=host, optim={"lr_layer": rate, "lr_prompt": rate / 10, "weight_decay": 0.01 + rate})
+    (write_run(tmp_path, 1, 9, 0) / "result.json").write_text(json.dumps({"schema": 1, "status": "failed", "error": "no" * 300}))
+    sheets = printed(write_comparison(find_runs([tmp_path]), tmp_path), tmp_path)
+    assert 5 <= len(sheets) <= 12
+    title = next(word for word in sheets[0].words if word.text == "Which")
+    assert title.bottom - title.top > 18, "what is wider than the paper shrinks all sheets"
+    wide = [sheet for sheet in sheets if sheet.width > sheet.height]
+    assert len(wide) > 1 and "Runs" in wide[0].texts, "the table of runs lies across"
+    for sheet in wide:
+        assert {"run", "host", "settings", "trained", "validation", "seconds"} <= set(sheet.texts)
+        assert sheet.top_of("seconds") < sheet.top_of("121"), "the head comes before its rows"
+    assert sum(sheet.texts.count("121") for sheet in wide) == 32, "every run has its row, whole on one sheet"

@@ -8,6 +8,7 @@ import sys
 
 import pandas as pd
 import pytest
+from browser import needs_printer, printed
 from rich.console import Console
 
 from decoder.report.results import is_finished, read_history
@@ -108,14 +109,14 @@ def run_folder(tmp_path, result):
     return tmp_path
 
 
-def printed(table):
+def shown(table):
     console = Console(width=160, record=True, file=open("/dev/null", "w"))
     console.print(table)
     return console.export_text()
 
 
 def test_table_has_scores_with_intervals_in_order(result):
-    lines = printed(results_table(result)).splitlines()
+    lines = shown(results_table(result)).splitlines()
     assert lines[0].split() == ["id", "ood", "unseen_object"] and lines[1].split() == ["method", "base", *["(n=300)"] * 3]
     assert any("decoder (exact match)" in line and "unknown" in line and "0.953 [0.925, 0.981]" in line for line in lines)
     order = ["decoder (exact", "decoder (first", "logit lens, base-free", "linear map, base-free", "logit lens of", "nearest", "shuffled"]
@@ -124,7 +125,7 @@ def test_table_has_scores_with_intervals_in_order(result):
 
 
 def test_table_tells_first_token_only_and_base_known(result):
-    lines = printed(results_table(result)).splitlines()
+    lines = shown(results_table(result)).splitlines()
     linear = next(line for line in lines if "linear map of the value" in line)
     assert linear.startswith("linear map of the value* ") and " known" in linear and "unknown" not in linear
     assert "*" not in next(line for line in lines if "nearest training edit" in line)
@@ -139,7 +140,7 @@ def test_table_tells_first_token_only_and_base_known(result):
 
 def test_table_of_a_run_without_optional_parts():
     bare = {"test": {"id": score(0.5)}, "host": {"name": "gpt2-xl"}}
-    text = printed(results_table(bare))
+    text = shown(results_table(bare))
     assert "0.500" in text and "–" in text and "toy" not in text and "ridge not recorded" in text
 
 
@@ -194,6 +195,18 @@ def test_report_has_every_part_and_needs_nothing_else(run_folder):
     assert not re.search(r"""(?:src|href)\s*=\s*["']?\s*(?:https?:)?//""", page)
     assert not re.search(r"<script|<link|@import|url\(['\"]?(?!#)", page)
     assert "#0072b2" not in page.split("</style>", 1)[1], "a figure does not follow the page's colours"
+
+
+@needs_printer
+def test_report_prints_whole(run_folder):
+    sheets = printed(write_report(run_folder), run_folder)
+    assert 4 <= len(sheets) <= 7
+    tables = [sheet for sheet in sheets if {"right", "wrong"} & set(sheet.texts) and "Subject" in sheet.texts]
+    assert len(tables) > 1, "the table of edits goes over a page's end"
+    for sheet in tables:
+        assert sheet.top_of("planted") < sheet.top_of("composer") and "before" in sheet.texts
+    assert sum(sheet.texts.count("Subject") for sheet in sheets) == 40
+    assert not any("Configuration" in sheet.texts for sheet in sheets), "what is folded has no place on paper"
 
 
 def test_report_is_the_same_when_written_again(run_folder):

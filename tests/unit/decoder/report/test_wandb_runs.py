@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import harmonic_mean
 from types import SimpleNamespace
@@ -12,11 +13,12 @@ import wandb
 from fabricated_runs import write_grid
 from places import HELPERS, ROOT
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args, load_sweep_config
+from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 
 from decoder.config import TrainConfig
-from decoder.report.compare_page import write_comparison
+from decoder.report.compare_page import mean_histories, write_comparison
 from decoder.report.layer_curves import Series, layer_curves, run_rows
-from decoder.report.results import find_runs, layer_fraction
+from decoder.report.results import LEARNT, find_runs, layer_fraction
 from decoder.report.wandb_runs import CHOSEN_BY, collect, read_project
 from decoder.scores import wilson
 from decoder.training.tracking import log_comparison
@@ -27,10 +29,16 @@ SWEEPS = sorted((ROOT / "configs" / "sweep").glob("*.yaml"))
 RECORDED = json.loads((HELPERS / "recorded_wandb_runs.json").read_text())
 
 
+class RecordedRun(SimpleNamespace):
+    def scan_history(self, keys: list[str]) -> Iterator[dict]:
+        """As W&B says of it: the rows that have all of the keys, with nothing else."""
+        return ({key: row[key] for key in keys} for row in self.history if set(keys) <= set(row))
+
+
 @pytest.fixture
-def recorded() -> list[SimpleNamespace]:
-    """Runs as `wandb.Api().runs` gives them, recorded from miniature runs: four finished, one crashed, one going on."""
-    return [SimpleNamespace(**run) for run in RECORDED]
+def recorded() -> list[RecordedRun]:
+    """Runs as `wandb.Api().runs` gives them, read out of the files of miniature runs: four finished, one crashed, one going on."""
+    return [RecordedRun(**run) for run in RECORDED]
 
 
 def arguments(sweep: dict, pick: str) -> list[str]:
@@ -63,11 +71,14 @@ def test_there_is_a_grid_and_a_bayesian_sweep():
 def test_recorded_runs_come_back_as_results(recorded):
     found = collect("me/palimpsest", recorded)
     assert (len(found.finished), len(found.failed), len(found.unfinished)) == (4, 1, 1)
-    run, result = recorded[0], next(iter(found.finished.values()))
-    assert (result["edited_layer"], result["trained_layer"], result["seed"], result["host"]["layers"]) == (1, 0, 0, 4)
+    run, result = recorded[3], list(found.finished.values())[3]
+    assert (result["edited_layer"], result["trained_layer"], result["seed"], result["host"]["layers"]) == (1, 1, 1, 4)
     hits = round(run.summary["test/id/exact_match"] * run.summary["test/id/n"])
-    assert result["test"]["id"]["exact_match"] == wilson([True] * hits + [False] * (run.summary["test/id/n"] - hits))
-    assert result["baselines"]["carrier"]["base_known"] is True and result["baselines"]["master_key"]["id"]["exact_match"] is None
+    assert result["test"]["id"]["exact_match"] == {
+        "value": run.summary["test/id/exact_match"],
+        "ci95": wilson(hits, run.summary["test/id/n"]),
+    }
+    assert result["baselines"]["carrier"]["base_known"] is True and set(result["baselines"]["master_key"]["id"]) == {"first_token"}
     assert "crashed" in next(iter(found.failed.values()))["error"]
 
 
@@ -85,7 +96,32 @@ def test_rows_of_a_project_are_those_of_the_files(recorded):
 
 def test_a_page_of_a_project(recorded, tmp_path):
     page = write_comparison(collect("me/palimpsest", recorded), tmp_path).read_text(encoding="utf-8")
-    assert "4 finished runs" in page and "me/palimpsest/pocket-rome-e1-t2-s0" in page and page.count("<svg") == 2
+    assert "4 finished runs" in page and "me/palimpsest/pocket-rome-e1-t2-s0" in page and page.count("<svg") == 3
+    assert "Learning curves: pocket" in page
+
+
+def test_learning_curves_of_a_project_are_what_was_logged(recorded):
+    found = collect("me/palimpsest", recorded)
+    assert list(found.histories) == list(found.finished)
+    curves = found.history(Path("me/palimpsest/pocket-rome-e1-t1-s1"))
+    logged = [row for row in recorded[3].history if "val/id/loss" in row]
+    assert set(curves) == set(LEARNT) and len(logged) == 8
+    assert curves["val/id/loss"] == {epoch: row["val/id/loss"] for epoch, row in enumerate(logged)}
+    rows = run_rows(found.finished)
+    means = mean_histories([found.history(folder) for folder in found.finished], rows)[Series("pocket", "", 1)]
+    last = [row["val/id/loss"] for run in recorded[2:4] for row in run.history if row.get("epoch") == 7 and "val/id/loss" in row]
+    assert set(means) == {0, 1} and means[1]["val/id/loss"][7] == pytest.approx(sum(last) / 2) and len(set(last)) == 2
+
+
+def test_curves_that_cannot_be_had_are_named_and_cost_nothing_else(recorded, tmp_path):
+    def refuse(keys):
+        raise WandbApiFailedError("429\ntoo many")
+
+    recorded[1].scan_history = refuse
+    found = collect("me/palimpsest", recorded)
+    page = write_comparison(found, tmp_path).read_text(encoding="utf-8")
+    assert len(found.finished) == 4 and page.count("<svg") == 3
+    assert "me/palimpsest/pocket-rome-e1-t0-s1: its learning curves (WandbApiFailedError: 429 too many)" in page
 
 
 def test_the_api_is_asked_for_training_runs_in_full(recorded, monkeypatch):
