@@ -1,4 +1,4 @@
-"""Whole matrices: in chunks of a budget, in memory, made of factors or left in their files, against an edit written into the weights.
+"""Whole matrices: in chunks of a budget, in memory, or made of factors, against an edit written into the weights.
 
 Shape letters: B edits, C of them at a time, T positions, D hidden width, F MLP width.
 """
@@ -7,7 +7,6 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
@@ -15,8 +14,6 @@ from data.hosts import open_host
 from decoder.config import TrainConfig
 from decoder.dense import DenseEdit, RoundedEdit, applied
 from decoder.edit import MEMORY_BUDGET, RankOneEdit
-from decoder.model import ObjectDecoder
-from decoder.stored import stored_edits
 from decoder.swap import swapped
 
 B, T, LAYER = 5, 4, 1
@@ -28,19 +25,6 @@ def matrices(host, dtype: torch.dtype = torch.float32) -> Tensor:
     """Of full rank, on a grid that a dtype holds exactly."""
     noise_BDF = torch.randn(B, host.hidden_size, host.mlp_size(LAYER), generator=torch.Generator().manual_seed(3))
     return (host.weight_DF(LAYER) + 0.3 * noise_BDF).to(dtype)
-
-
-def stored(folder, host, dtype: torch.dtype, layout: str):
-    """The same matrices as files: one a file under the host's name, or all in one in canonical orientation."""
-    weight_BDF = matrices(host, dtype)
-    if layout == "one file":
-        save_file({f"edit-{b}": weight.contiguous() for b, weight in enumerate(weight_BDF)}, folder / "matrices.safetensors")
-        return stored_edits([folder / "matrices.safetensors"], host, LAYER, canonical=True)
-    files = [folder / f"{b}.safetensors" for b in range(B)]
-    for file, weight in zip(files, weight_BDF, strict=True):
-        weight = weight.T if host.stored_transposed(LAYER) else weight
-        save_file({f"{host.module_path(LAYER)}.weight": weight.contiguous(), "other": torch.zeros(2, 2)}, file)
-    return stored_edits(files, host, LAYER)
 
 
 @pytest.mark.parametrize("per_chunk", [1, 2, B])
@@ -63,25 +47,6 @@ def test_chunks_equal_an_in_place_swap(new_host, in_place, name, rows, per_chunk
     assert float((found - expected).norm() / expected.norm()) < 1e-5
 
 
-@pytest.mark.parametrize("layout", ["one file", "a file each"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", ["gpt2", "gpt2 square", "llama"])
-def test_matrices_in_files_are_the_same_edits(tmp_path, new_host, monkeypatch, name, dtype, layout):
-    monkeypatch.setattr("decoder.checkpoint.reader.CHUNK", 500)  # entries: a matrix comes in several pieces
-    host = new_host(name)
-    files, memory = stored(tmp_path, host, dtype, layout), DenseEdit(matrices(host, dtype))
-    host.memory_budget = 2 * memory.weight_BDF[0].numel() * 4
-    decoder = ObjectDecoder(host, edited_layer=LAYER, trained_layers=[LAYER], prompt_MD=torch.randn(T, host.hidden_size))
-    ids_BT = torch.arange(2, 2 + 2 * B).view(B, 2)
-    found, expected = (torch.autograd.grad(decoder(edits, ids_BT).logsumexp(-1).sum(), decoder.prompt_MD)[0] for edits in (files, memory))
-    torch.testing.assert_close(found, expected, **CLOSE)
-    torch.testing.assert_close(decoder(files, ids_BT), decoder(memory, ids_BT), **CLOSE)
-    assert decoder.read(files, beams=3, max_object_tokens=3).tokens == decoder.read(memory, beams=3, max_object_tokens=3).tokens
-    for index in (torch.tensor([3, 0]), -1, slice(1, 3)):
-        count = len(files[index])
-        torch.testing.assert_close(decoder(files[index], ids_BT[:count]), decoder(memory[index], ids_BT[:count]), **CLOSE)
-
-
 @pytest.mark.parametrize("rows", ["shared", "own"])
 def test_repeated_matrices_are_not_copied(rows):
     generator = torch.Generator().manual_seed(0)
@@ -102,16 +67,13 @@ def test_factors_are_rounded_chunk_by_chunk_as_in_one_piece():
     assert torch.equal(torch.cat(chunks), applied(edits, weight_DF).weight_BDF)
 
 
-@pytest.mark.parametrize("kind", ["memory", "factors", "files"])
-def test_temporary_memory_follows_the_budget(tmp_path, new_host, random_edits, kind, monkeypatch):
+@pytest.mark.parametrize("kind", ["memory", "factors"])
+def test_temporary_memory_follows_the_budget(tmp_path, new_host, random_edits, kind):
     """Wide matrices of another dtype than the host's: what is allocated at once, forward and backward."""
     host = new_host("llama", intermediate_size=4096)
-    if kind == "factors":
-        edits = RoundedEdit(random_edits(host, B), host.weight_DF(LAYER))
-    else:
-        edits = stored(tmp_path, host, torch.float16, "a file each") if kind == "files" else DenseEdit(matrices(host, torch.float16))
+    rounded = RoundedEdit(random_edits(host, B), host.weight_DF(LAYER))
+    edits = rounded if kind == "factors" else DenseEdit(matrices(host, torch.float16))
     matrix = host.weight_DF(LAYER).numel() * 4
-    monkeypatch.setattr("decoder.checkpoint.reader.CHUNK", matrix // 4 // 16)  # files of large matrices are read in many pieces
     peak = {}
     for per_chunk in (1, B):
         host.memory_budget = per_chunk * matrix
@@ -119,8 +81,7 @@ def test_temporary_memory_follows_the_budget(tmp_path, new_host, random_edits, k
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler, swapped(host, edits, LAYER):
             host.model(inputs_embeds=inputs_1TD, use_cache=False).logits.sum().backward()
         peak[per_chunk] = peak_bytes(profiler, tmp_path / "trace.json")
-    # Beside the copies: activations, and the pieces of a file, in half the bytes forward and backward, whose end the meter does not see.
-    assert peak[1] < (2.6 if kind == "files" else 1.5) * matrix, "more than one matrix at a time"
+    assert peak[1] < 1.5 * matrix, "more than one matrix at a time"
     assert peak[B] > 4.5 * matrix, "the meter sees what is allocated"
 
 
@@ -132,25 +93,6 @@ def peak_bytes(profiler: profile, file) -> int:
         held += event["args"]["Bytes"]
         peak = max(peak, held)
     return peak
-
-
-def test_bad_files_are_refused(tmp_path, new_host):
-    host = new_host("gpt2")
-    for name, matrix, reason in (
-        ("turned", torch.zeros(32, 48), r"turned is \(32, 48\).* is \(48, 32\)"),
-        ("counts", torch.zeros(48, 32, dtype=torch.int32), "counts is torch.int32, expected floats"),
-        ("vector", torch.zeros(48), "holds no matrix"),
-    ):
-        save_file({name: matrix}, tmp_path / f"{name}.safetensors")
-        with pytest.raises(ValueError, match=reason):
-            stored_edits([tmp_path / f"{name}.safetensors"], host, LAYER)
-    save_file({"broken": torch.full((48, 32), torch.nan)}, tmp_path / "broken.safetensors")
-    edits = stored_edits([tmp_path / "broken.safetensors"], host, LAYER)
-    with pytest.raises(ValueError, match="broken holds NaN"), swapped(host, edits, LAYER):
-        host.model(torch.tensor([[1, 2]]))
-    (tmp_path / "edits.pt").write_bytes(b"x")
-    with pytest.raises(ValueError, match="pickles are never loaded"):
-        stored_edits([tmp_path / "edits.pt"], host, LAYER)
 
 
 def test_the_setting_reaches_the_host(tmp_path, new_host):
