@@ -13,7 +13,8 @@ from torch.profiler import ProfilerActivity, profile
 from data.hosts import open_host
 from decoder.config import TrainConfig
 from decoder.dense import DenseEdit, RoundedEdit, applied
-from decoder.edit import MEMORY_BUDGET, RankOneEdit
+from decoder.edit import MEMORY_BUDGET, LowRankEdit, RankOneEdit
+from decoder.model import ObjectDecoder
 from decoder.swap import swapped
 
 B, T, LAYER = 5, 4, 1
@@ -58,13 +59,41 @@ def test_repeated_matrices_are_not_copied(rows):
     assert len(edits.repeat_interleave(2)) == 2 * B and edits.repeat_interleave(2).edits is edits
 
 
-def test_factors_are_rounded_chunk_by_chunk_as_in_one_piece():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("rank", [1, 3])
+def test_factors_are_rounded_chunk_by_chunk_to_the_whole_matrix(rank, dtype):
+    """Whole numbers, so that every sum is exact before it is rounded, and too many of them for bfloat16."""
     generator = torch.Generator().manual_seed(0)
-    edits = RankOneEdit(torch.randn(B, 7, generator=generator), torch.randn(B, 3, generator=generator))
-    weight_DF = torch.randn(3, 7, generator=generator).bfloat16()
-    chunks = [chunk for _, chunk in RoundedEdit(edits, weight_DF).chunks(torch.bfloat16, 2 * 3 * 7 * 6)]
+    key_BRF, value_BRD = (torch.randint(-20, 20, (B, rank, size), generator=generator).float() for size in (7, 3))
+    weight_1DF = torch.randint(-200, 200, (1, 3, 7), generator=generator).to(dtype)
+    edits = LowRankEdit(key_BRF, value_BRD) if rank > 1 else RankOneEdit(key_BRF[:, 0], value_BRD[:, 0])
+    exact_BDF = weight_1DF.double() + sum(value_BRD[:, r, :, None].double() * key_BRF[:, r, None] for r in range(rank))
+    matrix = 3 * 7 * (4 if dtype == torch.float32 else 6)
+    chunks = [chunk for _, chunk in RoundedEdit(edits, weight_1DF[0]).chunks(dtype, 2 * matrix)]
     assert [len(chunk) for chunk in chunks] == [2, 2, 1]
-    assert torch.equal(torch.cat(chunks), applied(edits, weight_DF).weight_BDF)
+    assert torch.equal(torch.cat(chunks), exact_BDF.to(dtype)) and torch.equal(
+        applied(edits, weight_1DF[0]).weight_BDF, exact_BDF.to(dtype)
+    )
+    assert torch.equal(exact_BDF.to(dtype).double(), exact_BDF) is (dtype == torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("rank", [1, 3])
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_dense_arithmetic_reads_edits_of_any_rank_as_their_whole_matrices(new_host, name, rank, dtype):
+    host, generator = new_host(name), torch.Generator().manual_seed(0)
+    host.model.to(dtype)
+    key_BRF = torch.randn(B, rank, host.mlp_size(LAYER), generator=generator)
+    value_BRD = 0.3 * torch.randn(B, rank, host.hidden_size, generator=generator)
+    edits = LowRankEdit(key_BRF, value_BRD) if rank > 1 else RankOneEdit(key_BRF[:, 0], value_BRD[:, 0])
+    settings = {"edited_layer": LAYER, "trained_layers": [LAYER], "prompt_MD": torch.randn(T, host.hidden_size, generator=generator)}
+    dense, factors = (ObjectDecoder(host, arithmetic=arithmetic, **settings) for arithmetic in ("dense", "factors"))
+    whole, ids_BT = applied(edits, host.weight_DF(LAYER)), torch.arange(2, 2 + 2 * B).view(B, 2)
+    found, *forced = dense.read_and_scored(edits, ids_BT, beams=3, max_object_tokens=3)
+    expected, *expected_forced = factors.read_and_scored(whole, ids_BT, beams=3, max_object_tokens=3)
+    assert found.tokens == expected.tokens and torch.equal(found.probability_BK, expected.probability_BK)
+    assert all(torch.equal(*pair) for pair in zip(forced, expected_forced, strict=True))
+    assert not torch.equal(factors.scored(edits, ids_BT)[0], forced[0]), "the terms, added one by one, are rounded otherwise"
 
 
 @pytest.mark.parametrize("kind", ["memory", "factors"])

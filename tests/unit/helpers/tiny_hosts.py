@@ -109,6 +109,7 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "phi": ("Phi", LLAMA_SIZES),
     "phi3": ("Phi3", GROUPED | {"pad_token_id": 0}),
+    "olmo": ("Olmo", GROUPED),
     "olmo2": ("Olmo2", GROUPED),
     "starcoder2": ("Starcoder2", GROUPED | {"sliding_window": 3}),
     "falcon": ("Falcon", FALCON),
