@@ -32,8 +32,10 @@ SHORTCUT_ERROR = 1e-2  # relative; rounding in bfloat16 stays below, a norm afte
 class _Given(nn.Module):
     """A block whose output is already known."""
 
-    def __init__(self, state_NSD: Tensor, as_tuple: bool) -> None:
+    def __init__(self, block: nn.Module, state_NSD: Tensor, as_tuple: bool) -> None:
         super().__init__()
+        # Older models look the mask of a block up by it.
+        self.attention_type = getattr(block, "attention_type", None)
         self.output = (state_NSD, None) if as_tuple else state_NSD
 
     def forward(self, *args: object, **kwargs: object) -> object:
@@ -80,7 +82,7 @@ class Suffixes:
 
     def _above(self, delta_ND: Tensor) -> AbstractContextManager[None]:
         state_NSD = torch.cat([self.state_NSD[:, :1] + delta_ND.to(self.state_NSD.dtype)[:, None], self.state_NSD[:, 1:]], dim=1)
-        given = _Given(state_NSD, self.as_tuple)
+        given = _Given(self.host.blocks[self.layer], state_NSD, self.as_tuple)
         return exchanged(self.host, dict.fromkeys(range(self.layer + 1), given))
 
     @contextmanager
