@@ -15,6 +15,12 @@ def test_every_row_has_a_tiny_host_and_no_tiny_host_is_without_a_row(host_of):
         assert host_of(family).model_type == family
 
 
+def test_the_guide_shows_the_lines_that_are_there():
+    shown = [line for line in (ROOT / "docs" / "extending.md").read_text().splitlines() if line.startswith('    "olmo": ')]
+    for line, file in zip(shown, ("decoder/families.py", "tests/unit/helpers/tiny_hosts.py"), strict=True):
+        assert line in (ROOT / file).read_text().splitlines()
+
+
 def test_the_table_is_light():
     code = "import sys, decoder.families, decoder.checkpoint.names; print(sys.modules.keys() & {'torch', 'transformers', 'numpy'})"
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
