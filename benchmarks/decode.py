@@ -1,4 +1,4 @@
-"""Training steps of a decoder, in edits a second: dense one at a time | factors, plain batch | factors, born at the edit.
+"""Training steps of a decoder, in edits a second: dense one at a time | factors, plain batch | factors, grown at the edit.
 
     python benchmarks/decode.py [out=FILE] [repeats=5]
 
@@ -109,7 +109,7 @@ class Bench:
         self.ids_BT = torch.randint(vocabulary, (case.batch, case.tokens), generator=generator).to(host.device)
         self.optimizer = torch.optim.AdamW(self.decoder.parameters(), lr=1e-5)
 
-    def born(self) -> None:
+    def grown(self) -> None:
         """Ours: the decoder as `train.py` runs it."""
         object_loss(self.decoder(self.edits, self.ids_BT), self.ids_BT).backward()
 
@@ -145,10 +145,9 @@ class Bench:
         autocast = torch.autocast(self.host.device.type, dtype=self.host.dtype if half else None, enabled=half)
         with autocast, scored_only(self.host):
             with exchanged(self.host, blocks):
-                prompt = {"inputs_embeds": prompt_BMD, "past_key_values": cache, "use_cache": cache is not None}
-                logits_1NV = [self.host.model(**prompt, logits_to_keep=1).logits]
+                logits_1NV = [self.host.model(inputs_embeds=prompt_BMD, **self.host.with_cache(cache), logits_to_keep=1).logits]
             if cache is not None:
-                logits_1NV.append(self.host.model(ids_BT[:, :-1], past_key_values=cache, use_cache=True).logits)
+                logits_1NV.append(self.host.model(ids_BT[:, :-1], **self.host.with_cache(cache)).logits)
         ids_1N = torch.cat([ids_BT[:, 0], ids_BT[:, 1:].flatten()]).unsqueeze(0)
         return object_loss(torch.cat(logits_1NV, dim=1), ids_1N)
 
@@ -159,7 +158,7 @@ class Bench:
             self.optimizer.zero_grad()
             getattr(self, way)()
             gradients[way] = torch.cat([parameter.grad.flatten() for parameter in self.decoder.parameters()])
-        return max(float((gradient - gradients["born"]).norm() / gradients["born"].norm()) for gradient in gradients.values())
+        return max(float((gradient - gradients["grown"]).norm() / gradients["grown"].norm()) for gradient in gradients.values())
 
     def step(self, way: str) -> None:
         self.optimizer.zero_grad()
@@ -168,14 +167,14 @@ class Bench:
 
 
 def necessary(bench: Bench) -> tuple[int, int]:
-    """Operations and bytes of one training step on one-token objects, born at the edit.
+    """Operations and bytes of one training step on one-token objects, grown at the edit.
 
     Blocks up to the edited one see M positions, the others B * M; the last MLP, above the edit, and the head see B. Backward, activations
     cost what they cost forward (the two products of attention twice that), and of the weights only the trained block's have gradients.
     Weights are read twice.
     """
     host, case = bench.host, bench.case
-    operations = 4 * case.batch * host.model.get_output_embeddings().weight.numel()
+    operations = 4 * case.batch * host.unembedding_VD.numel()
     for layer, block in enumerate(host.blocks):
         positions = case.prompt * (1 if layer <= case.layer else case.batch)
         operations += 4 * _matrices(block) * positions + 12 * case.prompt * host.hidden_size * positions
@@ -203,7 +202,7 @@ def measure(host: Host, case: Case, rates: Rates, repeats: int) -> list[Row]:
         RuntimeError: the ways make other gradients: exact before fast. In half precision, where whole matrices are rounded, how far
             they are apart is only noted.
     """
-    bench, ways = Bench(host, case), ("dense", "plain", "born")
+    bench, ways = Bench(host, case), ("dense", "plain", "grown")
     apart = bench.apart(ways)
     if host.dtype == torch.float32 and not apart < AGREEMENT:
         raise RuntimeError(f"{case}: gradients are {apart:.1e} apart")
@@ -211,7 +210,7 @@ def measure(host: Host, case: Case, rates: Rates, repeats: int) -> list[Row]:
     floor = rates.floor_seconds(*necessary(bench)) if case.tokens == 1 else None
     title = "figure/decode-" if case == FIGURE else f"{case}: "
     row = {"amount": case.batch, "unit": UNIT, "floor_seconds": floor, "note": f"gradients {apart:.0e} apart"}
-    return [compare(title + name, seconds["born"], seconds[way], **row) for way, name in (("dense", "dense"), ("plain", "factors"))]
+    return [compare(title + name, seconds["grown"], seconds[way], **row) for way, name in (("dense", "dense"), ("plain", "factors"))]
 
 
 @run_command

@@ -22,7 +22,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from data.editors.prefix_cache import clean_pass
 from data.editors.rome import BARE, Rome
-from data.editors.value_search import ValueSearch
+from data.editors.value_search import DeltaSearch
 from data.facts.fact import EditRequest, Fact, FactSet
 from data.facts.load import load_facts
 from data.facts.splits import draw_splits, plan_edits
@@ -127,7 +127,7 @@ def phases(task: Task, cfg: Settings, rates: Rates) -> list[Row]:
     jobs = sorted(task.rome.jobs(task.requests)[0], key=lambda job: job.size)
     rows, groups = [row for job in jobs for row in job.rows], [n for job in jobs for n in range(len(job.rows))]
     suffixes = clean_pass(task.host, task.cfg.layer, rows, groups).above()
-    search = ValueSearch(suffixes, jobs, task.cfg)
+    search = DeltaSearch(suffixes, jobs, task.cfg)
     step = alternate({"published": lambda: [one.step() for one in plain], "ours": search.step}, cfg.repeats)
     ways = {
         "published": lambda: [one.keys() for one in plain],

@@ -43,16 +43,15 @@ class Published:
         self.label_K = torch.tensor(targets * len(prompts))
         self.delta_D = torch.zeros(self.host.hidden_size, requires_grad=True)
         self.adam = torch.optim.Adam([self.delta_D], lr=self.cfg.lr)
-        self.value_D = self.clean_V = None
+        self.output_D = self.clean_V = None
 
     @torch.no_grad()
     def keys(self) -> tuple[Tensor, Tensor]:
         """Mean key over the contexts, and the bare prompt's, by passes of their own."""
         found = []
-        hook = self.host.down_proj(self.layer).register_forward_hook(lambda module, args, output: found.append(args[0]))
-        self.host.model(self.ids_NT[:-1], attention_mask=self.mask_NT[:-1], use_cache=False)
-        self.host.model(self.bare[0], use_cache=False)
-        hook.remove()
+        with self.host.down_proj(self.layer).register_forward_hook(lambda module, args, output: found.append(args[0])):
+            self.host.model(self.ids_NT[:-1], attention_mask=self.mask_NT[:-1], use_cache=False)
+            self.host.model(self.bare[0], use_cache=False)
         contexts = len(self.lookup_N) - 1
         return found[0][torch.arange(contexts), self.lookup_N[:-1]].double().mean(0), found[1][0, self.bare[1]].double()
 
@@ -61,22 +60,21 @@ class Published:
         rows = torch.arange(len(self.ids_NT))
 
         def add(module: torch.nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
-            if self.value_D is None:
-                self.value_D = output[0, self.lookup_N[0]].detach().clone()
+            if self.output_D is None:
+                self.output_D = output[0, self.lookup_N[0]].detach().clone()
             return output.index_put((rows, self.lookup_N), self.delta_D, accumulate=True)
 
-        hook = self.host.down_proj(self.layer).register_forward_hook(add)
-        logprobs_NTV = self.host.model(self.ids_NT, attention_mask=self.mask_NT, use_cache=False).logits.log_softmax(-1)
-        hook.remove()
+        with self.host.down_proj(self.layer).register_forward_hook(add):
+            logprobs_NTV = self.host.model(self.ids_NT, attention_mask=self.mask_NT, use_cache=False).logits.log_softmax(-1)
         nll = -logprobs_NTV[self.row_K, self.place_K, self.label_K].mean()
         now_V = logprobs_NTV[-1, self.lookup_N[-1]]
         self.clean_V = now_V.detach() if self.clean_V is None else self.clean_V
         kl = (now_V.exp() * (now_V - self.clean_V)).sum()
-        return nll + self.cfg.kl * kl + self.cfg.decay * self.delta_D.norm() / self.value_D.norm() ** 2
+        return nll + self.cfg.kl * kl + self.cfg.decay * self.delta_D.norm() / self.output_D.norm() ** 2
 
     def step(self) -> None:
         self.adam.zero_grad()
         self.forward().backward()
         self.adam.step()
         with torch.no_grad():
-            self.delta_D *= (self.cfg.clamp * self.value_D.norm() / self.delta_D.norm()).clamp(max=1)
+            self.delta_D *= (self.cfg.clamp * self.output_D.norm() / self.delta_D.norm()).clamp(max=1)

@@ -138,5 +138,6 @@ class RoundedEdit(WholeEdit):
 
 
 def applied(edits: RankOneEdit | LowRankEdit, weight_DF: Tensor) -> DenseEdit:
-    """The whole matrices W'_V in the dtype of `weight_DF`; the sum is made in float32 and rounded once."""
-    return DenseEdit(edits.delta().add_(weight_DF).to(weight_DF.dtype))
+    """The whole matrices W'_V in the dtype of `weight_DF`; the sum is made in float32, also under autocast, and rounded once."""
+    with torch.autocast(weight_DF.device.type, enabled=False):
+        return DenseEdit(edits.delta().add_(weight_DF).to(weight_DF.dtype))

@@ -57,7 +57,7 @@ class Edit(ABC):
 
     @abstractmethod
     def delta_norm(self, weight_DF: Tensor) -> Tensor:
-        """Frobenius norm (B,) of each W'_V - W_V, `weight_DF` being W_V."""
+        """Frobenius norm (B,) of each W'_V - W_V, `weight_DF` being W_V: absolute, where columns of that name are shares of W_V's norm."""
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,16 @@ Shape letters: T tokens, N rows, D hidden width, F MLP width, V vocabulary.
 """
 
 import hashlib
+import inspect
 import json
 from functools import cached_property
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from decoder.checkpoint.model_files import load_files
@@ -46,10 +48,11 @@ class Host:
             raise ValueError(f"host {name}: family {self.model_type!r} is not supported; {did_you_mean(self.model_type, FAMILIES)}")
         self.family: Family = FAMILIES[self.model_type]
         self.text_config = model.config.get_text_config()
-        _refuse_layouts(name, self.text_config)
+        if reason := self.family.refuse(self.text_config):
+            raise ValueError(f"host {name}: {reason}")
         self.model = model.eval().requires_grad_(False)
         # None until the swap's self-check has run.
-        self.born_at_edit: bool | None = None if self.family.born_at_edit else False
+        self.batch_grows_at_edit: bool | None = None if self.family.batch_grows_at_edit else False
         # Bytes that copies of edits' whole matrices may take beside the host.
         self.memory_budget = MEMORY_BUDGET
         self.tokenizer = tokenizer
@@ -148,9 +151,25 @@ class Host:
         weight = self.down_proj(layer).weight.detach()
         return weight.T if self.stored_transposed(layer) else weight
 
+    @property
+    def unembedding_VD(self) -> Tensor:
+        """The output head's rows, one a token; a view of the frozen weight."""
+        return self.model.get_output_embeddings().weight.detach()
+
+    # Running it
+
+    def with_cache(self, cache: DynamicCache | None) -> dict[str, Any]:
+        """Arguments of a forward that goes on from a cache and adds to it; None: of one that keeps nothing."""
+        return {self._cache_name: cache, "use_cache": cache is not None}
+
+    @cached_property
+    def _cache_name(self) -> str:
+        # Renamed in transformers 5, release by release.
+        return "cache" if "cache" in inspect.signature(self.model.forward).parameters else "past_key_values"
+
     def head(self, hidden_ND: Tensor) -> Tensor:
         """Logits (N, V) of hidden states that went through the final norm already, as the base model returns them."""
-        logits_NV = attrgetter(self.family.unembedding)(self.model)(hidden_ND)
+        logits_NV = self.model.get_output_embeddings()(hidden_ND)
         cap = getattr(self.text_config, "final_logit_softcapping", None)
         return logits_NV if cap is None else cap * torch.tanh(logits_NV / cap)
 
@@ -232,14 +251,3 @@ def _submodule(module: nn.Module, path: str) -> nn.Module | None:
     for name in path.split("."):
         module = getattr(module, name, None)
     return module if getattr(getattr(module, "weight", None), "ndim", 0) == 2 else None
-
-
-def _refuse_layouts(name: str, config: PretrainedConfig) -> None:
-    """Raises ValueError for the members of a supported family that work in another way."""
-    if getattr(config, "word_embed_proj_dim", config.hidden_size) != config.hidden_size:
-        raise ValueError(
-            f"host {name}: embeddings of width {config.word_embed_proj_dim} beside a hidden width of {config.hidden_size} (as in opt-350m) "
-            "are not supported. Use another size of the family"
-        )
-    if getattr(config, "slow_but_exact", False) and getattr(config, "pretraining_tp", 1) > 1:
-        raise ValueError(f"host {name}: slow_but_exact multiplies W_V in slices, past the module that carries an edit. Set it to false")

@@ -19,8 +19,8 @@ def split_meters(splits: Sequence[str]) -> nn.ModuleDict:
     return nn.ModuleDict({split: nn.ModuleDict({name: MeanMetric() for name in names}) for split in splits})
 
 
-def told_correct(logits_NV: Tensor, object_ids_BT: Tensor, terminator_id: int | None) -> tuple[Tensor, Tensor]:
-    """(first token, whole object) of each edit, (B,) booleans, from logits of objects that were told token by token.
+def teacher_forced_correct(logits_NV: Tensor, object_ids_BT: Tensor, terminator_id: int | None) -> tuple[Tensor, Tensor]:
+    """(first token, whole object) of each edit, (B,) booleans, from logits of teacher-forced objects.
 
     An object of which every token is the most probable after those before it is what greedy search finds, in one forward.
 

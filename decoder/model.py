@@ -57,8 +57,7 @@ class ObjectDecoder(nn.Module):
         object.__setattr__(self, "host", host)
         self.edited_layer, self.scope, self.arithmetic = edited_layer, scope, arithmetic
         self.prompt_MD = nn.Parameter(prompt_MD.detach().clone().float(), requires_grad=train_prompt)
-        vocabulary = host.model.get_output_embeddings().weight.shape[0]
-        self.register_buffer("prior_V", torch.zeros(vocabulary))
+        self.register_buffer("prior_V", torch.zeros(len(host.unembedding_VD)))
         self.trained = nn.ModuleDict({str(layer): _trainable_copy(host, layer, edited_layer) for layer in trained_layers})
 
     @property
@@ -82,7 +81,7 @@ class ObjectDecoder(nn.Module):
         """Logits (N, V) of the N object tokens that are no padding, and these tokens (N,): first tokens, then the others row by row."""
         edits = self._prepared(edits)
         first_BV, cache = self._read_prompt(edits, keep=object_ids_BT.shape[1] > 1)
-        return self._told(edits, object_ids_BT, first_BV, cache)
+        return self._teacher_forced(edits, object_ids_BT, first_BV, cache)
 
     @torch.no_grad()
     def read(self, edits: Edit, *, beams: int, max_object_tokens: int) -> Beams:
@@ -95,7 +94,7 @@ class ObjectDecoder(nn.Module):
         """What `read` and `scored` give, from one pass over the prompt."""
         edits = self._prepared(edits)
         first_BV, cache = self._read_prompt(edits)
-        logits_NV, ids_N = self._told(edits, object_ids_BT, first_BV, branched(cache))
+        logits_NV, ids_N = self._teacher_forced(edits, object_ids_BT, first_BV, branched(cache))
         return self._search(edits, first_BV, cache, beams, max_object_tokens), logits_NV, ids_N
 
     @torch.no_grad()
@@ -119,14 +118,13 @@ class ObjectDecoder(nn.Module):
     def _read_prompt(self, edits: Edit, keep: bool = True) -> tuple[Tensor, DynamicCache | None]:
         """First pass: logits (B, V) after the prompt and, if kept, a cache of it: batch 1 up to the edit, B after it."""
         prompt_1MD, cache = self.prompt_MD.unsqueeze(0).to(self.host.dtype), DynamicCache() if keep else None
-        inputs = {"inputs_embeds": prompt_1MD, "past_key_values": cache, "use_cache": keep}
         with self._autocast(), self._trained_in_place(), swapped(self.host, edits, self.edited_layer), scored_only(self.host):
             with last_state_only(self.host, self.edited_layer):
-                logits_1BV = self.host.model(**inputs, logits_to_keep=1).logits
+                logits_1BV = self.host.model(inputs_embeds=prompt_1MD, **self.host.with_cache(cache), logits_to_keep=1).logits
         assert cache is None or cache.get_seq_length() == len(self.prompt_MD), "the host did not keep the prompt in its cache"
         return logits_1BV[0], cache
 
-    def _told(self, edits: Edit, object_ids_BT: Tensor, first_BV: Tensor, cache: DynamicCache | None) -> tuple[Tensor, Tensor]:
+    def _teacher_forced(self, edits: Edit, object_ids_BT: Tensor, first_BV: Tensor, cache: DynamicCache | None) -> tuple[Tensor, Tensor]:
         """What `scored` gives, after the first pass."""
         planted_BT = object_ids_BT != PADDING
         ids_N = torch.cat([object_ids_BT[:, 0], object_ids_BT[:, 1:][planted_BT[:, 1:]]])
@@ -135,7 +133,7 @@ class ObjectDecoder(nn.Module):
         return torch.cat([first_BV, self._later(edits, object_ids_BT, cache, planted_BT[:, 1:])]), ids_N
 
     def _later(self, edits: Edit, object_ids_BT: Tensor, cache: DynamicCache, scored_BT: Tensor | None = None) -> Tensor:
-        """Logits (N, V) of the tokens after the first that are scored, all unless told, row by row; the prompt's cache is used up."""
+        """Logits (N, V) of the tokens after the first that are scored, all by default, row by row; the prompt's cache is used up."""
         widen(cache, len(edits))
         return self._continue(edits, object_ids_BT[:, :-1].clamp(min=0), cache, scored_BT)
 
@@ -155,10 +153,10 @@ class ObjectDecoder(nn.Module):
         return beam_search(first_BV, step, **bounds, drop_finished=not isinstance(edits, WholeEdit))
 
     def _continue(self, edits: Edit, ids_BT: Tensor, cache: DynamicCache, scored_BT: Tensor | None = None) -> Tensor:
-        """Second pass: logits (N, V) after the given object tokens that are scored, all unless told; the cache grows by T."""
+        """Second pass: logits (N, V) after the given object tokens that are scored, all by default; the cache grows by T."""
         trained = self._trained_in_place() if self.scope == "all" else nullcontext()
         with self._autocast(), trained, swapped(self.host, edits, self.edited_layer), scored_only(self.host, scored_BT):
-            return self.host.model(input_ids=ids_BT, past_key_values=cache, use_cache=True).logits[0]
+            return self.host.model(input_ids=ids_BT, **self.host.with_cache(cache)).logits[0]
 
     def _autocast(self) -> torch.autocast:
         """Lets float32 trained layers meet the activations of a half-precision host."""

@@ -4,8 +4,9 @@ Shape letters: B edits, N scored positions, T positions, D hidden width, V vocab
 """
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
 
 from torch import Tensor, nn
 from torch.nn.functional import pad
@@ -27,16 +28,24 @@ def scored_only(host: Host, scored_BT: Tensor | None = None) -> Iterator[None]:
         hidden_ND = hidden_BTD.flatten(0, 1) if scored_BT is None else hidden_BTD[scored_BT]
         return (hidden_ND.unsqueeze(0),)
 
-    handle = host.model.get_output_embeddings().register_forward_pre_hook(pick)
-    try:
+    with host.model.get_output_embeddings().register_forward_pre_hook(pick):
         yield
-    finally:
-        handle.remove()
+
+
+def last_state_only(host: Host, edited_layer: int) -> AbstractContextManager[None]:
+    """Inside the block the last MLP runs on the last position; the other final states are wrong."""
+
+    def at_last(forward: Callable[..., Tensor], *args: Tensor) -> Tensor:
+        if any(arg.dim() != 3 for arg in args):
+            return forward(*args)
+        return pad(forward(*(arg[:, -1:] for arg in args)), (0, 0, args[0].shape[1] - 1, 0))
+
+    return last_mlp_by(at_last, host, edited_layer)
 
 
 @contextmanager
-def last_state_only(host: Host, edited_layer: int) -> Iterator[None]:
-    """Inside the block the last MLP, which mixes no positions, runs on the last position; the other final states are wrong.
+def last_mlp_by(run: Callable[..., Tensor], host: Host, edited_layer: int) -> Iterator[None]:
+    """Inside the block the last MLP, which mixes no positions, is `run`, which is given its own forward and then its inputs.
 
     Keys and values of the last block are made before its MLP, so a cache is filled as ever. Blocks that build their MLP otherwise, and an
     edited last block, run whole.
@@ -45,14 +54,7 @@ def last_state_only(host: Host, edited_layer: int) -> Iterator[None]:
     if mlp is None:
         yield
         return
-    forward = mlp.forward
-
-    def at_last(*args: Tensor) -> Tensor:
-        if any(arg.dim() != 3 for arg in args):
-            return forward(*args)
-        return pad(forward(*(arg[:, -1:] for arg in args)), (0, 0, args[0].shape[1] - 1, 0))
-
-    mlp.forward = at_last
+    mlp.forward = partial(run, mlp.forward)
     try:
         yield
     finally:
@@ -68,17 +70,26 @@ def last_mlp(host: Host) -> nn.Module | None:
     return None
 
 
-def widen(cache: DynamicCache, batch: int, times: int = 1) -> None:
-    """Gives every layer of the cache `batch` rows, each `times` in a row. Layers that all edits share are viewed, not copied."""
-    for layer in cache.layers:
-        if len(layer.keys) == 1:
-            layer.keys, layer.values = (tensor.expand(batch * times, *tensor.shape[1:]) for tensor in (layer.keys, layer.values))
-        elif times > 1:
-            layer.batch_repeat_interleave(times)
-
-
 def branched(cache: DynamicCache) -> DynamicCache:
-    """A cache that goes its own way from here. Keys and values so far are shared: a cache that grows, or is reordered, replaces them."""
+    """A cache that goes its own way from here. Keys and values so far are shared: a cache that grows, or is changed, replaces them."""
     branch = copy.copy(cache)
     branch.layers = [copy.copy(layer) for layer in cache.layers]
     return branch
+
+
+def changed(cache: DynamicCache, change: Callable[[Tensor], Tensor], layers: slice = slice(None)) -> DynamicCache:
+    """The cache itself, each of its layers (or of those) with what `change` makes of its keys and of its values, rows first."""
+    for layer in cache.layers[layers]:
+        layer.keys, layer.values = change(layer.keys), change(layer.values)
+    return cache
+
+
+def widen(cache: DynamicCache, batch: int, times: int = 1) -> None:
+    """Gives every layer of the cache `batch` rows, each `times` in a row. Layers that all edits share are viewed, not copied."""
+
+    def wide(rows: Tensor) -> Tensor:
+        if len(rows) == 1:
+            return rows.expand(batch * times, *rows.shape[1:])
+        return rows.repeat_interleave(times, dim=0) if times > 1 else rows
+
+    changed(cache, wide)

@@ -5,7 +5,7 @@ Shape letters: B edits, T positions, D hidden width, F MLP width.
 
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -25,8 +25,8 @@ def swapped(host: Host, edits: Edit, layer: int) -> Iterator[None]:
     """Inside the block edit b acts in sample b; afterwards, also after an exception, the host is as it was.
 
     The host's weights are never written: a forward hook on the down-projection of `layer` replaces its output. A forward of
-    batch B, or of batch 1 where all samples share their input, ends with batch B. The batch is born at the projection, or, in
-    families whose blocks cannot grow one, where the input enters the model.
+    batch B, or of batch 1 where all samples share their input, ends with batch B. The batch grows at the projection, or, in
+    families whose blocks do not let it, where the input enters the model.
 
     Raises:
         ValueError: the layer does not exist, the edits are for a matrix of another width, the batch of a forward is neither 1
@@ -35,76 +35,56 @@ def swapped(host: Host, edits: Edit, layer: int) -> Iterator[None]:
     module = host.down_proj(layer)
     _check(host, edits, layer)
     _settle(host, layer)
-    entered: list[int] = []
+    hooks = _Hooks(edits, host.memory_budget)
+    grown = nullcontext() if host.batch_grows_at_edit else host.entry.register_forward_pre_hook(hooks.at_entry, with_kwargs=True)
+    with grown, module.register_forward_hook(hooks.at_projection):
+        yield
 
-    def at_entry(module: nn.Module, args: tuple[Tensor, ...], inputs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        args, inputs = tuple(_repeated(arg, len(edits)) for arg in args), dict(inputs)
-        for name in INPUTS & inputs.keys():
-            inputs[name] = _repeated(inputs[name], len(edits))
-        entered[:] = [next(len(value) for value in (*args, inputs.get("input_ids"), inputs.get("inputs_embeds")) if value is not None)]
-        return args, inputs
 
-    def replace_output(module: nn.Module, args: tuple[Tensor], y_BTD: Tensor) -> Tensor:
-        x_BTF, shape = args[0], y_BTD.shape
-        if x_BTF.dim() == 2 and entered:
+class _Hooks:
+    """What runs inside a host while edits are swapped in."""
+
+    def __init__(self, edits: Edit, memory_budget: int) -> None:
+        self.edits, self.memory_budget = edits, memory_budget
+        self.entered: int | None = None
+
+    def at_projection(self, module: nn.Module, args: tuple[Tensor], y_BTD: Tensor) -> Tensor:
+        """The output of the edited projections in place of the host's own."""
+        x_BTF, shape, edits = args[0], y_BTD.shape, self.edits
+        if x_BTF.dim() == 2 and self.entered:
             # The family flattens its tokens before the projection, and wants them back flat.
-            x_BTF, y_BTD = x_BTF.unflatten(0, (entered[0], -1)), y_BTD.unflatten(0, (entered[0], -1))
+            x_BTF, y_BTD = x_BTF.unflatten(0, (self.entered, -1)), y_BTD.unflatten(0, (self.entered, -1))
         if x_BTF.dim() != 3 or x_BTF.shape[0] not in (1, len(edits)):
             raise ValueError(
                 f"{len(edits)} edits meet an input of shape {tuple(x_BTF.shape)}: expected ({len(edits)}, T, F) or (1, T, F). "
                 "Repeat the edits, or the batch, so that every sample has its edit"
             )
-        out_BTD = edits.output(x_BTF, y_BTD, getattr(module, "bias", None), host.memory_budget)
+        out_BTD = edits.output(x_BTF, y_BTD, getattr(module, "bias", None), self.memory_budget)
         # A permuted layout would survive the norms and break models that call .view on the result.
         return (out_BTD if len(shape) == 3 else out_BTD.reshape(shape)).contiguous()
 
-    with ExitStack() as hooks:
-        hooks.callback(module.register_forward_hook(replace_output).remove)
-        if not host.born_at_edit:
-            hooks.callback(host.entry.register_forward_pre_hook(at_entry, with_kwargs=True).remove)
-        yield
+    def at_entry(self, module: nn.Module, args: tuple[Tensor, ...], inputs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        """The model's inputs, repeated for every edit."""
+        args, inputs = tuple(self._repeated(arg) for arg in args), dict(inputs)
+        for name in INPUTS & inputs.keys():
+            inputs[name] = self._repeated(inputs[name])
+        self.entered = next(len(value) for value in (*args, inputs.get("input_ids"), inputs.get("inputs_embeds")) if value is not None)
+        return args, inputs
+
+    def _repeated(self, value: Any) -> Any:
+        """A tensor of batch 1 repeated; anything else as it is."""
+        return value.expand(len(self.edits), *value.shape[1:]) if isinstance(value, Tensor) and len(value) == 1 else value
 
 
-def _repeated(value: Any, count: int) -> Any:
-    """A tensor of batch 1 repeated; anything else as it is."""
-    return value.expand(count, *value.shape[1:]) if isinstance(value, Tensor) and len(value) == 1 else value
-
-
-@torch.no_grad()
-def _settle(host: Host, layer: int) -> None:
-    """Runs the self-check unless it has run on this host."""
-    if host.born_at_edit is None:
-        host.born_at_edit = _may_be_born_at_edit(host, layer)
-
-
-def _may_be_born_at_edit(host: Host, layer: int) -> bool:
-    """Whether a batch that is born at the edit comes out as one that was there from the start, on two random edits."""
-    generator = torch.Generator().manual_seed(0)
-    weight_DF = host.weight_DF(layer)
-    sizes = zip(reversed(weight_DF.shape), (1.0, float(weight_DF.float().std())), strict=True)
-    edits = RankOneEdit(*(scale * torch.randn(2, size, generator=generator).to(host.device) for size, scale in sizes))
-    inputs_1TD = host.model.get_input_embeddings()(torch.arange(1, 4, device=host.device).unsqueeze(0))
-    training = [block.training for block in host.blocks]
-    logits_BTV = []
-    try:
-        for block in host.blocks:
-            block.eval()
-        for batch in (1, 2):
-            host.born_at_edit = True
-            with swapped(host, edits, layer):
-                inputs_BTD = inputs_1TD.expand(batch, -1, -1)
-                logits_BTV.append(host.model(inputs_embeds=inputs_BTD, use_cache=False).logits.float())
-    except (RuntimeError, ValueError) as error:
-        log.warning("%s: a batch cannot be born at the edit (%s); prompts are repeated where they enter", host.name, error)
-        return False
-    finally:
-        host.born_at_edit = None
-        for block, flag in zip(host.blocks, training, strict=True):
-            block.train(flag)
-    apart = (logits_BTV[0] - logits_BTV[1]).norm() / logits_BTV[1].norm()
-    if not apart < SELF_CHECK_ERROR:
-        log.warning("%s: a batch born at the edit is off by %.1e; prompts are repeated where they enter", host.name, apart)
-    return bool(apart < SELF_CHECK_ERROR)
+def _check(host: Host, edits: Edit, layer: int) -> None:
+    expected = tuple(host.weight_DF(layer).shape)
+    if edits.width() != expected:
+        raise ValueError(
+            f"edits are for a (D, F) = {edits.width()} matrix, W_V of {host.name} layer {layer} is {expected}. "
+            "Edits can only be read with the host and layer they were made on"
+        )
+    if any(getattr(module, "gradient_checkpointing", False) for module in (host.entry, *host.blocks)):
+        raise ValueError(f"{host.name} has gradient checkpointing on, which re-runs blocks after the edit is gone. Switch it off")
 
 
 @contextmanager
@@ -125,19 +105,45 @@ def projection_inputs(host: Host, layer: int) -> Iterator[list[Tensor]]:
     """Inside the block every forward appends the input (N, T, F) of the layer's down-projection to the list: its keys."""
     _settle(host, layer)  # or its own forwards would be taken for the caller's
     inputs: list[Tensor] = []
-    handle = host.down_proj(layer).register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
-    try:
+    with host.down_proj(layer).register_forward_pre_hook(lambda module, args: inputs.append(args[0])):
         yield inputs
+
+
+# Self-check, once a host: with some settings blocks lay something out for the batch that came in, whatever the family's row says.
+
+
+@torch.no_grad()
+def _settle(host: Host, layer: int) -> None:
+    """Runs the self-check unless it has run on this host."""
+    if host.batch_grows_at_edit is None:
+        host.batch_grows_at_edit = _may_grow_at_edit(host, layer)
+
+
+def _may_grow_at_edit(host: Host, layer: int) -> bool:
+    """Whether a batch that grows at the edit comes out as one that was there from the start, on two random edits."""
+    generator = torch.Generator().manual_seed(0)
+    weight_DF = host.weight_DF(layer)
+    sizes = zip(reversed(weight_DF.shape), (1.0, float(weight_DF.float().std())), strict=True)
+    edits = RankOneEdit(*(scale * torch.randn(2, size, generator=generator).to(host.device) for size, scale in sizes))
+    inputs_1TD = host.model.get_input_embeddings()(torch.arange(1, 4, device=host.device).unsqueeze(0))
+    training = [block.training for block in host.blocks]
+    logits_BTV = []
+    try:
+        for block in host.blocks:
+            block.eval()
+        for batch in (1, 2):
+            host.batch_grows_at_edit = True
+            with swapped(host, edits, layer):
+                inputs_BTD = inputs_1TD.expand(batch, -1, -1)
+                logits_BTV.append(host.model(inputs_embeds=inputs_BTD, use_cache=False).logits.float())
+    except (RuntimeError, ValueError) as error:
+        log.warning("%s: a batch cannot grow at the edit (%s); prompts are repeated where they enter", host.name, error)
+        return False
     finally:
-        handle.remove()
-
-
-def _check(host: Host, edits: Edit, layer: int) -> None:
-    expected = tuple(host.weight_DF(layer).shape)
-    if edits.width() != expected:
-        raise ValueError(
-            f"edits are for a (D, F) = {edits.width()} matrix, W_V of {host.name} layer {layer} is {expected}. "
-            "Edits can only be read with the host and layer they were made on"
-        )
-    if any(getattr(module, "gradient_checkpointing", False) for module in (host.entry, *host.blocks)):
-        raise ValueError(f"{host.name} has gradient checkpointing on, which re-runs blocks after the edit is gone. Switch it off")
+        host.batch_grows_at_edit = None
+        for block, flag in zip(host.blocks, training, strict=True):
+            block.train(flag)
+    apart = (logits_BTV[0] - logits_BTV[1]).norm() / logits_BTV[1].norm()
+    if not apart < SELF_CHECK_ERROR:
+        log.warning("%s: a batch that grows at the edit is off by %.1e; prompts are repeated where they enter", host.name, apart)
+    return bool(apart < SELF_CHECK_ERROR)

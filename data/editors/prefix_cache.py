@@ -1,8 +1,8 @@
 """Running what follows the subject on top of what precedes it.
 
 Positions left of the subject's last token (the lookup) cannot see the edit, so one clean pass over the rows gives, once and for all,
-their keys and values at every layer, the key and the value of the projection at the lookup, and the edited block's output. What is left
-to run for every trial value are the suffixes, the lookup and what comes after it, through the blocks above the edit.
+their keys and values at every layer, input (the key) and output of the projection at the lookup, and the edited block's output. What is
+left to run for every trial δ are the suffixes, the lookup and what comes after it, through the blocks above the edit.
 
 In the clean pass itself a beginning that several rows share, such as the context that many edits are put into, is run once.
 
@@ -12,10 +12,9 @@ Shape letters: N rows, G groups of rows, T positions, P prefix positions, C cach
 read, D hidden width, F MLP width.
 """
 
-import copy
 import os.path
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -24,7 +23,7 @@ from transformers import DynamicCache
 
 from data.editors.prompts import Row
 from decoder.host import Host
-from decoder.shortcuts import last_mlp
+from decoder.shortcuts import branched, changed, last_mlp_by
 from decoder.swap import exchanged
 
 SHORTCUT_ERROR = 1e-2  # relative; rounding in bfloat16 stays below, a norm after the projection far above
@@ -33,8 +32,10 @@ SHORTCUT_ERROR = 1e-2  # relative; rounding in bfloat16 stays below, a norm afte
 class _Given(nn.Module):
     """A block whose output is already known."""
 
-    def __init__(self, state_NSD: Tensor, as_tuple: bool) -> None:
+    def __init__(self, block: nn.Module, state_NSD: Tensor, as_tuple: bool) -> None:
         super().__init__()
+        # Older models look the mask of a block up by it.
+        self.attention_type = getattr(block, "attention_type", None)
         self.output = (state_NSD, None) if as_tuple else state_NSD
 
     def forward(self, *args: object, **kwargs: object) -> object:
@@ -46,10 +47,10 @@ class Suffixes:
     """The suffixes of a batch of rows, with all that the clean host says about the rows.
 
     Attributes:
-        host, layer: where a value is added: the down-projection's output at the lookup.
+        host, layer: where δ is added: the down-projection's output at the lookup.
         lengths: of the suffixes.
         ids_NS, positions_NS, mask_NT: tokens and places of the suffixes; real positions of the whole rows.
-        key_NF, value_ND: input and output of the projection at the lookup.
+        key_NF, output_ND: input and output of the projection at the lookup.
         state_NSD: output of the edited block; what the shortcut starts from.
         cache: keys and values of the prefixes.
         as_tuple: whether blocks of this family return a tuple.
@@ -63,7 +64,7 @@ class Suffixes:
     positions_NS: Tensor
     mask_NT: Tensor
     key_NF: Tensor
-    value_ND: Tensor
+    output_ND: Tensor
     state_NSD: Tensor
     cache: DynamicCache
     as_tuple: bool
@@ -75,24 +76,14 @@ class Suffixes:
         Args:
             read_R2: row and column of the only states that will be read, none twice; the others may be wrong.
         """
-        cache = DynamicCache()
-        # Layers grow by concatenation, so a shallow copy keeps the prefixes as they are.
-        cache.layers = [copy.copy(layer) for layer in self.cache.layers]
+        inputs = {"input_ids": self.ids_NS, "attention_mask": self.mask_NT, "position_ids": self.positions_NS}
         with self._above(delta_ND) if self.shortcut else self._added(delta_ND), self._read_only(read_R2):
-            return self.host.model.base_model(
-                input_ids=self.ids_NS,
-                attention_mask=self.mask_NT,
-                position_ids=self.positions_NS,
-                past_key_values=cache,
-                use_cache=True,
-            ).last_hidden_state
+            return self.host.model.base_model(**inputs, **self.host.with_cache(branched(self.cache))).last_hidden_state
 
-    @contextmanager
-    def _above(self, delta_ND: Tensor) -> Iterator[None]:
+    def _above(self, delta_ND: Tensor) -> AbstractContextManager[None]:
         state_NSD = torch.cat([self.state_NSD[:, :1] + delta_ND.to(self.state_NSD.dtype)[:, None], self.state_NSD[:, 1:]], dim=1)
-        given = _Given(state_NSD, self.as_tuple)
-        with exchanged(self.host, dict.fromkeys(range(self.layer + 1), given)):
-            yield
+        given = _Given(self.host.blocks[self.layer], state_NSD, self.as_tuple)
+        return exchanged(self.host, dict.fromkeys(range(self.layer + 1), given))
 
     @contextmanager
     def _added(self, delta_ND: Tensor) -> Iterator[None]:
@@ -101,43 +92,29 @@ class Suffixes:
             first_N1D = output_NSD[:, :1] + delta_ND.to(output.dtype)[:, None]
             return torch.cat([first_N1D, output_NSD[:, 1:]], dim=1).reshape(output.shape)
 
-        handle = self.host.down_proj(self.layer).register_forward_hook(add)
-        try:
+        with self.host.down_proj(self.layer).register_forward_hook(add):
             yield
-        finally:
-            handle.remove()
 
-    @contextmanager
-    def _read_only(self, read_R2: Tensor | None) -> Iterator[None]:
-        """Inside the block the last MLP, which mixes no positions, runs on the states that are read only."""
-        mlp = last_mlp(self.host) if self.layer < self.host.layers - 1 and read_R2 is not None else None
-        if mlp is None:
-            yield
-            return
+    def _read_only(self, read_R2: Tensor | None) -> AbstractContextManager[None]:
+        """Inside the block the last MLP runs on the states that are read only."""
+        if read_R2 is None:
+            return nullcontext()
         # Flat places: the gradient of an index over two dimensions is slow on a CPU.
-        forward, place_R = mlp.forward, read_R2[:, 0] * self.ids_NS.shape[1] + read_R2[:, 1]
+        place_R = read_R2[:, 0] * self.ids_NS.shape[1] + read_R2[:, 1]
 
-        def at_places(*args: Tensor) -> Tensor:
+        def at_places(forward: Callable[..., Tensor], *args: Tensor) -> Tensor:
             if any(arg.shape[:2] != self.ids_NS.shape for arg in args):
                 return forward(*args)
             out_RD = forward(*(arg.flatten(0, 1).index_select(0, place_R).unsqueeze(0) for arg in args)).squeeze(0)
             return out_RD.new_zeros(self.ids_NS.numel(), out_RD.shape[1]).index_copy(0, place_R, out_RD).unflatten(0, self.ids_NS.shape)
 
-        mlp.forward = at_places
-        try:
-            yield
-        finally:
-            del mlp.forward
+        return last_mlp_by(at_places, self.host, self.layer)
 
     def select(self, rows: Sequence[int]) -> "Suffixes":
         """Only these rows, in this order; columns that only served longer rows are dropped."""
         index = torch.tensor(rows, device=self.ids_NS.device)
         lengths = [self.lengths[row] for row in rows]
         prefix, suffix = self.mask_NT.shape[1] - self.ids_NS.shape[1], max(lengths)
-        cache = DynamicCache()
-        cache.layers = [copy.copy(layer) for layer in self.cache.layers]
-        for layer in cache.layers:
-            layer.keys, layer.values = layer.keys[index], layer.values[index]
         return replace(
             self,
             lengths=lengths,
@@ -145,26 +122,25 @@ class Suffixes:
             positions_NS=self.positions_NS[index, :suffix],
             mask_NT=self.mask_NT[index, : prefix + suffix],
             key_NF=self.key_NF[index],
-            value_ND=self.value_ND[index],
+            output_ND=self.output_ND[index],
             state_NSD=self.state_NSD[index, :suffix],
-            cache=cache,
+            cache=changed(branched(self.cache), lambda rows: rows[index]),
         )
 
     def above(self) -> "Suffixes":
         """The same by the shortcut; what the blocks up to the edit have cached is let go."""
-        cache = DynamicCache()
-        cache.layers = [copy.copy(layer) for layer in self.cache.layers]
-        for layer in cache.layers[: self.layer + 1]:
-            # Only the length is asked for.
-            layer.keys = layer.values = layer.keys.new_zeros(1).expand(*layer.keys.shape[:1], 1, layer.keys.shape[2], 1)
-        return replace(self, cache=cache, shortcut=True)
+
+        def length_only(rows: Tensor) -> Tensor:
+            return rows.new_zeros(1).expand(len(rows), 1, rows.shape[2], 1)
+
+        return replace(self, cache=changed(branched(self.cache), length_only, slice(self.layer + 1)), shortcut=True)
 
     @torch.no_grad()
     def shortcut_holds(self) -> bool:
-        """Whether starting above the edited block gives what running every block gives, on a random value."""
+        """Whether starting above the edited block gives what running every block gives, on a random δ."""
         generator = torch.Generator().manual_seed(0)
-        delta_ND = torch.randn(self.value_ND.shape, generator=generator).to(self.value_ND)
-        delta_ND *= self.value_ND.norm() / delta_ND.norm()
+        delta_ND = torch.randn(self.output_ND.shape, generator=generator).to(self.output_ND)
+        delta_ND *= self.output_ND.norm() / delta_ND.norm()
         short_NSD, whole_NSD = (replace(self, shortcut=flag).hidden(delta_ND)[:, 0].float() for flag in (True, False))
         return bool((short_NSD - whole_NSD).norm() <= SHORTCUT_ERROR * whole_NSD.norm())
 
@@ -187,20 +163,12 @@ def clean_pass(host: Host, layer: int, rows: Sequence[Row], groups: Sequence[int
     positions_NT = (mask_NT.cumsum(dim=1) - 1).clamp(min=0)
     cache, start = _shared_beginnings(host, rows, groups, prefix)
     caught: dict[str, object] = {}
-    with ExitStack() as hooks:
-        projection = host.down_proj(layer).register_forward_hook(lambda module, args, output: caught.update(key=args[0], value=output))
-        block = host.blocks[layer].register_forward_hook(lambda module, args, output: caught.update(block=output))
-        hooks.callback(projection.remove)
-        hooks.callback(block.remove)
-        host.model.base_model(
-            input_ids=ids_NT[:, start:],
-            attention_mask=mask_NT,
-            position_ids=positions_NT[:, start:],
-            past_key_values=cache,
-            use_cache=True,
-        )
-    for cached in cache.layers:
-        cached.keys, cached.values = cached.keys[:, :, :prefix].clone(), cached.values[:, :, :prefix].clone()
+    inputs = {"input_ids": ids_NT[:, start:], "attention_mask": mask_NT, "position_ids": positions_NT[:, start:]}
+    with (
+        host.down_proj(layer).register_forward_hook(lambda module, args, output: caught.update(key=args[0], output=output)),
+        host.blocks[layer].register_forward_hook(lambda module, args, output: caught.update(block=output)),
+    ):
+        host.model.base_model(**inputs, **host.with_cache(cache))
     as_tuple = isinstance(caught["block"], tuple)
     state_NTD = caught["block"][0] if as_tuple else caught["block"]
     run = (len(rows), prefix + suffix - start, -1)
@@ -212,9 +180,9 @@ def clean_pass(host: Host, layer: int, rows: Sequence[Row], groups: Sequence[int
         positions_NS=positions_NT[:, prefix:],
         mask_NT=mask_NT,
         key_NF=caught["key"].reshape(run)[:, prefix - start].clone(),
-        value_ND=caught["value"].reshape(run)[:, prefix - start].clone(),
+        output_ND=caught["output"].reshape(run)[:, prefix - start].clone(),
         state_NSD=state_NTD[:, prefix - start :].clone(),
-        cache=cache,
+        cache=changed(cache, lambda rows: rows[:, :, :prefix].clone()),
         as_tuple=as_tuple,
     )
 
@@ -234,11 +202,9 @@ def _shared_beginnings(host: Host, rows: Sequence[Row], groups: Sequence[int] | 
     openings = [torch.tensor(ids, dtype=torch.long) for ids in shared.values()]
     # Padding on the right is seen by nobody.
     ids_GC = torch.nn.utils.rnn.pad_sequence(openings, batch_first=True).to(host.device)
-    host.model.base_model(input_ids=ids_GC, past_key_values=cache, use_cache=True)
+    host.model.base_model(input_ids=ids_GC, **host.with_cache(cache))
     place = {group: g for g, group in enumerate(shared)}
     group_N1 = torch.tensor([place.get(group, 0) for group in groups], device=host.device)[:, None]
     left_N1 = torch.tensor([prefix - row.lookup for row in rows], device=host.device)[:, None]
     token_NC = (torch.arange(start, device=host.device) - left_N1).clamp(min=0, max=ids_GC.shape[1] - 1)
-    for layer in cache.layers:
-        layer.keys, layer.values = (one[group_N1, :, token_NC].transpose(1, 2).contiguous() for one in (layer.keys, layer.values))
-    return cache, start
+    return changed(cache, lambda rows: rows[group_N1, :, token_NC].transpose(1, 2).contiguous()), start

@@ -1,8 +1,8 @@
 """ROME (Meng et al. 2022): one rank-one edit of a down-projection for each request, every edit on the clean host.
 
     key    mean key at the subject's last token over contexts, whitened by the keys' second moment: u = C⁻¹k̄ / ‖C⁻¹k̄‖
-    value  δ added to the projection's output there: min mean NLL(object) + KL term + decay (`values.py`)
-    edit   ΔW = r uᵀ with r = δ / (k₀·u), k₀ the key of the bare prompt, so that ΔW k₀ = δ
+    value  r = δ / (k₀·u), k₀ the key of the bare prompt, so that ΔW = r uᵀ gives ΔW k₀ = δ. Added to the projection's output there, δ
+           has the least mean NLL(object) + KL term + decay (`value_search.py`)
 
 ROME so has two keys. Gupta et al. 2024 (r-ROME, p-ROME) take one everywhere, which keeps ΔW from exploding where u·k₀ is small:
 
@@ -178,7 +178,7 @@ class Rome:
         delta_BD, steps_B, loss_B = optimise(suffixes, jobs, self.cfg)
         missing_BD = delta_BD.double()
         if self.constraint == "mean":
-            missing_BD = missing_BD + suffixes.value_ND[starts].double().cpu() - self._mean(suffixes.value_ND, starts)
+            missing_BD = missing_BD + suffixes.output_ND[starts].double().cpu() - self._mean(suffixes.output_ND, starts)
         value_BD = missing_BD / (key_BF[self.constraint] * unit_BF).sum(dim=1, keepdim=True)
         return unit_BF.float(), value_BD.float(), delta_BD, steps_B, loss_B
 

@@ -1,4 +1,5 @@
-"""The value of a ROME edit: the vector δ that makes the host say the object when it is added at the subject's last token.
+"""The search for δ, which the value of a ROME edit is made of: added to the projection's output at the subject's last token, it makes the
+host say the object.
 
 Many edits are optimised in one batch. The loss is a sum over edits and Adam is elementwise, so each edit gets what it would get alone;
 an edit that is done leaves the batch.
@@ -106,19 +107,19 @@ def optimise(suffixes: Suffixes, jobs: Sequence[Job], cfg: RomeConfig) -> tuple[
     """The vectors δ of the jobs, by at most `cfg.steps` forwards and one update fewer.
 
     An edit stops where its loss falls below `cfg.stop_loss`; after each update δ is projected on the ball of `cfg.clamp` times the
-    norm of the clean value at the bare prompt's lookup.
+    norm of the clean output at the bare prompt's lookup.
 
     Returns:
         delta_BD, steps_B (updates) and loss_B (last forward), on the CPU.
     """
-    search = ValueSearch(suffixes, jobs, cfg)
+    search = DeltaSearch(suffixes, jobs, cfg)
     for step in range(cfg.steps):
         if not search.step(last=step == cfg.steps - 1):
             break
     return search.found_BD, search.steps_B, search.loss_B
 
 
-class ValueSearch:
+class DeltaSearch:
     """The search for the vectors δ of a batch of jobs, step by step.
 
     Attributes:
@@ -126,11 +127,11 @@ class ValueSearch:
     """
 
     def __init__(self, suffixes: Suffixes, jobs: Sequence[Job], cfg: RomeConfig) -> None:
-        self.device = suffixes.value_ND.device
-        self.found_BD = torch.zeros(len(jobs), suffixes.value_ND.shape[1])
+        self.device = suffixes.output_ND.device
+        self.found_BD = torch.zeros(len(jobs), suffixes.output_ND.shape[1])
         self.steps_B, self.loss_B = torch.zeros(len(jobs), dtype=torch.long), torch.zeros(len(jobs))
         self._suffixes, self._jobs, self._active, self._cfg = suffixes, list(jobs), list(range(len(jobs))), cfg
-        self._norm_B = suffixes.value_ND[row_starts(jobs)].float().norm(dim=1)
+        self._norm_B = suffixes.output_ND[row_starts(jobs)].float().norm(dim=1)
         self._delta_BD, self._clean_BV = torch.zeros_like(self.found_BD, device=self.device), None
         self._adam, self._scored = _Adam(self._delta_BD, cfg.lr), _Scored.of(jobs, self.device)
 

@@ -8,6 +8,7 @@ Shape letters: N texts in a batch, T positions, F MLP width, B vectors.
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import torch
@@ -167,13 +168,7 @@ def _run(host: Host, catches: Mapping[int, Catch], **inputs: Tensor) -> None:
 
         return reached
 
-    handles = []
-    try:
+    with suppress(_Reached), ExitStack() as hooks:
         for layer, catch in catches.items():
-            handles.append(host.down_proj(layer).register_forward_pre_hook(hook(catch, layer == max(catches))))
+            hooks.enter_context(host.down_proj(layer).register_forward_pre_hook(hook(catch, layer == max(catches))))
         host.model.base_model(**inputs, use_cache=False)
-    except _Reached:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -6,7 +6,6 @@ stands next to them.
 Shape letters: N prompts, P positions of a prompt, T positions of an object but its last, K scored tokens, V vocabulary.
 """
 
-import copy
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from transformers import DynamicCache
 from data.editors.prompts import check_length, target_ids
 from decoder.edit import Edit
 from decoder.host import Host
+from decoder.shortcuts import branched, changed
 from decoder.swap import swapped
 
 BATCH_TOKENS = 2048  # positions of prompts in a batch, padding included
@@ -155,26 +155,21 @@ class _Prompts:
             input_ids=ids_NP,
             attention_mask=mask_NP,
             position_ids=(mask_NP.cumsum(dim=1) - 1).clamp(min=0),
-            past_key_values=cache,
-            use_cache=True,
+            **host.with_cache(cache),
         ).last_hidden_state
         return cls(host, host.head(hidden_NPD[:, -1]).float().log_softmax(dim=1), mask_NP, cache)
 
     def continued(self, rows: list[int], targets: list[list[int]]) -> list[tuple[int, "_Score"]]:
         """The row and the score of every token but the first of these rows' targets."""
         device = self.host.device
-        index, mask_NP, cache = torch.tensor(rows, device=device), self.mask_NP[rows], DynamicCache()
-        cache.layers = [copy.copy(layer) for layer in self.cache.layers]
-        for layer in cache.layers:
-            layer.keys, layer.values = layer.keys[index], layer.values[index]
+        index, mask_NP = torch.tensor(rows, device=device), self.mask_NP[rows]
         ids_NT = pad_sequence([torch.tensor(target[:-1]) for target in targets], batch_first=True).to(device)
         hidden_NTD = self.host.model.base_model(
             input_ids=ids_NT,
             # Padding on the right is seen by nobody.
             attention_mask=torch.cat([mask_NP, mask_NP.new_ones(ids_NT.shape)], dim=1),
             position_ids=mask_NP.sum(dim=1, keepdim=True) + torch.arange(ids_NT.shape[1], device=device),
-            past_key_values=cache,
-            use_cache=True,
+            **self.host.with_cache(changed(branched(self.cache), lambda rows: rows[index])),
         ).last_hidden_state
         places = [(n, t) for n, target in enumerate(targets) for t in range(len(target) - 1)]
         row_K, place_K = map(list, zip(*places, strict=True))

@@ -11,8 +11,6 @@ from decoder.checkpoint.reader import Checkpoint
 from decoder.host import Host
 
 TRAINED = 1e-3  # relative distance of a tensor above which somebody has trained it further
-PASSING = (".attn.bias", ".masked_bias", "inv_freq", ".attention.bias")  # buffers that old checkpoints carry
-FUSED = ".experts."  # one tensor in the model, one a expert in the files
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ def compare_folder(folder: str | Path, host: Host, layer: int) -> Surroundings:
     distance = {}
     for name, tensor in own.items():
         found = checkpoint.find(name)
-        absent_by_right = name.endswith(PASSING) or FUSED in name or (tied and name == f"{host.family.unembedding}.weight")
+        absent_by_right = (host.family.fused and host.family.fused in name) or (tied and name == "lm_head.weight")
         if name == edited or (found is None and absent_by_right):
             continue
         if found is None:

@@ -52,7 +52,7 @@ def _response(evidence: Evidence, master_F: Tensor) -> Callable[[EditBatch], Ten
 
 def _best_ridge(evidence: Evidence, feature: Callable[[EditBatch], Tensor]) -> Reader:
     """The regression from a feature (B, D) to first-token unembeddings whose ridge reads most validation edits."""
-    unembedding_VD = evidence.host.model.get_output_embeddings().weight.detach().float()
+    unembedding_VD = evidence.host.unembedding_VD.float()
     train_ND, target_ND = feature(evidence.train), unembedding_VD[evidence.train.object_ids_BT[:, 0]]
     mean_D, mean_target_D = train_ND.mean(0), target_ND.mean(0)
 

@@ -134,10 +134,7 @@ def _top_left_singular(weight_BDF: Tensor) -> Tensor:
 def _clean_output_norm(evidence: Evidence, prompt_MD: Tensor) -> float:
     """Norm of the unedited projection's output at the mean subject."""
     outputs: list[Tensor] = []
-    handle = evidence.host.down_proj(evidence.layer).register_forward_hook(lambda module, args, output: outputs.append(output))
-    try:
+    with evidence.host.down_proj(evidence.layer).register_forward_hook(lambda module, args, output: outputs.append(output)):
         evidence.host.model(inputs_embeds=prompt_MD.unsqueeze(0).to(evidence.host.dtype), use_cache=False, logits_to_keep=1)
-    finally:
-        handle.remove()
     # Some families flatten their tokens before the projection.
     return float(outputs[0].flatten(0, -2)[0].norm())

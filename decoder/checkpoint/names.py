@@ -2,8 +2,9 @@
 
 from collections.abc import Collection
 
-# Names in the code, and in the files that their authors published and that are still written.
-RENAMED = (("model.language_model.", "language_model.model."), ("lm_head.", "embed_out."), ("lm_head.", "language_model.lm_head."))
+from decoder.families import FAMILIES
+
+RENAMED = tuple(dict.fromkeys(pair for family in FAMILIES.values() for pair in family.renamed))
 
 
 def find_name(name: str, names: Collection[str]) -> str | None:

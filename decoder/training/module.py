@@ -16,7 +16,7 @@ from decoder.batch import PADDING, EditBatch
 from decoder.config import TrainConfig
 from decoder.config.identity import trained_layers
 from decoder.host import Host
-from decoder.metrics import split_meters, told_correct
+from decoder.metrics import split_meters, teacher_forced_correct
 from decoder.model import ObjectDecoder, random_prompt
 from decoder.scores import TEST_SPLITS, VAL_SPLITS
 from decoder.swap import projection_inputs
@@ -85,11 +85,11 @@ class DecoderModule(LightningModule):
         self.log(name, value, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(batch.edits), sync_dist=True)
 
     def validation_step(self, batch: EditBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        # Told token by token: it says which epoch is better as well as the beam search of the tests does, at a small part of the cost.
+        # Teacher-forced: it says which epoch is better as well as the beam search of the tests does, at a small part of the cost.
         name, whole_BT = self.trainer.datamodule.val_splits[dataloader_idx], batch.object_ids_BT
         logits_NV, ids_N = self.decoder.scored(batch.edits, whole_BT)
         counted = len(batch.edits) if self.cfg.decoder.target == "first_token" else len(ids_N)
-        first_B, whole_B = told_correct(logits_NV, whole_BT, self.decoder.host.terminator_id)
+        first_B, whole_B = teacher_forced_correct(logits_NV, whole_BT, self.decoder.host.terminator_id)
         self._count(name, object_loss(logits_NV[:counted], ids_N[:counted]), counted, first_token=first_B, exact_match=whole_B)
 
     def on_validation_epoch_end(self) -> None:

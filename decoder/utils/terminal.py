@@ -20,6 +20,7 @@ EXPECTED_WARNINGS = (
     ".*number of training batches .* is smaller than the logging interval.*",
     ".*in eval mode at the start.*",  # the host's own modules inside the trained layer
     ".*Experiment logs directory.*",  # a run of the same name is replaced
+    ".*Checkpoint directory .* exists and is not empty.*",  # a killed fit goes on
     ".*``compute`` method of metric MeanMetric was called before.*",  # another device had all edits of a small split
     ".*across ranks is zero, but local rank has zero.*",
     ".*recommended to use.*sync_dist=True.*",  # every process logs what all of them counted

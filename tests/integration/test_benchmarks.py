@@ -68,8 +68,8 @@ def test_a_step_does_the_floor_s_operations_and_no_more(monkeypatch, layer):
     host = decode.random_host("miniature", "cpu")
     host.model.set_attn_implementation("eager")  # the counter knows nothing of fused attention on a CPU
     bench = decode.Bench(host, case)
-    bench.step("born")  # the self-check
+    bench.step("grown")  # the self-check
     with FlopCounterMode(display=False) as counter:
-        bench.step("born")
+        bench.step("grown")
     operations, _ = decode.necessary(bench)
     assert counter.get_total_flops() == pytest.approx(operations, rel=0.05)

@@ -121,7 +121,7 @@ def test_offline_wandb_run_holds_config_curves_and_summary(smoke):
 
 def test_evaluate_gives_the_same_numbers(smoke, command):
     done = command("evaluate.py", f"decoder={smoke[0] / 'decoder'}", "json=true")
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0 and not done.stderr, done.stderr
     scored, trained = json.loads(done.stdout)["test"], result_of_folder(smoke[0])["test"]
     for split in ("id", "ood", "unseen_object"):
         assert scored[split]["exact_match"] == trained[split]["exact_match"]

@@ -1,4 +1,4 @@
-"""Whole matrices: in chunks of a budget, in memory, made of factors or left in their files, against an edit written into the weights.
+"""Whole matrices: in chunks of a budget, in memory, or made of factors, against an edit written into the weights.
 
 Shape letters: B edits, C of them at a time, T positions, D hidden width, F MLP width.
 """
@@ -7,16 +7,14 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from data.hosts import open_host
 from decoder.config import TrainConfig
 from decoder.dense import DenseEdit, RoundedEdit, applied
-from decoder.edit import MEMORY_BUDGET, RankOneEdit
+from decoder.edit import MEMORY_BUDGET, LowRankEdit, RankOneEdit
 from decoder.model import ObjectDecoder
-from decoder.stored import stored_edits
 from decoder.swap import swapped
 
 B, T, LAYER = 5, 4, 1
@@ -28,19 +26,6 @@ def matrices(host, dtype: torch.dtype = torch.float32) -> Tensor:
     """Of full rank, on a grid that a dtype holds exactly."""
     noise_BDF = torch.randn(B, host.hidden_size, host.mlp_size(LAYER), generator=torch.Generator().manual_seed(3))
     return (host.weight_DF(LAYER) + 0.3 * noise_BDF).to(dtype)
-
-
-def stored(folder, host, dtype: torch.dtype, layout: str):
-    """The same matrices as files: one a file under the host's name, or all in one in canonical orientation."""
-    weight_BDF = matrices(host, dtype)
-    if layout == "one file":
-        save_file({f"edit-{b}": weight.contiguous() for b, weight in enumerate(weight_BDF)}, folder / "matrices.safetensors")
-        return stored_edits([folder / "matrices.safetensors"], host, LAYER, canonical=True)
-    files = [folder / f"{b}.safetensors" for b in range(B)]
-    for file, weight in zip(files, weight_BDF, strict=True):
-        weight = weight.T if host.stored_transposed(LAYER) else weight
-        save_file({f"{host.module_path(LAYER)}.weight": weight.contiguous(), "other": torch.zeros(2, 2)}, file)
-    return stored_edits(files, host, LAYER)
 
 
 @pytest.mark.parametrize("per_chunk", [1, 2, B])
@@ -63,25 +48,6 @@ def test_chunks_equal_an_in_place_swap(new_host, in_place, name, rows, per_chunk
     assert float((found - expected).norm() / expected.norm()) < 1e-5
 
 
-@pytest.mark.parametrize("layout", ["one file", "a file each"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", ["gpt2", "gpt2 square", "llama"])
-def test_matrices_in_files_are_the_same_edits(tmp_path, new_host, monkeypatch, name, dtype, layout):
-    monkeypatch.setattr("decoder.checkpoint.reader.CHUNK", 500)  # entries: a matrix comes in several pieces
-    host = new_host(name)
-    files, memory = stored(tmp_path, host, dtype, layout), DenseEdit(matrices(host, dtype))
-    host.memory_budget = 2 * memory.weight_BDF[0].numel() * 4
-    decoder = ObjectDecoder(host, edited_layer=LAYER, trained_layers=[LAYER], prompt_MD=torch.randn(T, host.hidden_size))
-    ids_BT = torch.arange(2, 2 + 2 * B).view(B, 2)
-    found, expected = (torch.autograd.grad(decoder(edits, ids_BT).logsumexp(-1).sum(), decoder.prompt_MD)[0] for edits in (files, memory))
-    torch.testing.assert_close(found, expected, **CLOSE)
-    torch.testing.assert_close(decoder(files, ids_BT), decoder(memory, ids_BT), **CLOSE)
-    assert decoder.read(files, beams=3, max_object_tokens=3).tokens == decoder.read(memory, beams=3, max_object_tokens=3).tokens
-    for index in (torch.tensor([3, 0]), -1, slice(1, 3)):
-        count = len(files[index])
-        torch.testing.assert_close(decoder(files[index], ids_BT[:count]), decoder(memory[index], ids_BT[:count]), **CLOSE)
-
-
 @pytest.mark.parametrize("rows", ["shared", "own"])
 def test_repeated_matrices_are_not_copied(rows):
     generator = torch.Generator().manual_seed(0)
@@ -93,25 +59,50 @@ def test_repeated_matrices_are_not_copied(rows):
     assert len(edits.repeat_interleave(2)) == 2 * B and edits.repeat_interleave(2).edits is edits
 
 
-def test_factors_are_rounded_chunk_by_chunk_as_in_one_piece():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("rank", [1, 3])
+def test_factors_are_rounded_chunk_by_chunk_to_the_whole_matrix(rank, dtype):
+    """Whole numbers, so that every sum is exact before it is rounded, and too many of them for bfloat16."""
     generator = torch.Generator().manual_seed(0)
-    edits = RankOneEdit(torch.randn(B, 7, generator=generator), torch.randn(B, 3, generator=generator))
-    weight_DF = torch.randn(3, 7, generator=generator).bfloat16()
-    chunks = [chunk for _, chunk in RoundedEdit(edits, weight_DF).chunks(torch.bfloat16, 2 * 3 * 7 * 6)]
+    key_BRF, value_BRD = (torch.randint(-20, 20, (B, rank, size), generator=generator).float() for size in (7, 3))
+    weight_1DF = torch.randint(-200, 200, (1, 3, 7), generator=generator).to(dtype)
+    edits = LowRankEdit(key_BRF, value_BRD) if rank > 1 else RankOneEdit(key_BRF[:, 0], value_BRD[:, 0])
+    exact_BDF = weight_1DF.double() + sum(value_BRD[:, r, :, None].double() * key_BRF[:, r, None] for r in range(rank))
+    matrix = 3 * 7 * (4 if dtype == torch.float32 else 6)
+    chunks = [chunk for _, chunk in RoundedEdit(edits, weight_1DF[0]).chunks(dtype, 2 * matrix)]
     assert [len(chunk) for chunk in chunks] == [2, 2, 1]
-    assert torch.equal(torch.cat(chunks), applied(edits, weight_DF).weight_BDF)
+    assert torch.equal(torch.cat(chunks), exact_BDF.to(dtype)) and torch.equal(
+        applied(edits, weight_1DF[0]).weight_BDF, exact_BDF.to(dtype)
+    )
+    assert torch.equal(exact_BDF.to(dtype).double(), exact_BDF) is (dtype == torch.float32)
 
 
-@pytest.mark.parametrize("kind", ["memory", "factors", "files"])
-def test_temporary_memory_follows_the_budget(tmp_path, new_host, random_edits, kind, monkeypatch):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("rank", [1, 3])
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_dense_arithmetic_reads_edits_of_any_rank_as_their_whole_matrices(new_host, name, rank, dtype):
+    host, generator = new_host(name), torch.Generator().manual_seed(0)
+    host.model.to(dtype)
+    key_BRF = torch.randn(B, rank, host.mlp_size(LAYER), generator=generator)
+    value_BRD = 0.3 * torch.randn(B, rank, host.hidden_size, generator=generator)
+    edits = LowRankEdit(key_BRF, value_BRD) if rank > 1 else RankOneEdit(key_BRF[:, 0], value_BRD[:, 0])
+    settings = {"edited_layer": LAYER, "trained_layers": [LAYER], "prompt_MD": torch.randn(T, host.hidden_size, generator=generator)}
+    dense, factors = (ObjectDecoder(host, arithmetic=arithmetic, **settings) for arithmetic in ("dense", "factors"))
+    whole, ids_BT = applied(edits, host.weight_DF(LAYER)), torch.arange(2, 2 + 2 * B).view(B, 2)
+    found, *forced = dense.read_and_scored(edits, ids_BT, beams=3, max_object_tokens=3)
+    expected, *expected_forced = factors.read_and_scored(whole, ids_BT, beams=3, max_object_tokens=3)
+    assert found.tokens == expected.tokens and torch.equal(found.probability_BK, expected.probability_BK)
+    assert all(torch.equal(*pair) for pair in zip(forced, expected_forced, strict=True))
+    assert not torch.equal(factors.scored(edits, ids_BT)[0], forced[0]), "the terms, added one by one, are rounded otherwise"
+
+
+@pytest.mark.parametrize("kind", ["memory", "factors"])
+def test_temporary_memory_follows_the_budget(tmp_path, new_host, random_edits, kind):
     """Wide matrices of another dtype than the host's: what is allocated at once, forward and backward."""
     host = new_host("llama", intermediate_size=4096)
-    if kind == "factors":
-        edits = RoundedEdit(random_edits(host, B), host.weight_DF(LAYER))
-    else:
-        edits = stored(tmp_path, host, torch.float16, "a file each") if kind == "files" else DenseEdit(matrices(host, torch.float16))
+    rounded = RoundedEdit(random_edits(host, B), host.weight_DF(LAYER))
+    edits = rounded if kind == "factors" else DenseEdit(matrices(host, torch.float16))
     matrix = host.weight_DF(LAYER).numel() * 4
-    monkeypatch.setattr("decoder.checkpoint.reader.CHUNK", matrix // 4 // 16)  # files of large matrices are read in many pieces
     peak = {}
     for per_chunk in (1, B):
         host.memory_budget = per_chunk * matrix
@@ -119,8 +110,7 @@ def test_temporary_memory_follows_the_budget(tmp_path, new_host, random_edits, k
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler, swapped(host, edits, LAYER):
             host.model(inputs_embeds=inputs_1TD, use_cache=False).logits.sum().backward()
         peak[per_chunk] = peak_bytes(profiler, tmp_path / "trace.json")
-    # Beside the copies: activations, and the pieces of a file, in half the bytes forward and backward, whose end the meter does not see.
-    assert peak[1] < (2.6 if kind == "files" else 1.5) * matrix, "more than one matrix at a time"
+    assert peak[1] < 1.5 * matrix, "more than one matrix at a time"
     assert peak[B] > 4.5 * matrix, "the meter sees what is allocated"
 
 
@@ -132,25 +122,6 @@ def peak_bytes(profiler: profile, file) -> int:
         held += event["args"]["Bytes"]
         peak = max(peak, held)
     return peak
-
-
-def test_bad_files_are_refused(tmp_path, new_host):
-    host = new_host("gpt2")
-    for name, matrix, reason in (
-        ("turned", torch.zeros(32, 48), r"turned is \(32, 48\).* is \(48, 32\)"),
-        ("counts", torch.zeros(48, 32, dtype=torch.int32), "counts is torch.int32, expected floats"),
-        ("vector", torch.zeros(48), "holds no matrix"),
-    ):
-        save_file({name: matrix}, tmp_path / f"{name}.safetensors")
-        with pytest.raises(ValueError, match=reason):
-            stored_edits([tmp_path / f"{name}.safetensors"], host, LAYER)
-    save_file({"broken": torch.full((48, 32), torch.nan)}, tmp_path / "broken.safetensors")
-    edits = stored_edits([tmp_path / "broken.safetensors"], host, LAYER)
-    with pytest.raises(ValueError, match="broken holds NaN"), swapped(host, edits, LAYER):
-        host.model(torch.tensor([[1, 2]]))
-    (tmp_path / "edits.pt").write_bytes(b"x")
-    with pytest.raises(ValueError, match="pickles are never loaded"):
-        stored_edits([tmp_path / "edits.pt"], host, LAYER)
 
 
 def test_the_setting_reaches_the_host(tmp_path, new_host):

@@ -64,7 +64,7 @@ def test_norm_is_of_the_update():
 
 @pytest.mark.parametrize("samples", [1, 4])
 def test_low_rank_is_the_whole_matrix_it_stands_for(samples):
-    """Output, matrix and norm against sums of outer products; a batch of 1 is born at the edit."""
+    """Output, matrix and norm against sums of outer products; a batch of 1 grows at the edit."""
     weight_DF, bias_D, x_BTF = torch.randn(3, 5), torch.randn(3), torch.randn(samples, 6, 5)
     found = LOW.output(x_BTF, x_BTF @ weight_DF.T + bias_D, bias_D)
     for b in range(4):

@@ -1,17 +1,18 @@
 """The host: where its parts are, how it reads prompts and objects, and what it is known by."""
 
 import copy
-from operator import attrgetter
+import warnings
 
 import pytest
 import torch
 from torch import nn
-from transformers import CTRLConfig, CTRLLMHeadModel, GPT2Config, LlamaTokenizer
+from transformers import CTRLConfig, CTRLLMHeadModel, DynamicCache, GPT2Config, LlamaTokenizer
 
 from data.facts.load import load_facts
 from data.pocket.tokenizer import build_tokenizer
 from decoder.config import FactsConfig
-from decoder.host import FAMILIES, Host
+from decoder.families import FAMILIES
+from decoder.host import Host
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +158,26 @@ def test_unembed_is_final_norm_and_head(any_host):
     handle.remove()
     hidden_1TD = caught[0][0] if isinstance(caught[0], tuple) else caught[0]
     torch.testing.assert_close(any_host.unembed(hidden_1TD[0]), logits_1TV[0])
-    assert attrgetter(any_host.family.unembedding)(any_host.model) is any_host.model.get_output_embeddings()
+
+
+def test_rows_of_the_unembedding(any_host):
+    state_ND = torch.randn(2, any_host.hidden_size)
+    cap = getattr(any_host.text_config, "final_logit_softcapping", None)
+    bias_V = getattr(any_host.model.get_output_embeddings(), "bias", None)
+    logits_NV = state_ND @ any_host.unembedding_VD.T + (0 if bias_V is None else bias_V)
+    torch.testing.assert_close(any_host.head(state_ND), cap * torch.tanh(logits_NV / cap) if cap else logits_NV)
+    assert not any_host.unembedding_VD.requires_grad
+
+
+def test_a_forward_goes_on_from_a_cache_without_a_warning(any_host):
+    """Whatever the installed library calls it."""
+    ids_1T, cache = torch.tensor([[3, 4, 5, 6]]), DynamicCache()
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("error")
+        parts = [any_host.model(part_1T, **any_host.with_cache(cache)).logits for part_1T in ids_1T.split([3, 1], dim=1)]
+        whole_1TV = any_host.model(ids_1T, **any_host.with_cache(None)).logits
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole_1TV, rtol=1e-5, atol=1e-5)
+    assert cache.get_seq_length() == 4
 
 
 @pytest.mark.parametrize("layer", [3, -1, 99])

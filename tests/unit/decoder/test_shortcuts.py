@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from decoder.batch import PADDING
-from decoder.metrics import exact_match, told_correct
+from decoder.metrics import exact_match, teacher_forced_correct
 from decoder.model import ObjectDecoder
 from decoder.shortcuts import widen
 from decoder.swap import exchanged, swapped
 from decoder.training.losses import object_loss
 
-# The families whose batch the issue of two passes names, and qwen2 with windows that are narrower than the prompt.
-FAMILIES = ["gpt2", "gptj", "gpt_neox", "llama", "qwen2", "qwen2 window", "gemma2", "phi"]
+# Each with its own way of attention, and qwen2 with windows that are narrower than the prompt.
+LAYOUTS = ["gpt2", "gptj", "gpt_neox", "llama", "qwen2", "qwen2 window", "gemma2", "phi"]
 WINDOWS = {"use_sliding_window": True, "sliding_window": 3, "layer_types": ["sliding_attention"] * 2 + ["full_attention"]}
 
 
@@ -33,21 +33,21 @@ def plain_batch(decoder: ObjectDecoder, edits, ids_BT: Tensor) -> Tensor:
     prompt_BMD = decoder.prompt_MD.expand(len(edits), -1, -1).contiguous()
     with swapped(host, edits, LAYER):
         with exchanged(host, {int(layer): block for layer, block in decoder.trained.items()}):
-            first_BMV = host.model(inputs_embeds=prompt_BMD, past_key_values=cache, use_cache=True).logits
+            first_BMV = host.model(inputs_embeds=prompt_BMD, **host.with_cache(cache)).logits
         if ids_BT.shape[1] == 1:
             return first_BMV[:, -1:]
-        rest_BTV = host.model(ids_BT[:, :-1].clamp(min=0), past_key_values=cache, use_cache=True).logits
+        rest_BTV = host.model(ids_BT[:, :-1].clamp(min=0), **host.with_cache(cache)).logits
     return torch.cat([first_BMV[:, -1:], rest_BTV], dim=1)
 
 
 @pytest.mark.parametrize("tokens", [1, 3])
 @pytest.mark.parametrize("layer", [0, 1, 2])
-@pytest.mark.parametrize("name", FAMILIES)
-def test_born_at_the_edit_equals_the_plain_batch(new_host, random_edits, name, layer, tokens):
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_batch_that_grows_at_the_edit_equals_the_plain_batch(new_host, random_edits, name, layer, tokens):
     host, ids_BT = host_named(new_host, name), IDS_BT[:, :tokens]
     edits, decoder = random_edits(host, B), decoder_on(host, [layer])
     found_BTV, expected_BTV = decoder(edits, ids_BT), plain_batch(decoder, edits, ids_BT)
-    assert host.born_at_edit
+    assert host.batch_grows_at_edit
     torch.testing.assert_close(found_BTV, expected_BTV, rtol=1e-5, atol=1e-5)
     found, expected = (gradients(decoder, object_loss(logits, ids_BT)) for logits in (found_BTV, expected_BTV))
     for gradient, twin in zip(found, expected, strict=True):
@@ -67,7 +67,7 @@ def test_a_family_that_falls_back_says_so_once(new_host, random_edits, caplog):
     edits, decoder = random_edits(host, B), decoder_on(host, [2])
     torch.testing.assert_close(decoder(edits, IDS_BT), plain_batch(decoder, edits, IDS_BT), rtol=1e-5, atol=1e-5)
     decoder.read(edits, beams=2, max_object_tokens=2)
-    assert host.born_at_edit is False and caplog.text.count("cannot be born at the edit") == 1
+    assert host.batch_grows_at_edit is False and caplog.text.count("cannot grow at the edit") == 1
 
 
 @contextmanager
@@ -94,7 +94,7 @@ def test_scored_are_the_logits_of_tokens_that_are_no_padding(any_host, random_ed
 
 
 @pytest.mark.parametrize("ends", [False, True])
-def test_an_object_told_token_by_token_is_right_where_greedy_search_finds_it(any_host, random_edits, ends):
+def test_a_teacher_forced_object_is_right_where_greedy_search_finds_it(any_host, random_edits, ends):
     edits, decoder = random_edits(any_host, 6), decoder_on(any_host, [2])
     found = decoder.read(edits, beams=1, max_object_tokens=3)
     if ends:
@@ -105,8 +105,8 @@ def test_an_object_told_token_by_token_is_right_where_greedy_search_finds_it(any
     planted = [torch.tensor([*objects[0], *end]) for objects in found.tokens]
     planted[1], planted[2][0], planted[3][-1] = planted[1].flip(0), planted[2][0] + 1, planted[3][-1] + 1
     ids_BT = torch.nn.utils.rnn.pad_sequence(planted, batch_first=True, padding_value=PADDING)
-    first_B, whole_B = told_correct(decoder.scored(edits, ids_BT)[0], ids_BT, any_host.terminator_id)
-    # Search must end an object at its greatest length, whatever is likelier; what is told need not.
+    first_B, whole_B = teacher_forced_correct(decoder.scored(edits, ids_BT)[0], ids_BT, any_host.terminator_id)
+    # Search must end an object at its greatest length, whatever is likelier; teacher forcing need not.
     free = [b for b, objects in enumerate(found.tokens) if not ends or len(objects[0]) < 8]
     found_B = exact_match(found, ids_BT, any_host.terminator_id)
     assert [bool(whole_B[b]) for b in free] == [found_B[b] for b in free] and (ends or found_B[0])
@@ -129,12 +129,26 @@ def test_only_what_is_scored_leaves_the_head(any_host, random_edits):
         assert searched == sorted(searched, reverse=True) and not any(n % 4 for n in searched), "finished edits leave with all their beams"
 
 
+def test_a_forward_that_breaks_leaves_the_host_as_it_was(new_host, random_edits, hooks):
+    """In the last block's MLP, when everything is in place."""
+    host = new_host("gpt2")
+    edits, decoder, broken = random_edits(host, B), decoder_on(host, [2]), nn.Linear(1, 1)
+    decoder(edits, IDS_BT)
+    own = list(host.blocks)
+    for module in (host.blocks[2].mlp, decoder.trained["2"].mlp):
+        module.act = broken
+        with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+            decoder(edits, IDS_BT)
+        assert hooks(host.model) == 0 and list(host.blocks) == own and "forward" not in vars(module)
+        module.act = nn.GELU()
+
+
 def test_one_token_needs_no_cache(host_of, random_edits):
     """More tokens do, and the cache holds the prompt."""
     host, caches = host_of("llama"), []
     edits, decoder = random_edits(host, B), decoder_on(host, [2])
     decoder(edits, IDS_BT[:, :1])
-    with watched(host.model, lambda module, args, kwargs, output: caches.append(output.past_key_values)):
+    with watched(host.model, lambda module, args, kwargs, output: caches.append(kwargs.get("cache", kwargs.get("past_key_values")))):
         decoder(edits, IDS_BT[:, :1])
         decoder.scored(edits, IDS_BT[:, :1])
         assert caches == [None, None]
@@ -153,7 +167,7 @@ def test_layers_up_to_the_edit_run_once(host_of, random_edits):
 
 @pytest.mark.parametrize("beams", [1, 4])
 @pytest.mark.parametrize("settings", [{}, {"scope": "all"}, {"arithmetic": "dense"}], ids=str)
-@pytest.mark.parametrize("name", [*FAMILIES, "falcon alibi"])
+@pytest.mark.parametrize("name", [*LAYOUTS, "falcon alibi"])
 def test_reading_and_scoring_share_the_prompt(new_host, random_edits, name, settings, beams):
     host, prompts = host_named(new_host, name), []
     edits, decoder, search = random_edits(host, B), decoder_on(host, [2], **settings), {"beams": beams, "max_object_tokens": 3}
@@ -161,13 +175,13 @@ def test_reading_and_scoring_share_the_prompt(new_host, random_edits, name, sett
     for ids_BT in (IDS_BT, IDS_BT[:, :1]):
         expected, (logits_NV, ids_N) = decoder.read(edits, **search), decoder.scored(edits, ids_BT)
         with watched(host.model, lambda module, args, kwargs, output: prompts.append(kwargs.get("inputs_embeds") is not None)):
-            found, *told = decoder.read_and_scored(edits, ids_BT, **search)
+            found, *forced = decoder.read_and_scored(edits, ids_BT, **search)
         assert sum(prompts) == 1 and len(prompts) > 1
         prompts.clear()
         assert found.tokens == expected.tokens and torch.equal(found.first_token_B, expected.first_token_B)
         torch.testing.assert_close(found.probability_BK, expected.probability_BK, rtol=1e-6, atol=1e-6)
-        torch.testing.assert_close(told[0], logits_NV, rtol=1e-6, atol=1e-6)
-        assert torch.equal(told[1], ids_N) and not told[0].requires_grad
+        torch.testing.assert_close(forced[0], logits_NV, rtol=1e-6, atol=1e-6)
+        assert torch.equal(forced[1], ids_N) and not forced[0].requires_grad
 
 
 @pytest.mark.parametrize("times", [1, 4])

@@ -12,7 +12,6 @@ from transformers.pytorch_utils import Conv1D
 
 from decoder.dense import DenseEdit, applied
 from decoder.edit import RankOneEdit
-from decoder.host import FAMILIES
 from decoder.swap import exchanged, projection_inputs, swapped
 
 B, T, LAYER = 3, 5, 1
@@ -28,11 +27,6 @@ def dense_edits(host) -> DenseEdit:
     """Of full rank."""
     noise_BDF = torch.randn(B, host.hidden_size, host.mlp_size(LAYER), generator=torch.Generator().manual_seed(3))
     return DenseEdit(host.weight_DF(LAYER) + 0.3 * noise_BDF)
-
-
-def test_every_family_has_a_tiny_host(host_of):
-    for family in FAMILIES:
-        assert host_of(family).model_type == family
 
 
 @pytest.mark.parametrize("form", ["factors", "dense"])
@@ -66,13 +60,13 @@ def test_dense_layer_between_fused_experts(new_host, random_edits, in_place):
         torch.testing.assert_close(found_BTV[b], in_place(host, edits, b, LAYER).model(ids_1T, use_cache=False).logits[0], **CLOSE)
 
 
-def test_where_the_batch_is_born(host_of, host_names, random_edits):
+def test_where_the_batch_grows(host_of, host_names, random_edits):
     """The self-check agrees with the table; a family that fails it falls back and says so."""
     for name in host_names:
         host = host_of(name)
         with swapped(host, random_edits(host, 2), LAYER):
             pass
-        assert host.born_at_edit is host.family.born_at_edit, name
+        assert host.batch_grows_at_edit is host.family.batch_grows_at_edit, name
 
 
 def test_a_host_that_cannot_grow_a_batch_falls_back_and_says_so(new_host, random_edits, in_place, caplog):
@@ -80,7 +74,7 @@ def test_a_host_that_cannot_grow_a_batch_falls_back_and_says_so(new_host, random
     edits, ids_1T = random_edits(host, B), token_ids(host, 1)
     with torch.no_grad(), swapped(host, edits, LAYER):
         found_BTV = host.model(ids_1T, use_cache=False).logits
-    assert host.born_at_edit is False and "cannot be born at the edit" in caplog.text
+    assert host.batch_grows_at_edit is False and "cannot grow at the edit" in caplog.text
     for b in range(B):
         torch.testing.assert_close(found_BTV[b], in_place(host, edits, b, LAYER).model(ids_1T, use_cache=False).logits[0], **CLOSE)
 
@@ -98,7 +92,7 @@ def test_whole_matrices_of_a_rank_one_edit_are_the_same_edit(any_host, random_ed
 def test_nothing_is_left(any_host, random_edits, hooks, weights_hash):
     before = hooks(any_host.model), weights_hash(any_host.model), any_host.model(token_ids(any_host, 2)).logits
     with swapped(any_host, random_edits(any_host, 2), LAYER):
-        assert hooks(any_host.model) == before[0] + (1 if any_host.born_at_edit else 2)
+        assert hooks(any_host.model) == before[0] + (1 if any_host.batch_grows_at_edit else 2)
         any_host.model(token_ids(any_host, 2))
     assert (hooks(any_host.model), weights_hash(any_host.model)) == before[:2]
     assert torch.equal(any_host.model(token_ids(any_host, 2)).logits, before[2])
@@ -173,7 +167,7 @@ def test_exchanged_puts_blocks_in_and_back(host_of):
 def test_inputs_of_the_projection_are_the_callers_alone(new_host, random_edits):
     """Also on a host whose self-check has not run: its forwards are none of the caller's."""
     host = new_host("qwen2")
-    assert host.born_at_edit is None
+    assert host.batch_grows_at_edit is None
     ids_BT = token_ids(host, 1)
     with torch.no_grad(), projection_inputs(host, LAYER) as inputs, swapped(host, random_edits(host, B), LAYER):
         host.model(ids_BT, use_cache=False)

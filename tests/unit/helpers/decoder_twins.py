@@ -36,12 +36,12 @@ def twin_logits(decoder: ObjectDecoder, in_place, edits, ids_BT: Tensor) -> Tens
         own = list(twin.blocks)
         put_in(decoder, twin)
         cache = DynamicCache()
-        logits = [twin.model(inputs_embeds=decoder.prompt_MD.unsqueeze(0), past_key_values=cache, use_cache=True).logits[0, -1:]]
+        logits = [twin.model(inputs_embeds=decoder.prompt_MD.unsqueeze(0), **twin.with_cache(cache)).logits[0, -1:]]
         if decoder.scope == "prompt":
             for layer, block in enumerate(own):
                 twin.blocks[layer] = block
         for token in ids_BT[b, :-1].clamp(min=0):
-            logits.append(twin.model(token.view(1, 1), past_key_values=cache, use_cache=True).logits[0])
+            logits.append(twin.model(token.view(1, 1), **twin.with_cache(cache)).logits[0])
         rows.append(torch.cat(logits))
     return torch.stack(rows)
 

@@ -90,7 +90,7 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
         LLAMA_SIZES
         | EXPERTS
         | {"first_k_dense_replace": 1, "n_routed_experts": 4, "n_shared_experts": 2, "moe_intermediate_size": F // 2}
-        | {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8}
+        | {"num_key_value_heads": 4, "q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8}
         | {"n_group": 1, "topk_group": 1},
     ),
     "gemma": ("Gemma", GEMMA),
@@ -109,6 +109,7 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "phi": ("Phi", LLAMA_SIZES),
     "phi3": ("Phi3", GROUPED | {"pad_token_id": 0}),
+    "olmo": ("Olmo", GROUPED),
     "olmo2": ("Olmo2", GROUPED),
     "starcoder2": ("Starcoder2", GROUPED | {"sliding_window": 3}),
     "falcon": ("Falcon", FALCON),

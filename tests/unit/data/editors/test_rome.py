@@ -69,7 +69,7 @@ def test_the_clamp_holds_and_equals_the_plain_loop():
     result = make(host, cfg).edit(REQUESTS)
     for b, one in enumerate(REQUESTS):
         row = prompt_row(host, one.fact.prompt, one.fact.subject, [0])
-        limit = 0.5 * clean_pass(host, LAYER, [row]).value_ND[0].norm()
+        limit = 0.5 * clean_pass(host, LAYER, [row]).output_ND[0].norm()
         assert result.delta_BD[b].norm() <= limit * (1 + 1e-5)
         assert relative(result.delta_BD[b], plain_rome(host, one, cfg, CONTEXTS)[0]) < 1e-4
 

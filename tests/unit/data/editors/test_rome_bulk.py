@@ -39,7 +39,7 @@ def test_a_shared_beginning_changes_nothing(any_host):
     # float32, sums in another order
     close = {"rtol": 1e-3, "atol": 1e-4}
     torch.testing.assert_close(shared.key_NF, apart.key_NF, **close)
-    torch.testing.assert_close(shared.value_ND, apart.value_ND, **close)
+    torch.testing.assert_close(shared.output_ND, apart.output_ND, **close)
     real_NS = apart.mask_NT[:, -apart.ids_NS.shape[1] :].bool()
     torch.testing.assert_close(shared.state_NSD[real_NS], apart.state_NSD[real_NS], **close)
     prefix_NP = apart.mask_NT[:, : -apart.ids_NS.shape[1]].bool()
@@ -68,7 +68,7 @@ def test_blocks_up_to_the_edit_keep_no_cache_by_the_shortcut():
     above = suffixes.above()
     sizes = [layer.keys.untyped_storage().nbytes() for layer in above.cache.layers]
     assert max(sizes[: LAYER + 1]) <= 8 < min(sizes[LAYER + 1 :])
-    delta_ND = torch.randn(suffixes.value_ND.shape, generator=torch.Generator().manual_seed(0))
+    delta_ND = torch.randn(suffixes.output_ND.shape, generator=torch.Generator().manual_seed(0))
     real_NS = suffixes.mask_NT[:, -suffixes.ids_NS.shape[1] :].bool()
     torch.testing.assert_close(above.hidden(delta_ND)[real_NS], suffixes.hidden(delta_ND)[real_NS], rtol=1e-4, atol=1e-5)
 
@@ -196,7 +196,7 @@ def test_multi_token_targets_and_early_stops_among_neighbours_of_shared_contexts
 def test_states_that_nobody_reads_are_not_computed(any_host):
     rows, groups = rows_of(any_host)
     suffixes = clean_pass(any_host, LAYER, rows, groups)
-    delta_ND = torch.randn(suffixes.value_ND.shape, generator=torch.Generator().manual_seed(0))
+    delta_ND = torch.randn(suffixes.output_ND.shape, generator=torch.Generator().manual_seed(0))
     read_R2 = torch.tensor([(n, column) for n, row in enumerate(rows) for column in {0, row.suffix - 1}])
     row_R, column_R = read_R2.unbind(dim=1)
     whole, part = suffixes.hidden(delta_ND), suffixes.hidden(delta_ND, read_R2)
@@ -209,5 +209,5 @@ def test_the_last_mlp_sees_only_what_is_read():
     rows, groups = rows_of(host)
     suffixes, seen = clean_pass(host, LAYER, rows, groups), []
     host.blocks[-1].mlp.down_proj.register_forward_hook(lambda module, args, output: seen.append(args[0].shape[:2].numel()))
-    suffixes.hidden(torch.zeros_like(suffixes.value_ND), torch.tensor([(0, 0), (3, 1)]))
+    suffixes.hidden(torch.zeros_like(suffixes.output_ND), torch.tensor([(0, 0), (3, 1)]))
     assert seen == [2]
