@@ -33,6 +33,7 @@ class Checkpoint:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).expanduser()
         self._sources: dict[str, Path | np.lib.npyio.NpzFile] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
         if self.path.is_dir():
             for file in _files(self.path):
                 self._open(file)
@@ -47,13 +48,16 @@ class Checkpoint:
         if file.suffix == ".npz":
             try:
                 archive = np.load(file, allow_pickle=False)
-                self._sources |= dict.fromkeys(archive.files, archive)
-            except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+                shapes = _npz_shapes(archive)
+            except (ValueError, OSError, EOFError, AttributeError, KeyError, zipfile.BadZipFile) as error:
                 raise ValueError(f"{file} is not a whole npz file ({error})") from None
+            self._sources |= dict.fromkeys(shapes, archive)
+            self._shapes |= shapes
             return
         try:
             with safe_open(str(file), "pt") as opened:
                 self._sources |= dict.fromkeys(opened.keys(), file)
+                self._shapes |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}
         except (SafetensorError, OSError) as error:
             raise ValueError(
                 f"{file} is not a whole safetensors file ({error}). Pickles and .pt files are never loaded: convert it"
@@ -64,11 +68,12 @@ class Checkpoint:
         return sorted(self._sources)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        source = self._sources[name]
-        if isinstance(source, np.lib.npyio.NpzFile):
-            return self._array(name).shape
-        with safe_open(source, "pt") as opened:
-            return tuple(opened.get_slice(name).get_shape())
+        return self._shapes[name]
+
+    @property
+    def matrices(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the 2-D tensors."""
+        return {name: self._shapes[name] for name in self.names if len(self._shapes[name]) == 2}
 
     def parts(self, name: str) -> Iterator[Tensor]:
         """The tensor in pieces along its first dimension, in the dtype it is stored in."""
@@ -120,7 +125,12 @@ class Checkpoint:
         return part.float() if part.dtype == torch.float64 else part
 
     def dtype(self, name: str) -> torch.dtype:
-        return next(self.parts(name)).dtype
+        """What a tensor is stored in; of safetensors without reading it."""
+        source = self._sources[name]
+        if isinstance(source, np.lib.npyio.NpzFile) or not self._shapes[name]:
+            return self._whole(name).dtype
+        with safe_open(source, "pt") as opened:
+            return opened.get_slice(name)[0:0].dtype
 
     def find(self, name: str) -> str | None:
         """The tensor of a module path, also where a wrapper's prefix was added or the model's own was left out."""
@@ -142,6 +152,17 @@ def is_checkpoint_folder(path: Path) -> bool:
     return any((path / name).exists() for name in (INDEX, WHOLE, "config.json")) or any(
         file.suffix in PICKLES for file in path.glob("pytorch_model*")
     )
+
+
+def _npz_shapes(archive: np.lib.npyio.NpzFile) -> dict[str, tuple[int, ...]]:
+    """Shapes out of the arrays' headers."""
+    headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    shapes = {}
+    for name in archive.zip.namelist():
+        if name.endswith(".npy"):
+            with archive.zip.open(name) as opened:
+                shapes[name.removesuffix(".npy")] = headers[np.lib.format.read_magic(opened)](opened)[0]
+    return shapes
 
 
 def _files(folder: Path) -> list[Path]:
