@@ -50,7 +50,7 @@ def audit(cfg: EvaluateConfig) -> dict[str, Any]:
     from decoder.audit.ranking import entries_for, rank
     from decoder.audit.suspect import Suspect
 
-    suspect = Suspect(cfg.suspect, cfg.tensor)
+    suspect = Suspect(cfg.suspect, cfg.tensor, cfg.form)
     if is_collection(cfg.decoder) and suspect.is_folder and not cfg.tensor and len(entries := entries_for(cfg, suspect)) > 1:
         return rank(cfg, suspect, entries)
     chosen = choose_decoder(cfg, suspect.matrices)

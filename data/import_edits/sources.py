@@ -25,7 +25,7 @@ from data.store.matrices import write_matrix
 from data.store.store import EditStore
 from data.store.writer import StoreWriter
 from decoder.audit.suspect import Suspect
-from decoder.checkpoint.reader import is_checkpoint_folder
+from decoder.checkpoint.folders import is_checkpoint_folder
 from decoder.config import FactsConfig
 from decoder.config.commands import ImportConfig
 from decoder.dense import DenseEdit
@@ -72,18 +72,34 @@ def sources(path: Path) -> list[Path]:
 
 
 def changed_layers(edited: Suspect, base: Suspect | None, host: Host) -> list[int]:
-    """Layers whose W_V is another one than in the base."""
-    layers = []
+    """Layers whose W_V is another one than in the base.
+
+    Raises:
+        ValueError: it has W_V of no layer, under no name that is known.
+    """
+    layers, there = [], False
     for layer in range(host.layers):
         try:
-            name = edited.checkpoint.find_weight(host.module_path(layer))
+            module = host.module_path(layer)
         except ValueError:  # fused experts carry no edit that could be read
             continue
-        if name is None:
-            continue
-        own_DF = edited.weight_DF(host, layer)
-        if not torch.equal(own_DF, _base(base, host, layer).to(own_DF)):
+        if edited.adapter.find(module) or (edited.form == "update" and edited.checkpoint.find_weight(module)):
             layers.append(layer)
+        elif name := edited.checkpoint.find_weight(module):
+            base_DF = _base(base, host, layer)
+            stored = base_DF.T if host.stored_transposed(layer) else base_DF
+            rounded = edited.checkpoint.as_stored(name, stored, 0)
+            rounded_DF = rounded.T if host.stored_transposed(layer) else rounded
+            if not torch.equal(weight_DF := edited.weight_DF(host, layer, base_DF), rounded_DF.to(weight_DF)):
+                layers.append(layer)
+        else:
+            continue
+        there = True
+    if not there and not edited.adapter.names:
+        raise ValueError(
+            f"edited={edited.path} has no tensor named like W_V ({host.family.blocks}.0.{host.family.down_proj}.weight). "
+            "Name it with tensor=, and its layer with layer="
+        )
     return layers
 
 
@@ -118,7 +134,7 @@ def import_edits(cfg: ImportConfig, host: Host) -> EditStore:
     facts = load_facts(FactsConfig(source=cfg.schema, path=cfg.facts))
     if without := [fact.fact_id for fact in facts.facts if not fact.object]:
         raise ValueError(f"facts={cfg.facts}: {without[0]} does not say which object was planted; the field `object` does")
-    layer = cfg.layer if cfg.layer is not None else _only_layer(paths[0], base, host)
+    layer = cfg.layer if cfg.layer is not None else _only_layer(cfg, paths[0], base, host)
     host.check_layer(layer, "layer")
     base_DF = _base(base, host, layer)
     found, skipped = [], []
@@ -132,17 +148,28 @@ def import_edits(cfg: ImportConfig, host: Host) -> EditStore:
         log.warning("skipped %s: %s", edit_id, reason)
     if not found:
         raise ValueError(f"edited={cfg.edited}: not one edit; {skipped[0][1]}")
-    return _write(cfg, host, layer, facts, found, skipped)
+    return _write(cfg, host, layer, base_DF, facts, found, skipped)
 
 
 def _understand(cfg: ImportConfig, host: Host, layer: int, base_DF: Tensor, path: Path, request: EditRequest) -> Source:
-    suspect = Suspect(path, cfg.tensor)
+    suspect = Suspect(path, cfg.tensor, cfg.form)
+    for note in suspect.notes:
+        log.warning("%s: %s", path.name, note)
     dtype = suspect.checkpoint.dtype(suspect.name_of(host, layer))
-    return Source(request, path, dtype, explain(suspect.weight_DF(host, layer), base_DF, dtype, cfg.tolerance))
+    if (update_DF := suspect.update_DF(host, layer)) is not None:
+        return Source(request, path, dtype, explain(update_DF, torch.zeros(()), dtype, cfg.tolerance))
+    return Source(request, path, dtype, explain(suspect.weight_DF(host, layer, base_DF), base_DF, dtype, cfg.tolerance))
 
 
-def _only_layer(path: Path, base: Suspect | None, host: Host) -> int:
-    layers = changed_layers(Suspect(path), base, host)
+def _whole_DF(cfg: ImportConfig, host: Host, layer: int, base_DF: Tensor, path: Path) -> Tensor:
+    """W' of a source that no factors explain."""
+    suspect = Suspect(path, cfg.tensor, cfg.form)
+    update_DF = suspect.update_DF(host, layer)
+    return suspect.weight_DF(host, layer, base_DF) if update_DF is None else base_DF + update_DF
+
+
+def _only_layer(cfg: ImportConfig, path: Path, base: Suspect | None, host: Host) -> int:
+    layers = changed_layers(Suspect(path, form=cfg.form), base, host)
     if len(layers) == 1:
         return layers[0]
     found = f"layers {', '.join(map(str, layers))} differ from the base" if layers else "no layer's W_V differs from the base"
@@ -168,7 +195,7 @@ def _manifest(cfg: ImportConfig, host: Host, layer: int, facts: FactSet, found: 
     }
 
 
-def _write(cfg: ImportConfig, host: Host, layer: int, facts: FactSet, found: list[Source], skipped: list) -> EditStore:
+def _write(cfg: ImportConfig, host: Host, layer: int, base_DF: Tensor, facts: FactSet, found: list[Source], skipped: list) -> EditStore:
     """Rows in the order of the sources; whole matrices are read again, one at a time, and written as they come."""
     asked = _manifest(cfg, host, layer, facts, found)
     writer = StoreWriter(Path(cfg.store).expanduser(), asked, len(found))
@@ -183,7 +210,7 @@ def _write(cfg: ImportConfig, host: Host, layer: int, facts: FactSet, found: lis
             scores[n] = {name: column[place] for name, column in together.items()}
     for n, source in enumerate(found):
         if source.update.rank is None:
-            weight_DF = Suspect(source.path, cfg.tensor).weight_DF(host, layer)
+            weight_DF = _whole_DF(cfg, host, layer, base_DF, source.path)
             write_matrix(writer.partial, n, source.request.edit_id, weight_DF)
             alone = score(host, layer, [source.request], DenseEdit(weight_DF.unsqueeze(0)), facts)
             scores[n] = {name: column[0] for name, column in alone.items()}

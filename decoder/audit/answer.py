@@ -87,15 +87,19 @@ def read_splits(
 def answer_for(cfg: EvaluateConfig, suspect: Suspect) -> dict[str, Any]:
     """Which object one decoder finds planted in a suspect; of a folder also how far its other tensors are from the host's."""
     decoder, config = open_decoder(cfg)
-    about: dict[str, Any] = {"decoder": cfg.decoder, "suspect": cfg.suspect}
-    if not suspect.is_folder:
-        return answer(decoder, config, suspect.edit(decoder.host, decoder.edited_layer), cfg.top) | about
     scan = Scan(suspect, decoder.host, [decoder.edited_layer])
     for _, _, edit in read_once([scan]):
         if isinstance(edit, ValueError):
             raise edit
-        about |= answer(decoder, config, edit, cfg.top)
-    return about | {"surroundings": scan.summary(decoder.edited_layer)}
+        found = answer(decoder, config, edit, cfg.top) | {"decoder": cfg.decoder}
+    return found | ({"surroundings": scan.summary(decoder.edited_layer)} if suspect.is_whole else {}) | told(suspect, scan)
+
+
+def told(suspect: Suspect, scan: Scan) -> dict[str, Any]:
+    """What was read of a suspect, and what a reader of the answer should know besides."""
+    checkpoint = suspect.checkpoint
+    read = {"read": [file.name for file in checkpoint.files], "ignored": checkpoint.ignored}
+    return {"suspect": str(suspect.path)} | read | {"notes": suspect.notes + scan.notes}
 
 
 def answer(decoder: ObjectDecoder, config: Mapping[str, Any], suspect: Edit, top: int) -> dict[str, Any]:

@@ -32,7 +32,9 @@ def describe_answer(answer: Mapping[str, Any]) -> str:
         f"Planted in layer {answer['layer']} of {answer['host']}, most probable first:\n  "
         + "\n  ".join(lines)
         + f"\nMore confident than {null:.0f} % of matrices without an edit and than {edit:.0f} % of validation edits.{doubt}"
-        + f"{_around(answer)}\n{ASSUMPTION}"
+        + f"{_around(answer)}\n"
+        + "".join(f"{escape(note)}\n" for note in answer.get("notes", []))
+        + ASSUMPTION
     )
 
 
@@ -69,19 +71,27 @@ def scores_table(answer: Mapping[str, Any]) -> Table:
 
 def ranking_table(found: Mapping[str, Any]) -> Table:
     """The layers in their order; what counts as no finding is dim."""
-    layers, rest = found["ranking"], found["surroundings"]
+    layers, rest = found["ranking"], found.get("surroundings")
     findings, own = sum(map(_is_finding, layers)), sum(one["unedited"] for one in layers)
     chance = 1 - (FINDING / 100) ** len(layers)
     caption = [
         f"{findings} of {len(layers)} layers are more confident than {FINDING} % of matrices without an edit.",
         f"Without any edit, one or more of {len(layers)} are so in {chance:.0%} of checkpoints.",
-        f"{rest['compared']} other tensors were compared with the host, {rest['further_trained_count']} differ"
-        + (f", {rest['farthest']} most." if rest["further_trained_count"] else "."),
     ]
+    if rest:
+        most = f", {rest['farthest']} most" if rest["further_trained_count"] else ""
+        caption.append(f"{rest['compared']} other tensors were compared with the host, {rest['further_trained_count']} differ{most}.")
     if own:
         verb = "is" if own == 1 else "are"
         caption.insert(1, f"{own} of {len(layers)} matrices {verb} the host's own, entry by entry: nothing was edited there.")
-    table = Table("host", "layer", "object", box=box.HORIZONTALS, caption="\n".join(caption + found["refused"]), caption_justify="left")
+    table = Table(
+        "host",
+        "layer",
+        "object",
+        box=box.HORIZONTALS,
+        caption="\n".join(caption + found["notes"] + found["refused"]),
+        caption_justify="left",
+    )
     for name in ("probability", "null percentile", "edit percentile"):
         table.add_column(name, justify="right")
     for one in layers:

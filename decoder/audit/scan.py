@@ -1,68 +1,106 @@
 """How far a suspect's tensors are from the host's: each is read once, and W_V's go to whoever asked for them."""
 
 from collections.abc import Collection, Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
 
-from decoder.audit.suspect import Suspect
+from decoder.audit.suspect import Suspect, listed
 from decoder.edit import Edit
 from decoder.host import Host
 
 TRAINED = 1e-3  # relative distance of a tensor above which somebody has trained it further
 PASSING = (".attn.bias", ".masked_bias", "inv_freq", ".attention.bias")  # buffers that old checkpoints carry
 FUSED = ".experts."  # one tensor in the model, one a expert in the files
-SIZES = ("model_type", "hidden_size", "n_embd", "num_hidden_layers", "n_layer", "vocab_size")
+SIZES = ("model_type", "hidden_size", "n_embd", "num_hidden_layers", "n_layer")
 
 
 class Scan:
-    """A checkpoint folder held against one host: its config, tokenizer, names and shapes at once, its tensors by `read_once`.
+    """A suspect held against one host: config, tokenizer, names and shapes of a checkpoint at once, its tensors by `read_once`.
 
     Attributes:
-        layers: those whose W'_V is wanted, by its name in the folder.
-        own: the host's name and tensor for each in the folder.
+        layers: those whose W'_V is wanted, by its name in the suspect.
+        own: the host's name and tensor for each in the suspect; none if there is no checkpoint around the matrix.
         distance: of every tensor from the host's, relative to the host's own length, by the host's name.
+        notes: what was not compared, and why that is no fault.
 
     Raises:
         ValueError: the folder is of another family, size or tokenizer, or lacks tensors of the host.
     """
 
     def __init__(self, suspect: Suspect, host: Host, layers: Collection[int]) -> None:
-        self.suspect, self.host = suspect, host
-        edited = {self._edited(layer) for layer in layers}
-        self._compare_config()
-        self._compare_tokenizer()
-        self.layers = {suspect.name_of(host, layer): layer for layer in layers}
+        self.suspect, self.host, self.notes = suspect, host, []
         self.own: dict[str, tuple[str, Tensor]] = {}
         self.distance: dict[str, float] = {}
+        if suspect.is_whole:
+            self._compare_config()
+            self._compare_tokenizer()
+        self.layers = {suspect.name_of(host, layer): layer for layer in layers}
+        if suspect.is_whole:
+            self._compare_shapes({self._edited(layer) for layer in layers})
+
+    def _edited(self, layer: int) -> str:
+        return f"{self.host.module_path(layer)}.weight"
+
+    def _compare_shapes(self, edited: Collection[str]) -> None:
+        """Fills `own`. Of embeddings that were padded or cut the shared rows are kept."""
+        suspect, host = self.suspect, self.host
         tied = host.model.get_output_embeddings().weight is host.model.get_input_embeddings().weight
         for name, tensor in host.model.state_dict().items():
             found = suspect.checkpoint.find(name)
             absent_by_right = name.endswith(PASSING) or FUSED in name or (tied and name == f"{host.family.unembedding}.weight")
             if found is None and not absent_by_right and name not in edited:
                 raise ValueError(f"{suspect.path} has no tensor {name}; it is no whole checkpoint of {host.name}")
-            if found is not None and (shape := suspect.checkpoint.shape(found)) == tuple(tensor.shape):
+            if found is None:
+                continue
+            shape = suspect.checkpoint.shape(found)
+            if shape == tuple(tensor.shape) or (name in self._vocabulary_tensors and shape[1:] == tuple(tensor.shape[1:])):
                 self.own[found] = (name, tensor)
-            elif found is not None and found not in self.layers:
+                self._compare_rows(found, shape, tensor, name)
+            elif found not in self.layers:
                 raise ValueError(f"{suspect.path}: {found} is {shape}, {host.name} has {tuple(tensor.shape)}. It is of another model")
 
-    def _edited(self, layer: int) -> str:
-        return f"{self.host.module_path(layer)}.weight"
+    @cached_property
+    def _vocabulary_tensors(self) -> set[str]:
+        """Names of what has a row a token."""
+        embeddings, model = self.host.model.get_input_embeddings(), self.host.model
+        return {f"{path}.weight" for path, module in model.named_modules() if module is embeddings} | {
+            f"{self.host.family.unembedding}.{kind}" for kind in ("weight", "bias")
+        }
+
+    def _compare_rows(self, found: str, shape: tuple[int, ...], tensor: Tensor, name: str) -> None:
+        said = self.suspect.config.get("vocab_size", shape[0])
+        if name in self._vocabulary_tensors and said != shape[0] and shape[0] == len(tensor):
+            raise ValueError(f"{self.suspect.path}: vocab_size is {said}, {found} has {shape[0]} rows. It is of another model")
+        if shape[:1] != tuple(tensor.shape[:1]):
+            self.notes.append(
+                f"{found} has {shape[0]} rows, the host's {len(tensor)}: the {min(shape[0], len(tensor))} of both were compared."
+            )
 
     def _compare_config(self) -> None:
         config, own = self.suspect.config, self.host.model.config.to_dict()
         for field in SIZES:
             if field in config and field in own and config[field] != own[field]:
+                code = self.suspect.code
                 raise ValueError(
                     f"{self.suspect.path}: {field} is {config[field]}, the decoder's host {self.host.name} has {own[field]}. "
-                    "It is of another model"
+                    "It is of another model" + (f"; its own code ({code}) is never run" if code else "")
                 )
 
     def _compare_tokenizer(self) -> None:
-        if (found := self.suspect.vocabulary) not in (None, self.host.tokenizer.get_vocab()):
+        """Words of the same number must be the same; what was added to either is a note."""
+        if (found := self.suspect.vocabulary) is None:
+            return
+        own, added = self.host.tokenizer.get_vocab(), set(self.host.tokenizer.get_added_vocab()) | set(self.suspect.added_tokens)
+        words = [{number: token for token, number in tokens.items() if token not in added} for tokens in (found, own)]
+        if any(words[0][number] != words[1][number] for number in words[0].keys() & words[1].keys()):
             raise ValueError(
                 f"{self.suspect.path}: its tokenizer has other tokens than that of {self.host.name} ({len(found)}). It is of another model"
             )
+        for more, fewer, what in ((found, own, "that the host's has not"), (own, found, "of the host's fewer")):
+            if extra := sorted(more.keys() - fewer.keys(), key=more.__getitem__):
+                self.notes.append(f"Its tokenizer has {len(extra)} token{'s' * (len(extra) > 1)} {what}: {listed(extra)}.")
 
     def summary(self, layer: int) -> dict[str, Any]:
         """The tensors but W_V of `layer`: how many, which is farthest, which were trained further, farthest first."""
@@ -93,12 +131,14 @@ def read_once(scans: Sequence[Scan]) -> Iterator[tuple[Scan, int, Edit | ValueEr
 
 
 def _distances(suspect: Suspect, found: str, owns: Sequence[Tensor]) -> list[float]:
-    """‖T' - T‖ / ‖T‖ for each T, which is rounded as T' is: rounding is no training."""
+    """‖T' - T‖ / ‖T‖ over the rows of both, for each T, which is rounded as T' is: rounding is no training."""
     squares, row = [[0.0, 0.0] for _ in owns], 0
     for part in suspect.parts(found) if owns else ():
         for sums, own in zip(squares, owns, strict=True):
-            rows = (own[row : row + len(part)] if part.dim() else own).cpu().to(part.dtype).double()
-            sums[0] += float((part.double() - rows).square().sum())
+            rows = (own[row : row + len(part)] if part.dim() else own).cpu()
+            shared = part[: len(rows)] if part.dim() else part
+            rows = suspect.checkpoint.as_stored(found, rows, row).double()
+            sums[0] += float((shared.double() - (0 if suspect.form == "update" else rows)).square().sum())
             sums[1] += float(rows.square().sum())
         row += len(part) if part.dim() else 0
     return [(square / own_square) ** 0.5 if own_square else float(square > 0) for square, own_square in squares]

@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from data.import_edits.sources import import_edits
 from decoder.audit.suspect import Suspect
-from decoder.checkpoint.reader import INDEX, Checkpoint
+from decoder.checkpoint.folders import INDEX
+from decoder.checkpoint.reader import Checkpoint
 from decoder.config.commands import ImportConfig
 
 D, F = 32, 48

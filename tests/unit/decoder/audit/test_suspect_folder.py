@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from decoder.audit.scan import Scan, read_once
 from decoder.audit.suspect import Suspect
-from decoder.checkpoint.reader import INDEX
+from decoder.checkpoint.folders import INDEX
 
 
 def compared(folder, host) -> dict:
@@ -142,7 +142,7 @@ def watch():
 before = memory()
 watcher = threading.Thread(target=watch, daemon=True)
 watcher.start()
-matrix = Suspect(sys.argv[1]).weight_DF(host, 0)
+matrix = Suspect(sys.argv[1], form="weight").weight_DF(host, 0)
 done.set()
 watcher.join()
 assert matrix.shape == (4096, 14336) and matrix.dtype == torch.bfloat16
