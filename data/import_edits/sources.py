@@ -24,7 +24,7 @@ from data.store.manifest import IMPORTED
 from data.store.matrices import write_matrix
 from data.store.store import EditStore
 from data.store.writer import StoreWriter
-from decoder.audit.suspect import Suspect
+from decoder.audit.suspect import Suspect, listed
 from decoder.checkpoint.folders import is_checkpoint_folder
 from decoder.config import FactsConfig
 from decoder.config.commands import ImportConfig
@@ -95,7 +95,11 @@ def changed_layers(edited: Suspect, base: Suspect | None, host: Host) -> list[in
         else:
             continue
         there = True
-    if not there and not edited.adapter.names:
+    if not there and edited.adapter.names:
+        raise ValueError(
+            f"edited={edited.path}: the LoRA adds nothing to any W_V of {host.name}; it touches {listed(edited.adapter.names)}"
+        )
+    if not there:
         raise ValueError(
             f"edited={edited.path} has no tensor named like W_V ({host.family.blocks}.0.{host.family.down_proj}.weight). "
             "Name it with tensor=, and its layer with layer="

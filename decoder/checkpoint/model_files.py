@@ -60,6 +60,8 @@ def _config(path: str | Path, revision: str | None) -> PretrainedConfig:
     Raises:
         ValueError: its weights were quantised so that they cannot be had back, or it wants code of its own to be run.
     """
+    if (Path(path) / ADAPTER_CONFIG).exists():
+        raise ValueError(f"it holds an adapter ({ADAPTER_CONFIG}): merge it into its base (merge_and_unload), or move it away from that")
     config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
     refuse(method_of(config.to_dict(), Path(path)))
     return config
@@ -72,8 +74,6 @@ def _mended(checkpoint: Checkpoint, config: PretrainedConfig) -> dict[str, Any]:
         log.warning("%s: read %s, not %s", checkpoint.path, read, ", ".join(checkpoint.ignored))
     if Adapter(checkpoint).names:
         raise ValueError("it holds a LoRA that is not merged: merge it (merge_and_unload) and save it again")
-    if (checkpoint.path / ADAPTER_CONFIG).exists():
-        raise ValueError(f"{ADAPTER_CONFIG} lies beside its weights: move the adapter to a folder of its own")
     plain = {name: unwrapped(name) for name in checkpoint.names}
     if not hasattr(config, "quantization_config") and all(name == own for name, own in plain.items()):
         return {}

@@ -216,4 +216,6 @@ def _npz_shapes(archive: np.lib.npyio.NpzFile) -> dict[str, tuple[int, ...]]:
         if name.endswith(".npy"):
             with archive.zip.open(name) as opened:
                 shapes[name.removesuffix(".npy")] = headers[np.lib.format.read_magic(opened)](opened)[0]
+    if not shapes and archive.zip.namelist():
+        raise ValueError("it holds no array")
     return shapes
