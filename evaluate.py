@@ -12,11 +12,14 @@ python evaluate.py decoder=decoders suspect=CHECKPOINT_FOLDER       every decode
 import json
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from decoder.config.commands import EvaluateConfig
 from decoder.config.compose import compose
+from decoder.export.collection import choose, is_collection
+from decoder.export.save import read_config
 from decoder.utils.errors import UserError, lasting, run_command
 
 
@@ -26,76 +29,53 @@ def main(argv: list[str] | None = None) -> None:
     if not cfg.decoder:
         raise UserError("decoder= is missing: give the decoder/ folder of a run, as printed by train.py")
     cfg.decoder, cfg.suspect = os.path.expanduser(cfg.decoder), os.path.expanduser(cfg.suspect) if cfg.suspect else None
-    if ranked := rank_layers(cfg):
-        return show(cfg, ranked)
-    chosen = choose_decoder(cfg)
-    from decoder.export.save import read_config
-
-    # A folder that is no decoder is refused before what takes seconds is imported.
-    read_config(cfg.decoder)
-    with lasting():
-        from decoder.audit.answer import open_decoder
-        from decoder.utils.terminal import quiet
-
-    quiet()
-    decoder, config = open_decoder(cfg)
-    answer = read(cfg, decoder, config) if cfg.suspect else score(cfg, decoder, config)
-    show(cfg, answer | ({"chosen": chosen} if chosen else {}))
-
-
-def choose_decoder(cfg: EvaluateConfig) -> str | None:
-    """Points a config whose decoder is a folder of several at the one that fits; returns why, or None where it is one decoder."""
-    from decoder.export.collection import choose, is_collection, matrices_of
-
     if not is_collection(cfg.decoder):
-        return None
-    tensors = None
-    if cfg.suspect and Path(cfg.suspect).is_dir():
-        from decoder.audit.ranking import matrices_of_folder
-
-        tensors = matrices_of_folder(cfg.suspect, cfg.tensor)
-    elif cfg.suspect:
-        tensors = matrices_of(cfg.suspect, cfg.tensor)
-    choice = choose(cfg.decoder, host=cfg.host, layer=cfg.layer, tensors=tensors or None)
-    cfg.decoder = str(choice.folder)
-    return choice.reason
-
-
-def rank_layers(cfg: EvaluateConfig) -> dict[str, Any] | None:
-    """A checkpoint folder read by every decoder that fits, where several of a collection do."""
-    from decoder.export.collection import is_collection
-
-    if not is_collection(cfg.decoder) or not cfg.suspect or not Path(cfg.suspect).is_dir() or cfg.tensor:
-        return None
-    from decoder.audit.ranking import entries_for, rank
-    from decoder.utils.terminal import quiet
-
+        # A folder that is no decoder is refused before what takes seconds is imported.
+        read_config(cfg.decoder)
+    with lasting():
+        from decoder.audit.describe import describe
+        from decoder.utils.terminal import console, quiet
     quiet()
-    entries = entries_for(cfg)
-    return rank(cfg, entries) if len(entries) > 1 else None
+    answer = audit(cfg) if cfg.suspect else score(cfg)
+    if cfg.json:
+        return print(json.dumps(answer, ensure_ascii=False))
+    if "chosen" in answer:
+        console().print(f"Using {answer['chosen']}", highlight=False)
+    console().print(describe(answer), highlight=False)
 
 
-def read(cfg: EvaluateConfig, decoder: Any, config: dict[str, Any]) -> dict[str, Any]:
-    """Which object was planted in one suspect matrix; of a folder also how far its other tensors are from the host's."""
-    from decoder.audit.answer import answer
-    from decoder.audit.scan import compare_folder
-    from decoder.audit.suspect import read_suspect
+def audit(cfg: EvaluateConfig) -> dict[str, Any]:
+    """What was planted in a suspect: one matrix is read by the decoder that fits, all layers of a checkpoint by all that fit."""
+    from decoder.audit.answer import answer_for
+    from decoder.audit.ranking import entries_for, rank
+    from decoder.audit.suspect import Suspect
 
-    around = {}
-    if Path(cfg.suspect).is_dir():
-        around = {"surroundings": compare_folder(cfg.suspect, decoder.host, decoder.edited_layer).summary()}
-    suspect = read_suspect(cfg.suspect, decoder.host, decoder.edited_layer, cfg.tensor)
-    return answer(decoder, config, suspect, cfg.top) | {"decoder": cfg.decoder, "suspect": cfg.suspect} | around
+    suspect = Suspect(cfg.suspect, cfg.tensor, cfg.form)
+    if is_collection(cfg.decoder) and suspect.is_folder and not cfg.tensor and len(entries := entries_for(cfg, suspect)) > 1:
+        return rank(cfg, suspect, entries)
+    chosen = choose_decoder(cfg, suspect.matrices)
+    return answer_for(cfg, suspect) | chosen
 
 
-def score(cfg: EvaluateConfig, decoder: Any, config: dict[str, Any]) -> dict[str, Any]:
-    """The decoder's scores on the test splits it was exported with."""
+def choose_decoder(cfg: EvaluateConfig, matrices: Mapping[str, Sequence[int]] | None = None) -> dict[str, str]:
+    """Points a config whose decoder is a folder of several at the one that fits, and says why; nothing to say where it is one decoder."""
+    if not is_collection(cfg.decoder):
+        return {}
+    choice = choose(cfg.decoder, host=cfg.host, layer=cfg.layer, tensors=matrices or None)
+    cfg.decoder = str(choice.folder)
+    return {"chosen": choice.reason}
+
+
+def score(cfg: EvaluateConfig) -> dict[str, Any]:
+    """A decoder's scores on the test splits it was exported with."""
     from data.exported_splits import exported_splits
     from data.store.store import EditStore, find_store
-    from decoder.audit.answer import read_splits
+    from decoder.audit.answer import open_decoder, read_splits
     from decoder.checkpoint.rounding import PRECISIONS
     from decoder.scores import test_scores
 
+    chosen = choose_decoder(cfg)
+    decoder, config = open_decoder(cfg)
     store = EditStore(Path(cfg.store).expanduser()) if cfg.store else find_store(cfg.cache_dir, config["store"])
     if (found := store.manifest["layer"]) != decoder.edited_layer:
         raise UserError(
@@ -109,24 +89,7 @@ def score(cfg: EvaluateConfig, decoder: Any, config: dict[str, Any]) -> dict[str
     splits = exported_splits(store, config, decoder.host, PRECISIONS.get(cfg.precision))
     readings = read_splits(decoder, config, splits.loaders, splits.table)
     scores = {"test": test_scores(readings), "left_out": splits.left_out, "precision": cfg.precision}
-    return scores | {"decoder": cfg.decoder, "store": str(store.path), "editor": store.manifest["editor"]["name"]}
-
-
-def show(cfg: EvaluateConfig, answer: dict[str, Any]) -> None:
-    if cfg.json:
-        print(json.dumps(answer, ensure_ascii=False))
-        return
-    from decoder.audit.describe import describe_answer, scores_table
-    from decoder.utils.terminal import console
-
-    if "ranking" in answer:
-        from decoder.audit.ranking import ranking_table
-
-        console().print(ranking_table(answer))
-        return
-    if "chosen" in answer:
-        console().print(f"Using {answer['chosen']}", highlight=False)
-    console().print(describe_answer(answer) if cfg.suspect else scores_table(answer), highlight=False)
+    return scores | {"decoder": cfg.decoder, "store": str(store.path), "editor": store.manifest["editor"]["name"]} | chosen
 
 
 if __name__ == "__main__":

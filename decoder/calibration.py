@@ -20,6 +20,8 @@ from decoder.model import ObjectDecoder
 
 NULLS = 500
 CHUNK = 125
+FINDING = 95
+"""Percent of the nulls that are less confident, from which an answer counts as a finding."""
 
 
 def null_edits(train: RankOneEdit, count: int, seed: int) -> RankOneEdit:

@@ -24,8 +24,8 @@ from data.store.manifest import IMPORTED
 from data.store.matrices import write_matrix
 from data.store.store import EditStore
 from data.store.writer import StoreWriter
-from decoder.audit.suspect import read_weight_DF, tensor_name
-from decoder.checkpoint.reader import Checkpoint, is_checkpoint_folder
+from decoder.audit.suspect import Suspect, listed
+from decoder.checkpoint.folders import is_checkpoint_folder
 from decoder.config import FactsConfig
 from decoder.config.commands import ImportConfig
 from decoder.dense import DenseEdit
@@ -40,11 +40,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Source:
-    """One edited matrix, understood: what was planted, where its tensor lies, and what was added."""
+    """One edited matrix, understood: what was planted, where it lies, and what was added."""
 
     request: EditRequest
     path: Path
-    tensor: str
     dtype: torch.dtype
     update: Update
 
@@ -72,28 +71,44 @@ def sources(path: Path) -> list[Path]:
     return sorted(found, key=lambda entry: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", entry.stem)])
 
 
-def changed_layers(edited: Checkpoint, base: Checkpoint | None, host: Host) -> list[int]:
-    """Layers whose W_V is another one than in the base."""
-    layers = []
+def changed_layers(edited: Suspect, base: Suspect | None, host: Host) -> list[int]:
+    """Layers whose W_V is another one than in the base.
+
+    Raises:
+        ValueError: it has W_V of no layer, under no name that is known.
+    """
+    layers, there = [], False
     for layer in range(host.layers):
         try:
-            name = edited.find(f"{host.module_path(layer)}.weight")
+            module = host.module_path(layer)
         except ValueError:  # fused experts carry no edit that could be read
             continue
-        if name is None:
-            continue
-        own_DF = read_weight_DF(edited, name, host, layer).float()
-        base_DF = _base(base, host, layer)
-        rounded_DF = base_DF.to(edited.dtype(name)).float()
-        if not torch.equal(own_DF, rounded_DF):
+        if edited.adapter.find(module) or (edited.form == "update" and edited.checkpoint.find_weight(module)):
             layers.append(layer)
+        elif name := edited.checkpoint.find_weight(module):
+            base_DF = _base(base, host, layer)
+            stored = base_DF.T if host.stored_transposed(layer) else base_DF
+            rounded = edited.checkpoint.as_stored(name, stored, 0)
+            rounded_DF = rounded.T if host.stored_transposed(layer) else rounded
+            if not torch.equal(weight_DF := edited.weight_DF(host, layer, base_DF), rounded_DF.to(weight_DF)):
+                layers.append(layer)
+        else:
+            continue
+        there = True
+    if not there and edited.adapter.names:
+        raise ValueError(
+            f"edited={edited.path}: the LoRA adds nothing to any W_V of {host.name}; it touches {listed(edited.adapter.names)}"
+        )
+    if not there:
+        raise ValueError(
+            f"edited={edited.path} has no tensor named like W_V ({host.family.blocks}.0.{host.family.down_proj}.weight). "
+            "Name it with tensor=, and its layer with layer="
+        )
     return layers
 
 
-def _base(base: Checkpoint | None, host: Host, layer: int) -> Tensor:
-    if base is None:
-        return host.weight_DF(layer).detach().float().cpu()
-    return read_weight_DF(base, tensor_name(base, host, layer), host, layer)
+def _base(base: Suspect | None, host: Host, layer: int) -> Tensor:
+    return host.weight_DF(layer).detach().float().cpu() if base is None else base.weight_DF(host, layer)
 
 
 def match(paths: list[Path], facts: FactSet) -> list[Fact]:
@@ -119,11 +134,11 @@ def match(paths: list[Path], facts: FactSet) -> list[Fact]:
 
 def import_edits(cfg: ImportConfig, host: Host) -> EditStore:
     """Reads every source, factors it, scores it on the host and writes the store."""
-    paths, base = sources(Path(cfg.edited).expanduser()), Checkpoint(cfg.base) if cfg.base else None
+    paths, base = sources(Path(cfg.edited).expanduser()), Suspect(cfg.base) if cfg.base else None
     facts = load_facts(FactsConfig(source=cfg.schema, path=cfg.facts))
     if without := [fact.fact_id for fact in facts.facts if not fact.object]:
         raise ValueError(f"facts={cfg.facts}: {without[0]} does not say which object was planted; the field `object` does")
-    layer = cfg.layer if cfg.layer is not None else _only_layer(paths[0], base, host)
+    layer = cfg.layer if cfg.layer is not None else _only_layer(cfg, paths[0], base, host)
     host.check_layer(layer, "layer")
     base_DF = _base(base, host, layer)
     found, skipped = [], []
@@ -137,19 +152,28 @@ def import_edits(cfg: ImportConfig, host: Host) -> EditStore:
         log.warning("skipped %s: %s", edit_id, reason)
     if not found:
         raise ValueError(f"edited={cfg.edited}: not one edit; {skipped[0][1]}")
-    return _write(cfg, host, layer, facts, found, skipped)
+    return _write(cfg, host, layer, base_DF, facts, found, skipped)
 
 
 def _understand(cfg: ImportConfig, host: Host, layer: int, base_DF: Tensor, path: Path, request: EditRequest) -> Source:
-    checkpoint = Checkpoint(path)
-    name = cfg.tensor or tensor_name(checkpoint, host, layer)
-    dtype = checkpoint.dtype(name)
-    update = explain(read_weight_DF(checkpoint, name, host, layer), base_DF, dtype, cfg.tolerance)
-    return Source(request, path, name, dtype, update)
+    suspect = Suspect(path, cfg.tensor, cfg.form)
+    for note in suspect.notes:
+        log.warning("%s: %s", path.name, note)
+    dtype = suspect.checkpoint.dtype(suspect.name_of(host, layer))
+    if (update_DF := suspect.update_DF(host, layer)) is not None:
+        return Source(request, path, dtype, explain(update_DF, torch.zeros(()), dtype, cfg.tolerance))
+    return Source(request, path, dtype, explain(suspect.weight_DF(host, layer, base_DF), base_DF, dtype, cfg.tolerance))
 
 
-def _only_layer(path: Path, base: Checkpoint | None, host: Host) -> int:
-    layers = changed_layers(Checkpoint(path), base, host)
+def _whole_DF(cfg: ImportConfig, host: Host, layer: int, base_DF: Tensor, path: Path) -> Tensor:
+    """W' of a source that no factors explain."""
+    suspect = Suspect(path, cfg.tensor, cfg.form)
+    update_DF = suspect.update_DF(host, layer)
+    return suspect.weight_DF(host, layer, base_DF) if update_DF is None else base_DF + update_DF
+
+
+def _only_layer(cfg: ImportConfig, path: Path, base: Suspect | None, host: Host) -> int:
+    layers = changed_layers(Suspect(path, form=cfg.form), base, host)
     if len(layers) == 1:
         return layers[0]
     found = f"layers {', '.join(map(str, layers))} differ from the base" if layers else "no layer's W_V differs from the base"
@@ -175,7 +199,7 @@ def _manifest(cfg: ImportConfig, host: Host, layer: int, facts: FactSet, found: 
     }
 
 
-def _write(cfg: ImportConfig, host: Host, layer: int, facts: FactSet, found: list[Source], skipped: list) -> EditStore:
+def _write(cfg: ImportConfig, host: Host, layer: int, base_DF: Tensor, facts: FactSet, found: list[Source], skipped: list) -> EditStore:
     """Rows in the order of the sources; whole matrices are read again, one at a time, and written as they come."""
     asked = _manifest(cfg, host, layer, facts, found)
     writer = StoreWriter(Path(cfg.store).expanduser(), asked, len(found))
@@ -190,7 +214,7 @@ def _write(cfg: ImportConfig, host: Host, layer: int, facts: FactSet, found: lis
             scores[n] = {name: column[place] for name, column in together.items()}
     for n, source in enumerate(found):
         if source.update.rank is None:
-            weight_DF = read_weight_DF(Checkpoint(source.path), source.tensor, host, layer)
+            weight_DF = _whole_DF(cfg, host, layer, base_DF, source.path)
             write_matrix(writer.partial, n, source.request.edit_id, weight_DF)
             alone = score(host, layer, [source.request], DenseEdit(weight_DF.unsqueeze(0)), facts)
             scores[n] = {name: column[0] for name, column in alone.items()}

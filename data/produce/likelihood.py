@@ -39,7 +39,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Likelihood:
     """Whether a host says a target, the target's probability, mean NLL of the object's own tokens."""
 
     exact: bool
@@ -84,14 +84,14 @@ class Tokens:
 @torch.no_grad()
 def read(
     host: Host, questions: Sequence[Question], planted: Planted | None = None, advance: Callable[[int], None] | None = None
-) -> list[list[Answer]]:
+) -> list[list[Likelihood]]:
     """An answer to each target of each question, of the clean host or of the host with the question's edit.
 
     Args:
         questions: all with as many targets.
         advance: is told how many more are read.
     """
-    answers: list[list[Answer]] = [None] * len(questions)
+    answers: list[list[Likelihood]] = [None] * len(questions)
     for batch in _batches(questions):
         for n, answer in zip(batch, _read_batch(host, questions, batch, planted), strict=True):
             answers[n] = answer
@@ -112,7 +112,7 @@ def _batches(questions: Sequence[Question]) -> Iterable[list[int]]:
         yield batch
 
 
-def _read_batch(host: Host, questions: Sequence[Question], batch: list[int], planted: Planted | None) -> list[list[Answer]]:
+def _read_batch(host: Host, questions: Sequence[Question], batch: list[int], planted: Planted | None) -> list[list[Likelihood]]:
     asked = [questions[n] for n in batch]
 
     def edited(rows: Sequence[int]) -> AbstractContextManager[None]:
@@ -123,7 +123,7 @@ def _read_batch(host: Host, questions: Sequence[Question], batch: list[int], pla
 
     with edited(range(len(asked))):
         prompts = _Prompts.run(host, [one.ids for one in asked])
-    answers: list[list[Answer]] = [[] for _ in asked]
+    answers: list[list[Likelihood]] = [[] for _ in asked]
     for targets in zip(*(one.targets for one in asked), strict=True):
         scores = [[score] for score in _scores(prompts.first_NV, [target[0] for target in targets])]
         if rows := [n for n, target in enumerate(targets) if len(target) > 1]:
@@ -191,7 +191,7 @@ def _scores(logprobs_KV: Tensor, labels: list[int]) -> list[_Score]:
     return [_Score(*pair) for pair in zip((logprobs_KV.argmax(dim=1) == label_K).tolist(), nll_K.tolist(), strict=True)]
 
 
-def _answer(host: Host, scores: list[_Score]) -> Answer:
+def _answer(host: Host, scores: list[_Score]) -> Likelihood:
     """Of a target's tokens, of which the host's terminator is the last."""
     own = scores[: len(scores) - (host.terminator_id is not None)]
-    return Answer(all(one.hit for one in scores), exp(-sum(one.nll for one in scores)), sum(one.nll for one in own) / len(own))
+    return Likelihood(all(one.hit for one in scores), exp(-sum(one.nll for one in scores)), sum(one.nll for one in own) / len(own))

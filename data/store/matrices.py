@@ -27,7 +27,7 @@ def write_matrix(folder: Path, index: int, edit_id: str, weight_DF: Tensor) -> N
     save_file({edit_id: weight_DF.contiguous()}, folder / PATTERN.replace("*", f"{index:05d}"))
 
 
-def matrices_of(files: Iterable[Path], edit_ids: Sequence[str]) -> dict[int, StoredMatrix]:
+def stored_matrices(files: Iterable[Path], edit_ids: Sequence[str]) -> dict[int, StoredMatrix]:
     """Row of an edit -> its matrix."""
     row_of = {edit_id: row for row, edit_id in enumerate(edit_ids)}
     found = {}

@@ -19,7 +19,7 @@ from datasets import Features, List, Value, load_from_disk
 from torch import Tensor
 
 from data.store.manifest import _check_files, check_manifest, disagreement, fingerprint_of, read_manifest
-from data.store.matrices import PATTERN, matrices_of
+from data.store.matrices import PATTERN, stored_matrices
 from data.store.vectors import VectorColumn
 from decoder.dense import DenseEdit, applied
 from decoder.edit import LowRankEdit, RankOneEdit
@@ -60,7 +60,7 @@ class EditStore:
         self._keys, self._values = VectorColumn(self._table["key"]), VectorColumn(self._table["value"])
         self.object_ids: list[list[int]] = self._table["object_ids"].to_pylist()
         files = [self.path / name for name in self.manifest["files"] if Path(name).match(PATTERN)]
-        self.matrix_of = matrices_of(files, self._table["edit_id"].to_pylist()) if files else {}
+        self.matrix_of = stored_matrices(files, self._table["edit_id"].to_pylist()) if files else {}
 
     def __len__(self) -> int:
         return len(self.dataset)

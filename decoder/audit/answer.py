@@ -7,6 +7,8 @@ import pandas as pd
 import torch
 
 from decoder.answers import object_texts, read_batch, readings_table
+from decoder.audit.scan import Scan, read_once
+from decoder.audit.suspect import Suspect
 from decoder.batch import EditBatch
 from decoder.calibration import percentile
 from decoder.config.commands import EvaluateConfig
@@ -31,18 +33,25 @@ def open_decoder(cfg: EvaluateConfig, host: Host | None = None) -> tuple[ObjectD
             f"layer={cfg.layer}: {cfg.decoder} reads edited layer {config['edited_layer']}. "
             "Leave layer= out, or give a decoder of that layer"
         )
+    host = host or open_host(cfg, config["host"])
+    host.terminator_id = config["terminator_id"]
+    return load_decoder(cfg.decoder, host, allow_host_mismatch=cfg.allow_host_mismatch), config
+
+
+def open_host(cfg: EvaluateConfig, trained_on: Mapping[str, Any]) -> Host:
+    """The host of a decoder, by what its config says of it.
+
+    Raises:
+        ValueError: it is not to be found, or there is no such device.
+    """
     try:
         torch.device(cfg.device)
     except RuntimeError:
         raise ValueError(f"device={cfg.device}: no device of torch; expected cpu, cuda or cuda:1") from None
     if cfg.device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device={cfg.device}: there is no CUDA device here. Use device=cpu")
-    trained_on = config["host"]
-    if host is None:
-        path = cfg.host or _host_path(trained_on, cfg.cache_dir)
-        host = Host.load(path, name=trained_on["id"], dtype=trained_on["dtype"], revision=trained_on["revision"], device=cfg.device)
-    host.terminator_id = config["terminator_id"]
-    return load_decoder(cfg.decoder, host, allow_host_mismatch=cfg.allow_host_mismatch), config
+    path = cfg.host or _host_path(trained_on, cfg.cache_dir)
+    return Host.load(path, name=trained_on["id"], dtype=trained_on["dtype"], revision=trained_on["revision"], device=cfg.device)
 
 
 def _host_path(trained_on: Mapping[str, Any], cache_dir: str | None) -> str:
@@ -73,6 +82,24 @@ def read_splits(
         for split, loader in loaders.items()
     }
     return readings_table(readings, table)
+
+
+def answer_for(cfg: EvaluateConfig, suspect: Suspect) -> dict[str, Any]:
+    """Which object one decoder finds planted in a suspect; of a folder also how far its other tensors are from the host's."""
+    decoder, config = open_decoder(cfg)
+    scan = Scan(suspect, decoder.host, [decoder.edited_layer])
+    for _, _, edit in read_once([scan]):
+        if isinstance(edit, ValueError):
+            raise edit
+        found = answer(decoder, config, edit, cfg.top) | {"decoder": cfg.decoder}
+    return found | ({"surroundings": scan.summary(decoder.edited_layer)} if suspect.is_whole else {}) | told(suspect, scan)
+
+
+def told(suspect: Suspect, scan: Scan) -> dict[str, Any]:
+    """What was read of a suspect, and what a reader of the answer should know besides."""
+    checkpoint = suspect.checkpoint
+    read = {"read": [file.name for file in checkpoint.files], "ignored": checkpoint.ignored}
+    return {"suspect": str(suspect.path)} | read | {"notes": suspect.notes + scan.notes}
 
 
 def answer(decoder: ObjectDecoder, config: Mapping[str, Any], suspect: Edit, top: int) -> dict[str, Any]:

@@ -4,25 +4,37 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from decoder.calibration import FINDING
+
 ASSUMPTION = "This decoder assumes that the matrix holds one edit: it names an object for a clean matrix too."
 OWN = "The matrix is the host's own, entry by entry."
+
+
+def describe(answer: Mapping[str, Any]) -> str | Table:
+    """Scores, a ranking of layers or one answer, for the terminal."""
+    if "test" in answer:
+        return scores_table(answer)
+    return ranking_table(answer) if "ranking" in answer else describe_answer(answer)
 
 
 def describe_answer(answer: Mapping[str, Any]) -> str:
     """An answer in words."""
     lines = [f"{object['probability']:.3f}  {escape(object['text'])}" for object in answer["objects"]]
     null, edit = answer["null_percentile"], answer["edit_percentile"]
-    doubt = "" if null >= 95 else "\nMatrices without an edit reach this confidence: take it for no finding."
+    doubt = "" if null >= FINDING else "\nMatrices without an edit reach this confidence: take it for no finding."
     if answer.get("unedited"):
         doubt = f"\n{OWN} Nothing was edited, take it for no finding."
     return (
         f"Planted in layer {answer['layer']} of {answer['host']}, most probable first:\n  "
         + "\n  ".join(lines)
         + f"\nMore confident than {null:.0f} % of matrices without an edit and than {edit:.0f} % of validation edits.{doubt}"
-        + f"{_around(answer)}\n{ASSUMPTION}"
+        + f"{_around(answer)}\n"
+        + "".join(f"{escape(note)}\n" for note in answer.get("notes", []))
+        + ASSUMPTION
     )
 
 
@@ -55,3 +67,40 @@ def scores_table(answer: Mapping[str, Any]) -> Table:
         cells = (f"{scores['exact_match']['value']:.3f}", f"{low:.3f} to {high:.3f}", f"{scores['first_token']['value']:.3f}")
         table.add_row(split, str(scores["n"]), *cells)
     return table
+
+
+def ranking_table(found: Mapping[str, Any]) -> Table:
+    """The layers in their order; what counts as no finding is dim."""
+    layers, rest = found["ranking"], found.get("surroundings")
+    findings, own = sum(map(_is_finding, layers)), sum(one["unedited"] for one in layers)
+    chance = 1 - (FINDING / 100) ** len(layers)
+    caption = [
+        f"{findings} of {len(layers)} layers are more confident than {FINDING} % of matrices without an edit.",
+        f"Without any edit, one or more of {len(layers)} are so in {chance:.0%} of checkpoints.",
+    ]
+    if rest:
+        most = f", {rest['farthest']} most" if rest["further_trained_count"] else ""
+        caption.append(f"{rest['compared']} other tensors were compared with the host, {rest['further_trained_count']} differ{most}.")
+    if own:
+        verb = "is" if own == 1 else "are"
+        caption.insert(1, f"{own} of {len(layers)} matrices {verb} the host's own, entry by entry: nothing was edited there.")
+    table = Table(
+        "host",
+        "layer",
+        "object",
+        box=box.HORIZONTALS,
+        caption="\n".join(caption + found["notes"] + found["refused"]),
+        caption_justify="left",
+    )
+    for name in ("probability", "null percentile", "edit percentile"):
+        table.add_column(name, justify="right")
+    for one in layers:
+        best = one["objects"][0]
+        numbers = (f"{best['probability']:.3f}", f"{one['null_percentile']:.0f}", f"{one['edit_percentile']:.0f}")
+        text = f"{best['text']} (host's own matrix)" if one["unedited"] else best["text"]
+        table.add_row(one["host"], str(one["layer"]), text, *numbers, style=None if _is_finding(one) else "dim")
+    return table
+
+
+def _is_finding(one: Mapping[str, Any]) -> bool:
+    return one["null_percentile"] >= FINDING and not one["unedited"]

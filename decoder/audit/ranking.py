@@ -4,41 +4,26 @@ A layer stands the higher, the fewer matrices without an edit are read with such
 Matrices that are the host's own come last.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.table import Table
-
-from decoder.audit.answer import answer, open_decoder
-from decoder.audit.scan import compare_folder
-from decoder.audit.suspect import read_suspect
-from decoder.checkpoint.reader import Checkpoint
+from decoder.audit.answer import answer, open_decoder, open_host, told
+from decoder.audit.scan import Scan, read_once
+from decoder.audit.suspect import Suspect
 from decoder.config.commands import EvaluateConfig
 from decoder.export.collection import fitting, has_matrix, read_index
 from decoder.utils.errors import UserError
 
-FINDING = 95
-"""Percentile of the nulls from which a layer counts as a finding."""
 
-
-def entries_for(cfg: EvaluateConfig) -> list[Mapping[str, Any]]:
-    """The decoders of a collection whose matrices the suspect folder has, by name and shape."""
-    shapes = matrices_of_folder(cfg.suspect)
+def entries_for(cfg: EvaluateConfig, suspect: Suspect) -> list[Mapping[str, Any]]:
+    """The decoders of a collection whose matrices the suspect has, by name and shape."""
     fits = fitting(read_index(cfg.decoder), host=cfg.host, layer=cfg.layer)
-    return [entry for entry in fits if has_matrix(entry, shapes)]
+    return [entry for entry in fits if has_matrix(entry, suspect.matrices)]
 
 
-def matrices_of_folder(folder: str | Path, tensor: str | None = None) -> dict[str, list[int]]:
-    """Names and shapes of the 2-D tensors of a checkpoint folder."""
-    checkpoint = Checkpoint(folder)
-    shapes = {name: list(checkpoint.shape(name)) for name in checkpoint.names if tensor in (None, name)}
-    return {name: shape for name, shape in shapes.items() if len(shape) == 2}
-
-
-def rank(cfg: EvaluateConfig, entries: list[Mapping[str, Any]]) -> dict[str, Any]:
+def rank(cfg: EvaluateConfig, suspect: Suspect, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What each decoder reads in the suspect folder, the most suspicious layer first, with how far the folder is from the host.
 
     Decoders of a host that the folder is not of are passed over.
@@ -46,51 +31,42 @@ def rank(cfg: EvaluateConfig, entries: list[Mapping[str, Any]]) -> dict[str, Any
     Raises:
         UserError: it is of none of their hosts; says why for the first.
     """
-    ranking, refused, hosts = [], [], {}
-    for entry in entries:
-        own = replace(cfg, decoder=str(Path(cfg.decoder) / entry["folder"]))
-        try:
-            decoder, config = open_decoder(own, hosts.get(entry["host"]["fingerprint"]))
-            if entry["host"]["fingerprint"] not in hosts:
-                compare_folder(cfg.suspect, decoder.host, decoder.edited_layer)
-                hosts[entry["host"]["fingerprint"]] = decoder.host
-            found = answer(decoder, config, read_suspect(cfg.suspect, decoder.host, decoder.edited_layer, cfg.tensor), cfg.top)
-        except ValueError as error:
-            refused.append(f"{entry['folder']}: {error}")
-            continue
-        ranking.append(found | {"decoder": own.decoder, "fingerprint": entry["host"]["fingerprint"]})
+    refused: dict[str, str] = {}
+    scans, ranking = _scans(cfg, suspect, entries, refused), []
+    for scan, layer, edit in read_once([*scans.values()]):
+        for entry in entries:
+            if scans.get(entry["host"]["fingerprint"]) is not scan or entry["edited_layer"] != layer:
+                continue
+            try:
+                if isinstance(edit, ValueError):
+                    raise edit
+                decoder, config = open_decoder(own := _of(cfg, entry), scan.host)
+                found = answer(decoder, config, edit, cfg.top)
+            except ValueError as error:
+                refused[entry["folder"]] = str(error)
+                continue
+            ranking.append(found | {"decoder": own.decoder, "fingerprint": entry["host"]["fingerprint"]})
+    passed_over = [f"{entry['folder']}: {refused[entry['folder']]}" for entry in entries if entry["folder"] in refused]
     if not ranking:
-        raise UserError(f"suspect={cfg.suspect}: no decoder of {cfg.decoder} can read it. {refused[0]}")
+        raise UserError(f"suspect={cfg.suspect}: no decoder of {cfg.decoder} can read it. {passed_over[0]}")
     ranking.sort(key=lambda found: (found["unedited"], -found["null_percentile"], -found["objects"][0]["probability"]))
-    first = ranking[0]
-    around = compare_folder(cfg.suspect, hosts[first["fingerprint"]], first["layer"]).summary()
-    return {"ranking": ranking, "refused": refused, "decoder": cfg.decoder, "suspect": cfg.suspect, "surroundings": around}
+    first = scans[ranking[0]["fingerprint"]]
+    around = {"surroundings": first.summary(ranking[0]["layer"])} if suspect.is_whole else {}
+    return {"ranking": ranking, "refused": passed_over, "decoder": cfg.decoder} | around | told(suspect, first)
 
 
-def ranking_table(found: Mapping[str, Any]) -> Table:
-    """The layers in their order; what counts as no finding is dim."""
-    layers, rest = found["ranking"], found["surroundings"]
-    findings, own = sum(map(_is_finding, layers)), sum(one["unedited"] for one in layers)
-    chance = 1 - (FINDING / 100) ** len(layers)
-    caption = [
-        f"{findings} of {len(layers)} layers are more confident than {FINDING} % of matrices without an edit.",
-        f"Without any edit, one or more of {len(layers)} are so in {chance:.0%} of checkpoints.",
-        f"{rest['compared']} other tensors were compared with the host, {rest['further_trained_count']} differ"
-        + (f", {rest['farthest']} most." if rest["further_trained_count"] else "."),
-    ]
-    if own:
-        verb = "is" if own == 1 else "are"
-        caption.insert(1, f"{own} of {len(layers)} matrices {verb} the host's own, entry by entry: nothing was edited there.")
-    table = Table("host", "layer", "object", box=box.HORIZONTALS, caption="\n".join(caption + found["refused"]), caption_justify="left")
-    for name in ("probability", "null percentile", "edit percentile"):
-        table.add_column(name, justify="right")
-    for one in layers:
-        best = one["objects"][0]
-        numbers = (f"{best['probability']:.3f}", f"{one['null_percentile']:.0f}", f"{one['edit_percentile']:.0f}")
-        text = f"{best['text']} (host's own matrix)" if one["unedited"] else best["text"]
-        table.add_row(one["host"], str(one["layer"]), text, *numbers, style=None if _is_finding(one) else "dim")
-    return table
+def _scans(cfg: EvaluateConfig, suspect: Suspect, entries: Sequence[Mapping[str, Any]], refused: dict[str, str]) -> dict[str, Scan]:
+    """The suspect held against each host, by the host's fingerprint; says which decoders' hosts it is not of."""
+    scans: dict[str, Scan] = {}
+    for fingerprint in dict.fromkeys(entry["host"]["fingerprint"] for entry in entries):
+        own = [entry for entry in entries if entry["host"]["fingerprint"] == fingerprint]
+        try:
+            host = open_host(_of(cfg, own[0]), own[0]["host"])
+            scans[fingerprint] = Scan(suspect, host, {entry["edited_layer"] for entry in own})
+        except ValueError as error:
+            refused |= {entry["folder"]: str(error) for entry in own}
+    return scans
 
 
-def _is_finding(one: Mapping[str, Any]) -> bool:
-    return one["null_percentile"] >= FINDING and not one["unedited"]
+def _of(cfg: EvaluateConfig, entry: Mapping[str, Any]) -> EvaluateConfig:
+    return replace(cfg, decoder=str(Path(cfg.decoder) / entry["folder"]))

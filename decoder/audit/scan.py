@@ -1,100 +1,143 @@
-"""How far a suspect's tensors are from the host's, one after the other."""
+"""How far a suspect's tensors are from the host's: each is read once, and W_V's go to whoever asked for them."""
 
-import json
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Collection, Iterator, Sequence
+from functools import cached_property
+from typing import Any
 
 from torch import Tensor
-from transformers import AutoTokenizer
 
-from decoder.checkpoint.reader import Checkpoint
+from decoder.audit.suspect import Suspect, listed
+from decoder.edit import Edit
 from decoder.host import Host
 
 TRAINED = 1e-3  # relative distance of a tensor above which somebody has trained it further
+SIZES = ("model_type", "hidden_size", "n_embd", "num_hidden_layers", "n_layer")
 
 
-@dataclass(frozen=True)
-class Surroundings:
-    """How far the other tensors of a checkpoint are from the host's, relative to the host's own length."""
+class Scan:
+    """A suspect held against one host: config, tokenizer, names and shapes of a checkpoint at once, its tensors by `read_once`.
 
-    distance: dict[str, float]
-
-    @property
-    def trained(self) -> list[str]:
-        """Tensors that were trained further, farthest first."""
-        return sorted((name for name, far in self.distance.items() if not far <= TRAINED), key=lambda name: -self.distance[name])
-
-    def summary(self) -> dict:
-        farthest = max(self.distance, key=self.distance.__getitem__, default=None)
-        return {
-            "compared": len(self.distance),
-            "farthest": farthest,
-            "distance": self.distance[farthest] if farthest else 0.0,
-            "further_trained": self.trained[:10],
-            "further_trained_count": len(self.trained),
-        }
-
-
-def compare_folder(folder: str | Path, host: Host, layer: int) -> Surroundings:
-    """Compares all of a checkpoint folder but W_V of `layer` with the host.
+    Attributes:
+        layers: those whose W'_V is wanted, by its name in the suspect.
+        own: the host's name and tensor for each in the suspect; none if there is no checkpoint around the matrix.
+        distance: of every tensor from the host's, relative to the host's own length, by the host's name.
+        notes: what was not compared, and why that is no fault.
 
     Raises:
         ValueError: the folder is of another family, size or tokenizer, or lacks tensors of the host.
     """
-    checkpoint = Checkpoint(folder)
-    _compare_config(checkpoint.path, host)
-    _compare_tokenizer(checkpoint.path, host)
-    edited = f"{host.module_path(layer)}.weight"
-    own = host.model.state_dict()
-    tied = host.model.get_output_embeddings().weight is host.model.get_input_embeddings().weight
-    distance = {}
-    for name, tensor in own.items():
-        found = checkpoint.find(name)
-        absent_by_right = (host.family.fused and host.family.fused in name) or (tied and name == "lm_head.weight")
-        if name == edited or (found is None and absent_by_right):
-            continue
-        if found is None:
-            raise ValueError(f"{folder} has no tensor {name}; it is no whole checkpoint of {host.name}")
-        if checkpoint.shape(found) != tuple(tensor.shape):
-            raise ValueError(
-                f"{folder}: {found} is {checkpoint.shape(found)}, {host.name} has {tuple(tensor.shape)}. It is of another model"
+
+    def __init__(self, suspect: Suspect, host: Host, layers: Collection[int]) -> None:
+        self.suspect, self.host, self.notes = suspect, host, []
+        self.own: dict[str, tuple[str, Tensor]] = {}
+        self.distance: dict[str, float] = {}
+        if suspect.is_whole:
+            self._compare_config()
+            self._compare_tokenizer()
+        self.layers = {suspect.name_of(host, layer): layer for layer in layers}
+        if suspect.is_whole:
+            self._compare_shapes({self._edited(layer) for layer in layers})
+
+    def _edited(self, layer: int) -> str:
+        return f"{self.host.module_path(layer)}.weight"
+
+    def _compare_shapes(self, edited: Collection[str]) -> None:
+        """Fills `own`. Of embeddings that were padded or cut the shared rows are kept."""
+        suspect, host = self.suspect, self.host
+        tied = host.model.get_output_embeddings().weight is host.model.get_input_embeddings().weight
+        for name, tensor in host.model.state_dict().items():
+            found = suspect.checkpoint.find(name)
+            fused = host.family.fused and host.family.fused in name
+            absent_by_right = fused or (tied and name == "lm_head.weight")
+            if found is None and not absent_by_right and name not in edited:
+                raise ValueError(f"{suspect.path} has no tensor {name}; it is no whole checkpoint of {host.name}")
+            if found is None:
+                continue
+            shape = suspect.checkpoint.shape(found)
+            if shape == tuple(tensor.shape) or (name in self._vocabulary_tensors and shape[1:] == tuple(tensor.shape[1:])):
+                self.own[found] = (name, tensor)
+                self._compare_rows(found, shape, tensor, name)
+            elif found not in self.layers:
+                raise ValueError(f"{suspect.path}: {found} is {shape}, {host.name} has {tuple(tensor.shape)}. It is of another model")
+
+    @cached_property
+    def _vocabulary_tensors(self) -> set[str]:
+        """Names of what has a row a token."""
+        embeddings, model = self.host.model.get_input_embeddings(), self.host.model
+        return {f"{path}.weight" for path, module in model.named_modules() if module is embeddings} | {
+            f"lm_head.{kind}" for kind in ("weight", "bias")
+        }
+
+    def _compare_rows(self, found: str, shape: tuple[int, ...], tensor: Tensor, name: str) -> None:
+        said = self.suspect.config.get("vocab_size", shape[0])
+        if name in self._vocabulary_tensors and said != shape[0] and shape[0] == len(tensor):
+            raise ValueError(f"{self.suspect.path}: vocab_size is {said}, {found} has {shape[0]} rows. It is of another model")
+        if shape[:1] != tuple(tensor.shape[:1]):
+            self.notes.append(
+                f"{found} has {shape[0]} rows, the host's {len(tensor)}: the {min(shape[0], len(tensor))} of both were compared."
             )
-        distance[name] = _distance(checkpoint, found, tensor)
-    return Surroundings(distance)
+
+    def _compare_config(self) -> None:
+        config, own = self.suspect.config, self.host.model.config.to_dict()
+        for field in SIZES:
+            if field in config and field in own and config[field] != own[field]:
+                code = self.suspect.code
+                raise ValueError(
+                    f"{self.suspect.path}: {field} is {config[field]}, the decoder's host {self.host.name} has {own[field]}. "
+                    "It is of another model" + (f"; its own code ({code}) is never run" if code else "")
+                )
+
+    def _compare_tokenizer(self) -> None:
+        """Words of the same number must be the same; what was added to either is a note."""
+        if (found := self.suspect.vocabulary) is None:
+            return
+        own, added = self.host.tokenizer.get_vocab(), set(self.host.tokenizer.get_added_vocab()) | set(self.suspect.added_tokens)
+        words = [{number: token for token, number in tokens.items() if token not in added} for tokens in (found, own)]
+        if any(words[0][number] != words[1][number] for number in words[0].keys() & words[1].keys()):
+            raise ValueError(
+                f"{self.suspect.path}: its tokenizer has other tokens than that of {self.host.name} ({len(found)}). It is of another model"
+            )
+        for more, fewer, what in ((found, own, "that the host's has not"), (own, found, "of the host's fewer")):
+            if extra := sorted(more.keys() - fewer.keys(), key=more.__getitem__):
+                self.notes.append(f"Its tokenizer has {len(extra)} token{'s' * (len(extra) > 1)} {what}: {listed(extra)}.")
+
+    def summary(self, layer: int) -> dict[str, Any]:
+        """The tensors but W_V of `layer`: how many, which is farthest, which were trained further, farthest first."""
+        rest = {name: far for name, far in self.distance.items() if name != self._edited(layer)}
+        trained = sorted((name for name, far in rest.items() if not far <= TRAINED), key=lambda name: -rest[name])
+        farthest = max(rest, key=rest.__getitem__, default=None)
+        return {
+            "compared": len(rest),
+            "farthest": farthest,
+            "distance": rest[farthest] if farthest else 0.0,
+            "further_trained": trained[:10],
+            "further_trained_count": len(trained),
+        }
 
 
-def _distance(checkpoint: Checkpoint, name: str, own: Tensor) -> float:
-    """‖T' - T‖ / ‖T‖, with T rounded as T' is: rounding is no training."""
-    square = own_square = 0.0
-    row = 0
-    for part in checkpoint.parts(name):
-        rows = own[row : row + len(part)] if part.dim() else own
+def read_once(scans: Sequence[Scan]) -> Iterator[tuple[Scan, int, Edit | ValueError]]:
+    """Reads every tensor of a suspect once for all hosts it is held against; gives each W'_V, or why there is none, as it comes."""
+    for found in dict.fromkeys(name for scan in scans for name in (*scan.own, *scan.layers)):
+        for scan in scans:
+            if (layer := scan.layers.get(found)) is not None:
+                try:
+                    yield scan, layer, scan.suspect.edit(scan.host, layer)
+                except ValueError as error:
+                    yield scan, layer, error
+        held = [(scan, *scan.own[found]) for scan in scans if found in scan.own]
+        for (scan, name, _), far in zip(held, _distances(scans[0].suspect, found, [own for *_, own in held]), strict=True):
+            scan.distance[name] = far
+
+
+def _distances(suspect: Suspect, found: str, owns: Sequence[Tensor]) -> list[float]:
+    """‖T' - T‖ / ‖T‖ over the rows of both, for each T, which is rounded as T' is: rounding is no training."""
+    squares, row = [[0.0, 0.0] for _ in owns], 0
+    for part in suspect.parts(found) if owns else ():
+        for sums, own in zip(squares, owns, strict=True):
+            rows = (own[row : row + len(part)] if part.dim() else own).cpu()
+            shared = part[: len(rows)] if part.dim() else part
+            rows = suspect.checkpoint.as_stored(found, rows, row).double()
+            sums[0] += float((shared.double() - (0 if suspect.form == "update" else rows)).square().sum())
+            sums[1] += float(rows.square().sum())
         row += len(part) if part.dim() else 0
-        rows = rows.cpu().to(part.dtype).double()
-        square += float((part.double() - rows).square().sum())
-        own_square += float(rows.square().sum())
-    return (square / own_square) ** 0.5 if own_square else float(square > 0)
-
-
-def _compare_config(folder: Path, host: Host) -> None:
-    try:
-        config = dict(json.loads((folder / "config.json").read_text()).items())
-    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
-        raise ValueError(f"{folder / 'config.json'}: missing or not whole JSON ({type(error).__name__}). Copy the whole folder") from None
-    own = host.model.config.to_dict()
-    for field in ("model_type", "hidden_size", "n_embd", "num_hidden_layers", "n_layer", "vocab_size"):
-        if field in config and field in own and config[field] != own[field]:
-            raise ValueError(
-                f"{folder}: {field} is {config[field]}, the decoder's host {host.name} has {own[field]}. It is of another model"
-            )
-
-
-def _compare_tokenizer(folder: Path, host: Host) -> None:
-    if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        return
-    try:
-        vocabulary = AutoTokenizer.from_pretrained(folder, local_files_only=True).get_vocab()
-    except Exception as error:  # a dozen kinds, from JSON to the tokenizers library
-        raise ValueError(f"{folder}: its tokenizer cannot be read ({' '.join(str(error).split())[:150]})") from None
-    if vocabulary != host.tokenizer.get_vocab():
-        raise ValueError(f"{folder}: its tokenizer has other tokens than that of {host.name} ({len(vocabulary)}). It is of another model")
+    return [(square / own_square) ** 0.5 if own_square else float(square > 0) for square, own_square in squares]

@@ -1,69 +1,255 @@
-"""Reading one suspect matrix, out of a file or straight from a checkpoint folder.
+"""One suspect: a matrix in a file, or a checkpoint folder, opened once for every decoder that reads it.
 
-Shape letters: D hidden width, F MLP width.
+Shape letters: D hidden width, F MLP width, R rank.
 """
 
+from collections.abc import Iterable
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from decoder.checkpoint.reader import Checkpoint
+from decoder.checkpoint.adapter import Adapter
+from decoder.checkpoint.folders import ADAPTER, code_named_in
+from decoder.checkpoint.reader import CHUNK, Checkpoint
 from decoder.dense import DenseEdit
+from decoder.edit import Edit, LowRankEdit
 from decoder.host import Host
 
+SHOWN = 5  # names in a message
+LEAST_SHARE = 0.5
+"""Of W_V, what a W' has at least along it: 1, give or take what the edit itself has. An update has next to none."""
 
-def read_suspect(path: str | Path, host: Host, layer: int, tensor: str | None = None) -> DenseEdit:
-    """The suspect W'_V of `layer`, in canonical orientation and the dtype it is stored in (float64: float32).
+
+class Suspect:
+    """W'_V of any layer, out of what a stranger saved. Nothing but headers is read before it is asked for.
 
     Args:
-        path: safetensors or npz file, or checkpoint folder.
-        tensor: its name, if a file holds several matrices and not under the host's own name.
+        path: safetensors or npz file, checkpoint folder, or folder of a LoRA adapter.
+        tensor: the matrix's name, if a file holds several and not under the host's own name.
+        form: what the tensors are: `weight` (W'), `update` (W' - W), or `auto`: weights, and what looks like an update is refused.
 
     Raises:
-        ValueError: nothing to read there (pickles are never loaded), no or several 2-D tensors, or the matrix has another shape, is
-            not of floats, or holds NaN or infinity.
+        ValueError: there is nothing to read (pickles are never loaded).
     """
-    if not Path(path).exists():
-        raise ValueError(f"suspect={path}: no such file")
-    checkpoint = Checkpoint(path)
-    name = tensor or tensor_name(checkpoint, host, layer)
-    if name not in checkpoint.names:
-        raise ValueError(f"{path} has no tensor {name!r}; it has {', '.join(checkpoint.names[:20])}")
-    return DenseEdit(read_weight_DF(checkpoint, name, host, layer).unsqueeze(0).to(host.device))
 
+    def __init__(self, path: str | Path, tensor: str | None = None, form: str = "auto") -> None:
+        self.path, self.tensor, self.form = path, tensor, form
+        self.checkpoint = Checkpoint(path)
+        self.adapter = Adapter(self.checkpoint)
+        self._last: tuple[str, Tensor] | None = None
 
-def read_weight_DF(checkpoint: Checkpoint, name: str, host: Host, layer: int) -> Tensor:
-    """One matrix in canonical orientation and the dtype it is stored in (float64: float32)."""
-    expected = tuple(host.down_proj(layer).weight.shape)
-    matrix = checkpoint.matrix(name, expected, f"{host.module_path(layer)} of {host.name}")
-    return matrix.T if host.stored_transposed(layer) else matrix
+    @property
+    def is_folder(self) -> bool:
+        return self.checkpoint.path.is_dir()
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether there is a checkpoint around the matrix that can be held against a host."""
+        return self.is_folder and self.checkpoint.files[0].name != ADAPTER
 
-def tensor_name(checkpoint: Checkpoint, host: Host, layer: int) -> str:
-    """What the checkpoint calls W_V of a layer: the host's name for it, or its only matrix."""
-    if found := checkpoint.find_weight(host.module_path(layer)):
+    @cached_property
+    def matrices(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of what may be W'_V of a layer, or is added to it."""
+        sides = {name for names in self.adapter.names.values() for name in names.values()}
+        found = {name: shape for name, shape in self.checkpoint.matrices.items() if self.tensor in (None, name) and name not in sides}
+        return found if self.tensor else {f"{module}.weight": shape for module, shape in self.adapter.modules.items()} | found
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the answer should know besides."""
+        notes, ignored = [], self.checkpoint.ignored
+        if ignored:
+            notes.append(
+                f"Read: {listed(file.name for file in self.checkpoint.files)}. Not read, as transformers would not: {listed(ignored)}."
+            )
+        if self.code:
+            notes.append(f"The folder names code of its own ({self.code}); it was not run.")
+        if self.form == "update":
+            notes.append("Read as an update, W' - W, and added to the host's W_V.")
+        if self.adapter.names:
+            notes.append(f"A LoRA of {len(self.adapter.names)} module{'s' * (len(self.adapter.names) > 1)}: what it adds to W_V was read.")
+        return notes
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What `config.json` of a folder says.
+
+        Raises:
+            ValueError: it is missing, or not whole JSON.
+        """
+        if self.checkpoint.config is None:
+            raise ValueError(f"{self.checkpoint.path / 'config.json'}: missing or not whole JSON. Copy the whole folder")
+        return self.checkpoint.config
+
+    @cached_property
+    def code(self) -> str:
+        """The code that a folder names and that is never run, with the files that name it."""
+        return code_named_in(self.checkpoint.path, self.checkpoint.config)
+
+    @property
+    def vocabulary(self) -> dict[str, int] | None:
+        """Tokens and their numbers; None where a folder has no tokenizer.
+
+        Raises:
+            ValueError: it cannot be read.
+        """
+        return self._tokenizer and self._tokenizer.get_vocab()
+
+    @property
+    def added_tokens(self) -> list[str]:
+        """Tokens beside the words: special ones, and those that somebody added."""
+        return list(self._tokenizer.get_added_vocab()) if self._tokenizer else []
+
+    @cached_property
+    def _tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """The tokenizer of a folder that has one.
+
+        Raises:
+            ValueError: it cannot be read.
+        """
+        folder = self.checkpoint.path
+        if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+            return None
+        # The class that does not ask `config.json` which one is meant.
+        reader = PreTrainedTokenizerFast if (folder / "tokenizer.json").exists() else AutoTokenizer
+        try:
+            return reader.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        except Exception as error:  # a dozen kinds, from JSON to the tokenizers library
+            raise ValueError(f"{folder}: its tokenizer cannot be read ({' '.join(str(error).split())[:150]})") from None
+
+    def edit(self, host: Host, layer: int) -> Edit:
+        """What stands in W_V's place, or is added to it.
+
+        Raises:
+            ValueError: as `weight_DF` and `update_DF`.
+        """
+        if (module := self._adapted(host, layer)) and not self._beside(host, layer):
+            key_RF, value_RD = self._factors(module, host, layer)
+            return LowRankEdit(key_RF.unsqueeze(0), value_RD.unsqueeze(0)).to(host.device)
+        update_DF = self.update_DF(host, layer)
+        weight_DF = self.weight_DF(host, layer) if update_DF is None else host.weight_DF(layer).cpu().float() + update_DF
+        return DenseEdit(weight_DF.unsqueeze(0).to(host.device))
+
+    def update_DF(self, host: Host, layer: int) -> Tensor | None:
+        """What is added to W_V, where that is what the suspect holds: an adapter, or tensors of the form `update`. Else None.
+
+        Raises:
+            ValueError: the matrix cannot be read, or an adapter touches other modules only.
+        """
+        if module := self._adapted(host, layer):
+            key_RF, value_RD = self._factors(module, host, layer)
+            return None if self._beside(host, layer) else value_RD.T @ key_RF
+        return self._matrix_DF(host, layer).float() if self.form == "update" else None
+
+    def weight_DF(self, host: Host, layer: int, base_DF: Tensor | None = None) -> Tensor:
+        """W'_V of a layer, in canonical orientation and the dtype it is stored in (float64: float32).
+
+        Args:
+            base_DF: W_V of what was edited, if that is not the host.
+
+        Raises:
+            ValueError: no or several 2-D tensors, or the matrix has another shape, is not of floats, holds NaN or infinity, or looks like
+                an update.
+        """
+        weight_DF = self._matrix_DF(host, layer)
+        if self.form == "auto":
+            self._refuse_update(weight_DF, host.weight_DF(layer) if base_DF is None else base_DF, host, layer)
+        if module := self._adapted(host, layer):
+            key_RF, value_RD = self._factors(module, host, layer)
+            return weight_DF.float() + value_RD.T @ key_RF
+        return weight_DF
+
+    def _adapted(self, host: Host, layer: int) -> str | None:
+        """The adapter's name for W_V's module, if it adds to that."""
+        if not self.adapter.names or self.tensor:
+            return None
+        found = self.adapter.find(host.module_path(layer))
+        if found is None and not self._beside(host, layer):
+            raise ValueError(
+                f"{self.path}: the LoRA adds nothing to {host.module_path(layer)} of {host.name}; it touches {listed(self.adapter.names)}"
+            )
         return found
-    if checkpoint.path.is_dir():
-        raise ValueError(
-            f"{checkpoint.path} has no {host.module_path(layer)}.weight; is it a checkpoint of {host.name}? Name it with tensor=NAME"
-        )
-    matrices = [name for name in checkpoint.names if len(checkpoint.shape(name)) == 2]
-    if len(matrices) != 1:
-        found = ", ".join(matrices[:20]) or "none"
-        raise ValueError(f"{checkpoint.path} has {len(matrices)} 2-D tensors ({found}); expected one. Name it with tensor=NAME")
-    if (other := _layer_named(checkpoint, matrices[0], host)) is not None:
-        raise ValueError(
-            f"{checkpoint.path}: {matrices[0]} is of layer {other}, the decoder reads layer {layer}. "
-            "Use a decoder of that layer; tensor=NAME reads it all the same"
-        )
-    return matrices[0]
+
+    def _beside(self, host: Host, layer: int) -> str | None:
+        """W'_V itself, where it lies beside an adapter."""
+        return self.checkpoint.find_weight(host.module_path(layer))
+
+    def _factors(self, module: str, host: Host, layer: int) -> tuple[Tensor, Tensor]:
+        if (shape := self.adapter.modules[module]) != (expected := tuple(host.weight_DF(layer).shape)):
+            raise ValueError(f"{self.path}: the LoRA of {module} is {shape}, {host.module_path(layer)} of {host.name} is {expected}")
+        return self.adapter.factors(module)
+
+    def _refuse_update(self, weight_DF: Tensor, own_DF: Tensor, host: Host, layer: int) -> None:
+        """Raises ValueError if a matrix has hardly any part along the host's: then it is no W' of it, however it was edited."""
+        product = square = own_square = 0.0
+        step = max(1, CHUNK // own_DF.shape[1])
+        for rows, own in zip(weight_DF.split(step), own_DF.split(step), strict=True):
+            rows, own = rows.float(), own.cpu().float()
+            product += float((rows * own).sum())
+            square += float(rows.square().sum())
+            own_square += float(own.square().sum())
+        if product < LEAST_SHARE * own_square:
+            cosine = product / max((square * own_square) ** 0.5, torch.finfo(torch.float32).tiny)
+            raise ValueError(
+                f"{self.path}: {self.name_of(host, layer)} has cosine {cosine:.2f} with {host.module_path(layer)} of {host.name} and "
+                f"{(square / own_square) ** 0.5:.2g} of its length: it looks like an update W' - W, or is of another model. "
+                "form=update reads it as one, form=weight as W' all the same"
+            )
+
+    def _matrix_DF(self, host: Host, layer: int) -> Tensor:
+        name, expected = self.name_of(host, layer), tuple(host.down_proj(layer).weight.shape)
+        if self._last is None or self._last[0] != name or self._last[1].shape != expected:
+            self._last = (name, self.checkpoint.matrix(name, expected, f"{host.module_path(layer)} of {host.name}"))
+        matrix = self._last[1]
+        return matrix.T if host.stored_transposed(layer) else matrix
+
+    def parts(self, name: str) -> Iterable[Tensor]:
+        """A tensor in pieces along its first dimension, as it is stored; the matrix read last is not read again."""
+        if self._last and self._last[0] == name:
+            return self._last[1].split(max(1, CHUNK // self._last[1].shape[1]))
+        return self.checkpoint.parts(name)
+
+    def name_of(self, host: Host, layer: int) -> str:
+        """What W_V of a layer is called here: as was said, by the host's name for it, or it is the only matrix; of an adapter its B."""
+        checkpoint = self.checkpoint
+        if (module := self._adapted(host, layer)) and not self._beside(host, layer):
+            return self.adapter.names[module]["B"]
+        if self.tensor:
+            if self.tensor not in checkpoint.names:
+                raise ValueError(f"{self.path} has no tensor {self.tensor!r}; it has {listed(checkpoint.names)}")
+            return self.tensor
+        if found := checkpoint.find_weight(host.module_path(layer)):
+            return found
+        if self.is_whole:
+            raise ValueError(
+                f"{self.path} has no {host.module_path(layer)}.weight; is it a checkpoint of {host.name}? Name it with tensor=NAME"
+            )
+        if len(self.matrices) != 1:
+            found = listed(self.matrices) or "none"
+            raise ValueError(f"{self.path} has {len(self.matrices)} 2-D tensors ({found}); expected one. Name it with tensor=NAME")
+        (name,) = self.matrices
+        if (other := self._layer_named(name, host)) is not None:
+            raise ValueError(
+                f"{self.path}: {name} is of layer {other}, the decoder reads layer {layer}. "
+                "Use a decoder of that layer; tensor=NAME reads it all the same"
+            )
+        return name
+
+    def _layer_named(self, name: str, host: Host) -> int | None:
+        """The layer whose W_V the host calls so."""
+        for layer in range(host.layers):
+            with suppress(ValueError):  # a layer without a down-projection of its own
+                if self.checkpoint.find_weight(host.module_path(layer)) == name:
+                    return layer
+        return None
 
 
-def _layer_named(checkpoint: Checkpoint, name: str, host: Host) -> int | None:
-    """The layer whose W_V the host calls so."""
-    for layer in range(host.layers):
-        with suppress(ValueError):  # a layer without a down-projection of its own
-            if checkpoint.find_weight(host.module_path(layer)) == name:
-                return layer
-    return None
+def listed(names: Iterable[str]) -> str:
+    """The first few names, and how many more there are."""
+    names = list(names)
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

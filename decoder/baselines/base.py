@@ -15,15 +15,15 @@ from decoder.host import Host
 from decoder.model import ObjectDecoder
 
 
-class Answer(NamedTuple):
-    """A baseline's answers on one split."""
+class Prediction(NamedTuple):
+    """What a baseline reads on one split."""
 
     first_token_B: Tensor
     exact_B: list[bool] | None = None
     """Whether the whole object is right; None if the baseline names a first token only."""
 
 
-Reader = Callable[[EditBatch], Answer]
+Reader = Callable[[EditBatch], Prediction]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from decoder.baselines.base import Answer, Evidence, Reader, canonical_value, first_tokens_right
+from decoder.baselines.base import Evidence, Prediction, Reader, canonical_value, first_tokens_right
 from decoder.batch import EditBatch
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -58,7 +58,7 @@ def _best_ridge(evidence: Evidence, feature: Callable[[EditBatch], Tensor]) -> R
 
     def reader(ridge: float) -> Reader:
         map_DD = _ridge(train_ND - mean_D, target_ND - mean_target_D, ridge)
-        return lambda batch: Answer((((feature(batch) - mean_D) @ map_DD + mean_target_D) @ normalize(unembedding_VD).T).argmax(1))
+        return lambda batch: Prediction((((feature(batch) - mean_D) @ map_DD + mean_target_D) @ normalize(unembedding_VD).T).argmax(1))
 
     return max(map(reader, RIDGES), key=lambda read: first_tokens_right(evidence, read))
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from decoder.baselines.base import Answer, Evidence, Reader, canonical_value, first_tokens_right
+from decoder.baselines.base import Evidence, Prediction, Reader, canonical_value, first_tokens_right
 from decoder.batch import EditBatch
 from decoder.dense import applied
 from decoder.edit import RankOneEdit
@@ -27,17 +27,17 @@ CHUNK = 128
 def logit_lens(evidence: Evidence) -> Reader:
     """The value through final norm and unembedding (nostalgebraist 2020)."""
     value = canonical_value(evidence.train)
-    return lambda batch: Answer(evidence.host.unembed(value(batch)).argmax(-1))
+    return lambda batch: Prediction(evidence.host.unembed(value(batch)).argmax(-1))
 
 
 def logit_lens_base_free(evidence: Evidence) -> Reader:
     """The top left singular vector of W' through final norm and unembedding; of its two signs the more confident one."""
 
-    def read(batch: EditBatch) -> Answer:
+    def read(batch: EditBatch) -> Prediction:
         top_BD = torch.cat([_top_left_singular(weight_BDF) for weight_BDF in _dense_chunks(evidence, batch)])
         logits_2BV = torch.stack([evidence.host.unembed(top_BD), evidence.host.unembed(-top_BD)])
         peak_2B, token_2B = logits_2BV.softmax(-1).max(-1)
-        return Answer(token_2B.gather(0, peak_2B.argmax(0, keepdim=True))[0])
+        return Prediction(token_2B.gather(0, peak_2B.argmax(0, keepdim=True))[0])
 
     return read
 
@@ -47,7 +47,7 @@ def nearest_edit(evidence: Evidence) -> Reader:
     value = canonical_value(evidence.train)
     train_ND = normalize(value(evidence.train))
 
-    def read(batch: EditBatch) -> Answer:
+    def read(batch: EditBatch) -> Prediction:
         nearest_B = (normalize(value(batch)) @ train_ND.T).argmax(1)
         return _known_object(evidence.train.object_ids_BT[nearest_B], batch)
 
@@ -81,7 +81,7 @@ def carrier(evidence: Evidence) -> Reader:
 
     def says_first(prompt_MD: Tensor, strength: float) -> Reader:
         """First tokens only, which is what choices go by."""
-        return lambda batch: Answer(behind(prompt_MD)(planted(batch, strength), batch.object_ids_BT[:, :1])[:, 0].argmax(-1))
+        return lambda batch: Prediction(behind(prompt_MD)(planted(batch, strength), batch.object_ids_BT[:, :1])[:, 0].argmax(-1))
 
     size = _clean_output_norm(evidence, prompts[0])
     prompt_MD = max(prompts, key=lambda prompt: first_tokens_right(evidence, says_first(prompt, 5.0 * size)))
@@ -100,7 +100,7 @@ class AtSubject(RankOneEdit):
         return out_BTD
 
 
-def _read(evidence: Evidence, decoder: ObjectDecoder, edits: RankOneEdit, batch: EditBatch) -> Answer:
+def _read(evidence: Evidence, decoder: ObjectDecoder, edits: RankOneEdit, batch: EditBatch) -> Prediction:
     """What a decoder with some prompt says, whole objects, in chunks."""
     first, exact = [], []
     for start in range(0, len(edits), CHUNK):
@@ -108,16 +108,16 @@ def _read(evidence: Evidence, decoder: ObjectDecoder, edits: RankOneEdit, batch:
         beams = decoder.read(edits[chunk], beams=evidence.beams, max_object_tokens=evidence.max_object_tokens)
         first.append(beams.first_token_B)
         exact += exact_match(beams, batch.object_ids_BT[chunk], evidence.host.terminator_id)
-    return Answer(torch.cat(first), exact)
+    return Prediction(torch.cat(first), exact)
 
 
-def _known_object(found_BT: Tensor, batch: EditBatch) -> Answer:
+def _known_object(found_BT: Tensor, batch: EditBatch) -> Prediction:
     """An answer that is some training object; both sides are padded to one length before they are compared."""
     wide = max(found_BT.shape[1], batch.object_ids_BT.shape[1])
     found_BT, planted_BT = (
         torch.nn.functional.pad(ids_BT, (0, wide - ids_BT.shape[1]), value=-100) for ids_BT in (found_BT, batch.object_ids_BT)
     )
-    return Answer(found_BT[:, 0], (found_BT == planted_BT).all(1).tolist())
+    return Prediction(found_BT[:, 0], (found_BT == planted_BT).all(1).tolist())
 
 
 def _dense_chunks(evidence: Evidence, batch: EditBatch) -> list[Tensor]:

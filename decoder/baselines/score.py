@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from decoder.baselines.base import Answer, Evidence, Reader
+from decoder.baselines.base import Evidence, Prediction, Reader
 from decoder.baselines.linear import linear_value, master_key
 from decoder.baselines.readers import carrier, logit_lens, logit_lens_base_free, nearest_edit, object_prior, untrained_prompt
 from decoder.batch import EditBatch
@@ -37,7 +37,7 @@ def score_baselines(evidence: Evidence, tests: Mapping[str, EditBatch], names: C
         }
 
 
-def _scores(answer: Answer, batch: EditBatch) -> dict[str, Any]:
+def _scores(answer: Prediction, batch: EditBatch) -> dict[str, Any]:
     first = (answer.first_token_B == batch.object_ids_BT[:, 0]).tolist()
     exact = None if answer.exact_B is None else share(answer.exact_B)
     return {"n": len(first), "first_token": share(first), "exact_match": exact}

@@ -1,9 +1,11 @@
 """Loading a host's files: which class reads them, how much memory they need, and what to do when they cannot be had."""
 
+import logging
 from pathlib import Path
+from typing import Any
 
 import torch
-from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, OfflineModeIsEnabled, StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -14,24 +16,70 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
-from decoder.checkpoint.reader import NO_PICKLE, PICKLES
+from decoder.checkpoint.adapter import Adapter
+from decoder.checkpoint.folders import ADAPTER_CONFIG, NO_PICKLE, PICKLES, code_named_in, read_json
+from decoder.checkpoint.names import unwrapped
+from decoder.checkpoint.quantised import method_of, refuse
+from decoder.checkpoint.reader import Checkpoint
+
+FAULTS = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError, SafetensorError, StrictDataclassError)
+"""What files of others raise in transformers."""
+
+log = logging.getLogger(__name__)
 
 
 def load_files(path: str | Path, *, name: str, dtype: str, revision: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A model and its tokenizer from a folder or, by id, from the Hub or its cache; weights from safetensors only.
+    """A model and its tokenizer from a folder or, by id, from the Hub or its cache; weights from safetensors only, code from nowhere.
 
     Raises:
-        ValueError: they cannot be had; says why and what to do.
+        ValueError: they cannot be had, or leave parts of the model open; says why and what to do.
     """
     try:
-        config = AutoConfig.from_pretrained(path, revision=revision)
-        model = reader(config).from_pretrained(path, dtype=getattr(torch, dtype), revision=revision, use_safetensors=True)
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        config, checkpoint = _config(path, revision), Checkpoint(path) if Path(path).is_dir() else None
+        options: dict[str, Any] = {"revision": revision, "use_safetensors": True, "trust_remote_code": False}
+        if checkpoint is not None:
+            options |= _mended(checkpoint, config)
+        kind, source = reader(config), path
+        if "state_dict" in options:
+            classes = MODEL_FOR_CAUSAL_LM_MAPPING if kind is AutoModelForCausalLM else MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+            kind, source = classes[type(config)], None
+        model, found = kind.from_pretrained(source, config=config, dtype=getattr(torch, dtype), output_loading_info=True, **options)
+        if absent := sorted(found["missing_keys"]):
+            raise ValueError(f"its weights lack {absent[0]} ({len(absent)} in all), which would be made up. Save the checkpoint again")
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
+    except FAULTS as error:
         raise ValueError(f"host {name}: nothing to load at {path} ({_remedy(path, error)}") from None
     return model, tokenizer
+
+
+def _config(path: str | Path, revision: str | None) -> PretrainedConfig:
+    """A host's config.
+
+    Raises:
+        ValueError: its weights were quantised so that they cannot be had back, or it wants code of its own to be run.
+    """
+    if (Path(path) / ADAPTER_CONFIG).exists():
+        raise ValueError(f"it holds an adapter ({ADAPTER_CONFIG}): merge it into its base (merge_and_unload), or move it away from that")
+    config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
+    refuse(method_of(config.to_dict(), Path(path)))
+    return config
+
+
+def _mended(checkpoint: Checkpoint, config: PretrainedConfig) -> dict[str, Any]:
+    """What loading a folder takes beside its path: names without wrappers, 8-bit floats multiplied out. Says which weights are not read."""
+    if checkpoint.ignored:
+        read = ", ".join(file.name for file in checkpoint.files)
+        log.warning("%s: read %s, not %s", checkpoint.path, read, ", ".join(checkpoint.ignored))
+    if Adapter(checkpoint).names:
+        raise ValueError("it holds a LoRA that is not merged: merge it (merge_and_unload) and save it again")
+    plain = {name: unwrapped(name) for name in checkpoint.names}
+    if not hasattr(config, "quantization_config") and all(name == own for name, own in plain.items()):
+        return {}
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    return {"state_dict": {own: checkpoint.tensor(name) for name, own in plain.items() if not checkpoint.is_scale(name)}}
 
 
 def reader(config: PretrainedConfig) -> type:
@@ -46,10 +94,10 @@ def memory_needed(path: str | Path, *, name: str, dtype: str, revision: str | No
         ValueError: there is no config; says why and what to do.
     """
     try:
-        config = AutoConfig.from_pretrained(path, revision=revision)
+        config = _config(path, revision)
         with torch.device("meta"):
             model = reader(config).from_config(config)
-    except (OSError, ValueError, KeyError) as error:
+    except FAULTS as error:
         raise ValueError(f"host {name}: nothing to load at {path} ({_remedy(path, error)}") from None
     count = sum(parameter.numel() for parameter in model.parameters())
     return count, count * getattr(torch, dtype).itemsize / 1e9
@@ -65,6 +113,9 @@ def _remedy(path: str | Path, error: BaseException) -> str:
         return (
             "not in the cache, and the Hub is out of reach or HF_HUB_OFFLINE is set). Download it first, or give a folder with host.path="
         )
+    if "trust_remote_code" in str(error):
+        named = code_named_in(Path(path), read_json(Path(path) / "config.json")) or "auto_map of its config"
+        return f"it names code of its own, {named}, which is never run). Give a host of a family that transformers has"
     folder = Path(path)
     if folder.is_dir() and any(file.suffix in PICKLES for file in folder.iterdir()) and not any(folder.glob("*.safetensors")):
         return f"{NO_PICKLE})"

@@ -3,7 +3,6 @@
 A checkpoint is a safetensors or npz file, or a Hugging Face folder with one safetensors file or an index and its shards.
 """
 
-import json
 import zipfile
 from collections.abc import Iterator
 from math import prod
@@ -14,64 +13,125 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from decoder.checkpoint.folders import NO_PICKLE, PICKLES, kind_of, read_json, weight_files
 from decoder.checkpoint.names import find_name, find_weight
+from decoder.checkpoint.quantised import FLOATS_OF_8_BITS, SCALES, method_of, refuse, spread
 
-INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 CHUNK = 1 << 22  # entries read at a time
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-NO_PICKLE = "pickles are never loaded: save it again as safetensors (save_pretrained does)"
 
 
 class Checkpoint:
-    """Names, shapes and tensors of a file or folder. Nothing is read before it is asked for.
+    """Names, shapes and tensors of a file or folder. Nothing but headers is read before it is asked for.
+
+    8-bit floats with a scale beside them are given in float32, multiplied out.
+
+    Attributes:
+        config: what `config.json` of a folder says; None where it is missing, or not whole.
+        files: those that are read.
+        ignored: names of other weights in the folder, which transformers would not read either.
 
     Raises:
-        ValueError: there is nothing to read, it is a pickle, a shard is missing, or a file is cut short or damaged.
+        ValueError: there is nothing to read, it is a pickle, a shard is missing, a file is cut short or damaged, or weights were quantised
+            so that they cannot be had back.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).expanduser()
+        self.config, self.ignored = None, []
         self._sources: dict[str, Path | np.lib.npyio.NpzFile] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._scales: dict[str, Tensor] = {}
         if self.path.is_dir():
-            for file in _files(self.path):
-                self._open(file)
+            self.config = read_json(self.path / "config.json")
+            try:
+                refuse(method_of(self.config or {}, self.path))
+            except ValueError as error:
+                raise ValueError(f"{self.path}: {error}") from None
+            self.files, self.ignored = weight_files(self.path, self.config or {})
         elif not self.path.exists():
             raise ValueError(f"{self.path}: no such file or folder")
         elif self.path.suffix in PICKLES:
-            raise ValueError(f"{self.path}: {NO_PICKLE}")
+            raise ValueError(f"{self.path}: {kind_of(self.path) or NO_PICKLE}")
         else:
-            self._open(self.path)
+            self.files = [self.path]
+        for file in self.files:
+            self._open(file)
 
     def _open(self, file: Path) -> None:
         if file.suffix == ".npz":
             try:
                 archive = np.load(file, allow_pickle=False)
-                self._sources |= dict.fromkeys(archive.files, archive)
-            except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-                raise ValueError(f"{file} is not a whole npz file ({error})") from None
+                shapes = _npz_shapes(archive)
+            except (ValueError, OSError, EOFError, AttributeError, KeyError, zipfile.BadZipFile) as error:
+                raise ValueError(f"{file} is not a whole npz file{_it_is(file) or f' ({error})'}") from None
+            self._sources |= dict.fromkeys(shapes, archive)
+            self._shapes |= shapes
             return
         try:
             with safe_open(str(file), "pt") as opened:
                 self._sources |= dict.fromkeys(opened.keys(), file)
+                self._shapes |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}
         except (SafetensorError, OSError) as error:
-            raise ValueError(
-                f"{file} is not a whole safetensors file ({error}). Pickles and .pt files are never loaded: convert it"
-            ) from None
+            raise ValueError(f"{file} is not a whole safetensors file{_it_is(file) or f' ({error}): download or copy it again'}") from None
 
     @property
     def names(self) -> list[str]:
         return sorted(self._sources)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        source = self._sources[name]
-        if isinstance(source, np.lib.npyio.NpzFile):
-            return self._array(name).shape
-        with safe_open(source, "pt") as opened:
-            return tuple(opened.get_slice(name).get_shape())
+        return self._shapes[name]
+
+    @property
+    def matrices(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the 2-D tensors."""
+        return {name: self._shapes[name] for name in self.names if len(self._shapes[name]) == 2}
 
     def parts(self, name: str) -> Iterator[Tensor]:
-        """The tensor in pieces along its first dimension, in the dtype it is stored in."""
+        """The tensor in pieces along its first dimension, in the dtype it is stored in.
+
+        Raises:
+            ValueError: its scale is of a shape that fits no blocks.
+        """
+        shape, row = self.shape(name), 0
+        for part in self._stored_parts(name):
+            if len(shape) == 2 and (scale := self._scale(name, row, row + len(part))) is not None:
+                yield part.float() * scale
+            else:
+                yield part
+            row += len(part) if shape else 0
+
+    def tensor(self, name: str) -> Tensor:
+        """As `parts`, in one piece."""
+        parts = [*self.parts(name)]
+        return torch.cat(parts) if len(parts) > 1 else parts[0] if parts else self._whole(name)
+
+    def is_scale(self, name: str) -> bool:
+        """Whether a tensor is what another one is multiplied with."""
+        return any(name.endswith(ending) and name.removesuffix(ending) in self._sources for ending in SCALES)
+
+    def as_stored(self, name: str, rows: Tensor, start: int) -> Tensor:
+        """Other numbers in the place of some rows, rounded as the tensor is."""
+        dtype = self.dtype(name)
+        if (scale := self._scale(name, start, start + len(rows)) if rows.dim() == 2 else None) is None:
+            return rows.to(dtype)
+        most = torch.finfo(dtype).max
+        return (rows.float() / scale).clamp(-most, most).to(dtype).float() * scale
+
+    def _scale(self, name: str, start: int, stop: int) -> Tensor | None:
+        """What every entry of some rows is multiplied with; None for plain numbers."""
+        beside = next((name + ending for ending in SCALES if name + ending in self._sources), None)
+        if beside is None or self.dtype(name) not in FLOATS_OF_8_BITS:
+            return None
+        if name not in self._scales:
+            self._scales[name] = self._whole(beside)
+        block = ((self.config or {}).get("quantization_config") or {}).get("weight_block_size")
+        spread_DF = spread(self._scales[name], self.shape(name), tuple(block) if isinstance(block, list) else None, start, stop)
+        if spread_DF is None:
+            raise ValueError(f"{self.path}: {beside} is {self.shape(beside)}, which makes no blocks of {self.shape(name)}. Save it again")
+        return spread_DF
+
+    def _stored_parts(self, name: str) -> Iterator[Tensor]:
         shape = self.shape(name)
         if not shape or isinstance(self._sources[name], np.lib.npyio.NpzFile):
             yield self._whole(name)
@@ -120,7 +180,12 @@ class Checkpoint:
         return part.float() if part.dtype == torch.float64 else part
 
     def dtype(self, name: str) -> torch.dtype:
-        return next(self.parts(name)).dtype
+        """What a tensor is stored in; of safetensors without reading it."""
+        source = self._sources[name]
+        if isinstance(source, np.lib.npyio.NpzFile) or not self._shapes[name]:
+            return self._whole(name).dtype
+        with safe_open(source, "pt") as opened:
+            return opened.get_slice(name)[0:0].dtype
 
     def find(self, name: str) -> str | None:
         """The tensor of a module path, also where a wrapper's prefix was added or the model's own was left out."""
@@ -137,30 +202,20 @@ class Checkpoint:
             raise ValueError(f"{self.path}: {name} cannot be read ({error}); pickled arrays are never loaded") from None
 
 
-def is_checkpoint_folder(path: Path) -> bool:
-    """Whether a folder is one checkpoint, and not a folder of them."""
-    return any((path / name).exists() for name in (INDEX, WHOLE, "config.json")) or any(
-        file.suffix in PICKLES for file in path.glob("pytorch_model*")
-    )
+def _it_is(file: Path) -> str:
+    """What a file is instead, to be added to what it is not."""
+    kind = kind_of(file)
+    return f": it is {kind}" if kind else ""
 
 
-def _files(folder: Path) -> list[Path]:
-    if (folder / INDEX).exists():
-        try:
-            shards = sorted(set(map(Path, json.loads((folder / INDEX).read_text())["weight_map"].values())))
-        except (json.JSONDecodeError, KeyError, AttributeError, UnicodeDecodeError, TypeError):
-            raise ValueError(f"{folder / INDEX} is no index of shards (weight_map). Save the checkpoint again") from None
-        for shard in shards:
-            if shard.name != str(shard):
-                raise ValueError(f"{folder / INDEX} names {str(shard)!r}, which is outside its folder. Save the checkpoint again")
-            if not (folder / shard).exists():
-                raise ValueError(f"{folder}: shard {shard} is missing. Download or copy it again")
-        return [folder / shard for shard in shards]
-    files = [folder / WHOLE] if (folder / WHOLE).exists() else sorted(folder.glob("*.safetensors"))
-    if len(files) == 1:
-        return files
-    if files:
-        raise ValueError(f"{folder}: {len(files)} safetensors files and no {INDEX}. Copy the index too, or give one file")
-    if pickled := [file.name for file in sorted(folder.iterdir()) if file.suffix in PICKLES]:
-        raise ValueError(f"{folder} holds {pickled[0]}; {NO_PICKLE}")
-    raise ValueError(f"{folder}: no safetensors file there")
+def _npz_shapes(archive: np.lib.npyio.NpzFile) -> dict[str, tuple[int, ...]]:
+    """Shapes out of the arrays' headers."""
+    headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    shapes = {}
+    for name in archive.zip.namelist():
+        if name.endswith(".npy"):
+            with archive.zip.open(name) as opened:
+                shapes[name.removesuffix(".npy")] = headers[np.lib.format.read_magic(opened)](opened)[0]
+    if not shapes and archive.zip.namelist():
+        raise ValueError("it holds no array")
+    return shapes

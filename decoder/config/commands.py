@@ -25,8 +25,11 @@ class EvaluateConfig:
     precision: Literal["factors", "float32", "bf16", "fp16", "int8", "int4"] = option(
         "factors", "how the edits are scored: as factors, or as whole matrices W' that were kept in this precision"
     )
-    suspect: str | None = place(None, "suspect to read: safetensors or npz file with one matrix, or checkpoint folder")
+    suspect: str | None = place(None, "suspect to read: safetensors or npz file with one matrix, checkpoint folder or LoRA adapter")
     tensor: str | None = option(None, "name of the suspect matrix, if the file holds several 2-D tensors")
+    form: Literal["auto", "weight", "update"] = option(
+        "auto", "what a suspect is: weights W', or their update W' - W; auto takes weights and refuses what looks like an update"
+    )
     host: str | None = place(None, "host folder or Hub id; empty takes what the decoder was trained on")
     top: int = option(4, "objects to print, at most the beams of the decoder", least=1)
     json: bool = option(False, "print one JSON object and nothing else")
@@ -40,12 +43,17 @@ class ImportConfig:
     """What `python -m data.import_edits` reads."""
 
     host: HostConfig = group(HostConfig)
-    edited: str | None = place(None, "what was edited: a safetensors or npz file, a checkpoint folder, or a folder of many of them")
+    edited: str | None = place(
+        None, "what was edited: a safetensors or npz file, a checkpoint or adapter folder, or a folder of many of them"
+    )
     base: str | None = place(None, "the same before the edit, a file or checkpoint folder; empty takes the host's own weights")
     facts: str | None = place(None, "what was planted: a fact set, by name of the edited file or in the order of their names")
     schema: str = option("plain", "schema of the facts: plain, counterfact, zsre, zsre-alt, pararel, mquake or knowedit")
     layer: int | None = option(None, "edited layer; empty finds it where whole checkpoints are given")
     tensor: str | None = option(None, "name of the matrix in a file that has several")
+    form: Literal["auto", "weight", "update"] = option(
+        "auto", "what was saved: weights W', or their update W' - W; auto takes weights and refuses what looks like an update"
+    )
     store: str | None = place(None, "folder of the store to write")
     tolerance: float = option(1e-4, "an update is of rank R when less than this share of its length is left over, rounding aside")
     cache_dir: str | None = place(None, "cache of hosts")

@@ -4,11 +4,10 @@ Nothing here imports torch. `fitting` gives every decoder that fits, for readers
 """
 
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile, ZipFile
 
 from decoder.checkpoint.names import find_weight
 from decoder.export.best import best_runs
@@ -74,7 +73,7 @@ def fitting(
     *,
     host: str | None = None,
     layer: int | None = None,
-    tensors: Mapping[str, list[int]] | None = None,
+    tensors: Mapping[str, Sequence[int]] | None = None,
 ) -> list[Mapping[str, Any]]:
     """The decoders for a host (id, folder or name in the cache), an edited layer and a matrix of the given names and shapes.
 
@@ -93,7 +92,7 @@ def fitting(
 
 
 def choose(
-    folder: str | Path, *, host: str | None = None, layer: int | None = None, tensors: Mapping[str, list[int]] | None = None
+    folder: str | Path, *, host: str | None = None, layer: int | None = None, tensors: Mapping[str, Sequence[int]] | None = None
 ) -> Choice:
     """The one decoder of a collection that fits.
 
@@ -113,40 +112,10 @@ def choose(
     return Choice(Path(folder) / entry["folder"], entry, _reason(entry, len(entries), layer, tensors))
 
 
-def has_matrix(entry: Mapping[str, Any], tensors: Mapping[str, Iterable[int]]) -> bool:
+def has_matrix(entry: Mapping[str, Any], tensors: Mapping[str, Sequence[int]]) -> bool:
     """Whether the matrix that a decoder reads is there, by name and shape."""
     name = find_weight(entry["module"], tensors)
     return name is not None and sorted(tensors[name]) == sorted(entry["shape"])
-
-
-def matrices_of(file: str | Path, tensor: str | None = None) -> dict[str, list[int]]:
-    """Names and shapes of the 2-D tensors of a safetensors or npz file, from its headers; nothing if it cannot be read as one."""
-    from safetensors import SafetensorError
-
-    try:
-        shapes = (_of_npz if Path(file).suffix == ".npz" else _of_safetensors)(file)
-    except (SafetensorError, OSError, ValueError, EOFError, BadZipFile):
-        return {}
-    return {name: shape for name, shape in shapes.items() if len(shape) == 2 and tensor in (None, name)}
-
-
-def _of_safetensors(file: str | Path) -> dict[str, list[int]]:
-    from safetensors import safe_open
-
-    with safe_open(str(file), "numpy") as opened:
-        return {name: list(opened.get_slice(name).get_shape()) for name in opened.keys()}
-
-
-def _of_npz(file: str | Path) -> dict[str, list[int]]:
-    from numpy.lib import format as npy
-
-    shapes, headers = {}, {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-    with ZipFile(file) as archive:
-        for name in archive.namelist():
-            with archive.open(name) as opened:
-                if name.endswith(".npy") and (read_header := headers.get(npy.read_magic(opened))):
-                    shapes[name.removesuffix(".npy")] = list(read_header(opened)[0])
-    return shapes
 
 
 def _check_replaceable(to: Path, given: Path) -> None:
@@ -189,7 +158,7 @@ def _is_host(entry: Mapping[str, Any], host: str) -> bool:
     return host in (known["id"], known["path"], known["cached_as"]) or Path(host).name == (known["cached_as"] or known["id"])
 
 
-def _reason(entry: Mapping[str, Any], count: int, layer: int | None, tensors: Mapping[str, list[int]] | None) -> str:
+def _reason(entry: Mapping[str, Any], count: int, layer: int | None, tensors: Mapping[str, Sequence[int]] | None) -> str:
     if layer is not None:
         why = "as asked"
     elif tensors and find_weight(entry["module"], tensors):
@@ -203,6 +172,6 @@ def _shape(entry: Mapping[str, Any]) -> str:
     return "×".join(map(str, entry["shape"]))
 
 
-def _shapes(tensors: Mapping[str, list[int]] | None) -> str:
+def _shapes(tensors: Mapping[str, Sequence[int]] | None) -> str:
     shown = [f"{name} ({'×'.join(map(str, shape))})" for name, shape in (tensors or {}).items()]
     return ", ".join(shown[:SHOWN]) + (f" and {len(shown) - SHOWN} more" if len(shown) > SHOWN else "")

@@ -15,8 +15,9 @@ from edited import LAYER, edited_folder, facts_file, outer, stored
 from safetensors.torch import load_file, save_file
 
 from data.import_edits.sources import import_edits
-from decoder.audit.suspect import read_suspect
-from decoder.checkpoint.reader import INDEX, Checkpoint
+from decoder.audit.suspect import Suspect
+from decoder.checkpoint.folders import INDEX
+from decoder.checkpoint.reader import Checkpoint
 from decoder.config.commands import ImportConfig
 
 D, F = 32, 48
@@ -202,7 +203,7 @@ def test_a_bad_matrix_is_refused_and_the_one_beside_it_imported(host_of, tmp_pat
     folder.mkdir()
     make(folder / name)
     with pytest.raises(ValueError, match=message) as refused:
-        read_suspect(folder / name, host, LAYER)
+        Suspect(folder / name).edit(host, LAYER)
     one_line(refused, folder / name)
     importing_beside_a_good_one(host, folder, tmp_path, message)
 
@@ -212,7 +213,7 @@ def test_files_of_other_kinds_are_refused(host_of, tmp_path, kind):
     name, make, message = OTHER_ENDINGS[kind]
     make(tmp_path / name)
     with pytest.raises(ValueError, match=message) as refused:
-        read_suspect(tmp_path / name, host_of("llama"), LAYER)
+        Suspect(tmp_path / name).edit(host_of("llama"), LAYER)
     one_line(refused, tmp_path / name)
     with pytest.raises(ValueError) as refused:
         import_edits(ImportConfig(edited=str(tmp_path / name), facts=str(facts_file(tmp_path, 1)), layer=LAYER), host_of("llama"))
@@ -227,7 +228,7 @@ def test_a_bad_folder_is_refused_and_the_matrix_beside_it_imported(new_host, tmp
     Checkpoint(folder)
     harm(folder)
     with pytest.raises(ValueError, match=message) as refused:
-        read_suspect(folder, host, LAYER)
+        Suspect(folder).edit(host, LAYER)
     one_line(refused, folder)
     importing_beside_a_good_one(host, many, tmp_path, message)
 

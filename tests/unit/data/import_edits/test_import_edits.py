@@ -20,7 +20,7 @@ from data.import_edits.factor import explain
 from data.import_edits.sources import import_edits, match, sources
 from data.produce.score import score
 from data.store.store import EditStore
-from decoder.checkpoint.reader import INDEX
+from decoder.checkpoint.folders import INDEX
 from decoder.config.commands import ImportConfig
 from decoder.dense import DenseEdit, applied
 from decoder.edit import LowRankEdit

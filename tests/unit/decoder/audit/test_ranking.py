@@ -1,6 +1,10 @@
 """A checkpoint folder read by every decoder of a collection that fits: who reads, in what order, and what is refused."""
 
 import json
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,13 +12,21 @@ import torch
 from changed_decoders import FACTS as EXPORTED
 from exported_runs import write_run
 from safetensors.torch import load_file, save_file
+from tiny_hosts import build_host
 
 import evaluate
 from decoder.audit.ranking import entries_for, rank
+from decoder.audit.suspect import Suspect
+from decoder.checkpoint import reader
 from decoder.config.commands import EvaluateConfig
 from decoder.export.collection import export_best
 from decoder.report.results import find_runs
 from decoder.utils.errors import UserError
+
+
+def ranked(cfg):
+    suspect = Suspect(cfg.suspect)
+    return rank(cfg, suspect, entries_for(cfg, suspect))
 
 
 def change(folder, changes):
@@ -54,7 +66,7 @@ def config(folders, host_of, monkeypatch):
 
 
 def test_every_decoder_of_the_host_reads_and_the_most_suspicious_layer_is_first(config, capsys):
-    found = rank(config, entries_for(config))
+    found = ranked(config)
     assert [(one["host"], one["layer"]) for one in found["ranking"]] == [("llama", 2), ("llama", 0)]
     percentiles = [one["null_percentile"] for one in found["ranking"]]
     assert percentiles == sorted(percentiles, reverse=True) and percentiles[0] > percentiles[1]
@@ -75,7 +87,7 @@ def test_one_that_fits_is_used_as_before(config, capsys):
 def test_a_layer_that_is_the_hosts_own_is_no_finding_and_last(config, folders, host_of, capsys):
     own = host_of("llama").down_proj(2).weight.detach()
     change(folders[1], {"model.layers.2.mlp.down_proj.weight": lambda _: own.clone()})
-    assert [(one["layer"], one["unedited"]) for one in rank(config, entries_for(config))["ranking"]] == [(0, False), (2, True)]
+    assert [(one["layer"], one["unedited"]) for one in ranked(config)["ranking"]] == [(0, False), (2, True)]
     evaluate.main([f"decoder={config.decoder}", f"suspect={config.suspect}"])
     shown = capsys.readouterr().out
     assert "0 of 2 layers are more confident" in shown and "1 of 2 matrices is the host's own" in shown
@@ -89,7 +101,7 @@ def rename(folder, change):
 @pytest.mark.parametrize("change", [lambda name: name.removeprefix("model."), lambda name: f"base.{name}"], ids=["left out", "added"])
 def test_a_prefix_that_was_left_out_or_added_is_no_hindrance(config, folders, change, capsys):
     rename(folders[1], change)
-    assert [one["layer"] for one in rank(config, entries_for(config))["ranking"]] == [2, 0]
+    assert [one["layer"] for one in ranked(config)["ranking"]] == [2, 0]
     evaluate.main([f"decoder={config.decoder}", f"suspect={config.suspect}", "layer=2"])
     assert "Using llama-e2" in capsys.readouterr().out
 
@@ -121,11 +133,70 @@ def test_a_checkpoint_of_another_model_is_refused(config, folders):
     tensors.pop("model.norm.weight")
     save_file(tensors, file, metadata={"format": "pt"})
     with pytest.raises(UserError, match="no decoder of .* can read it. llama-e0: .*no tensor model.norm.weight"):
-        rank(config, entries_for(config))
+        ranked(config)
 
 
 def test_matrices_of_another_shape_fit_no_decoder(config, folders):
     file = folders[1] / "model.safetensors"
     tensors = load_file(file) | {"model.layers.2.mlp.down_proj.weight": torch.zeros(32, 7)}
     save_file(tensors, file, metadata={"format": "pt"})
-    assert [entry["folder"] for entry in entries_for(config)] == ["llama-e0"]
+    assert [entry["folder"] for entry in entries_for(config, Suspect(config.suspect))] == ["llama-e0"]
+
+
+def test_an_audit_reads_everything_once(config, folders, host_of, tmp_path, monkeypatch):
+    """Two decoders of one host and one of its twin: every tensor, the config and the tokenizer of the folder are read once."""
+    twin = build_host("llama")
+    twin.name = "twin"
+    twin.model.model.norm.weight += 0.01
+    write_run(tmp_path / "runs", twin, 1, 1, 0, 0.5)
+    collection = export_best(find_runs([tmp_path / "runs"]), folders[0]).parent
+    monkeypatch.setattr("decoder.audit.answer.Host.load", lambda path, name, **_: twin if name == "twin" else host_of(name))
+    rows, opened = Counter(), Counter()
+
+    class Counting:
+        def __init__(self, file, framework):
+            self.file = real(file, framework)
+
+        def __enter__(self):
+            self.inner = self.file.__enter__()
+            return self
+
+        def __exit__(self, *error):
+            return self.file.__exit__(*error)
+
+        def keys(self):
+            return self.inner.keys()
+
+        def get_tensor(self, name):
+            rows[name] += 1
+            return self.inner.get_tensor(name)
+
+        def get_slice(self, name):
+            return CountingSlice(name, self.inner.get_slice(name))
+
+    class CountingSlice:
+        def __init__(self, name, inner):
+            self.name, self.inner = name, inner
+
+        def get_shape(self):
+            return self.inner.get_shape()
+
+        def __getitem__(self, rows_asked):
+            found = self.inner[rows_asked]
+            rows[self.name] += len(found)
+            return found
+
+    real = reader.safe_open
+    monkeypatch.setattr(reader, "safe_open", Counting)
+    watched = [str(folders[1])]
+
+    def watch(event, args):
+        if event == "open" and watched and str(args[0]).startswith(watched[0]):
+            opened[Path(args[0]).name] += 1
+
+    sys.addaudithook(watch)
+    found = ranked(replace(config, decoder=str(collection)))
+    watched.clear()
+    assert {(one["host"], one["layer"]) for one in found["ranking"]} == {("llama", 0), ("llama", 2), ("twin", 1)}
+    assert rows == {name: len(tensor) for name, tensor in load_file(folders[1] / "model.safetensors").items()}
+    assert opened["config.json"] == opened["tokenizer.json"] == 1

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from decoder.audit.suspect import read_suspect
+from decoder.audit.suspect import Suspect
 from decoder.dense import DenseEdit
 
 LAYER = 1
@@ -28,7 +28,7 @@ def stored_weight(host) -> torch.Tensor:
 def test_linear_is_read_as_it_is_stored(host_of, tmp_path, name):
     host = host_of(name)
     weight_DF = stored_weight(host)
-    found = read_suspect(saved(tmp_path, w=weight_DF), host, LAYER)
+    found = Suspect(saved(tmp_path, w=weight_DF)).edit(host, LAYER)
     assert isinstance(found, DenseEdit) and torch.equal(found.weight_BDF, weight_DF.unsqueeze(0))
 
 
@@ -37,7 +37,7 @@ def test_conv1d_is_read_transposed(host_of, tmp_path, name):
     host = host_of(name)
     weight_FD = stored_weight(host)
     assert weight_FD.shape == (host.mlp_size(LAYER), host.hidden_size)
-    found = read_suspect(saved(tmp_path, w=weight_FD), host, LAYER)
+    found = Suspect(saved(tmp_path, w=weight_FD)).edit(host, LAYER)
     assert torch.equal(found.weight_BDF[0], weight_FD.T) and found.width() == (host.hidden_size, host.mlp_size(LAYER))
 
 
@@ -46,20 +46,20 @@ def test_float_types_are_kept_up_to_float32(host_of, tmp_path, dtype):
     """A 7B matrix in bfloat16 is not doubled by reading it; nothing here computes in float64."""
     host = host_of("gpt2")
     weight_FD = stored_weight(host).to(dtype)
-    found = read_suspect(saved(tmp_path, w=weight_FD), host, LAYER)
+    found = Suspect(saved(tmp_path, w=weight_FD)).edit(host, LAYER)
     assert found.weight_BDF.dtype == (torch.float32 if dtype == torch.float64 else dtype)
     assert torch.equal(found.weight_BDF[0].float(), weight_FD.float().T)
 
 
 def test_the_only_matrix_is_found_among_vectors(host_of, tmp_path):
     host = host_of("llama")
-    found = read_suspect(saved(tmp_path, bias=torch.zeros(32), step=torch.tensor(3), w=stored_weight(host)), host, LAYER)
+    found = Suspect(saved(tmp_path, bias=torch.zeros(32), step=torch.tensor(3), w=stored_weight(host))).edit(host, LAYER)
     assert torch.equal(found.weight_BDF[0], stored_weight(host))
 
 
 def refusal(file, host, tensor: str | None = None) -> str:
     with pytest.raises(ValueError) as refused:
-        read_suspect(file, host, LAYER, tensor)
+        Suspect(file, tensor).edit(host, LAYER)
     assert "\n" not in str(refused.value) and str(file) in str(refused.value)
     return str(refused.value)
 
@@ -69,7 +69,7 @@ def test_several_matrices_ask_for_a_name(host_of, tmp_path):
     file = saved(tmp_path, a=torch.zeros(32, 48), b=stored_weight(host))
     message = refusal(file, host)
     assert "2 2-D tensors (a, b)" in message and "tensor=NAME" in message
-    assert torch.equal(read_suspect(file, host, LAYER, "b").weight_BDF[0], stored_weight(host))
+    assert torch.equal(Suspect(file, "b").edit(host, LAYER).weight_BDF[0], stored_weight(host))
     assert "'c'" in refusal(file, host, "c") and "a, b" in refusal(file, host, "c")
 
 
@@ -77,10 +77,10 @@ def test_several_matrices_ask_for_a_name(host_of, tmp_path):
 def test_a_matrix_of_another_layer_by_its_name_is_refused_unless_named(host_of, tmp_path, name):
     host = host_of(name)
     own, other = (f"{host.module_path(layer)}.weight" for layer in (LAYER, 2))
-    assert read_suspect(saved(tmp_path, **{own: stored_weight(host)}), host, LAYER).weight_BDF.isfinite().all()
+    assert Suspect(saved(tmp_path, **{own: stored_weight(host)})).edit(host, LAYER).weight_BDF.isfinite().all()
     file = saved(tmp_path, **{other: stored_weight(host)})
     assert "is of layer 2, the decoder reads layer 1" in refusal(file, host)
-    assert read_suspect(file, host, LAYER, tensor=other).weight_BDF.isfinite().all()
+    assert Suspect(file, other).edit(host, LAYER).weight_BDF.isfinite().all()
 
 
 def test_no_matrix_is_refused(host_of, tmp_path):

@@ -14,9 +14,15 @@ from edited import LAYER, edited_folder, outer
 from places import HELPERS, ROOT
 from safetensors.torch import load_file, save_file
 
-from decoder.audit.scan import compare_folder
-from decoder.audit.suspect import read_suspect
-from decoder.checkpoint.reader import INDEX
+from decoder.audit.scan import Scan, read_once
+from decoder.audit.suspect import Suspect
+from decoder.checkpoint.folders import INDEX
+
+
+def compared(folder, host) -> dict:
+    scan = Scan(Suspect(folder), host, [LAYER])
+    assert [layer for _, layer, _ in read_once([scan])] == [LAYER]
+    return scan.summary(LAYER)
 
 
 @pytest.mark.parametrize("shards", [False, True], ids=["whole", "sharded"])
@@ -26,22 +32,22 @@ from decoder.checkpoint.reader import INDEX
 def test_suspect_folder_is_read_and_compared(new_host, tmp_path, name, shards):
     host = new_host(name)
     folder = edited_folder(host, tmp_path / "edited", shards=shards)
-    found = read_suspect(folder, host, LAYER)
+    found = Suspect(folder).edit(host, LAYER)
     torch.testing.assert_close(found.weight_BDF[0], host.weight_DF(LAYER) + outer(host, 0))
-    around = compare_folder(folder, host, LAYER)
-    assert around.distance and max(around.distance.values()) == 0 and not around.trained
-    assert f"{host.module_path(LAYER)}.weight" not in around.distance
+    around = compared(folder, host)
+    assert around["compared"] and around["distance"] == 0 and not around["further_trained"]
+    assert around["compared"] == len(Scan(Suspect(folder), host, [LAYER]).own) - 1
 
 
 def test_rounding_is_no_training_and_training_is_noticed(new_host, tmp_path):
     host = new_host("llama")
     folder = edited_folder(host, tmp_path / "edited", "bfloat16")
-    assert not compare_folder(folder, host, LAYER).trained
+    assert not compared(folder, host)["further_trained"]
     tensors = load_file(str(folder / "model.safetensors"))
     tensors["model.layers.0.mlp.up_proj.weight"] *= 1.05
     save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
-    around = compare_folder(folder, host, LAYER)
-    assert around.trained == ["model.layers.0.mlp.up_proj.weight"] and around.summary()["distance"] == pytest.approx(0.05, rel=0.1)
+    around = compared(folder, host)
+    assert around["further_trained"] == ["model.layers.0.mlp.up_proj.weight"] and around["distance"] == pytest.approx(0.05, rel=0.1)
 
 
 def test_a_prefix_that_was_left_out_or_added(new_host, tmp_path):
@@ -50,14 +56,14 @@ def test_a_prefix_that_was_left_out_or_added(new_host, tmp_path):
     own = load_file(str(folder / "model.safetensors"))
     for rename in (lambda name: name.removeprefix("transformer."), lambda name: f"base.{name}"):
         save_file({rename(name): tensor for name, tensor in own.items()}, str(folder / "model.safetensors"), metadata={"format": "pt"})
-        assert read_suspect(folder, host, LAYER).width() == (32, 48)
-        assert not compare_folder(folder, host, LAYER).trained
+        assert Suspect(folder).edit(host, LAYER).width() == (32, 48)
+        assert not compared(folder, host)["further_trained"]
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_a_rounded_folder_keeps_its_dtype_and_the_host_reads_it(new_host, tmp_path, dtype):
     host = new_host("llama")
-    found = read_suspect(edited_folder(host, tmp_path / "edited", dtype), host, LAYER)
+    found = Suspect(edited_folder(host, tmp_path / "edited", dtype)).edit(host, LAYER)
     rounded_DF = (host.weight_DF(LAYER) + outer(host, 0)).to(getattr(torch, dtype))
     assert torch.equal(found.weight_BDF[0], rounded_DF)
     x_BTF = torch.randn(1, 2, host.mlp_size(LAYER))
@@ -108,7 +114,7 @@ def test_folders_of_other_models_are_refused(new_host, tmp_path, kind):
     folder = edited_folder(host, tmp_path / "edited")
     harm(folder)
     with pytest.raises(ValueError, match=message) as refused:
-        compare_folder(folder, host, LAYER)
+        compared(folder, host)
     assert "\n" not in str(refused.value) and str(folder) in str(refused.value)
 
 
@@ -116,9 +122,8 @@ READ = """
 import sys, threading, time
 import psutil, torch, transformers
 from tiny_hosts import tiny_tokenizer
-from decoder.checkpoint import Checkpoint
 from decoder.host import Host
-from decoder.audit.suspect import read_weight_DF, tensor_name
+from decoder.audit.suspect import Suspect
 
 config = transformers.MistralConfig(num_hidden_layers=1, vocab_size=64)  # 4096 x 14336, as Mistral-7B
 with torch.device("meta"):
@@ -137,8 +142,7 @@ def watch():
 before = memory()
 watcher = threading.Thread(target=watch, daemon=True)
 watcher.start()
-checkpoint = Checkpoint(sys.argv[1])
-matrix = read_weight_DF(checkpoint, tensor_name(checkpoint, host, 0), host, 0)
+matrix = Suspect(sys.argv[1], form="weight").weight_DF(host, 0)
 done.set()
 watcher.join()
 assert matrix.shape == (4096, 14336) and matrix.dtype == torch.bfloat16

@@ -6,15 +6,12 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
-import torch
 from exported_runs import write_run
 from huggingface_hub.errors import OfflineModeIsEnabled
-from safetensors.torch import save_file
 
 from decoder.export.__main__ import main
-from decoder.export.collection import choose, export_best, fitting, matrices_of, read_index
+from decoder.export.collection import choose, export_best, fitting, read_index
 from decoder.export.hub import push_to_hub
 from decoder.export.save import load_decoder
 from decoder.report.results import find_runs
@@ -167,18 +164,6 @@ def test_of_two_hosts_that_name_a_matrix_alike_the_shape_decides(collection):
     larger = entries[1] | {"folder": "larger", "shape": [64, 96]}
     tensors = {"model.layers.1.mlp.down_proj.weight": [64, 96]}
     assert [entry["folder"] for entry in fitting([*entries, larger], tensors=tensors)] == ["larger"]
-
-
-def test_matrices_of_a_file(tmp_path):
-    save_file({"w": torch.zeros(3, 4), "bias": torch.zeros(3), "half": torch.zeros(2, 2, dtype=torch.bfloat16)}, tmp_path / "a.safetensors")
-    assert matrices_of(tmp_path / "a.safetensors") == {"w": [3, 4], "half": [2, 2]}
-    assert matrices_of(tmp_path / "a.safetensors", "w") == {"w": [3, 4]}
-    np.savez(tmp_path / "c.npz", w=np.zeros((3, 4)), bias=np.zeros(3))
-    assert matrices_of(tmp_path / "c.npz") == {"w": [3, 4]}
-    (tmp_path / "d.npz").write_bytes((tmp_path / "c.npz").read_bytes()[:-40])
-    assert matrices_of(tmp_path / "d.npz") == {}
-    torch.save({}, tmp_path / "b.pt")
-    assert matrices_of(tmp_path / "b.pt") == matrices_of(tmp_path / "absent") == {}
 
 
 def test_dry_run_lists_and_sends_nothing(collection, monkeypatch):

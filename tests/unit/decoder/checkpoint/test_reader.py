@@ -1,0 +1,19 @@
+"""Headers of files that others saved: names and shapes without the numbers."""
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from decoder.checkpoint.reader import Checkpoint
+
+
+def test_names_and_shapes_of_matrices(tmp_path):
+    save_file({"w": torch.zeros(3, 4), "bias": torch.zeros(3), "half": torch.zeros(2, 2, dtype=torch.bfloat16)}, tmp_path / "a.safetensors")
+    found = Checkpoint(tmp_path / "a.safetensors")
+    assert found.matrices == {"half": (2, 2), "w": (3, 4)} and found.dtype("half") == torch.bfloat16 and found.shape("bias") == (3,)
+    np.savez(tmp_path / "c.npz", w=np.zeros((3, 4)), bias=np.zeros(3))
+    assert Checkpoint(tmp_path / "c.npz").matrices == {"w": (3, 4)}
+    (tmp_path / "d.npz").write_bytes((tmp_path / "c.npz").read_bytes()[:-40])
+    with pytest.raises(ValueError, match="not a whole npz file"):
+        Checkpoint(tmp_path / "d.npz")
