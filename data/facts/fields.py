@@ -112,8 +112,10 @@ def text_of(value: Any, name: str) -> str:
         raise NoFact(f"{name} is empty")
     if not isinstance(value, str):
         raise NoFact(f"{name} is {shown(value)}, expected text")
-    if any("\ud800" <= char <= "\udfff" for char in value):
-        raise NoFact(f"{name} is {shown(value)}, which has half a character (a surrogate without its other half)")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise NoFact(f"{name} is {shown(value)}, which has half a character (a surrogate without its other half)") from None
     return unicodedata.normalize("NFC", value.strip())
 
 
