@@ -95,7 +95,11 @@ LEFT_OUT = [
     ("zsre", ZSRE | {"loc_ans": None}, "loc_ans is null, expected text"),
     ("zsre", ZSRE | {"loc": ["who?"]}, "loc is ['who?'], expected text"),
     ("zsre", ZSRE | {"rephrase": "Which one?"}, "rephrase 'Which one?' has neither"),
-    ("mquake", MQUAKE | {"requested_rewrite": [MQUAKE["requested_rewrite"][0] | {"question": NAN}]}, "requested_rewrite[0].question is nan"),
+    (
+        "mquake",
+        MQUAKE | {"requested_rewrite": [MQUAKE["requested_rewrite"][0] | {"question": NAN}]},
+        "requested_rewrite[0].question is nan",
+    ),
     ("knowedit", KNOWEDIT | {"locality": "none"}, "locality is 'none', expected an object"),
     ("knowedit", KNOWEDIT | {"locality": {"Relation_Specificity": ["a"]}}, "locality.Relation_Specificity[0] is 'a', expected an object"),
     ("knowedit", KNOWEDIT | {"locality": {"Relation_Specificity": [NEIGHBOUR]}}, "Relation_Specificity[0].ground_truth is empty"),
