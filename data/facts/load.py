@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 
 from data.facts.fact import POCKET, Entry, Fact, FactSet
-from data.facts.records import Record, open_records
+from data.facts.records import Record, open_records, shown
 from data.facts.schemas import SCHEMAS
 from decoder.config import FactsConfig
 from decoder.utils.errors import did_you_mean
@@ -159,5 +159,5 @@ def _other_schema(cfg: FactsConfig, record: Record, called: dict[str, str]) -> s
         if likely
         else "and no schema known here has these fields"
     )
-    has = ", ".join(list(map(str, record.fields))[:FIELDS]) + (", ..." if len(record.fields) > FIELDS else "")
+    has = ", ".join(shown(name)[1:-1] for name in list(record.fields)[:FIELDS]) + (", ..." if len(record.fields) > FIELDS else "")
     return f"{called['path']}={cfg.path} is no {cfg.source}: {record.where} has {has or 'no fields'}; {looks}"

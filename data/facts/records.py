@@ -75,7 +75,7 @@ def _records(file: Path, is_record: Callable[[dict], bool]) -> Iterator[Record]:
     try:
         text = file.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        yield Record(f"not UTF-8 text ({error.reason} at byte {error.start})", file.name, 0, file.stem)
+        yield Record(f"not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8", file.name, 0, file.stem)
         return
     templates = _patterns(file)
     rows = _table(text, _ending(file)) if _ending(file) in (".csv", ".tsv") else _objects(text, _ending(file), is_record)

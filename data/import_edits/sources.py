@@ -138,7 +138,7 @@ def _find_layer(paths: list[Path], base: Checkpoint | None, host: Host) -> tuple
             return _only_layer(path, base, host), faults
         except FAULTS as error:
             faults[path] = error
-    raise faults[paths[0]]
+    raise ValueError(str(faults[paths[0]]))
 
 
 def _understand(cfg: ImportConfig, host: Host, layer: int, base_DF: Tensor, path: Path, request: EditRequest) -> Source:

@@ -92,7 +92,8 @@ def said(value) -> str | None:
         value = value[0]
     if not isinstance(value, str | bool | int | float) or value in (float("inf"), float("-inf")) or value != value:
         return None
-    return unicodedata.normalize("NFC", (value if isinstance(value, str) else json.dumps(value)).strip())
+    text = value if isinstance(value, str) else json.dumps(value)
+    return None if any("\ud800" <= char <= "\udfff" for char in text) else unicodedata.normalize("NFC", text.strip())
 
 
 def check(source: str, record: dict, entry: Entry) -> None:

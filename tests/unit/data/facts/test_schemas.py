@@ -159,6 +159,7 @@ WORDS = [
     ("Al", "Al's trade, Al said, is", None),
     ("Al", "Al's trade is", "{}'s trade is"),
     ("Jean", "Jean-Paul was born in", None),
+    ("Paul", "Jean-Paul was born in", None),
     ("Jean-Paul", "Jean-Paul was born in", "{} was born in"),
     ("Ada", "Ada--a baker--lives in", "{}--a baker--lives in"),
     ("Apollo 1", "Apollo 11 flew to the", None),
