@@ -68,7 +68,7 @@ def at(record, path):
 
 def put(record, path, value):
     holder = at(record, path[:-1])
-    if isinstance(holder, dict) or (isinstance(holder, list) and len(holder) > path[-1]):
+    if isinstance(holder, dict) or (isinstance(holder, list) and isinstance(path[-1], int) and len(holder) > path[-1]):
         holder[path[-1]] = value
 
 
@@ -120,6 +120,11 @@ def check(source: str, record: dict, entry: Entry) -> None:
 
 
 def check_all(source: str, file, records: list[dict]) -> None:
+    if source == "mquake":
+        several = [(record, record["requested_rewrite"]) for record in records]
+        records = [
+            record | {"requested_rewrite": [one]} for record, edits in several for one in (isinstance(edits, list) and edits) or [edits]
+        ]
     try:
         facts = load(source, file)
     except ValueError as error:
