@@ -29,25 +29,33 @@ class Fact:
 
 
 @dataclass(frozen=True)
-class BadRecord:
-    """A record that is no fact, and why."""
+class Entry:
+    """What a record says, as it stands in its source: a fact, or the reason why there is none."""
 
     where: str  # "P17.jsonl line 12"
-    reason: str
+    fact: Fact | None = None
+    reason: str = ""
+    name: str = ""  # the fact_id that the record was written with
+    left_out: tuple[str, ...] = ()  # what is wrong with fields that the fact can do without
 
 
 @dataclass(frozen=True)
 class FactSet:
     """All facts of a source; `sha256` is the hash of the files they were read from, and of the selection if there is one.
 
-    `bad` lists the records that were skipped, `repeated` counts those that say a fact again.
+    `entries` are its records in the order written, those that are no fact and those that say a fact again (`repeated`) among them.
     """
 
     facts: tuple[Fact, ...]
     source: str
     sha256: str
-    bad: tuple[BadRecord, ...] = ()
+    entries: tuple[Entry, ...] = ()
     repeated: int = 0
+
+    @property
+    def bad(self) -> list[Entry]:
+        """The records that are no fact."""
+        return [entry for entry in self.entries if entry.fact is None]
 
     def __len__(self) -> int:
         return len(self.facts)

@@ -11,13 +11,15 @@ from pathlib import Path
 
 import yaml
 
-from data.facts.fact import POCKET, BadRecord, Fact, FactSet
-from data.facts.records import Record, open_records
-from data.facts.schemas import SCHEMAS, NoFact, Schema
+from data.facts.fact import POCKET, Entry, Fact, FactSet
+from data.facts.records import Record, open_records, shown
+from data.facts.schemas import SCHEMAS
 from decoder.config import FactsConfig
 from decoder.utils.errors import did_you_mean
 
-LISTED = 20  # bad records that the log names one by one
+LISTED = 20  # bad records, and fields left out, that the log names one by one
+FIELDS = 12  # fields of a record that a message names
+CALLED = {"source": "facts.source", "path": "facts.path", "split": "facts.split"}
 
 log = logging.getLogger(__name__)
 
@@ -28,16 +30,7 @@ def load_facts(cfg: FactsConfig) -> FactSet:
     Raises:
         ValueError: no fact set has that name, there is nothing to read, or what there is has another schema.
     """
-    if cfg.source == "pocket":
-        return select(load_pocket(), cfg)
-    if cfg.source not in SCHEMAS:
-        raise ValueError(f"facts.source={cfg.source!r} is unknown; {did_you_mean(cfg.source, ['pocket', *SCHEMAS])}")
-    facts = load_records(cfg)
-    for record in facts.bad[:LISTED]:
-        log.warning("%s skipped: %s", record.where, record.reason)
-    if facts.bad:
-        log.warning("%s: %d facts, %d records skipped", facts.source, len(facts), len(facts.bad))
-    return select(facts, cfg)
+    return select(load_pocket() if cfg.source == "pocket" else load_records(cfg), cfg)
 
 
 def select(facts: FactSet, cfg: FactsConfig) -> FactSet:
@@ -97,37 +90,51 @@ def pocket_facts(rows: list[dict[str, str]], relations: dict[str, dict], categor
         )
 
 
-def load_records(cfg: FactsConfig) -> FactSet:
-    """The facts of a file, folder or Hub data set; records that are none are listed, repeats are read once.
+def load_records(cfg: FactsConfig, called: dict[str, str] = CALLED) -> FactSet:
+    """The facts of a file, folder or Hub data set. Records that are none, and fields that were left out, are listed in the log.
+
+    Args:
+        called: what the command calls its settings, for its messages.
 
     Raises:
-        ValueError: nothing to read there, no record is a fact, or the records have another schema (which is named).
+        ValueError: no schema has that name, nothing to read, no record is a fact, or the records have another schema (which is named).
     """
-    schema = SCHEMAS[cfg.source]
-    records, sha256 = open_records(cfg.path, cfg.split, cfg.source)
+    if cfg.source not in SCHEMAS:
+        known = SCHEMAS if called is not CALLED else ["pocket", *SCHEMAS]
+        raise ValueError(f"{called['source']}={cfg.source!r} is unknown; {did_you_mean(cfg.source, known)}")
+    if not cfg.path:
+        raise ValueError(f"{called['source']}={cfg.source} needs {called['path']}=: a file, a folder or a Hub data set")
+    records, sha256 = open_records(cfg.path, cfg.split, lambda fields: bool(_likely(fields)), called)
     facts: dict[tuple, Fact] = {}
-    bad: list[BadRecord] = []
-    repeated = checked = 0
+    entries: list[Entry] = []
     names: set[str] = set()
+    first = None
     for number, record in enumerate(records):
-        try:
-            if isinstance(record.fields, str):
-                raise NoFact(record.fields)
-            checked = checked or _check_schema(cfg, schema, record)
-            if missing := schema.missing(record.fields):
-                raise NoFact(f"no {', '.join(missing)}")
-            for fact in schema.read(record):
-                key = (fact.relation, fact.subject, fact.prompt, fact.object_true, fact.object)
-                repeated += key in facts
-                facts.setdefault(key, _named(fact, cfg.source, number, names))
-        except NoFact as error:
-            bad.append(BadRecord(record.where, str(error)))
-        except (KeyError, TypeError, AttributeError, IndexError) as error:
-            bad.append(BadRecord(record.where, f"not as the schema {cfg.source} has it ({type(error).__name__}: {error})"))
+        first = first or (record if isinstance(record.fields, dict) else None)
+        for entry in SCHEMAS[cfg.source].entries(record):
+            if fact := entry.fact:
+                entry = replace(entry, fact=_named(fact, cfg.source, number, names))
+                facts.setdefault((fact.relation, fact.subject, fact.prompt, fact.object_true, fact.object), entry.fact)
+            entries.append(entry)
     if not facts:
-        first = f"; {bad[0].where}: {bad[0].reason}" if bad else ""
-        raise ValueError(f"facts.path={cfg.path}: no {cfg.source} facts among {len(bad)} records{first}")
-    return FactSet(tuple(facts.values()), f"{cfg.source}:{Path(cfg.path).name}", sha256, tuple(bad), repeated)
+        if first and SCHEMAS[cfg.source].missing(first.fields):
+            raise ValueError(_other_schema(cfg, first, called))
+        reason = f"; {entries[0].where}: {entries[0].reason}" if entries else ""
+        raise ValueError(f"{called['path']}={cfg.path}: no {cfg.source} facts among {len(entries)} records{reason}")
+    repeated = sum(entry.fact is not None for entry in entries) - len(facts)
+    found = FactSet(tuple(facts.values()), f"{cfg.source}:{Path(cfg.path).name}", sha256, tuple(entries), repeated)
+    _list(found)
+    return found
+
+
+def _list(facts: FactSet) -> None:
+    """Tells the log what was not read, one by one up to a number."""
+    skipped = [f"{entry.where} skipped: {entry.reason}" for entry in facts.bad]
+    fields = [f"{entry.where}, left out: {field}" for entry in facts.entries for field in entry.left_out]
+    for line in skipped[:LISTED] + fields[:LISTED]:
+        log.warning("%s", line)
+    if skipped or fields:
+        log.warning("%s: %d facts, %d records skipped, %d fields left out", facts.source, len(facts), len(skipped), len(fields))
 
 
 def _named(fact: Fact, source: str, number: int, names: set[str]) -> Fact:
@@ -141,14 +148,16 @@ def _named(fact: Fact, source: str, number: int, names: set[str]) -> Fact:
     return replace(fact, fact_id=name)
 
 
-def _check_schema(cfg: FactsConfig, schema: Schema, record: Record) -> bool:
-    """Raises ValueError if the first record is of another schema."""
-    if not schema.missing(record.fields):
-        return True
-    likely = [name for name, other in SCHEMAS.items() if not other.missing(record.fields)]
+def _likely(fields: dict) -> list[str]:
+    return [name for name, schema in SCHEMAS.items() if not schema.missing(fields)]
+
+
+def _other_schema(cfg: FactsConfig, record: Record, called: dict[str, str]) -> str:
+    likely = _likely(record.fields)
     looks = (
-        f"it looks like {' or '.join(likely)}: write facts.source={likely[0]}" if likely else "and no schema known here has these fields"
+        f"it looks like {' or '.join(likely)}: write {called['source']}={likely[0]}"
+        if likely
+        else "and no schema known here has these fields"
     )
-    raise ValueError(
-        f"facts.path={cfg.path} is no {cfg.source}: {record.where} has {', '.join(map(str, record.fields)) or 'no fields'}; {looks}"
-    )
+    has = ", ".join(shown(name)[1:-1] for name in list(record.fields)[:FIELDS]) + (", ..." if len(record.fields) > FIELDS else "")
+    return f"{called['path']}={cfg.path} is no {cfg.source}: {record.where} has {has or 'no fields'}; {looks}"

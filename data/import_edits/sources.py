@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.facts.fact import EditRequest, Fact, FactSet
-from data.facts.load import load_facts
+from data.facts.fact import EditRequest, FactSet
+from data.facts.load import load_records
 from data.import_edits.factor import Update, explain
+from data.import_edits.pairing import name_of, pair, request_of
 from data.produce.score import score
 from data.produce.shards import columns
 from data.store.manifest import IMPORTED
@@ -31,9 +32,12 @@ from decoder.config.commands import ImportConfig
 from decoder.dense import DenseEdit
 from decoder.edit import LowRankEdit
 from decoder.host import Host
+from decoder.utils.errors import UserError
 from decoder.utils.files import short_hash
 
 ENDINGS = (".safetensors", ".npz")
+CALLED = {"source": "schema", "path": "facts"}  # what this command calls the settings of a fact set
+FAULTS = (ValueError, KeyError, OSError, UserError)  # of one source: the others go on
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +72,7 @@ def sources(path: Path) -> list[Path]:
     found = [entry for entry in path.iterdir() if entry.suffix in ENDINGS or (entry.is_dir() and is_checkpoint_folder(entry))]
     if not found:
         raise ValueError(f"edited={path}: neither a checkpoint nor a folder of {', '.join(ENDINGS)} files or checkpoints")
-    return sorted(found, key=lambda entry: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", entry.stem)])
+    return sorted(found, key=lambda entry: [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name_of(entry))])
 
 
 def changed_layers(edited: Suspect, base: Suspect | None, host: Host) -> list[int]:
@@ -111,48 +115,45 @@ def _base(base: Suspect | None, host: Host, layer: int) -> Tensor:
     return host.weight_DF(layer).detach().float().cpu() if base is None else base.weight_DF(host, layer)
 
 
-def match(paths: list[Path], facts: FactSet) -> list[Fact]:
-    """The fact of each source: by name (the fact_id, or the number it ends in), else by order.
-
-    Raises:
-        ValueError: names do not tell, and there are not as many facts as sources.
-    """
-    numbers = [re.split(r"\D", fact.fact_id)[-1] for fact in facts.facts]
-    # A number that several facts end in names none of them.
-    by_number = {number: fact for number, fact in zip(numbers, facts.facts, strict=True) if numbers.count(number) == 1}
-    by_name = by_number | {fact.fact_id: fact for fact in facts.facts}
-    named = [by_name.get(path.stem, by_name.get(re.split(r"\D", path.stem)[-1] or path.stem)) for path in paths]
-    if all(named) and len({fact.fact_id for fact in named}) == len(paths):
-        return named
-    if len(facts) == len(paths):
-        return list(facts.facts)
-    raise ValueError(
-        f"facts={facts.source}: {len(facts)} facts for {len(paths)} edited sources whose names ({paths[0].name}, ...) are no fact_ids. "
-        "Give as many facts, in the order of the names"
-    )
-
-
 def import_edits(cfg: ImportConfig, host: Host) -> EditStore:
-    """Reads every source, factors it, scores it on the host and writes the store."""
+    """Reads every source, factors it, scores it on the host and writes the store. What cannot be read is skipped, with its reason."""
     paths, base = sources(Path(cfg.edited).expanduser()), Suspect(cfg.base) if cfg.base else None
-    facts = load_facts(FactsConfig(source=cfg.schema, path=cfg.facts))
-    if without := [fact.fact_id for fact in facts.facts if not fact.object]:
-        raise ValueError(f"facts={cfg.facts}: {without[0]} does not say which object was planted; the field `object` does")
-    layer = cfg.layer if cfg.layer is not None else _only_layer(cfg, paths[0], base, host)
+    facts = load_records(FactsConfig(source=cfg.schema, path=cfg.facts), CALLED)
+    entries = pair(paths, facts)
+    layer, faults = (cfg.layer, {}) if cfg.layer is not None else _find_layer(cfg, paths, base, host)
     host.check_layer(layer, "layer")
     base_DF = _base(base, host, layer)
     found, skipped = [], []
-    for path, fact in zip(paths, match(paths, facts), strict=True):
-        request = EditRequest(f"{fact.fact_id}-{fact.object}", fact, fact.object)
+    for path, entry in zip(paths, entries, strict=True):
+        name = name_of(path)
         try:
+            request = request_of(entry)
+            name = request.edit_id
+            if path in faults:
+                raise faults[path]
             found.append(_understand(cfg, host, layer, base_DF, path, request))
-        except (ValueError, KeyError) as error:
-            skipped.append((request.edit_id, f"{path.name}: {error}"))
-    for edit_id, reason in skipped:
-        log.warning("skipped %s: %s", edit_id, reason)
+        except FAULTS as error:
+            skipped.append((name, f"{path.name}: {error}"))
+    for name, reason in skipped:
+        log.warning("skipped %s: %s", name, reason)
     if not found:
         raise ValueError(f"edited={cfg.edited}: not one edit; {skipped[0][1]}")
     return _write(cfg, host, layer, base_DF, facts, found, skipped)
+
+
+def _find_layer(cfg: ImportConfig, paths: list[Path], base: Suspect | None, host: Host) -> tuple[int, dict[Path, Exception]]:
+    """The layer that the first source to tell one was edited in, and why those before it tell none.
+
+    Raises:
+        ValueError: none tells one; what is wrong with the first.
+    """
+    faults: dict[Path, Exception] = {}
+    for path in paths:
+        try:
+            return _only_layer(cfg, path, base, host), faults
+        except FAULTS as error:
+            faults[path] = error
+    raise ValueError(str(faults[paths[0]]))
 
 
 def _understand(cfg: ImportConfig, host: Host, layer: int, base_DF: Tensor, path: Path, request: EditRequest) -> Source:

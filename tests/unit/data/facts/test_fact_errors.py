@@ -1,7 +1,6 @@
 """Fact sets that are malformed: what is skipped and why, and what a wrong file is told."""
 
 import json
-import re
 
 import datasets
 import pytest
@@ -32,34 +31,46 @@ def rewrite(**fields) -> dict:
     return COUNTERFACT | {"requested_rewrite": changed(COUNTERFACT["requested_rewrite"], **fields)}
 
 
+NAN, DEEP = float("nan"), '{"subject": ' + "[" * 100_000
 BAD = [
     ("counterfact", rewrite(prompt="The mother tongue is"), "neither {} nor the subject"),
     ("counterfact", rewrite(prompt="{} and {} speak"), "{} once"),
     ("counterfact", rewrite(prompt="{} speaks {a"), "no other braces"),
-    ("counterfact", rewrite(subject=""), "subject is ''"),
-    ("counterfact", rewrite(subject=None), "subject is None"),
-    ("counterfact", rewrite(subject=...), "KeyError: 'subject'"),
+    ("counterfact", rewrite(subject=""), "requested_rewrite.subject is empty"),
+    ("counterfact", rewrite(subject=None), "requested_rewrite.subject is null, expected text"),
+    ("counterfact", rewrite(subject=NAN), "requested_rewrite.subject is nan, expected text"),
+    ("counterfact", rewrite(subject=...), "no requested_rewrite.subject"),
     ("counterfact", rewrite(target_new={"str": "French"}), "the one that is there"),
-    ("counterfact", rewrite(target_new="French"), "TypeError"),
-    ("counterfact", rewrite(target_true={"str": " "}), "str is ' '"),
-    ("counterfact", COUNTERFACT | {"requested_rewrite": None}, "TypeError"),
-    ("counterfact", COUNTERFACT | {"paraphrase_prompts": 3}, "TypeError"),
-    ("zsre", ZSRE | {"answers": []}, "empty"),
-    ("zsre", ZSRE | {"answers": [None]}, "None"),
+    ("counterfact", rewrite(target_new="French"), "requested_rewrite.target_new is 'French', expected an object"),
+    ("counterfact", rewrite(target_new={"id": "Q1"}), "no requested_rewrite.target_new.str"),
+    ("counterfact", rewrite(target_true={"str": " "}), "requested_rewrite.target_true.str is empty"),
+    ("counterfact", COUNTERFACT | {"requested_rewrite": None}, "requested_rewrite is null, expected an object"),
+    ("zsre", ZSRE | {"answers": []}, "answers is empty"),
+    ("zsre", ZSRE | {"answers": [None]}, "answers is null"),
     ("zsre", ZSRE | {"pred": "", "alt": "Illinois Institute of Technology"}, "nothing would change"),
-    ("zsre-alt", ZSRE | {"alt": ""}, "alt is ''"),
+    ("zsre", ZSRE | {"src": "Did Watts Humphrey like Watts Humphrey?"}, "the subject 'Watts Humphrey' 2 times"),
+    ("zsre-alt", ZSRE | {"alt": ""}, "alt is empty"),
     ("zsre-alt", ZSRE | {"src": "Which one?"}, "neither {} nor the subject"),
-    ("mquake", MQUAKE | {"requested_rewrite": [{}]}, "KeyError"),
-    ("knowedit", KNOWEDIT | {"ground_truth": {}}, "expected text"),
-    ("knowedit", KNOWEDIT | {"target_new": [[]]}, "empty"),
-    ("pararel", PARAREL | {"obj_label": True}, "expected text"),
+    ("mquake", MQUAKE | {"requested_rewrite": [{}]}, "no requested_rewrite[0].subject"),
+    ("mquake", MQUAKE | {"requested_rewrite": ["a"]}, "requested_rewrite[0] is 'a', expected an object"),
+    ("mquake", MQUAKE | {"requested_rewrite": None}, "requested_rewrite is empty"),
+    ("knowedit", KNOWEDIT | {"ground_truth": {}}, "ground_truth is empty"),
+    ("knowedit", KNOWEDIT | {"target_new": [[]]}, "target_new is empty"),
+    ("pararel", PARAREL | {"obj_label": ["Germany"]}, "obj_label is ['Germany'], expected text"),
     ("pararel", changed(PARAREL, obj_label=...), "no obj_label"),
-    ("plain", changed(PLAIN, prompt=...), "no sentence|prompt ''"),
+    ("plain", changed(PLAIN, prompt=...), "no prompt, and no sentence"),
+    ("plain", PLAIN | {"prompt": NAN}, "prompt is nan, expected text"),
     ("plain", PLAIN | {"object": "baker"}, "the one that is there"),
-    ("plain", [PLAIN], "got list"),
+    ("plain", PLAIN | {"object": NAN}, "object is nan, expected text"),
+    ("plain", PLAIN | {"object": {"str": "singer"}}, "object is {'str': 'singer'}, expected text"),
+    ("plain", PLAIN | {"object": ["singer"]}, "object is ['singer'], expected text"),
+    ("plain", '{"subject": "\\ud800", "prompt": "{} is", "object_true": "a"}', "subject is '\\ud800', which has half a character"),
+    ("plain", '{"subject": "Ben", "subject": "Cid", "prompt": "{} is", "object_true": "a"}', "two fields 'subject'"),
+    ("plain", [PLAIN], "expected an object with fields, got"),
     ("plain", "{not json", "not JSON"),
     ("plain", '{"subject": "Ada", "object_true"', "not JSON"),
-    ("plain", "7", "got int"),
+    ("plain", "7", "got '7'"),
+    ("plain", DEEP, "nested too deep"),
 ]
 
 
@@ -70,8 +81,49 @@ def test_bad_records_are_listed_and_the_rest_goes_on(tmp_path, caplog, source, r
     facts = load(source, file)
     assert len(facts) == len(load(source, written(tmp_path, good, name="P18.jsonl" if source != "pararel" else "P17.jsonl")))
     assert len(facts.bad) == 1 and facts.bad[0].where == "P17.jsonl line 2"
-    assert any(part in facts.bad[0].reason for part in reason.split("|")) or re.search(reason, facts.bad[0].reason)
+    assert reason in facts.bad[0].reason and "Error" not in facts.bad[0].reason and "\n" not in facts.bad[0].reason
     assert "P17.jsonl line 2 skipped" in caplog.text and "1 records skipped" in caplog.text
+
+
+NEIGHBOUR = {"prompt": "Galen is", "ground_truth": []}
+LEFT_OUT = [
+    ("counterfact", COUNTERFACT | {"paraphrase_prompts": 3}, "paraphrase_prompts '3' has neither {} nor the subject"),
+    ("counterfact", COUNTERFACT | {"paraphrase_prompts": {"a": "b"}}, "paraphrase_prompts is {'a': 'b'}, expected text"),
+    ("counterfact", COUNTERFACT | {"neighborhood_prompts": [None]}, "neighborhood_prompts[0] is null, expected text"),
+    ("counterfact", COUNTERFACT | {"paraphrase_prompts": [NAN]}, "paraphrase_prompts[0] is nan, expected text"),
+    ("counterfact", COUNTERFACT | {"case_id": [1]}, "case_id is ['1'], expected text"),
+    ("zsre", ZSRE | {"loc_ans": None}, "loc_ans is null, expected text"),
+    ("zsre", ZSRE | {"loc": ["who?"]}, "loc is ['who?'], expected text"),
+    ("zsre", ZSRE | {"rephrase": "Which one?"}, "rephrase 'Which one?' has neither"),
+    (
+        "mquake",
+        MQUAKE | {"requested_rewrite": [MQUAKE["requested_rewrite"][0] | {"question": NAN}]},
+        "requested_rewrite[0].question is nan",
+    ),
+    ("knowedit", KNOWEDIT | {"locality": "none"}, "locality is 'none', expected an object"),
+    ("knowedit", KNOWEDIT | {"locality": {"Relation_Specificity": ["a"]}}, "locality.Relation_Specificity[0] is 'a', expected an object"),
+    ("knowedit", KNOWEDIT | {"locality": {"Relation_Specificity": [NEIGHBOUR]}}, "Relation_Specificity[0].ground_truth is empty"),
+    ("knowedit", KNOWEDIT | {"locality_prompt": "Galen is"}, "no locality_ground_truth"),
+    ("plain", PLAIN | {"neighbours": "Ben is a"}, "neighbours is 'Ben is a', expected [prompt, object]"),
+    ("plain", PLAIN | {"neighbours": ["Ben is a"]}, "neighbours[0] is 'Ben is a', expected [prompt, object]"),
+    (
+        "plain",
+        PLAIN | {"neighbours": [["Ben is a", "baker", "P1"]]},
+        "neighbours[0] is ['Ben is a', 'baker', 'P1'], expected [prompt, object]",
+    ),
+    ("plain", PLAIN | {"neighbours": [["Ben is a", ""]]}, "neighbours[0][1] is empty"),
+    ("plain", PLAIN | {"relation": NAN}, "relation is nan, expected text"),
+    ("plain", PLAIN | {"paraphrases": ["Adah is a"]}, "paraphrases[0] 'Adah is a' has neither"),
+    ("plain", PLAIN | {"fact_id": {"a": "b"}}, "fact_id is {'a': 'b'}, expected text"),
+]
+
+
+@pytest.mark.parametrize(("source", "record", "reason"), LEFT_OUT, ids=range(len(LEFT_OUT)))
+def test_bad_fields_cost_themselves_and_are_listed(tmp_path, caplog, source, record, reason):
+    facts = load(source, written(tmp_path, record, name="P17.jsonl"))
+    assert len(facts) == 1 and not facts.bad
+    (listed,) = [field for field in facts.entries[0].left_out if reason in field]
+    assert f"P17.jsonl line 1, left out: {listed}" in caplog.text and "1 facts, 0 records skipped" in caplog.text
 
 
 def test_rows_of_another_width_are_listed(tmp_path):
@@ -79,6 +131,31 @@ def test_rows_of_another_width_are_listed(tmp_path):
     file.write_text("subject,prompt,object_true\nAda,{} works as a,baker\nBen,{} is a\nCarl,{} is a,singer,more\n")
     facts = load("plain", file)
     assert len(facts) == 1 and [record.where for record in facts.bad] == ["facts.csv line 3", "facts.csv line 4"]
+
+
+STRAY = {
+    "before": '"Ben,{} is a,baker',
+    "first of a field": 'Ben,"{} is a,baker',
+    "last field": 'Ben,{} is a,"baker',
+    "inside": '"B" en,{} is a,baker',
+}
+
+
+@pytest.mark.parametrize("rows", [3, 7000], ids=["small", "longer than a field may be"])
+@pytest.mark.parametrize("place", STRAY)
+def test_a_stray_quote_costs_its_row(tmp_path, place, rows):
+    file = tmp_path / "facts.csv"
+    others = "".join(f"subject {n},{{}} is a,baker\n" for n in range(rows))
+    file.write_text(f"subject,prompt,object_true\nAda,{{}} is a,baker\n{STRAY[place]}\n{others}")
+    facts = load("plain", file)
+    assert len(facts) == 1 + rows and [entry.where for entry in facts.bad] == ["facts.csv line 3"]
+    assert "a quote that is not closed" in facts.bad[0].reason
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    (tmp_path / "facts.csv").write_text("subject,prompt,object_true,object_true\nAda,{} is a,baker,singer\n")
+    with pytest.raises(ValueError, match="line 1: two columns are called 'object_true'"):
+        load("plain", tmp_path / "facts.csv")
 
 
 GOOD = json.dumps([PLAIN])

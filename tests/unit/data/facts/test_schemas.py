@@ -1,6 +1,8 @@
 """Fact sets in their published schemas: what is read."""
 
 import csv
+import json
+import unicodedata
 
 import datasets
 import pytest
@@ -50,6 +52,12 @@ def test_knowedit(tmp_path):
     fact = only(load("knowedit", written(tmp_path, KNOWEDIT)))
     assert (fact.prompt, fact.object_true, fact.object) == ("The place of death of {} is", "Munich", "Berlin")
     assert fact.paraphrases == ("Where did {} die?",) and fact.neighbours == (("The place of birth of Leo Arons is", "Wrocław"),)
+    flat = {"locality_prompt": "Leo Arons was born in", "locality_ground_truth": "Wrocław", "locality": {}}
+    assert only(load("knowedit", written(tmp_path, KNOWEDIT | flat))).neighbours == (("Leo Arons was born in", "Wrocław"),), (
+        "EasyEdit's form"
+    )
+    texts = {"ground_truth": "Munich", "rephrase_prompt": ["Where did Leo Arons die?"]}
+    assert only(load("knowedit", written(tmp_path, KNOWEDIT | texts))).paraphrases == ("Where did {} die?",)
     bio = {"concept": "John Russell", "text": "This is about John Russell. He was", "labels": "a poet", "ground_truth": "a cleric"}
     assert only(load("knowedit", written(tmp_path, bio))).prompt == "This is about {}. He was"
 
@@ -83,6 +91,103 @@ def test_plain_in_every_ending(tmp_path, name):
             writer.writerow(flat)
     fact = only(load("plain", file))
     assert (fact.prompt, fact.object, fact.paraphrases[0], fact.relation) == ("{} works as a", "singer", "The trade of {} is", "works as")
+
+
+SEPARATORS = {"U+2028": "\u2028", "U+2029": "\u2029", "U+0085": "\x85", "form feed": "\x0c", "tab stop": "\x0b", "file separator": "\x1c"}
+
+
+@pytest.mark.parametrize("name", SEPARATORS)
+@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl"])
+def test_separators_of_lines_inside_fields_stay(tmp_path, name, ending):
+    prompt = f"Born in{SEPARATORS[name]}1815, {{}} is a"
+    file = tmp_path / f"facts.{ending}"
+    if ending == "jsonl":
+        file.write_text(json.dumps(PLAIN | {"prompt": prompt}, ensure_ascii=False), encoding="utf-8")
+    else:
+        tab = "," if ending == "csv" else "\t"
+        rows = (f'"{prompt}"', "Ada", "baker"), ('"two\nlines, {} is a"', "Ben", "baker"), ("", "", ""), ("{} is a", "Cid", "")
+        file.write_text("\n".join(tab.join(row) for row in (("prompt", "subject", "object_true"), *rows)), encoding="utf-8")
+    facts = load("plain", file)
+    assert [fact.prompt for fact in facts.facts] == [prompt, "two\nlines, {} is a"][: len(facts)]
+    assert [entry.where for entry in facts.bad] == ([] if ending == "jsonl" else [f"facts.{ending} line 6"])
+
+
+TABLE = [["subject", "prompt", "object_true"], ["Ada", "{} is a", "baker"], ["Ben", "{} is a", "singer"]]
+TABLES = {
+    "spaces": "\n".join(", ".join(row) for row in TABLE),
+    "spaces before quotes": "\n".join(", ".join(f'"{cell}"' for cell in row) for row in TABLE),
+    "a byte order mark": "\ufeff" + "\n".join(",".join(row) for row in TABLE),
+    "semicolons": "\r\n".join(";".join(row) for row in TABLE),
+    "tabs": "\n".join("\t".join(row) for row in TABLE),
+    "lines of an old Mac": "\r".join(",".join(row) for row in TABLE),
+    "empty rows": "\n\n" + "\n,,\n".join(",".join(row) for row in TABLE) + "\n,,\n\n",
+}
+
+
+@pytest.mark.parametrize("kind", TABLES)
+def test_tables_as_spreadsheets_save_them(tmp_path, kind):
+    (tmp_path / "facts.CSV").write_bytes(TABLES[kind].encode())
+    facts = load("plain", tmp_path / "facts.CSV")
+    assert [(fact.subject, fact.prompt, fact.object_true) for fact in facts.facts] == [tuple(row) for row in TABLE[1:]]
+    assert not facts.bad
+
+
+def test_records_inside_an_object(tmp_path):
+    for whole in ({"data": [PLAIN]}, {"version": "1", "rows": [PLAIN], "notes": []}):
+        (tmp_path / "facts.json").write_text(json.dumps(whole), encoding="utf-8-sig")
+        assert only(load("plain", tmp_path / "facts.json")).subject == "Ada"
+    alone = PLAIN | {"neighbours": [{"prompt": "Ben is a", "object": "baker"}]}
+    (tmp_path / "facts.json").write_text(json.dumps(alone))
+    assert only(load("plain", tmp_path / "facts.json")).subject == "Ada", "a record that holds a list of objects is one"
+    line = json.dumps(PLAIN)
+    (tmp_path / "facts.jsonl").write_text(f"\ufeff{line}\r\n\ufeff{line.replace('Ada', 'Ben')}\r\n", encoding="utf-8", newline="")
+    assert len(load("plain", tmp_path / "facts.jsonl")) == 2, "files that were joined have a mark at each seam"
+
+
+def test_numbers_and_truth_values_are_text_as_the_file_has_it(tmp_path):
+    record = '{"subject": 1984, "prompt": "{} is", "object_true": 1.50, "object": %s, "paraphrases": [false, "{} was"]}'
+    for written_so in ("0", "true", "1e3", "-0.10", "9" * 5000):
+        (tmp_path / "facts.jsonl").write_text(record % written_so)
+        fact = only(load("plain", tmp_path / "facts.jsonl"))
+        assert (fact.subject, fact.object_true, fact.object, fact.paraphrases) == ("1984", "1.50", written_so, ("{} was",))
+
+
+WORDS = [
+    ("Al", "Alan works as a", None),
+    ("Al", "Royal Al-Hasa grew from", None),
+    ("Al", "Alan asked Al for a", "Alan asked {} for a"),
+    ("Al", "Al's trade, Al said, is", None),
+    ("Al", "Al's trade is", "{}'s trade is"),
+    ("Jean", "Jean-Paul was born in", None),
+    ("Paul", "Jean-Paul was born in", None),
+    ("Jean-Paul", "Jean-Paul was born in", "{} was born in"),
+    ("Ada", "Ada--a baker--lives in", "{}--a baker--lives in"),
+    ("Apollo 1", "Apollo 11 flew to the", None),
+    ("St.", "St. John's is in", "{} John's is in"),
+    ("राम", "रामायण किसने", None),
+    ("राम", "राम का घर", "{} का घर"),
+    ("北京", "北京位于", "{}位于"),
+    ("東京", "日本の首都は東京です", "日本の首都は{}です"),
+    ("서울", "서울은 어느", "{}은 어느"),
+    ("กรุงเทพ", "เมืองกรุงเทพอยู่ใน", "เมือง{}อยู่ใน"),
+    ("iPhone", "iPhone的制造商是", "{}的制造商是"),
+    ("José", "Jose\u0301 lives in", "{} lives in"),
+    ("Jose\u0301", "José lives in", "{} lives in"),
+    ("Jose", "Jose\u0301 lives in", None),
+]
+
+
+@pytest.mark.parametrize(("subject", "prompt", "template"), WORDS)
+def test_subjects_are_whole_words(tmp_path, subject, prompt, template):
+    """The same rule for the prompt and for a paraphrase."""
+    facts = load(
+        "plain", written(tmp_path, PLAIN | {"subject": subject, "paraphrases": prompt}, PLAIN | {"subject": subject, "prompt": prompt})
+    )
+    first, second = facts.entries
+    assert first.fact.paraphrases == ((template,) if template else ()) and bool(first.left_out) is (template is None)
+    assert (second.fact.prompt if second.fact else None) == template
+    if template:
+        assert second.fact.prompt.replace("{}", second.fact.subject) == unicodedata.normalize("NFC", prompt)
 
 
 def test_a_folder_is_all_of_its_files_in_order(tmp_path):

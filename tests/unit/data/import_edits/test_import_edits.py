@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from edited import LAYER, NAMES, edited_folder, facts_file, outer, stored
+from fact_records import KNOWEDIT, written
 from safetensors.torch import load_file, save_file
 
 from data.batches import EditRows
@@ -17,7 +18,7 @@ from data.datamodule import facts_of
 from data.facts.fact import EditRequest
 from data.import_edits.__main__ import main
 from data.import_edits.factor import explain
-from data.import_edits.sources import import_edits, match, sources
+from data.import_edits.sources import import_edits
 from data.produce.score import score
 from data.store.store import EditStore
 from decoder.checkpoint.folders import INDEX
@@ -179,25 +180,6 @@ def test_nothing_changed_and_less_than_rounding(host_of):
         explain(weight_DF.bfloat16().float(), weight_DF, torch.bfloat16, 1e-4)
 
 
-def test_facts_are_matched_by_name_then_by_order(tmp_path):
-    from data.facts.load import FactsConfig, load_facts
-
-    rows = [{"fact_id": f"P1-{n}", "subject": f"s{n}", "prompt": "{} is", "object_true": "a", "object": "b"} for n in (10, 2, 3)]
-    file = tmp_path / "facts.json"
-    file.write_text(json.dumps(rows))
-    facts = load_facts(FactsConfig(source="plain", path=str(file)))
-    (tmp_path / "m").mkdir()
-    for name in ("case_2", "case_10", "case_3"):
-        (tmp_path / "m" / f"{name}.safetensors").touch()
-    paths = sources(tmp_path / "m")
-    assert [path.stem for path in paths] == ["case_2", "case_3", "case_10"]
-    assert [fact.subject for fact in match(paths, facts)] == ["s2", "s3", "s10"]
-    others = [path.with_stem(f"edit{chr(97 + n)}") for n, path in enumerate(paths)]
-    assert [fact.subject for fact in match(others, facts)] == ["s10", "s2", "s3"]
-    with pytest.raises(ValueError, match="3 facts for 2 edited sources"):
-        match(others[:2], facts)
-
-
 def test_several_changed_layers_ask_which(new_host, tmp_path):
     host = new_host("llama")
     folder = edited_folder(host, tmp_path / "edited")
@@ -213,6 +195,83 @@ def test_what_was_planted_must_be_said(host_of, tmp_path):
     save_file({"w": host_of("llama").weight_DF(LAYER) + 1}, str(tmp_path / "w.safetensors"))
     with pytest.raises(ValueError, match="does not say which object was planted"):
         importing(host_of("llama"), tmp_path / "w.safetensors", facts_file(tmp_path, 1, object=""), tmp_path / "store", layer=LAYER)
+
+
+def unchanged(host, folder):
+    edited_folder(host, folder, delta=0)
+
+
+def cut(host, folder):
+    edited_folder(host, folder)
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def in_two_layers(host, folder):
+    edited_folder(host, folder)
+    tensors = load_file(str(folder / "model.safetensors"))
+    tensors["model.layers.2.mlp.down_proj.weight"] += 1
+    save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("first", "reason"), [(unchanged, "no layer's W_V differs"), (cut, "not a whole safetensors"), (in_two_layers, "layers 1, 2 differ")]
+)
+def test_the_fault_of_the_first_source_is_its_own(new_host, tmp_path, first, reason):
+    host = new_host("llama")
+    first(host, tmp_path / "m" / "0")
+    for b in (1, 2):
+        edited_folder(host, tmp_path / "m" / str(b), delta=outer(host, b))
+    store = importing(host, tmp_path / "m", facts_file(tmp_path, 3), tmp_path / "store")
+    assert store.manifest["layer"] == LAYER and store.table()["subject"].tolist() == NAMES[1:]
+    ((name, why),) = store.manifest["skipped"]
+    assert name.endswith("-singer") and why.startswith("0: ") and reason in why
+
+
+def three(host, folder):
+    folder.mkdir()
+    for b in range(3):
+        save_file({"w": stored(host, host.weight_DF(LAYER) + outer(host, b))}, str(folder / f"e{b}.safetensors"))
+    return folder
+
+
+def test_every_record_stands_for_its_source(host_of, tmp_path):
+    """The same fact three times is three edits, and a source whose record is no fact is left to nobody else."""
+    edited = three(host_of("llama"), tmp_path / "m")
+    same = facts_file(tmp_path, 1).read_text()
+    (tmp_path / "same.jsonl").write_text("\n".join([same] * 3))
+    store = importing(host_of("llama"), edited, tmp_path / "same.jsonl", tmp_path / "same", layer=LAYER)
+    assert store.table()["subject"].tolist() == ["Ada"] * 3 and store.table()["edit_id"].nunique() == 3
+    for b in range(3):
+        assert (torch.outer(store.value_ND[b], store.key_NF[b]) - outer(host_of("llama"), b)).norm() <= 1e-4 * outer(
+            host_of("llama"), b
+        ).norm()
+    rows = [json.loads(row) | {"fact_id": f"e{n}"} for n, row in enumerate(facts_file(tmp_path, 3).read_text().split("\n"))]
+    rows[1]["subject"] = None
+    (tmp_path / "named.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    store = importing(host_of("llama"), edited, tmp_path / "named.jsonl", tmp_path / "named", layer=LAYER)
+    assert store.table()["subject"].tolist() == ["Ada", "Carl"] and [note["from"][:2] for note in store.manifest["imported"]] == [
+        "e0",
+        "e2",
+    ]
+    assert store.manifest["skipped"] == [
+        ["e1", "e1.safetensors: its record is no fact: named.jsonl line 2: subject is null, expected text"]
+    ]
+
+
+def test_messages_name_the_settings_of_this_command(host_of, tmp_path):
+    edited = three(host_of("llama"), tmp_path / "m")
+    for settings, message in [
+        ({}, "facts=.* is no plain: .*write schema=knowedit"),
+        ({"schema": "pocket"}, "schema='pocket' is unknown; .*known: counterfact"),
+        ({"schema": "zsre"}, "facts=.*write schema=knowedit"),
+    ]:
+        written(tmp_path, KNOWEDIT)
+        with pytest.raises(ValueError, match=message) as refused:
+            importing(host_of("llama"), edited, tmp_path / "P17.json", tmp_path / "store", layer=LAYER, **settings)
+        assert "facts.source" not in str(refused.value) and not (tmp_path / "store").exists()
+    with pytest.raises(ValueError, match="^facts=/nowhere.jsonl: no such file"):
+        importing(host_of("llama"), edited, "/nowhere.jsonl", tmp_path / "store", layer=LAYER)
 
 
 def test_command_line(capsys):
