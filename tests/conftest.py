@@ -5,8 +5,10 @@ Shape letters: B edits, D hidden width, F MLP width.
 
 import copy
 import hashlib
+import os
 import signal
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +18,19 @@ from torch import nn
 from decoder.dense import DenseEdit
 from decoder.edit import Edit, RankOneEdit
 from decoder.host import Host, tensor_bytes
+from decoder.utils.cores import THREADS, available_cores, worker_environment
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """A process a core; one for named files, which start sooner so, and for slow tests, which start several and kill by the clock."""
+    named = all(Path(argument.partition("::")[0]).suffix == ".py" for argument in config.args)
+    return 0 if named or config.option.markexpr == "slow" else available_cores()
+
+
+def pytest_xdist_setupnodes(specs: list) -> None:
+    """Each process, and what its tests start, has its share of the cores."""
+    share = worker_environment(0, len(specs))
+    os.environ.update({name: share[name] for name in THREADS})
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ import os
 import pty
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -54,16 +53,15 @@ def test_a_run_of_a_grid_is_the_run_alone(grid, smoke):
 
 
 def test_the_second_run_on_the_same_edits_has_nothing_to_open(grid):
-    seconds = results(grid[0])["rome-e1-t1-s1"]["seconds"]
-    assert seconds["host"] < 0.1 and seconds["edits"] < 0.1
+    first, second = (results(grid[0])[f"rome-e1-t1-s{seed}"]["seconds"] for seed in (0, 1))
+    assert second["host"] < first["host"] / 10 and second["edits"] < first["edits"] / 10
 
 
 def test_finished_runs_are_skipped_and_failed_ones_tried_again(grid, command):
     runs, _ = grid
     written = {file: file.stat().st_mtime_ns for file in runs.rglob("result.json")}
-    started = time.monotonic()
     done = command("train.py", "-m", "experiment=smoke", "seed=0,1", f"runs={runs}", "wandb.mode=disabled")
-    assert done.returncode == 0 and "Nothing to run" in done.stdout and time.monotonic() - started < 5
+    assert done.returncode == 0 and "Nothing to run" in done.stdout
     again = command("train.py", "-m", *SHOWN, f"runs={runs}")
     assert again.returncode == 1 and "2 to run" in again.stdout
     changed = {file.parent.name for file, before in written.items() if file.stat().st_mtime_ns != before}

@@ -18,6 +18,7 @@ import pandas as pd
 import pytest
 import torch
 from datasets import load_from_disk
+from forked import started
 from safetensors.torch import load_file
 
 from data.store.store import EditStore, partial_folder
@@ -26,10 +27,6 @@ from decoder.report.results import is_finished
 SEED = 20
 KILLS = 21
 ORDER = ("edits", "edits", "edits", "fit", "fit", "export", "export")
-FORKED = multiprocessing.get_context("forkserver")
-FORKED.set_forkserver_preload(
-    ["train", "data.produce.shards", "data.workspace", "decoder.training.module", "decoder.training.trainer", "decoder.export.save"]
-)
 ARGUMENTS = (
     "experiment=smoke", "optim.epochs=8", "wandb.mode=disabled", "trainer.accelerator=cpu", "edits.shard_size=16", "edits.key_tokens=5000",
     "edits.contexts=2", "decoder.beams=2", "decoder.max_object_tokens=3",
@@ -42,12 +39,6 @@ def train(*argv: str) -> None:
     os.environ["WANDB_MODE"] = "disabled"
     torch.set_num_threads(1)
     train.main(list(argv))
-
-
-def started(target: Callable, *arguments) -> multiprocessing.Process:
-    process = FORKED.Process(target=target, args=arguments)
-    process.start()
-    return process
 
 
 def kill(process: multiprocessing.Process) -> bool:
@@ -176,7 +167,7 @@ def tiny_decoder():
 
 def export_forever(folder: Path) -> None:
     """Exports to one place again and again; config and weights tell which time it was."""
-    from test_export import FACTS
+    from changed_decoders import FACTS
 
     from decoder.export.save import save_decoder
 

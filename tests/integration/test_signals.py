@@ -1,6 +1,7 @@
 """A program that is told to end says one line, exits as a shell expects, blames no run for it, and takes its workers with it."""
 
 import os
+import pkgutil
 import signal
 import subprocess
 import sys
@@ -8,36 +9,53 @@ import time
 from pathlib import Path
 
 import pytest
+from forked import started
 
 ROOT = Path(__file__).parents[2]
 SIGNALS = [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 STAGES = {
-    "fit": "from decoder.training.module import DecoderModule as place; name = 'on_validation_start'",
-    "test": "from decoder.training.module import DecoderModule as place; name = 'on_test_start'",
-    "calibration": "from launcher import summary as place; name = 'calibration'",
+    "fit": ("decoder.training.module.DecoderModule", "on_validation_start"),
+    "test": ("decoder.training.module.DecoderModule", "on_test_start"),
+    "calibration": ("launcher.summary", "calibration"),
 }
-PROGRAM = "import os, train; {place}; setattr(place, name, lambda *_: os.kill(os.getpid(), {signal})); train.main({argv})"
+# A run that sleeps, in workers that import nothing heavy for it.
 WORKERS = """
-import os, time
+import os, sys, time, types
 import train, launcher.workers
 
-def go_on(cfg, folder, workspace):
-    (folder / "pid").write_text(str(os.getpid()))
+def go_on(run, workspace):
+    run.folder.mkdir(parents=True, exist_ok=True)
+    (run.folder / "pid").write_text(str(os.getpid()))
     time.sleep(300)
 
-train.train, train.__file__, launcher.workers._prepare = go_on, __file__, lambda *_: None
+sys.modules["data.workspace"] = types.SimpleNamespace(own_workspace=lambda: None)
+train.run, train.__file__, launcher.workers._prepare = go_on, __file__, lambda *_: None
+launcher.workers.attempt = lambda run, run_one, workspace: run_one(run, workspace)
 train.main()
 """
+
+
+def signalled(folder: Path, stage: str, number: int, argv: list[str]) -> None:
+    """A grid that sends itself a signal at a stage of its first run; what it says is in files."""
+    import train
+
+    for descriptor, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(folder / name, os.O_CREAT | os.O_WRONLY), descriptor)
+    place, name = STAGES[stage]
+    setattr(pkgutil.resolve_name(place), name, lambda *_: os.kill(os.getpid(), number))
+    train.main(argv)
 
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize(("number", "code", "word"), SIGNALS, ids=["SIGINT", "SIGTERM"])
 def test_a_run_ends_the_same_wherever_it_is(cache, tmp_path, stage, number, code, word):
-    argv = ["-m", "seed=0,1", "experiment=smoke", f"runs={tmp_path}", f"cache_dir={cache}", "wandb.mode=disabled", "optim.epochs=1"]
-    line = [sys.executable, "-c", PROGRAM.format(place=STAGES[stage], signal=int(number), argv=argv)]
-    done = subprocess.run(line, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stderr) == (code, f"{word}\n"), done.stdout + done.stderr
-    assert "the same command goes on" in done.stdout and not list(tmp_path.rglob("result.json"))
+    runs = tmp_path / "runs"
+    argv = ["-m", "seed=0,1", "experiment=smoke", f"runs={runs}", f"cache_dir={cache}", "wandb.mode=disabled", "optim.epochs=1"]
+    process = started(signalled, tmp_path, stage, number, argv)
+    process.join(120)
+    told, errors = ((tmp_path / name).read_text() for name in ("stdout", "stderr"))
+    assert (process.exitcode, errors) == (code, f"{word}\n"), told + errors
+    assert "the same command goes on" in told and not list(runs.rglob("result.json"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])

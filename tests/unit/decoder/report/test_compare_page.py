@@ -151,9 +151,9 @@ def test_command_takes_folders_and_says_where_it_wrote(grid, tmp_path, capsys):
 
 def test_three_hundred_runs_are_quick_and_small(tmp_path):
     write_grid(tmp_path, 10, 10, 3)
-    started = time.monotonic()
+    started = time.process_time()
     page = write_comparison(find_runs([tmp_path]), tmp_path)
-    assert time.monotonic() - started < 30  # 10 s on a machine that does nothing else
+    assert time.process_time() - started < 30  # about 10, whatever else the machine does
     assert page.stat().st_size < 5_000_000
 
 
