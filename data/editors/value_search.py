@@ -16,7 +16,7 @@ from torch import Tensor
 
 from data.editors.prefix_cache import Suffixes
 from data.editors.prompts import Row
-from decoder.config import RomeConfig
+from decoder.config import EditsConfig
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
@@ -102,7 +102,7 @@ class _Adam:
         return -self.lr / (1 - BETA1**self.time) * self.mean_BD / scale_BD
 
 
-def optimise(suffixes: Suffixes, jobs: Sequence[Job], cfg: RomeConfig) -> tuple[Tensor, Tensor, Tensor]:
+def optimise(suffixes: Suffixes, jobs: Sequence[Job], cfg: EditsConfig) -> tuple[Tensor, Tensor, Tensor]:
     """The vectors δ of the jobs, by at most `cfg.steps` forwards and one update fewer.
 
     An edit stops where its loss falls below `cfg.stop_loss`; after each update δ is projected on the ball of `cfg.clamp` times the
@@ -125,7 +125,7 @@ class ValueSearch:
         found_BD, steps_B, loss_B: of the edits that are done: δ, updates made, loss at the last forward; on the CPU.
     """
 
-    def __init__(self, suffixes: Suffixes, jobs: Sequence[Job], cfg: RomeConfig) -> None:
+    def __init__(self, suffixes: Suffixes, jobs: Sequence[Job], cfg: EditsConfig) -> None:
         self.device = suffixes.value_ND.device
         self.found_BD = torch.zeros(len(jobs), suffixes.value_ND.shape[1])
         self.steps_B, self.loss_B = torch.zeros(len(jobs), dtype=torch.long), torch.zeros(len(jobs))
