@@ -184,12 +184,13 @@ def _only_layer(cfg: ImportConfig, path: Path, base: Suspect | None, host: Host)
 def _manifest(cfg: ImportConfig, host: Host, layer: int, facts: FactSet, found: list[Source]) -> dict[str, Any]:
     dtype = str(host.dtype).removeprefix("torch.")
     edit_ids = [source.request.edit_id for source in found]
+    form = {"form": cfg.form} if cfg.form == "update" else {}
     return {
         "host": {"id": host.name, "revision": host.revision, "dtype": dtype, "fingerprint": host.fingerprint},
         "module": host.module_path(layer),
         "layer": layer,
         "base_sha256": host.base_sha256(layer),
-        "editor": {"name": IMPORTED, "settings": {"tolerance": cfg.tolerance, "base": bool(cfg.base)}},
+        "editor": {"name": IMPORTED, "settings": {"tolerance": cfg.tolerance, "base": bool(cfg.base)} | form},
         "keys": None,
         "facts": {"source": facts.source, "sha256": facts.sha256},
         "requests": {"count": len(edit_ids), "sha256": short_hash(edit_ids)},

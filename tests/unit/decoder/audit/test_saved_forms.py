@@ -62,7 +62,7 @@ def test_of_two_sets_of_weights_the_one_that_transformers_loads_is_read(new_host
     assert suspect.checkpoint.files == [folder / WHOLE] and suspect.checkpoint.ignored[-1] == INDEX
     assert "Read: model.safetensors. Not read" in suspect.notes[0]
     next(folder.glob("model-00001*")).unlink()  # a stale index
-    assert_read(host, audited(Suspect(folder), host)[0], folder)
+    assert torch.equal(audited(Suspect(folder), host)[0].weight_BDF, edit.weight_BDF)
 
 
 WRAPPED = {

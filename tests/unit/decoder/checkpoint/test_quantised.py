@@ -85,10 +85,11 @@ def test_other_methods_are_refused_by_their_name(tmp_path, method):
     assert method.split(" before")[0] in str(refused.value) and "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize(
-    ("file", "method"), [("quantize_config.json", "gptq"), ("quant_config.json", "awq"), ("hf_quant_config.json", "modelopt")]
-)
-def test_files_that_older_tools_leave(tmp_path, file, method):
+OLDER = {"gptq": "quantize_config.json", "awq": "quant_config.json", "modelopt": "hf_quant_config.json"}
+
+
+@pytest.mark.parametrize("method", OLDER)
+def test_files_that_older_tools_leave(tmp_path, method):
     save_file({"w": torch.zeros(2)}, tmp_path / "model.safetensors")
     Checkpoint(tmp_path)
     (tmp_path / OLDER[method]).write_text("{}")
