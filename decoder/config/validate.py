@@ -1,13 +1,17 @@
 """Values that no run can mean, refused before anything is loaded. Nothing here imports torch."""
 
+import json
 import math
 from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 from decoder.config.commands import EvaluateConfig, ExportConfig, ImportConfig, ReportConfig
 from decoder.config.options import settings
-from decoder.config.schema import TrainConfig
+from decoder.config.schema import HostConfig, TrainConfig
 from decoder.utils.errors import UserError
+
+LAYERS = ("num_hidden_layers", "n_layer", "num_layers")  # what the configs of hosts call the number of their blocks
 
 
 def check(config: TrainConfig | EvaluateConfig | ImportConfig | ReportConfig | ExportConfig) -> None:
@@ -31,6 +35,10 @@ def _check_train(config: TrainConfig) -> None:
             f"decoder.layer={config.decoder.layer}: expected a layer as 1, or different layers as [0,1]; a grid has -m in front"
         )
     config.edits.check()
+    count = _layers_of(config.host)
+    for key, layer in (("edits.layer", config.edits.layer), *(("decoder.layer", layer) for layer in layers)):
+        if count is not None and layer >= count:
+            raise UserError(f"{key}={layer}: {config.host.name} has layers 0 to {count - 1}")
     devices = config.trainer.devices
     if not isinstance(devices, list | str) and devices != -1 and not (_is_index(devices) and devices > 0):
         raise UserError(f"trainer.devices={devices}: expected auto, a count from 1 up, -1 for all, or indices as [0,1]")
@@ -52,6 +60,19 @@ def _check_train(config: TrainConfig) -> None:
     kept = config.splits.val_subjects + config.splits.test_subjects
     if kept >= 1:
         raise UserError(f"splits.val_subjects + splits.test_subjects = {kept:g}: expected less than 1, the rest is trained on")
+
+
+def _layers_of(host: HostConfig) -> int | None:
+    """How many blocks a host has, where that is known without loading it: the pocket's, or those of a folder's config.json."""
+    if not host.path:
+        return host.pocket.layers
+    try:
+        config = json.loads((Path(host.path) / "config.json").read_text(encoding="utf-8"))
+        config = config.get("text_config") or config
+        found = next((config[name] for name in LAYERS if name in config), None)
+    except (OSError, ValueError, AttributeError, TypeError):
+        return None  # no folder, or one that is refused with its reason when it is opened
+    return found if _is_index(found) else None
 
 
 def _is_number(value: Any) -> bool:
