@@ -78,6 +78,7 @@ def test_a_service_that_dies_before_the_scores_are_logged(tmp_path):
 
 def test_a_user_who_is_not_logged_in_gets_a_run_all_the_same(tmp_path, capsys):
     found, trainer = tracker(tmp_path / "run", mode="online")
+    assert found.experiment, "Lightning asks for it when it sets up a trainer"
     describe_run(trainer, TrainConfig(variant="a"), 4)
     found.log_hyperparams({"seed": 0})
     found.log_metrics({"val/id/loss": 1.0}, step=1)
