@@ -98,7 +98,9 @@ def test_batches_stay_within_the_memory_budget(dtype, each, monkeypatch):
     whole = second_moments(host, [1, LAYER], TEXTS, 1000)
     assert len(batches) == 1
     for layer in (1, LAYER):
-        torch.testing.assert_close(bounded[layer].moment_FF, whole[layer].moment_FF, rtol=1e-4 if dtype == "float32" else 2e-2, atol=1e-4)
+        # Of the whole moment: in bfloat16 another batch rounds keys otherwise, which small entries feel most.
+        found_FF, expected_FF = bounded[layer].moment_FF, whole[layer].moment_FF
+        assert float((found_FF - expected_FF).norm() / expected_FF.norm()) < (1e-5 if dtype == "float32" else 5e-3)
 
 
 def test_a_text_that_the_budget_cannot_hold_is_refused(host):
