@@ -90,6 +90,8 @@ def _table(text: str, ending: str) -> Iterator[tuple[str, dict[str, str] | str]]
     for line, row in _rows(text, separator):
         if isinstance(row, str):
             yield f"line {line}", row
+            if not names:
+                return
         elif not any(map(str.strip, row)):
             continue  # spreadsheets end in rows of empty cells
         elif not names:
@@ -135,9 +137,13 @@ def _objects(text: str, ending: str, is_record: Callable[[dict], bool]) -> Itera
     if isinstance(whole, dict | list):
         yield from ((f"record {n}", _object(row)) for n, row in enumerate(whole if isinstance(whole, list) else [whole], 1))
         return
-    for number, line in enumerate(io.StringIO(text, newline=""), 1):
-        if line.strip(BLANK):
-            yield f"line {number}", _object(_json(line.strip(BLANK)))
+    lines = ((number, line.strip(BLANK)) for number, line in enumerate(io.StringIO(text, newline=""), 1))
+    rows: Iterable[tuple[str, dict[str, Any] | str]] = ((f"line {number}", _object(_json(line))) for number, line in lines if line)
+    if isinstance(whole, _Fault):
+        rows = list(rows)
+        if rows and not any(isinstance(fields, dict) for _, fields in rows):
+            rows = [("as a whole", whole.reason)]
+    yield from rows
 
 
 @dataclass(frozen=True)
@@ -155,7 +161,7 @@ def _json(text: str) -> Any:
     try:
         return json.loads(text, parse_float=str, parse_int=str, object_pairs_hook=_once)
     except json.JSONDecodeError as error:
-        return _Fault(f"not JSON ({error.msg} at column {error.colno})")
+        return _Fault(f"not JSON ({error.msg} at {f'line {error.lineno} ' * (error.lineno > 1)}column {error.colno})")
     except RecursionError:
         return _Fault("nested too deep")
 
@@ -183,8 +189,11 @@ def _patterns(file: Path) -> tuple[str, ...]:
     beside = file.parent.parent / PATTERNS / file.name
     if file.parent.name != TRIPLES or not beside.is_file():
         return ()
-    rows = _objects(beside.read_bytes().decode("utf-8-sig"), ".jsonl", lambda row: True)
-    sentences = [row["pattern"].strip(" .") for _, row in rows if isinstance(row, dict) and isinstance(row.get("pattern"), str)]
+    sentences = []
+    for where, row in _objects(beside.read_bytes().decode("utf-8-sig"), ".jsonl", lambda row: True):
+        if not isinstance(row, dict) or not isinstance(row.get("pattern"), str):
+            raise ValueError(f"{beside} {where}: {row if isinstance(row, str) else 'no pattern'}")
+        sentences.append(row["pattern"].strip(" ."))
     return tuple(
         sentence.removesuffix("[Y]").strip().replace("[X]", "{}")
         for sentence in sentences

@@ -163,6 +163,17 @@ FILES = {
     "empty file": ("facts.json", "", "no plain facts"),
     "empty list": ("facts.json", "[]", "no plain facts"),
     "list cut short": ("facts.json", GOOD[:-9], "no plain facts.*not JSON"),
+    "list with a comma too many": (
+        "facts.json",
+        json.dumps([PLAIN, PLAIN], indent=1).replace("},", "},,"),
+        "as a whole: not JSON .*line 1[0-9] ",
+    ),
+    "a quote in the header": (
+        "facts.csv",
+        'subject,"prompt,object_true\nAda,{} is a,baker\nBen,{} is a,baker\n',
+        "among 1 records; facts.csv line 1",
+    ),
+    "UTF-16": ("facts.csv", "subject,prompt,object_true\nAda,{} is a,baker\n".encode("utf-16"), "not UTF-8 text .* save it as UTF-8"),
     "a number": ("facts.json", "7", "no plain facts"),
     "words": ("facts.json", "Ada is a baker.", "not JSON"),
     "no lines": ("facts.jsonl", "", "no plain facts"),

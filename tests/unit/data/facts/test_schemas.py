@@ -76,6 +76,9 @@ def test_pararels_own_patterns_win(tmp_path):
     written(tmp_path / "data/pattern_data/graphs_json", *patterns, name="P999.jsonl")
     fact = only(load("pararel", tmp_path))
     assert (fact.relation, fact.prompt, fact.paraphrases) == ("P999", "{} is located in", ("{}, in",))
+    written(tmp_path / "data/pattern_data/graphs_json", *patterns, {"text": "[X] is in [Y]"}, name="P999.jsonl")
+    with pytest.raises(ValueError, match="P999.jsonl line 4: no pattern"):
+        load("pararel", tmp_path)
 
 
 @pytest.mark.parametrize("name", ["facts.json", "facts.jsonl", "facts.csv", "facts.tsv"])
