@@ -68,7 +68,8 @@ def test_layers_is_a_grid_without_m_and_gives_way_to_the_command_line():
     assert len(grid.runs) == 3 * layers and {run.config.decoder.layer for run in grid.runs} == set(range(layers))
     assert all(run.folder.parts[:3] == ("runs", "layers", "pocket") and run.config.grid == {} for run in grid.runs)
     assert len(read_grid(["experiment=layers", "seed=0"]).runs) == layers
-    assert len(read_grid(["-m", "experiment=layers", "decoder.layer=range(0,48,4)", "edits.layer=0,1", "host.pocket.layers=48"]).runs) == 12 * 3 * 2
+    argv = ["-m", "experiment=layers", "decoder.layer=range(0,48,4)", "edits.layer=0,1", "host.pocket.layers=48"]
+    assert len(read_grid(argv).runs) == 12 * 3 * 2
     assert read_grid(["experiment=layers", "seed=0", "decoder.layer=1"]).is_one_run
 
 
