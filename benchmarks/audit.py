@@ -60,15 +60,13 @@ def make(folder: Path) -> None:
         },
         "seed": 0,
     }
-    entries = []
     for layer in LAYERS:
         decoder = ObjectDecoder(host, edited_layer=layer, trained_layers=[layer], prompt_MD=torch.randn(4, host.hidden_size))
         save_decoder(folder / "decoders" / f"large-e{layer}", decoder, facts)
-        entries.append(layer)
     from decoder.export.collection import FORMAT, INDEX, KEPT
     from decoder.export.save import read_config
 
-    configs = {layer: read_config(folder / "decoders" / f"large-e{layer}") for layer in entries}
+    configs = {layer: read_config(folder / "decoders" / f"large-e{layer}") for layer in LAYERS}
     described = [
         {"folder": f"large-e{layer}"}
         | {key: config[key] for key in KEPT}
@@ -126,7 +124,5 @@ if __name__ == "__main__":
         begun = time.perf_counter()
         evaluate.main([f"decoder={folder / 'decoders'}", f"suspect={folder / 'edited'}"])
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-        print(
-            f"{time.perf_counter() - begun:.1f} s ({time.process_time():.1f} s of the processor, imports too), "
-            f"{read[0] / 1e9:.2f} GB of tensors read, at most {peak:.2f} GB held"
-        )
+        spent = f"{time.perf_counter() - begun:.1f} s ({time.process_time():.1f} s of the processor, imports too)"
+        print(f"{spent}, {read[0] / 1e9:.2f} GB of tensors read, at most {peak:.2f} GB held")
