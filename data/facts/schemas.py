@@ -96,7 +96,7 @@ def _mquake(rewrite: Fields) -> Fact:
 def _zsre(fields: Fields) -> Fact:
     """ROME's reading: the true answer is planted over what the model said."""
     answer = fields.answer("answers")
-    before = next((text for name in ("pred", "alt") if (text := fields.optional(name)) not in ("", answer)), None)
+    before = next((text for name in ("pred", "alt") if (text := fields.given(name)) not in (None, answer)), None)
     if before is None:
         raise NoFact("neither pred nor alt differs from the answer, so nothing would change")
     return _question(fields, object=answer, object_true=before)

@@ -48,6 +48,7 @@ BAD = [
     ("zsre", ZSRE | {"answers": []}, "answers is empty"),
     ("zsre", ZSRE | {"answers": [None]}, "answers is null"),
     ("zsre", ZSRE | {"pred": "", "alt": "Illinois Institute of Technology"}, "nothing would change"),
+    ("zsre", ZSRE | {"pred": ["Trinity College"]}, "pred is ['Trinity College'], expected text"),
     ("zsre", ZSRE | {"src": "Did Watts Humphrey like Watts Humphrey?"}, "the subject 'Watts Humphrey' 2 times"),
     ("zsre-alt", ZSRE | {"alt": ""}, "alt is empty"),
     ("zsre-alt", ZSRE | {"src": "Which one?"}, "neither {} nor the subject"),
