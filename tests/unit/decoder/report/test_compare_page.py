@@ -8,7 +8,7 @@ import xml.etree.ElementTree
 from pathlib import Path
 
 import pytest
-from browser import browse, needs_browser, needs_printer, printed
+from browser import browse, needs_browser
 from fabricated_runs import write_grid, write_run
 from matplotlib.image import imread
 
@@ -185,24 +185,3 @@ def test_browser_lays_out_and_sorts(page, tmp_path):
     assert len(seen["up"]) == 36 and seen["up"] == sorted(seen["up"]) and seen["down"] == seen["up"][::-1]
     assert seen["curve"][0] > 500 and seen["curve"][1] > 300 and seen["heat"][1] > 100 and seen["table"][1] > 500
     assert seen["overflow"] <= 0
-
-
-@needs_printer
-def test_long_names_and_settings_print_without_shrinking_or_cutting(tmp_path):
-    host = {"name": "pythia-6.9b-deduped-step143000", "path": "somewhere"}
-    for rate in (1e-3, 5e-4):
-        top = tmp_path / f"a-variant-of-a-rather-long-name-lr_layer={rate}-lr_prompt=0.0001"
-        for trained in range(8):
-            for seed in (0, 1):
-                write_run(top, 1, trained, seed, host=host, optim={"lr_layer": rate, "lr_prompt": rate / 10, "weight_decay": 0.01 + rate})
-    (write_run(tmp_path, 1, 9, 0) / "result.json").write_text(json.dumps({"schema": 1, "status": "failed", "error": "no" * 300}))
-    sheets = printed(write_comparison(find_runs([tmp_path]), tmp_path), tmp_path)
-    assert 5 <= len(sheets) <= 12
-    title = next(word for word in sheets[0].words if word.text == "Which")
-    assert title.bottom - title.top > 18, "what is wider than the paper shrinks all sheets"
-    wide = [sheet for sheet in sheets if sheet.width > sheet.height]
-    assert len(wide) > 1 and "Runs" in wide[0].texts, "the table of runs lies across"
-    for sheet in wide:
-        assert {"run", "host", "settings", "trained", "validation", "seconds"} <= set(sheet.texts)
-        assert sheet.top_of("seconds") < sheet.top_of("121"), "the head comes before its rows"
-    assert sum(sheet.texts.count("121") for sheet in wide) == 32, "every run has its row, whole on one sheet"

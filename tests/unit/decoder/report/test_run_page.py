@@ -8,7 +8,6 @@ import sys
 
 import pandas as pd
 import pytest
-from browser import needs_printer, printed
 from rich.console import Console
 
 from decoder.report.results import is_finished, read_history
@@ -195,18 +194,6 @@ def test_report_has_every_part_and_needs_nothing_else(run_folder):
     assert not re.search(r"""(?:src|href)\s*=\s*["']?\s*(?:https?:)?//""", page)
     assert not re.search(r"<script|<link|@import|url\(['\"]?(?!#)", page)
     assert "#0072b2" not in page.split("</style>", 1)[1], "a figure does not follow the page's colours"
-
-
-@needs_printer
-def test_report_prints_whole(run_folder):
-    sheets = printed(write_report(run_folder), run_folder)
-    assert 4 <= len(sheets) <= 7
-    tables = [sheet for sheet in sheets if {"right", "wrong"} & set(sheet.texts) and "Subject" in sheet.texts]
-    assert len(tables) > 1, "the table of edits goes over a page's end"
-    for sheet in tables:
-        assert sheet.top_of("planted") < sheet.top_of("composer") and "before" in sheet.texts
-    assert sum(sheet.texts.count("Subject") for sheet in sheets) == 40
-    assert not any("Configuration" in sheet.texts for sheet in sheets), "what is folded has no place on paper"
 
 
 def test_report_is_the_same_when_written_again(run_folder):
