@@ -133,7 +133,7 @@ def _program() -> str:
 def baselines(cfg: TrainConfig, host: Host, edits: EditDataModule, names: Collection[str] | None = None) -> dict[str, Any]:
     evidence = Evidence(
         host=host,
-        layer=cfg.edits.layer,
+        edited_layer=cfg.edits.layer,
         train=edits.factors("train"),
         validation=edits.factors("val/id"),
         start=untrained_decoder(cfg, host),

@@ -21,10 +21,10 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def swapped(host: Host, edits: Edit, layer: int) -> Iterator[None]:
+def swapped(host: Host, edits: Edit, edited_layer: int) -> Iterator[None]:
     """Inside the block edit b acts in sample b; afterwards, also after an exception, the host is as it was.
 
-    The host's weights are never written: a forward hook on the down-projection of `layer` replaces its output. A forward of
+    The host's weights are never written: a forward hook on the down-projection of `edited_layer` replaces its output. A forward of
     batch B, or of batch 1 where all samples share their input, ends with batch B. The batch grows at the projection, or, in
     families whose blocks do not let it, where the input enters the model.
 
@@ -32,9 +32,9 @@ def swapped(host: Host, edits: Edit, layer: int) -> Iterator[None]:
         ValueError: the layer does not exist, the edits are for a matrix of another width, the batch of a forward is neither 1
             nor B, or the host has gradient checkpointing on (it would re-run the block without the hook).
     """
-    module = host.down_proj(layer)
-    _check(host, edits, layer)
-    _settle(host, layer)
+    module = host.down_proj(edited_layer)
+    _check(host, edits, edited_layer)
+    _settle(host, edited_layer)
     hooks = _Hooks(edits, host.memory_budget)
     grown = nullcontext() if host.batch_grows_at_edit else host.entry.register_forward_pre_hook(hooks.at_entry, with_kwargs=True)
     with grown, module.register_forward_hook(hooks.at_projection):
@@ -76,11 +76,11 @@ class _Hooks:
         return value.expand(len(self.edits), *value.shape[1:]) if isinstance(value, Tensor) and len(value) == 1 else value
 
 
-def _check(host: Host, edits: Edit, layer: int) -> None:
-    expected = tuple(host.weight_DF(layer).shape)
+def _check(host: Host, edits: Edit, edited_layer: int) -> None:
+    expected = tuple(host.weight_DF(edited_layer).shape)
     if edits.width() != expected:
         raise ValueError(
-            f"edits are for a (D, F) = {edits.width()} matrix, W_V of {host.name} layer {layer} is {expected}. "
+            f"edits are for a (D, F) = {edits.width()} matrix, W_V of {host.name} layer {edited_layer} is {expected}. "
             "Edits can only be read with the host and layer they were made on"
         )
     if any(getattr(module, "gradient_checkpointing", False) for module in (host.entry, *host.blocks)):
@@ -101,11 +101,11 @@ def exchanged(host: Host, blocks: Mapping[int, nn.Module]) -> Iterator[None]:
 
 
 @contextmanager
-def projection_inputs(host: Host, layer: int) -> Iterator[list[Tensor]]:
+def projection_inputs(host: Host, edited_layer: int) -> Iterator[list[Tensor]]:
     """Inside the block every forward appends the input (N, T, F) of the layer's down-projection to the list: its keys."""
-    _settle(host, layer)  # or its own forwards would be taken for the caller's
+    _settle(host, edited_layer)  # or its own forwards would be taken for the caller's
     inputs: list[Tensor] = []
-    with host.down_proj(layer).register_forward_pre_hook(lambda module, args: inputs.append(args[0])):
+    with host.down_proj(edited_layer).register_forward_pre_hook(lambda module, args: inputs.append(args[0])):
         yield inputs
 
 
@@ -113,16 +113,16 @@ def projection_inputs(host: Host, layer: int) -> Iterator[list[Tensor]]:
 
 
 @torch.no_grad()
-def _settle(host: Host, layer: int) -> None:
+def _settle(host: Host, edited_layer: int) -> None:
     """Runs the self-check unless it has run on this host."""
     if host.batch_grows_at_edit is None:
-        host.batch_grows_at_edit = _may_grow_at_edit(host, layer)
+        host.batch_grows_at_edit = _may_grow_at_edit(host, edited_layer)
 
 
-def _may_grow_at_edit(host: Host, layer: int) -> bool:
+def _may_grow_at_edit(host: Host, edited_layer: int) -> bool:
     """Whether a batch that grows at the edit comes out as one that was there from the start, on two random edits."""
     generator = torch.Generator().manual_seed(0)
-    weight_DF = host.weight_DF(layer)
+    weight_DF = host.weight_DF(edited_layer)
     sizes = zip(reversed(weight_DF.shape), (1.0, float(weight_DF.float().std())), strict=True)
     edits = RankOneEdit(*(scale * torch.randn(2, size, generator=generator).to(host.device) for size, scale in sizes))
     inputs_1TD = host.model.get_input_embeddings()(torch.arange(1, 4, device=host.device).unsqueeze(0))
@@ -133,7 +133,7 @@ def _may_grow_at_edit(host: Host, layer: int) -> bool:
             block.eval()
         for batch in (1, 2):
             host.batch_grows_at_edit = True
-            with swapped(host, edits, layer):
+            with swapped(host, edits, edited_layer):
                 inputs_BTD = inputs_1TD.expand(batch, -1, -1)
                 logits_BTV.append(host.model(inputs_embeds=inputs_BTD, use_cache=False).logits.float())
     except (RuntimeError, ValueError) as error:

@@ -47,7 +47,7 @@ class Suffixes:
     """The suffixes of a batch of rows, with all that the clean host says about the rows.
 
     Attributes:
-        host, layer: where δ is added: the down-projection's output at the lookup.
+        host, edited_layer: where δ is added: the down-projection's output at the lookup.
         lengths: of the suffixes.
         ids_NS, positions_NS, mask_NT: tokens and places of the suffixes; real positions of the whole rows.
         key_NF, output_ND: input and output of the projection at the lookup.
@@ -58,7 +58,7 @@ class Suffixes:
     """
 
     host: Host
-    layer: int
+    edited_layer: int
     lengths: list[int]
     ids_NS: Tensor
     positions_NS: Tensor
@@ -82,8 +82,8 @@ class Suffixes:
 
     def _above(self, delta_ND: Tensor) -> AbstractContextManager[None]:
         state_NSD = torch.cat([self.state_NSD[:, :1] + delta_ND.to(self.state_NSD.dtype)[:, None], self.state_NSD[:, 1:]], dim=1)
-        given = _Given(self.host.blocks[self.layer], state_NSD, self.as_tuple)
-        return exchanged(self.host, dict.fromkeys(range(self.layer + 1), given))
+        given = _Given(self.host.blocks[self.edited_layer], state_NSD, self.as_tuple)
+        return exchanged(self.host, dict.fromkeys(range(self.edited_layer + 1), given))
 
     @contextmanager
     def _added(self, delta_ND: Tensor) -> Iterator[None]:
@@ -92,7 +92,7 @@ class Suffixes:
             first_N1D = output_NSD[:, :1] + delta_ND.to(output.dtype)[:, None]
             return torch.cat([first_N1D, output_NSD[:, 1:]], dim=1).reshape(output.shape)
 
-        with self.host.down_proj(self.layer).register_forward_hook(add):
+        with self.host.down_proj(self.edited_layer).register_forward_hook(add):
             yield
 
     def _read_only(self, read_R2: Tensor | None) -> AbstractContextManager[None]:
@@ -108,7 +108,7 @@ class Suffixes:
             out_RD = forward(*(arg.flatten(0, 1).index_select(0, place_R).unsqueeze(0) for arg in args)).squeeze(0)
             return out_RD.new_zeros(self.ids_NS.numel(), out_RD.shape[1]).index_copy(0, place_R, out_RD).unflatten(0, self.ids_NS.shape)
 
-        return last_mlp_by(at_places, self.host, self.layer)
+        return last_mlp_by(at_places, self.host, self.edited_layer)
 
     def select(self, rows: Sequence[int]) -> "Suffixes":
         """Only these rows, in this order; columns that only served longer rows are dropped."""
@@ -133,7 +133,7 @@ class Suffixes:
         def length_only(rows: Tensor) -> Tensor:
             return rows.new_zeros(1).expand(len(rows), 1, rows.shape[2], 1)
 
-        return replace(self, cache=changed(branched(self.cache), length_only, slice(self.layer + 1)), shortcut=True)
+        return replace(self, cache=changed(branched(self.cache), length_only, slice(self.edited_layer + 1)), shortcut=True)
 
     @torch.no_grad()
     def shortcut_holds(self) -> bool:
@@ -146,7 +146,7 @@ class Suffixes:
 
 
 @torch.no_grad()
-def clean_pass(host: Host, layer: int, rows: Sequence[Row], groups: Sequence[int] | None = None) -> Suffixes:
+def clean_pass(host: Host, edited_layer: int, rows: Sequence[Row], groups: Sequence[int] | None = None) -> Suffixes:
     """Runs rows through the clean host once.
 
     Args:
@@ -165,8 +165,8 @@ def clean_pass(host: Host, layer: int, rows: Sequence[Row], groups: Sequence[int
     caught: dict[str, object] = {}
     inputs = {"input_ids": ids_NT[:, start:], "attention_mask": mask_NT, "position_ids": positions_NT[:, start:]}
     with (
-        host.down_proj(layer).register_forward_hook(lambda module, args, output: caught.update(key=args[0], output=output)),
-        host.blocks[layer].register_forward_hook(lambda module, args, output: caught.update(block=output)),
+        host.down_proj(edited_layer).register_forward_hook(lambda module, args, output: caught.update(key=args[0], output=output)),
+        host.blocks[edited_layer].register_forward_hook(lambda module, args, output: caught.update(block=output)),
     ):
         host.model.base_model(**inputs, **host.with_cache(cache))
     as_tuple = isinstance(caught["block"], tuple)
@@ -174,7 +174,7 @@ def clean_pass(host: Host, layer: int, rows: Sequence[Row], groups: Sequence[int
     run = (len(rows), prefix + suffix - start, -1)
     return Suffixes(
         host=host,
-        layer=layer,
+        edited_layer=edited_layer,
         lengths=[row.suffix for row in rows],
         ids_NS=ids_NT[:, prefix:],
         positions_NS=positions_NT[:, prefix:],

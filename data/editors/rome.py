@@ -61,7 +61,7 @@ class Rome:
 
     Args:
         host: whose layer is edited.
-        layer: 0-based block whose down-projection carries the edit.
+        edited_layer: 0-based block whose down-projection carries the edit.
         cfg: every setting of the method.
         statistics: second moment of the layer's keys; may be None with ridge `identity`.
         contexts: templates the prompt is put into; the first is the bare "{}".
@@ -71,7 +71,7 @@ class Rome:
         batch_size: edits made together from here on.
 
     Raises:
-        ValueError: no such layer, a ridge that is none, a precision the device has not, or contexts that do not start with the bare one.
+        ValueError: a ridge that is none, a precision the device has not, or contexts that do not start with the bare one.
     """
 
     direction: Literal["mean", "bare"] = "mean"
@@ -79,11 +79,10 @@ class Rome:
     constraint: Literal["mean", "bare"] = "bare"
     """At which key the edited projection gives the new value."""
 
-    def __init__(self, host: Host, layer: int, cfg: RomeConfig, statistics: KeyStatistics | None, contexts: Sequence[str]) -> None:
-        host.check_layer(layer, "edits.layer")
+    def __init__(self, host: Host, edited_layer: int, cfg: RomeConfig, statistics: KeyStatistics | None, contexts: Sequence[str]) -> None:
         if not contexts or contexts[0] != BARE or any(context.count(BARE) != 1 for context in contexts):
             raise ValueError(f"contexts {list(contexts)!r}: expected the bare {{}} first and one {{}} in each")
-        self.host, self.layer, self.cfg, self.contexts = host, layer, cfg, list(contexts)
+        self.host, self.edited_layer, self.cfg, self.contexts = host, edited_layer, cfg, list(contexts)
         self.whiten = whitener(statistics, cfg.ridge)
         self.batch_size = cfg.batch_size
         check_precision(cfg.precision, host.device)
@@ -120,7 +119,7 @@ class Rome:
             if advance:
                 advance(len(batch))
         if not solved:
-            empty = RankOneEdit(torch.empty(0, self.host.mlp_size(self.layer)), torch.empty(0, self.host.hidden_size))
+            empty = RankOneEdit(torch.empty(0, self.host.mlp_size(self.edited_layer)), torch.empty(0, self.host.hidden_size))
             return RomeResult([], empty, skipped, empty.value_BD, torch.empty(0, dtype=torch.long), torch.empty(0))
         key_BF, value_BD, delta_BD, steps_B, loss_B = (torch.cat(parts) for parts in zip(*solved, strict=True))
         finite_B = (key_BF.isfinite().all(dim=1) & value_BD.isfinite().all(dim=1)).tolist()
@@ -189,11 +188,13 @@ class Rome:
     def _clean(self, jobs: Sequence[Job]) -> Suffixes:
         rows = [row for job in jobs for row in job.rows]
         # Rows of one context begin alike in all jobs.
-        suffixes = clean_pass(self.host, self.layer, rows, [context for job in jobs for context in range(len(job.rows))])
+        suffixes = clean_pass(self.host, self.edited_layer, rows, [context for job in jobs for context in range(len(job.rows))])
         if self._shortcut is None:
             self._shortcut = suffixes.select(range(len(jobs[0].rows))).shortcut_holds()
             if not self._shortcut:
-                log.warning("%s: adding a value above block %d changes more; every block runs at each step", self.host.name, self.layer)
+                log.warning(
+                    "%s: adding a value above block %d changes more; every block runs at each step", self.host.name, self.edited_layer
+                )
         return suffixes.above() if self._shortcut else suffixes
 
 

@@ -111,8 +111,8 @@ def changed_layers(edited: Suspect, base: Suspect | None, host: Host) -> list[in
     return layers
 
 
-def _base(base: Suspect | None, host: Host, layer: int) -> Tensor:
-    return host.weight_DF(layer).detach().float().cpu() if base is None else base.weight_DF(host, layer)
+def _base(base: Suspect | None, host: Host, edited_layer: int) -> Tensor:
+    return host.weight_DF(edited_layer).detach().float().cpu() if base is None else base.weight_DF(host, edited_layer)
 
 
 def import_edits(cfg: ImportConfig, host: Host) -> EditStore:
@@ -120,9 +120,9 @@ def import_edits(cfg: ImportConfig, host: Host) -> EditStore:
     paths, base = sources(Path(cfg.edited).expanduser()), Suspect(cfg.base) if cfg.base else None
     facts = load_records(FactsConfig(source=cfg.schema, path=cfg.facts), CALLED)
     entries = pair(paths, facts)
-    layer, faults = (cfg.layer, {}) if cfg.layer is not None else _find_layer(cfg, paths, base, host)
-    host.check_layer(layer, "layer")
-    base_DF = _base(base, host, layer)
+    edited_layer, faults = (cfg.layer, {}) if cfg.layer is not None else _find_layer(cfg, paths, base, host)
+    host.check_layer(edited_layer, "layer")
+    base_DF = _base(base, host, edited_layer)
     found, skipped = [], []
     for path, entry in zip(paths, entries, strict=True):
         name = name_of(path)
@@ -131,14 +131,14 @@ def import_edits(cfg: ImportConfig, host: Host) -> EditStore:
             name = request.edit_id
             if path in faults:
                 raise faults[path]
-            found.append(_understand(cfg, host, layer, base_DF, path, request))
+            found.append(_understand(cfg, host, edited_layer, base_DF, path, request))
         except FAULTS as error:
             skipped.append((name, f"{path.name}: {error}"))
     for name, reason in skipped:
         log.warning("skipped %s: %s", name, reason)
     if not found:
         raise ValueError(f"edited={cfg.edited}: not one edit; {skipped[0][1]}")
-    return _write(cfg, host, layer, base_DF, facts, found, skipped)
+    return _write(cfg, host, edited_layer, base_DF, facts, found, skipped)
 
 
 def _find_layer(cfg: ImportConfig, paths: list[Path], base: Suspect | None, host: Host) -> tuple[int, dict[Path, Exception]]:
@@ -156,21 +156,21 @@ def _find_layer(cfg: ImportConfig, paths: list[Path], base: Suspect | None, host
     raise ValueError(str(faults[paths[0]]))
 
 
-def _understand(cfg: ImportConfig, host: Host, layer: int, base_DF: Tensor, path: Path, request: EditRequest) -> Source:
+def _understand(cfg: ImportConfig, host: Host, edited_layer: int, base_DF: Tensor, path: Path, request: EditRequest) -> Source:
     suspect = Suspect(path, cfg.tensor, cfg.form)
     for note in suspect.notes:
         log.warning("%s: %s", path.name, note)
-    dtype = suspect.checkpoint.dtype(suspect.name_of(host, layer))
-    if (update_DF := suspect.update_DF(host, layer)) is not None:
+    dtype = suspect.checkpoint.dtype(suspect.name_of(host, edited_layer))
+    if (update_DF := suspect.update_DF(host, edited_layer)) is not None:
         return Source(request, path, dtype, explain(update_DF, torch.zeros(()), dtype, cfg.tolerance))
-    return Source(request, path, dtype, explain(suspect.weight_DF(host, layer, base_DF), base_DF, dtype, cfg.tolerance))
+    return Source(request, path, dtype, explain(suspect.weight_DF(host, edited_layer, base_DF), base_DF, dtype, cfg.tolerance))
 
 
-def _whole_DF(cfg: ImportConfig, host: Host, layer: int, base_DF: Tensor, path: Path) -> Tensor:
+def _whole_DF(cfg: ImportConfig, host: Host, edited_layer: int, base_DF: Tensor, path: Path) -> Tensor:
     """W' of a source that no factors explain."""
     suspect = Suspect(path, cfg.tensor, cfg.form)
-    update_DF = suspect.update_DF(host, layer)
-    return suspect.weight_DF(host, layer, base_DF) if update_DF is None else base_DF + update_DF
+    update_DF = suspect.update_DF(host, edited_layer)
+    return suspect.weight_DF(host, edited_layer, base_DF) if update_DF is None else base_DF + update_DF
 
 
 def _only_layer(cfg: ImportConfig, path: Path, base: Suspect | None, host: Host) -> int:
@@ -181,15 +181,15 @@ def _only_layer(cfg: ImportConfig, path: Path, base: Suspect | None, host: Host)
     raise ValueError(f"edited={path}: {found}. Say which one to read with layer=")
 
 
-def _manifest(cfg: ImportConfig, host: Host, layer: int, facts: FactSet, found: list[Source]) -> dict[str, Any]:
+def _manifest(cfg: ImportConfig, host: Host, edited_layer: int, facts: FactSet, found: list[Source]) -> dict[str, Any]:
     dtype = str(host.dtype).removeprefix("torch.")
     edit_ids = [source.request.edit_id for source in found]
     form = {"form": cfg.form} if cfg.form == "update" else {}
     return {
         "host": {"id": host.name, "revision": host.revision, "dtype": dtype, "fingerprint": host.fingerprint},
-        "module": host.module_path(layer),
-        "layer": layer,
-        "base_sha256": host.base_sha256(layer),
+        "module": host.module_path(edited_layer),
+        "layer": edited_layer,
+        "base_sha256": host.base_sha256(edited_layer),
         "editor": {"name": IMPORTED, "settings": {"tolerance": cfg.tolerance, "base": bool(cfg.base)} | form},
         "keys": None,
         "facts": {"source": facts.source, "sha256": facts.sha256},
@@ -201,9 +201,11 @@ def _manifest(cfg: ImportConfig, host: Host, layer: int, facts: FactSet, found: 
     }
 
 
-def _write(cfg: ImportConfig, host: Host, layer: int, base_DF: Tensor, facts: FactSet, found: list[Source], skipped: list) -> EditStore:
+def _write(
+    cfg: ImportConfig, host: Host, edited_layer: int, base_DF: Tensor, facts: FactSet, found: list[Source], skipped: list
+) -> EditStore:
     """Rows in the order of the sources; whole matrices are read again, one at a time, and written as they come."""
-    asked = _manifest(cfg, host, layer, facts, found)
+    asked = _manifest(cfg, host, edited_layer, facts, found)
     writer = StoreWriter(Path(cfg.store).expanduser(), asked, len(found))
     if writer.has_shard(0):
         return writer.finish(1, skipped)
@@ -211,14 +213,14 @@ def _write(cfg: ImportConfig, host: Host, layer: int, base_DF: Tensor, facts: Fa
     explained = [n for n, source in enumerate(found) if source.update.rank]
     scores: list[dict[str, Any]] = [{}] * len(found)
     if explained:
-        together = score(host, layer, [requests[n] for n in explained], edits[torch.tensor(explained)], facts)
+        together = score(host, edited_layer, [requests[n] for n in explained], edits[torch.tensor(explained)], facts)
         for place, n in enumerate(explained):
             scores[n] = {name: column[place] for name, column in together.items()}
     for n, source in enumerate(found):
         if source.update.rank is None:
-            weight_DF = _whole_DF(cfg, host, layer, base_DF, source.path)
+            weight_DF = _whole_DF(cfg, host, edited_layer, base_DF, source.path)
             write_matrix(writer.partial, n, source.request.edit_id, weight_DF)
-            alone = score(host, layer, [source.request], DenseEdit(weight_DF.unsqueeze(0)), facts)
+            alone = score(host, edited_layer, [source.request], DenseEdit(weight_DF.unsqueeze(0)), facts)
             scores[n] = {name: column[0] for name, column in alone.items()}
     merged = {name: [row[name] for row in scores] for name in scores[0]}
     factors = {"key": edits.key_BRF.flatten(1), "value": edits.value_BRD.flatten(1)}

@@ -20,12 +20,12 @@ from decoder.host import Host
 BATCH = 512
 
 
-def probe_keys(host: Host, layer: int, whiten: Solver, prompts: Sequence[tuple[str, str]], made_up: int, seed: int) -> Tensor:
+def probe_keys(host: Host, edited_layer: int, whiten: Solver, prompts: Sequence[tuple[str, str]], made_up: int, seed: int) -> Tensor:
     """Keys (K, F), K = distinct prompts + `made_up`, each scaled so that its edit's gain on its own subject is 1.
 
     Args:
         host: gives the keys k₀.
-        layer: the edited layer.
+        edited_layer: that the keys are of.
         whiten: k₀ -> C⁻¹k₀, of the editor that made the edits.
         prompts: (prompt with {}, subject) of the training edits.
         made_up: how many subjects to make up.
@@ -43,20 +43,20 @@ def probe_keys(host: Host, layer: int, whiten: Solver, prompts: Sequence[tuple[s
         torch.cat([row_embeddings[n][:-1], drawn_D.to(last_ND)[None].to(embed.weight.dtype)])
         for n, drawn_D in zip(picked, drawn_KD, strict=True)
     ]
-    key_KF = _last_keys(host, layer, [*row_embeddings, *invented]).double().cpu()
+    key_KF = _last_keys(host, edited_layer, [*row_embeddings, *invented]).double().cpu()
     whitened_KF = whiten(key_KF)
     return (whitened_KF / (whitened_KF * key_KF).sum(dim=1, keepdim=True)).float()
 
 
-def _last_keys(host: Host, layer: int, rows: list[Tensor]) -> Tensor:
+def _last_keys(host: Host, edited_layer: int, rows: list[Tensor]) -> Tensor:
     """Key (K, F) at the last position of each row of embeddings."""
     by_length: dict[int, list[int]] = defaultdict(list)
     for n, row_TD in enumerate(rows):
         by_length[len(row_TD)].append(n)
-    key_KF = torch.empty(len(rows), host.mlp_size(layer), device=host.device)
+    key_KF = torch.empty(len(rows), host.mlp_size(edited_layer), device=host.device)
     for places in by_length.values():
         for start in range(0, len(places), BATCH):
             batch = places[start : start + BATCH]
-            keys_NF = keys_of(host, layer, inputs_embeds=torch.stack([rows[n] for n in batch]))
+            keys_NF = keys_of(host, edited_layer, inputs_embeds=torch.stack([rows[n] for n in batch]))
             key_KF[batch] = keys_NF.unflatten(0, (len(batch), -1))[:, -1].float()
     return key_KF

@@ -37,7 +37,7 @@ class _Probe:
 
 def score(
     host: Host,
-    layer: int,
+    edited_layer: int,
     requests: Sequence[EditRequest],
     edits: Edit,
     facts: FactSet,
@@ -47,7 +47,7 @@ def score(
 
     Args:
         host: is left as it was.
-        layer: the edits' layer.
+        edited_layer: that carries them.
         requests: what each edit was to plant, all of them such that an editor can make them.
         edits: made for the requests, in their order.
         facts: where other subjects of the relation are taken from: up to 10, whose object is not the planted one and whom the clean host
@@ -70,7 +70,7 @@ def score(
     given = _recalled_given(tokens, requests)
     probes = [probe for b, request in enumerate(requests) for probe in _probes(tokens, b, request, recalled, given)]
     edits = edits.to(host.device)
-    planted = (edits, layer, [probe.edit for probe in probes])
+    planted = (edits, edited_layer, [probe.edit for probe in probes])
     answers = read(host, [probe.question for probe in probes], planted, advance)
     found: dict[str, list[list[float]]] = defaultdict(lambda: [[] for _ in requests])
     for probe, (right, other) in zip(probes, answers, strict=True):
@@ -80,7 +80,7 @@ def score(
     names = [name for kind, short in KINDS.items() for name in (kind, f"{kind}_probability", short)]
     columns = {name: [_mean(values) for values in found[name]] for name in names}
     columns["success"] = [value == 1 for value in columns["efficacy"]]
-    weight_DF = host.weight_DF(layer)
+    weight_DF = host.weight_DF(edited_layer)
     columns["delta_norm_ratio"] = (edits.delta_norm(weight_DF).cpu() / weight_DF.float().norm().cpu()).tolist()
     return columns
 

@@ -31,7 +31,6 @@ def produce(cfg: TrainConfig, host: Host) -> EditStore:
     Raises:
         ValueError: a store or shards in its place were made for something else; the differing field is named.
     """
-    host.check_layer(cfg.edits.layer, "edits.layer")
     if store := imported(cfg, host):
         return store
     maker = ShardMaker(cfg, host)

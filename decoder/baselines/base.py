@@ -31,7 +31,7 @@ class Evidence:
     """What baselines are fitted on and chosen on. Edits come as factors, in any number."""
 
     host: Host
-    layer: int
+    edited_layer: int
     train: EditBatch
     validation: EditBatch
     start: ObjectDecoder

@@ -40,7 +40,7 @@ def master_key(evidence: Evidence) -> Reader:
 
 def _response(evidence: Evidence, master_F: Tensor) -> Callable[[EditBatch], Tensor]:
     """The direction of W'w less its mean over the training edits."""
-    base_D = evidence.host.weight_DF(evidence.layer).float() @ master_F
+    base_D = evidence.host.weight_DF(evidence.edited_layer).float() @ master_F
 
     def response(batch: EditBatch) -> Tensor:
         # (W + value ⊗ key) w, without building W'.

@@ -77,7 +77,7 @@ def carrier(evidence: Evidence) -> Reader:
         return AtSubject(batch.edits.key_BF, strength * normalize(value(batch)))
 
     def behind(prompt_MD: Tensor) -> ObjectDecoder:
-        return ObjectDecoder(host, edited_layer=evidence.layer, trained_layers=[], prompt_MD=prompt_MD)
+        return ObjectDecoder(host, edited_layer=evidence.edited_layer, trained_layers=[], prompt_MD=prompt_MD)
 
     def says_first(prompt_MD: Tensor, strength: float) -> Reader:
         """First tokens only, which is what choices go by."""
@@ -121,7 +121,7 @@ def _known_object(found_BT: Tensor, batch: EditBatch) -> Prediction:
 
 
 def _dense_chunks(evidence: Evidence, batch: EditBatch) -> list[Tensor]:
-    weight_DF = evidence.host.weight_DF(evidence.layer)
+    weight_DF = evidence.host.weight_DF(evidence.edited_layer)
     chunks = [batch.edits[start : start + CHUNK] for start in range(0, len(batch.edits), CHUNK)]
     return [applied(chunk, weight_DF).weight_BDF.float() for chunk in chunks]
 
@@ -134,7 +134,7 @@ def _top_left_singular(weight_BDF: Tensor) -> Tensor:
 def _clean_output_norm(evidence: Evidence, prompt_MD: Tensor) -> float:
     """Norm of the unedited projection's output at the mean subject."""
     outputs: list[Tensor] = []
-    with evidence.host.down_proj(evidence.layer).register_forward_hook(lambda module, args, output: outputs.append(output)):
+    with evidence.host.down_proj(evidence.edited_layer).register_forward_hook(lambda module, args, output: outputs.append(output)):
         evidence.host.model(inputs_embeds=prompt_MD.unsqueeze(0).to(evidence.host.dtype), use_cache=False, logits_to_keep=1)
     # Some families flatten their tokens before the projection.
     return float(outputs[0].flatten(0, -2)[0].norm())

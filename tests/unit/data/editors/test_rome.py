@@ -191,8 +191,6 @@ def test_records_that_cannot_be_edited_are_listed_and_the_rest_goes_on():
 
 def test_bad_settings_are_refused():
     host = build_host(POCKET)
-    with pytest.raises(ValueError, match="edits.layer=9"):
-        Rome(host, 9, CFG, None, CONTEXTS)
     with pytest.raises(ValueError, match="bare"):
         make(host, contexts=["red . {}"])
     with pytest.raises(ValueError, match="did you mean 'rome'"):

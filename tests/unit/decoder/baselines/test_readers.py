@@ -58,7 +58,7 @@ def evidence_of(host, **settings) -> Evidence:
     )
     return Evidence(
         host=host,
-        layer=LAYER,
+        edited_layer=LAYER,
         train=make_edits(host, 120, 0, turned=False, **settings),
         validation=make_edits(host, 30, 1, **settings),
         start=start,
