@@ -8,8 +8,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from forked import ended
 from safetensors.torch import load_file, save_file
 
+import evaluate
 from decoder.dense import applied
 from decoder.report.layer_curves import run_rows
 from decoder.report.results import LEARNT, read_history
@@ -152,12 +154,13 @@ def test_a_clean_matrix_is_remarked_on(smoke, command, cache, tmp_path):
     assert done.returncode == 0 and "assumes that the matrix holds one edit" in done.stdout
 
 
-def test_bad_suspects_are_one_line(smoke, command, tmp_path):
+def test_bad_suspects_are_one_line(smoke, cache, tmp_path):
     torch.save({"w": torch.zeros(128, 384)}, tmp_path / "pickle.safetensors")
     save_file({"w": torch.zeros(384, 128)}, tmp_path / "transposed.safetensors")
     save_file({"w": torch.full((128, 384), torch.nan)}, tmp_path / "nan.safetensors")
     for name, part in (("pickle", "safetensors"), ("transposed", "(384, 128)"), ("nan", "NaN"), ("absent", "no such file")):
-        done = command("evaluate.py", f"decoder={smoke[0] / 'decoder'}", f"suspect={tmp_path / name}.safetensors")
+        argv = [f"decoder={smoke[0] / 'decoder'}", f"suspect={tmp_path / name}.safetensors", f"cache_dir={cache}"]
+        done = ended(tmp_path, evaluate.main, argv)
         assert done.returncode == 2 and part in done.stderr
         assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
 

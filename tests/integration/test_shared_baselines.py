@@ -43,16 +43,23 @@ def test_other_training_edits_or_another_search_are_scored_anew(scored, setting)
     assert scored(setting)[1] == OF_THE_RUN
 
 
-@pytest.mark.parametrize("damage", ["", "null", "[]", "{}", '{"carrier": {"base_known": true}}', "without a split"])
-def test_a_damaged_file_is_made_anew(scored, cache, damage):
+@pytest.fixture(scope="module")
+def kept(cache, smoke):
+    """Scores, and the one file they are in."""
     shutil.rmtree(cache / "baselines", ignore_errors=True)
-    first, _ = scored()
+    scores = Workspace().baselines(compose(TrainConfig, "train", ["experiment=smoke", f"cache_dir={cache}"]))
     (file,) = (cache / "baselines").rglob("scores.json")
+    return scores, file
+
+
+@pytest.mark.parametrize("damage", ["", "null", "[]", "{}", '{"carrier": {"base_known": true}}', "without a split"])
+def test_a_damaged_file_is_made_anew(scored, kept, damage):
+    scores, file = kept
     whole = json.loads(file.read_text())
     whole["carrier"].pop("ood")
     file.write_text(json.dumps(whole) if damage == "without a split" else damage)
     again, asked = scored()
-    assert asked == set(BASELINES) and again == first
+    assert asked == set(BASELINES) and again == scores
     assert scored()[1] == OF_THE_RUN
 
 

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from forked import started
+from forked import ended
 
 ROOT = Path(__file__).parents[2]
 SIGNALS = [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
@@ -35,12 +35,10 @@ train.main()
 """
 
 
-def signalled(folder: Path, stage: str, number: int, argv: list[str]) -> None:
-    """A grid that sends itself a signal at a stage of its first run; what it says is in files."""
+def signalled(stage: str, number: int, argv: list[str]) -> None:
+    """A grid that sends itself a signal at a stage of its first run."""
     import train
 
-    for descriptor, name in ((1, "stdout"), (2, "stderr")):
-        os.dup2(os.open(folder / name, os.O_CREAT | os.O_WRONLY), descriptor)
     place, name = STAGES[stage]
     setattr(pkgutil.resolve_name(place), name, lambda *_: os.kill(os.getpid(), number))
     train.main(argv)
@@ -51,11 +49,9 @@ def signalled(folder: Path, stage: str, number: int, argv: list[str]) -> None:
 def test_a_run_ends_the_same_wherever_it_is(cache, tmp_path, stage, number, code, word):
     runs = tmp_path / "runs"
     argv = ["-m", "seed=0,1", "experiment=smoke", f"runs={runs}", f"cache_dir={cache}", "wandb.mode=disabled", "optim.epochs=1"]
-    process = started(signalled, tmp_path, stage, number, argv)
-    process.join(120)
-    told, errors = ((tmp_path / name).read_text() for name in ("stdout", "stderr"))
-    assert (process.exitcode, errors) == (code, f"{word}\n"), told + errors
-    assert "the same command goes on" in told and not list(runs.rglob("result.json"))
+    done = ended(tmp_path, signalled, stage, number, argv)
+    assert (done.returncode, done.stderr) == (code, f"{word}\n"), done.stdout + done.stderr
+    assert "the same command goes on" in done.stdout and not list(runs.rglob("result.json"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
