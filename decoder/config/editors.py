@@ -44,7 +44,7 @@ class RomeConfig(WhitenedConfig):
     contexts: int = option(5, "contexts a key is averaged over, the bare prompt among them", least=1)
     steps: int = option(30, "most Adam steps of the value optimisation", least=1)
     lr: float = option(0.3, "learning rate of the value optimisation")
-    clamp: float = option(5.0, "largest norm of the value change, as a multiple of the clean value's norm")
+    clamp: float = option(5.0, "largest norm of the value change, as a multiple of the clean output's norm")
     decay: float = option(1e-3, "weight of the norm penalty on the value change")
     kl: float = option(8.0, "weight of the KL term that keeps the subject's essence")
     stop_loss: float = option(0.05, "an edit stops when its loss falls below this")
