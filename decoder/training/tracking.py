@@ -112,8 +112,10 @@ def log_result(trainer: Trainer, result: dict[str, Any], predictions: pd.DataFra
 
     with tracker.attempt():
         run = tracker.experiment
-        run.summary.update(summary_of(result))
-        run.log({CHOSEN_BY: validation_score(result)})
+        steered_by = {CHOSEN_BY: validation_score(result)}
+        run.log(steered_by)
+        # What is logged reaches the summary of a busy machine's offline run too late.
+        run.summary.update(summary_of(result) | steered_by)
         run.log({"predictions": wandb.Table(dataframe=predictions)})
         if decoder_folder:
             artifact = wandb.Artifact(f"decoder-{run.name}", type="decoder")
