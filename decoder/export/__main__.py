@@ -3,15 +3,11 @@
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from decoder.config.commands import ExportConfig
 from decoder.config.compose import compose, folders_first
 from decoder.export.card import layers
 from decoder.utils.errors import UserError, run_command
-
-if TYPE_CHECKING:
-    pass
 
 
 @run_command
