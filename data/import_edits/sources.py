@@ -25,14 +25,14 @@ from data.store.manifest import IMPORTED
 from data.store.matrices import write_matrix
 from data.store.store import EditStore
 from data.store.writer import StoreWriter
-from decoder.audit.suspect import Suspect, listed
+from decoder.audit.suspect import Suspect
 from decoder.checkpoint.folders import is_checkpoint_folder
 from decoder.config import FactsConfig
 from decoder.config.commands import ImportConfig
 from decoder.dense import DenseEdit
 from decoder.edit import LowRankEdit
 from decoder.host import Host
-from decoder.utils.errors import UserError
+from decoder.utils.errors import UserError, listed
 from decoder.utils.files import short_hash
 
 ENDINGS = (".safetensors", ".npz")

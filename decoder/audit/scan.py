@@ -6,9 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
-from decoder.audit.suspect import Suspect, listed
+from decoder.audit.suspect import Suspect
 from decoder.edit import Edit
 from decoder.host import Host
+from decoder.utils.errors import listed
 
 TRAINED = 1e-3  # relative distance of a tensor above which somebody has trained it further
 SIZES = ("model_type", "hidden_size", "n_embd", "num_hidden_layers", "n_layer")

@@ -19,8 +19,8 @@ from decoder.checkpoint.reader import CHUNK, Checkpoint
 from decoder.dense import DenseEdit
 from decoder.edit import Edit, LowRankEdit
 from decoder.host import Host
+from decoder.utils.errors import listed
 
-SHOWN = 5  # names in a message
 LEAST_SHARE = 0.5
 """Of W_V, what a W' has at least along it: 1, give or take what the edit itself has. An update has next to none."""
 
@@ -247,9 +247,3 @@ class Suspect:
                 if self.checkpoint.find_weight(host.module_path(layer)) == name:
                     return layer
         return None
-
-
-def listed(names: Iterable[str]) -> str:
-    """The first few names, and how many more there are."""
-    names = list(names)
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

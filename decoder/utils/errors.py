@@ -16,9 +16,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 DEBUG = "PALIMPSEST_DEBUG"
 TERMINATED = 143  # what a shell gives for a program that SIGTERM ended
-
-
 CLOSED_PIPE = 141  # what a shell gives for a program that SIGPIPE ended
+SHOWN = 5  # names in a message
 
 
 class UserError(Exception):
@@ -112,6 +111,12 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     question = f"did you mean {nearest[0]!r}? " if nearest else ""
     return f"{question}known: {', '.join(known)}"
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first few names, and how many more there are."""
+    names = list(names)
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 @contextmanager
