@@ -57,7 +57,8 @@ def store(tmp_path):
 
 
 def test_values_are_read_bit_for_bit(store):
-    for name, found in (("key", store.key_NF), ("value", store.value_ND)):
+    edits = store.edits(torch.arange(len(store)))
+    for name, found in (("key", edits.key_BF), ("value", edits.value_BD)):
         assert torch.equal(found, torch.cat([shard[name] for shard in SHARDS]))
     assert store.object_ids == [ids for shard in SHARDS for ids in shard["object_ids"]]
     table = store.table()
