@@ -131,9 +131,13 @@ class Suspect:
         if (module := self._adapted(host, layer)) and not self._beside(host, layer):
             key_RF, value_RD = self._factors(module, host, layer)
             return LowRankEdit(key_RF.unsqueeze(0), value_RD.unsqueeze(0)).to(host.device)
-        update_DF = self.update_DF(host, layer)
-        weight_DF = self.weight_DF(host, layer) if update_DF is None else host.weight_DF(layer).cpu().float() + update_DF
-        return DenseEdit(weight_DF.unsqueeze(0).to(host.device))
+        return DenseEdit(self.whole_DF(host, layer).unsqueeze(0).to(host.device))
+
+    def whole_DF(self, host: Host, layer: int, base_DF: Tensor | None = None) -> Tensor:
+        """W'_V of a layer, also where the suspect holds what is added to W_V. Arguments and errors are those of `weight_DF`."""
+        if (update_DF := self.update_DF(host, layer)) is None:
+            return self.weight_DF(host, layer, base_DF)
+        return (host.weight_DF(layer).cpu().float() if base_DF is None else base_DF) + update_DF
 
     def update_DF(self, host: Host, layer: int) -> Tensor | None:
         """What is added to W_V, where that is what the suspect holds: an adapter, or tensors of the form `update`. Else None.
