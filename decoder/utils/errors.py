@@ -40,7 +40,7 @@ def run_command(main: Callable[P, T]) -> Callable[P, T]:
             sys.stderr.write("error: standard output was closed before everything was said\n")
             raise SystemExit(CLOSED_PIPE) from None
         except (UserError, ValueError, OSError, KeyboardInterrupt) as error:
-            if os.environ.get(DEBUG, "0") not in ("", "0"):
+            if debugging():
                 traceback.print_exc()
             sys.stderr.write(_line(error) + "\n")
             raise SystemExit(130 if isinstance(error, KeyboardInterrupt) else 2) from None
@@ -50,6 +50,11 @@ def run_command(main: Callable[P, T]) -> Callable[P, T]:
             raise
 
     return command
+
+
+def debugging() -> bool:
+    """Whether the user asked for tracebacks."""
+    return os.environ.get(DEBUG, "0") not in ("", "0")
 
 
 def leave_closed_pipe() -> None:
