@@ -48,7 +48,7 @@ def test_matrices_become_factors(host_of, tmp_path, name, ending):
     store = importing(host, matrices, facts_file(tmp_path, 3), tmp_path / "store", layer=LAYER)
     assert [row["rank"] for row in store.manifest["imported"]] == [1, 1, 1] and store.manifest["layer"] == LAYER
     for b in range(3):
-        found_DF = torch.outer(store.value_ND[b], store.key_NF[b])
+        found_DF = store.edits(torch.tensor([b])).delta()[0]
         assert (found_DF - outer(host, b)).norm() <= 1e-4 * outer(host, b).norm()
         assert store.manifest["imported"][b]["residual"] < 1e-4
     assert store.table()["subject"].tolist() == NAMES and set(store.table()["object"]) == {"singer"}
@@ -62,7 +62,7 @@ def test_checkpoint_folders_tell_their_layer(new_host, tmp_path, name, shards):
     assert (folder / INDEX).exists() is shards
     store = importing(host, folder, facts_file(tmp_path, 1), tmp_path / "store")
     assert store.manifest["layer"] == LAYER
-    assert (torch.outer(store.value_ND[0], store.key_NF[0]) - outer(host, 0)).norm() <= 1e-4 * outer(host, 0).norm()
+    assert (store.edits(torch.tensor([0])).delta()[0] - outer(host, 0)).norm() <= 1e-4 * outer(host, 0).norm()
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -72,7 +72,7 @@ def test_rounded_checkpoints_say_how_much_is_left_over(new_host, tmp_path, dtype
     store = importing(host, folder, facts_file(tmp_path, 1), tmp_path / "store")
     (note,) = store.manifest["imported"]
     assert note["rank"] == 1 and note["dtype"] == dtype and 0 < note["residual"] <= note["rounding"]
-    found_DF = torch.outer(store.value_ND[0], store.key_NF[0])
+    found_DF = store.edits(torch.tensor([0])).delta()[0]
     assert (found_DF - outer(host, 0)).norm() <= note["rounding"] * outer(host, 0).norm()
 
 
@@ -244,9 +244,7 @@ def test_every_record_stands_for_its_source(host_of, tmp_path):
     store = importing(host_of("llama"), edited, tmp_path / "same.jsonl", tmp_path / "same", layer=LAYER)
     assert store.table()["subject"].tolist() == ["Ada"] * 3 and store.table()["edit_id"].nunique() == 3
     for b in range(3):
-        assert (torch.outer(store.value_ND[b], store.key_NF[b]) - outer(host_of("llama"), b)).norm() <= 1e-4 * outer(
-            host_of("llama"), b
-        ).norm()
+        assert (store.edits(torch.tensor([b])).delta()[0] - outer(host_of("llama"), b)).norm() <= 1e-4 * outer(host_of("llama"), b).norm()
     rows = [json.loads(row) | {"fact_id": f"e{n}"} for n, row in enumerate(facts_file(tmp_path, 3).read_text().split("\n"))]
     rows[1]["subject"] = None
     (tmp_path / "named.jsonl").write_text("\n".join(map(json.dumps, rows)))

@@ -46,7 +46,7 @@ def assert_read(host, found, folder, rtol=1e-4, **settings) -> None:
     assert (delta_DF - wanted_DF).norm() <= rtol * wanted_DF.norm()
     store = imported(host, folder, folder.parent, **settings)
     assert store.manifest["layer"] == LAYER and store.manifest["imported"][0]["rank"] == 1
-    assert (torch.outer(store.value_ND[0], store.key_NF[0]) - wanted_DF).norm() <= rtol * wanted_DF.norm()
+    assert (store.edits(torch.tensor([0])).delta()[0] - wanted_DF).norm() <= rtol * wanted_DF.norm()
 
 
 def rewritten(folder, change):
