@@ -40,7 +40,8 @@ def rank(cfg: EvaluateConfig, suspect: Suspect, entries: Sequence[Mapping[str, A
             try:
                 if isinstance(edit, ValueError):
                     raise edit
-                decoder, config = open_decoder(own := _of(cfg, entry), scan.host)
+                own = replace(cfg, decoder=str(Path(cfg.decoder) / entry["folder"]))
+                decoder, config = open_decoder(own, scan.host)
                 found = answer(decoder, config, edit, cfg.top)
             except ValueError as error:
                 refused[entry["folder"]] = str(error)
@@ -61,12 +62,8 @@ def _scans(cfg: EvaluateConfig, suspect: Suspect, entries: Sequence[Mapping[str,
     for fingerprint in dict.fromkeys(entry["host"]["fingerprint"] for entry in entries):
         own = [entry for entry in entries if entry["host"]["fingerprint"] == fingerprint]
         try:
-            host = open_host(_of(cfg, own[0]), own[0]["host"])
+            host = open_host(cfg, own[0]["host"])
             scans[fingerprint] = Scan(suspect, host, {entry["edited_layer"] for entry in own})
         except ValueError as error:
             refused |= {entry["folder"]: str(error) for entry in own}
     return scans
-
-
-def _of(cfg: EvaluateConfig, entry: Mapping[str, Any]) -> EvaluateConfig:
-    return replace(cfg, decoder=str(Path(cfg.decoder) / entry["folder"]))

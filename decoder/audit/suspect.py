@@ -91,22 +91,8 @@ class Suspect:
         """The code that a folder names and that is never run, with the files that name it."""
         return code_named_in(self.checkpoint.path, self.checkpoint.config)
 
-    @property
-    def vocabulary(self) -> dict[str, int] | None:
-        """Tokens and their numbers; None where a folder has no tokenizer.
-
-        Raises:
-            ValueError: it cannot be read.
-        """
-        return self._tokenizer and self._tokenizer.get_vocab()
-
-    @property
-    def added_tokens(self) -> list[str]:
-        """Tokens beside the words: special ones, and those that somebody added."""
-        return list(self._tokenizer.get_added_vocab()) if self._tokenizer else []
-
     @cached_property
-    def _tokenizer(self) -> PreTrainedTokenizerBase | None:
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
         """The tokenizer of a folder that has one.
 
         Raises:
