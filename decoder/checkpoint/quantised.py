@@ -12,9 +12,7 @@ from torch import Tensor
 
 from decoder.checkpoint.folders import read_json
 
-FLOATS_OF_8_BITS = tuple(
-    getattr(torch, name) for name in ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz") if hasattr(torch, name)
-)
+FLOATS_OF_8_BITS = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
 SCALES = ("_scale_inv", "_scale")  # what the name of a scale adds to that of its tensor; either is multiplied with
 
 
