@@ -121,8 +121,7 @@ def load_records(cfg: FactsConfig, called: dict[str, str] = CALLED) -> FactSet:
             raise ValueError(_other_schema(cfg, first, called))
         reason = f"; {entries[0].where}: {entries[0].reason}" if entries else ""
         raise ValueError(f"{called['path']}={cfg.path}: no {cfg.source} facts among {len(entries)} records{reason}")
-    repeated = sum(entry.fact is not None for entry in entries) - len(facts)
-    found = FactSet(tuple(facts.values()), f"{cfg.source}:{Path(cfg.path).name}", sha256, tuple(entries), repeated)
+    found = FactSet(tuple(facts.values()), f"{cfg.source}:{Path(cfg.path).name}", sha256, tuple(entries))
     _list(found)
     return found
 
