@@ -20,7 +20,7 @@ from data.facts.fact import EditRequest, FactSet
 from data.facts.load import load_records
 from data.import_edits.factor import Update, explain
 from data.import_edits.pairing import name_of, pair, request_of
-from data.produce.plan import made_on
+from data.produce.plan import made_of
 from data.produce.score import score
 from data.produce.shards import columns
 from data.store.manifest import IMPORTED
@@ -177,10 +177,9 @@ def _only_layer(cfg: ImportConfig, path: Path, base: Suspect | None, host: Host)
 
 def _manifest(cfg: ImportConfig, host: Host, edited_layer: int, facts: FactSet, found: list[Source]) -> dict[str, Any]:
     form = {"form": cfg.form} if cfg.form == "update" else {}
-    return made_on(host, edited_layer, facts, [source.request for source in found]) | {
-        "editor": {"name": IMPORTED, "settings": {"tolerance": cfg.tolerance, "base": bool(cfg.base)} | form},
+    editor = {"name": IMPORTED, "settings": {"tolerance": cfg.tolerance, "base": bool(cfg.base)} | form}
+    return made_of(host, edited_layer, editor, 0, facts, [source.request for source in found]) | {
         "keys": None,
-        "seed": 0,
         "rank": max(len(source.update.key_RF) for source in found),
         "imported": [source.note for source in found],
     }

@@ -71,18 +71,22 @@ def store_path(cfg: TrainConfig, host: Host, asked: dict[str, Any]) -> Path:
 def request_manifest(cfg: TrainConfig, host: Host, facts: FactSet, requests: list[EditRequest]) -> dict[str, Any]:
     """What a store must have been made from and with: all of its manifest that is known beforehand."""
     settings = {field.name: getattr(cfg.edits, field.name) for field in own_settings(cfg.edits)}
-    made_by = {"editor": {"name": cfg.edits.editor, "settings": settings}, "seed": cfg.edits.seed}
-    return made_on(host, cfg.edits.layer, facts, requests) | made_by | _keys_of(cfg)
+    editor = {"name": cfg.edits.editor, "settings": settings}
+    return made_of(host, cfg.edits.layer, editor, cfg.edits.seed, facts, requests) | _keys_of(cfg)
 
 
-def made_on(host: Host, edited_layer: int, facts: FactSet, requests: Sequence[EditRequest]) -> dict[str, Any]:
-    """What any store's manifest says of the matrix that was edited and of what was to be planted, whoever planted it."""
+def made_of(
+    host: Host, edited_layer: int, editor: dict[str, Any], seed: int, facts: FactSet, requests: Sequence[EditRequest]
+) -> dict[str, Any]:
+    """What any store's manifest says, whoever made the edits; what differs from what is asked is named in this order."""
     dtype = str(host.dtype).removeprefix("torch.")
     return {
         "host": {"id": host.name, "revision": host.revision, "dtype": dtype, "fingerprint": host.fingerprint},
         "module": host.module_path(edited_layer),
         "layer": edited_layer,
         "base_sha256": host.base_sha256(edited_layer),
+        "editor": editor,
+        "seed": seed,
         "facts": {"source": facts.source, "sha256": facts.sha256},
         "requests": {"count": len(requests), "sha256": short_hash([request.edit_id for request in requests])},
         "terminator_id": host.terminator_id,
