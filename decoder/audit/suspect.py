@@ -114,9 +114,8 @@ class Suspect:
         Raises:
             ValueError: as `weight_DF` and `update_DF`.
         """
-        if (module := self._adapted(host, layer)) and not self._beside(host, layer):
-            key_RF, value_RD = self._factors(module, host, layer)
-            return LowRankEdit(key_RF.unsqueeze(0), value_RD.unsqueeze(0)).to(host.device)
+        if (lora := self._lora(host, layer)) is not None and not self._beside(host, layer):
+            return lora.to(host.device)
         return DenseEdit(self.whole_DF(host, layer).unsqueeze(0).to(host.device))
 
     def whole_DF(self, host: Host, layer: int, base_DF: Tensor | None = None) -> Tensor:
@@ -131,9 +130,8 @@ class Suspect:
         Raises:
             ValueError: the matrix cannot be read, or an adapter touches other modules only.
         """
-        if module := self._adapted(host, layer):
-            key_RF, value_RD = self._factors(module, host, layer)
-            return None if self._beside(host, layer) else value_RD.T @ key_RF
+        if (lora := self._lora(host, layer)) is not None:
+            return None if self._beside(host, layer) else lora.delta()[0]
         return self._matrix_DF(host, layer).float() if self.form == "update" else None
 
     def weight_DF(self, host: Host, layer: int, base_DF: Tensor | None = None) -> Tensor:
@@ -149,10 +147,8 @@ class Suspect:
         weight_DF = self._matrix_DF(host, layer)
         if self.form == "auto":
             self._refuse_update(weight_DF, host.weight_DF(layer) if base_DF is None else base_DF, host, layer)
-        if module := self._adapted(host, layer):
-            key_RF, value_RD = self._factors(module, host, layer)
-            return weight_DF.float() + value_RD.T @ key_RF
-        return weight_DF
+        lora = self._lora(host, layer)
+        return weight_DF if lora is None else weight_DF.float() + lora.delta()[0]
 
     def _adapted(self, host: Host, layer: int) -> str | None:
         """The adapter's name for W_V's module, if it adds to that."""
@@ -169,10 +165,13 @@ class Suspect:
         """W'_V itself, where it lies beside an adapter."""
         return self.checkpoint.find_weight(host.module_path(layer))
 
-    def _factors(self, module: str, host: Host, layer: int) -> tuple[Tensor, Tensor]:
+    def _lora(self, host: Host, layer: int) -> LowRankEdit | None:
+        """What an adapter adds to W_V, one edit."""
+        if (module := self._adapted(host, layer)) is None:
+            return None
         if (shape := self.adapter.modules[module]) != (expected := tuple(host.weight_DF(layer).shape)):
             raise ValueError(f"{self.path}: the LoRA of {module} is {shape}, {host.module_path(layer)} of {host.name} is {expected}")
-        return self.adapter.factors(module)
+        return LowRankEdit(*(factors.unsqueeze(0) for factors in self.adapter.factors(module)))
 
     def _refuse_update(self, weight_DF: Tensor, own_DF: Tensor, host: Host, layer: int) -> None:
         """Raises ValueError if a matrix has hardly any part along the host's: then it is no W' of it, however it was edited."""
