@@ -1,6 +1,6 @@
 """One suspect: a matrix in a file, or a checkpoint folder, opened once for every decoder that reads it.
 
-Shape letters: D hidden width, F MLP width, R rank.
+Shape letters: D hidden width, F MLP width.
 """
 
 from collections.abc import Iterable

@@ -17,7 +17,6 @@ from data.batches import EditRows
 from data.datamodule import facts_of
 from data.facts.fact import EditRequest
 from data.import_edits.__main__ import main
-from data.import_edits.factor import explain
 from data.import_edits.sources import import_edits
 from data.produce.score import score
 from data.store.matrices import read_matrix
@@ -159,34 +158,17 @@ def test_a_killed_import_keeps_its_matrices(mixed, host_of, tmp_path, monkeypatc
     assert torch.equal(read_matrix(again.matrix_of[2]), read_matrix(mixed.matrix_of[2])) and not (tmp_path / "again.partial").exists()
 
 
-def test_a_thousand_pocket_matrices():
-    """Factors of 1,000 of 1,000 matrices of pocket size come back."""
-    generator = torch.Generator().manual_seed(0)
-    base_DF = 0.05 * torch.randn(128, 384, generator=generator)
-    worst = 0.0
-    for _ in range(1000):
-        key_F, value_D = torch.randn(384, generator=generator), torch.randn(128, generator=generator)
-        delta_DF = torch.outer(value_D, key_F) / key_F.norm()
-        update = explain(base_DF + delta_DF, base_DF, torch.float32, 1e-4)
-        assert update.rank == 1
-        worst = max(worst, float((torch.outer(update.value_RD[0], update.key_RF[0]) - delta_DF).norm() / delta_DF.norm()))
-    assert worst <= 1e-4
-
-
-def test_nothing_changed_and_less_than_rounding(host_of):
-    weight_DF = host_of("llama").weight_DF(LAYER)
-    with pytest.raises(ValueError, match="same as its base"):
-        explain(weight_DF, weight_DF, torch.float32, 1e-4)
-    with pytest.raises(ValueError, match="rounding to torch.bfloat16 alone"):
-        explain(weight_DF.bfloat16().float(), weight_DF, torch.bfloat16, 1e-4)
+def in_two_layers(host, folder):
+    edited_folder(host, folder)
+    tensors = load_file(str(folder / "model.safetensors"))
+    tensors["model.layers.2.mlp.down_proj.weight"] += 1
+    save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
 
 
 def test_several_changed_layers_ask_which(new_host, tmp_path):
     host = new_host("llama")
-    folder = edited_folder(host, tmp_path / "edited")
-    tensors = load_file(str(folder / "model.safetensors"))
-    tensors["model.layers.2.mlp.down_proj.weight"] += 1
-    save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
+    folder = tmp_path / "edited"
+    in_two_layers(host, folder)
     with pytest.raises(ValueError, match="layers 1, 2 differ from the base.*layer="):
         importing(host, folder, facts_file(tmp_path, 1), tmp_path / "store")
     assert len(importing(host, folder, facts_file(tmp_path, 1), tmp_path / "store", layer=1)) == 1
@@ -206,13 +188,6 @@ def cut(host, folder):
     edited_folder(host, folder)
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
-
-
-def in_two_layers(host, folder):
-    edited_folder(host, folder)
-    tensors = load_file(str(folder / "model.safetensors"))
-    tensors["model.layers.2.mlp.down_proj.weight"] += 1
-    save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
 
 
 @pytest.mark.parametrize(
