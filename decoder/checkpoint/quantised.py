@@ -39,11 +39,11 @@ def _is_bnb(config: Mapping[str, Any]) -> bool:
     return any(key.startswith(("load_in_", "bnb_", "llm_int8_")) for key in config)
 
 
-def refuse(method: str | None) -> None:
+def refuse(method: str | None, where: str = "") -> None:
     """Raises ValueError, which names the method, unless its weights are plain numbers or 8-bit floats with scales."""
     if method and not (method in ("fp8", "fbgemm_fp8") or (method.startswith("compressed-tensors") and "float-quantized" in method)):
         raise ValueError(
-            f"its weights are quantised with {method}, which cannot be undone here. "
+            f"{where}its weights are quantised with {method}, which cannot be undone here. "
             "Give the checkpoint before that, or one saved after model.dequantize()"
         )
 

@@ -45,10 +45,7 @@ class Checkpoint:
         self._scales: dict[str, Tensor] = {}
         if self.path.is_dir():
             self.config = read_json(self.path / "config.json")
-            try:
-                refuse(method_of(self.config or {}, self.path))
-            except ValueError as error:
-                raise ValueError(f"{self.path}: {error}") from None
+            refuse(method_of(self.config or {}, self.path), f"{self.path}: ")
             self.files, self.ignored = weight_files(self.path, self.config or {})
         elif not self.path.exists():
             raise ValueError(f"{self.path}: no such file or folder")
