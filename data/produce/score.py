@@ -10,9 +10,10 @@ Shape letters: B edits.
 
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from math import nan
 from typing import TypeVar
 
@@ -108,25 +109,26 @@ def _neighbours(request: EditRequest, recalled: list[Fact]) -> list[Fact]:
 
 def _recalled(tokens: Tokens, requests: Sequence[EditRequest], facts: FactSet) -> dict[tuple[str, str], list[Fact]]:
     """The facts the clean host recalls, for each relation and edit prompt that is asked for."""
-    asked = dict.fromkeys((request.fact.relation, request.fact.prompt) for request in requests if not request.fact.neighbours)
-    candidates = [(key, fact) for key in asked for fact in facts.by_relation.get(key[0], ())]
-    known: dict[tuple[str, str], list[Fact]] = {key: [] for key in asked}
-    for key, fact in _answered(tokens, candidates, lambda one: tokens.of_prompt(one[0][1], one[1].subject, one[1].object_true)):
-        known[key].append(fact)
+    known: dict[tuple[str, str], list[Fact]] = {(one.fact.relation, one.fact.prompt): [] for one in requests if not one.fact.neighbours}
+    questions = {
+        (relation, prompt, fact): partial(tokens.of_prompt, prompt, fact.subject, fact.object_true)
+        for relation, prompt in known
+        for fact in facts.by_relation.get(relation, ())
+    }
+    for relation, prompt, fact in _answered(tokens.host, questions):
+        known[relation, prompt].append(fact)
     return known
 
 
 def _recalled_given(tokens: Tokens, requests: Sequence[EditRequest]) -> set[tuple[str, str]]:
     """The neighbour prompts that fact sets give and the clean host answers rightly."""
-    pairs = dict.fromkeys(pair for request in requests for pair in request.fact.neighbours)
-    return set(_answered(tokens, pairs, lambda pair: tokens.of_text(*pair)))
+    return set(_answered(tokens.host, {pair: partial(tokens.of_text, *pair) for one in requests for pair in one.fact.neighbours}))
 
 
-def _answered(tokens: Tokens, candidates: Iterable[T], question: Callable[[T], Question]) -> list[T]:
-    """Those whose question the clean host answers rightly; one that cannot be put to it is not."""
-    asked = []
-    for one in candidates:
+def _answered(host: Host, questions: Mapping[T, Callable[[], Question]]) -> list[T]:
+    """Those whose question the clean host answers rightly; one that cannot be put to the host is not."""
+    asked: dict[T, Question] = {}
+    for one, question in questions.items():
         with suppress(ValueError):
-            asked.append((one, question(one)))
-    answers = read(tokens.host, [put for _, put in asked])
-    return [one for (one, _), (answer,) in zip(asked, answers, strict=True) if answer.exact]
+            asked[one] = question()
+    return [one for one, (answer,) in zip(asked, read(host, list(asked.values())), strict=True) if answer.exact]

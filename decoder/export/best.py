@@ -16,6 +16,8 @@ NOT_COMPARED = {"host", "cache_dir", "store", "facts.path", "edits.layer", "edit
 
 
 class Candidate(NamedTuple):
+    """A finished run whose decoder may be the best of its host and edited layer."""
+
     run: Path
     decoder: Path
     """Its folder."""
