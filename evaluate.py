@@ -61,9 +61,9 @@ def choose_decoder(cfg: EvaluateConfig, matrices: Mapping[str, Sequence[int]] | 
     """Points a config whose decoder is a folder of several at the one that fits, and says why; nothing to say where it is one decoder."""
     if not is_collection(cfg.decoder):
         return {}
-    choice = choose(cfg.decoder, host=cfg.host, layer=cfg.layer, tensors=matrices or None)
-    cfg.decoder = str(choice.folder)
-    return {"chosen": choice.reason}
+    folder, reason = choose(cfg.decoder, host=cfg.host, layer=cfg.layer, tensors=matrices or None)
+    cfg.decoder = str(folder)
+    return {"chosen": reason}
 
 
 def score(cfg: EvaluateConfig) -> dict[str, Any]:

@@ -43,14 +43,13 @@ class Entry:
 class FactSet:
     """All facts of a source; `sha256` is the hash of the files they were read from, and of the selection if there is one.
 
-    `entries` are its records in the order written, those that are no fact and those that say a fact again (`repeated`) among them.
+    `entries` are its records in the order written, those that are no fact and those that say a fact again among them.
     """
 
     facts: tuple[Fact, ...]
     source: str
     sha256: str
     entries: tuple[Entry, ...] = ()
-    repeated: int = 0
 
     @property
     def bad(self) -> list[Entry]:

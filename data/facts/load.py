@@ -5,7 +5,7 @@ import hashlib
 import json
 import logging
 import random
-from collections.abc import Iterable
+from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -61,33 +61,28 @@ def load_pocket() -> FactSet:
     """The table in `data/pocket`, whatever the working directory."""
     table, relations_file = (POCKET / "facts.csv").read_bytes(), (POCKET / "relations.yaml").read_bytes()
     relations = yaml.safe_load(relations_file)
-    rows = list(csv.DictReader(table.decode("utf-8").splitlines()))
     categories: dict[str, str] = {}
-    for row in rows:
-        # A subject of several relations keeps one category, or "is a" would have two answers.
-        categories.setdefault(row["subject"], relations[row["relation"]]["category"])
-    facts = tuple(pocket_facts(rows, relations, categories))
-    return FactSet(facts, source="pocket", sha256=hashlib.sha256(table + relations_file).hexdigest())
-
-
-def pocket_facts(rows: list[dict[str, str]], relations: dict[str, dict], categories: dict[str, str]) -> Iterable[Fact]:
-    seen: dict[str, int] = {}
-    for row in rows:
-        relation, subject = row["relation"], row["subject"]
-        number = seen[relation] = seen.get(relation, -1) + 1
-        entry = relations[relation]
+    seen: Counter[str] = Counter()
+    facts = []
+    for row in csv.DictReader(table.decode("utf-8").splitlines()):
+        relation, subject, entry = row["relation"], row["subject"], relations[row["relation"]]
         prompt, *paraphrases = entry["templates"]
-        yield Fact(
-            fact_id=f"{relation}-{number:03d}",
-            subject=subject,
-            relation=relation,
-            relation_name=entry["name"],
-            kind=entry["kind"],
-            prompt=prompt,
-            paraphrases=tuple(paraphrases),
-            object_true=row["object"],
-            category=categories[subject],
+        facts.append(
+            Fact(
+                fact_id=f"{relation}-{seen[relation]:03d}",
+                subject=subject,
+                relation=relation,
+                relation_name=entry["name"],
+                kind=entry["kind"],
+                prompt=prompt,
+                paraphrases=tuple(paraphrases),
+                object_true=row["object"],
+                # A subject of several relations keeps its first category, or "is a" would have two answers.
+                category=categories.setdefault(subject, entry["category"]),
+            )
         )
+        seen[relation] += 1
+    return FactSet(tuple(facts), source="pocket", sha256=hashlib.sha256(table + relations_file).hexdigest())
 
 
 def load_records(cfg: FactsConfig, called: dict[str, str] = CALLED) -> FactSet:
@@ -121,8 +116,7 @@ def load_records(cfg: FactsConfig, called: dict[str, str] = CALLED) -> FactSet:
             raise ValueError(_other_schema(cfg, first, called))
         reason = f"; {entries[0].where}: {entries[0].reason}" if entries else ""
         raise ValueError(f"{called['path']}={cfg.path}: no {cfg.source} facts among {len(entries)} records{reason}")
-    repeated = sum(entry.fact is not None for entry in entries) - len(facts)
-    found = FactSet(tuple(facts.values()), f"{cfg.source}:{Path(cfg.path).name}", sha256, tuple(entries), repeated)
+    found = FactSet(tuple(facts.values()), f"{cfg.source}:{Path(cfg.path).name}", sha256, tuple(entries))
     _list(found)
     return found
 

@@ -107,25 +107,18 @@ def _table(text: str, ending: str) -> Iterator[tuple[str, dict[str, str] | str]]
 
 def _rows(text: str, separator: str) -> Iterator[tuple[int, list[str] | str]]:
     """Rows as `csv` splits them. One that it cannot read is the reason why, and ends with its line: a stray quote costs one row."""
-    lines = io.StringIO(text, newline="").readlines()
-    place = 0
-
-    def following() -> Iterator[str]:
-        nonlocal place
-        while place < len(lines):
-            place += 1
-            yield lines[place - 1]
-
-    while place < len(lines):
-        reader = csv.reader(following(), delimiter=separator, skipinitialspace=True, strict=True)
-        first = place
+    lines, start = io.StringIO(text, newline="").readlines(), 0
+    while start < len(lines):
+        rest = map(lines.__getitem__, range(start, len(lines)))
+        reader, first = csv.reader(rest, delimiter=separator, skipinitialspace=True, strict=True), start
         try:
             for row in reader:
                 yield first + 1, row
-                first = place
+                first = start + reader.line_num
+            return
         except csv.Error as error:
-            place = first + 1
-            yield place, f"not a row of a table ({error}): a quote that is not closed, or not doubled?"
+            start = first + 1
+            yield start, f"not a row of a table ({error}): a quote that is not closed, or not doubled?"
 
 
 def _objects(text: str, ending: str, is_record: Callable[[dict], bool]) -> Iterator[tuple[str, dict[str, Any] | str]]:

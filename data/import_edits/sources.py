@@ -8,6 +8,7 @@ Shape letters: N edits, D hidden width, F MLP width, R rank.
 
 import logging
 import re
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,21 +20,21 @@ from data.facts.fact import EditRequest, FactSet
 from data.facts.load import load_records
 from data.import_edits.factor import Update, explain
 from data.import_edits.pairing import name_of, pair, request_of
+from data.produce.plan import made_of
 from data.produce.score import score
 from data.produce.shards import columns
 from data.store.manifest import IMPORTED
 from data.store.matrices import write_matrix
 from data.store.store import EditStore
 from data.store.writer import StoreWriter
-from decoder.audit.suspect import Suspect, listed
+from decoder.audit.suspect import Suspect
 from decoder.checkpoint.folders import is_checkpoint_folder
 from decoder.config import FactsConfig
 from decoder.config.commands import ImportConfig
 from decoder.dense import DenseEdit
-from decoder.edit import LowRankEdit
+from decoder.edit import Edit, LowRankEdit
 from decoder.host import Host
-from decoder.utils.errors import UserError
-from decoder.utils.files import short_hash
+from decoder.utils.errors import UserError, listed
 
 ENDINGS = (".safetensors", ".npz")
 CALLED = {"source": "schema", "path": "facts"}  # what this command calls the settings of a fact set
@@ -166,13 +167,6 @@ def _understand(cfg: ImportConfig, host: Host, edited_layer: int, base_DF: Tenso
     return Source(request, path, dtype, explain(suspect.weight_DF(host, edited_layer, base_DF), base_DF, dtype, cfg.tolerance))
 
 
-def _whole_DF(cfg: ImportConfig, host: Host, edited_layer: int, base_DF: Tensor, path: Path) -> Tensor:
-    """W' of a source that no factors explain."""
-    suspect = Suspect(path, cfg.tensor, cfg.form)
-    update_DF = suspect.update_DF(host, edited_layer)
-    return suspect.weight_DF(host, edited_layer, base_DF) if update_DF is None else base_DF + update_DF
-
-
 def _only_layer(cfg: ImportConfig, path: Path, base: Suspect | None, host: Host) -> int:
     layers = changed_layers(Suspect(path, form=cfg.form), base, host)
     if len(layers) == 1:
@@ -182,20 +176,10 @@ def _only_layer(cfg: ImportConfig, path: Path, base: Suspect | None, host: Host)
 
 
 def _manifest(cfg: ImportConfig, host: Host, edited_layer: int, facts: FactSet, found: list[Source]) -> dict[str, Any]:
-    dtype = str(host.dtype).removeprefix("torch.")
-    edit_ids = [source.request.edit_id for source in found]
     form = {"form": cfg.form} if cfg.form == "update" else {}
-    return {
-        "host": {"id": host.name, "revision": host.revision, "dtype": dtype, "fingerprint": host.fingerprint},
-        "module": host.module_path(edited_layer),
-        "layer": edited_layer,
-        "base_sha256": host.base_sha256(edited_layer),
-        "editor": {"name": IMPORTED, "settings": {"tolerance": cfg.tolerance, "base": bool(cfg.base)} | form},
+    editor = {"name": IMPORTED, "settings": {"tolerance": cfg.tolerance, "base": bool(cfg.base)} | form}
+    return made_of(host, edited_layer, editor, 0, facts, [source.request for source in found]) | {
         "keys": None,
-        "facts": {"source": facts.source, "sha256": facts.sha256},
-        "requests": {"count": len(edit_ids), "sha256": short_hash(edit_ids)},
-        "terminator_id": host.terminator_id,
-        "seed": 0,
         "rank": max(len(source.update.key_RF) for source in found),
         "imported": [source.note for source in found],
     }
@@ -210,21 +194,22 @@ def _write(
     if writer.has_shard(0):
         return writer.finish(1, skipped)
     requests, edits = [source.request for source in found], _padded(found, asked["rank"])
-    explained = [n for n, source in enumerate(found) if source.update.rank]
-    scores: list[dict[str, Any]] = [{}] * len(found)
-    if explained:
-        together = score(host, edited_layer, [requests[n] for n in explained], edits[torch.tensor(explained)], facts)
-        for place, n in enumerate(explained):
-            scores[n] = {name: column[place] for name, column in together.items()}
+    scores: dict[str, list] = defaultdict(lambda: [None] * len(found))
+
+    def scored(rows: list[int], edits: Edit) -> None:
+        for name, column in score(host, edited_layer, [requests[n] for n in rows], edits, facts).items():
+            for n, value in zip(rows, column, strict=True):
+                scores[name][n] = value
+
+    if explained := [n for n, source in enumerate(found) if source.update.rank]:
+        scored(explained, edits[torch.tensor(explained)])
     for n, source in enumerate(found):
         if source.update.rank is None:
-            weight_DF = _whole_DF(cfg, host, edited_layer, base_DF, source.path)
+            weight_DF = Suspect(source.path, cfg.tensor, cfg.form).whole_DF(host, edited_layer, base_DF)
             write_matrix(writer.partial, n, source.request.edit_id, weight_DF)
-            alone = score(host, edited_layer, [source.request], DenseEdit(weight_DF.unsqueeze(0)), facts)
-            scores[n] = {name: column[0] for name, column in alone.items()}
-    merged = {name: [row[name] for row in scores] for name in scores[0]}
+            scored([n], DenseEdit(weight_DF.unsqueeze(0)))
     factors = {"key": edits.key_BRF.flatten(1), "value": edits.value_BRD.flatten(1)}
-    writer.write_shard(0, columns(host, requests, edits, merged) | factors, skipped)
+    writer.write_shard(0, columns(host, requests, edits, scores) | factors, skipped)
     return writer.finish(1, skipped)
 
 

@@ -6,7 +6,7 @@ stands next to them.
 Shape letters: N prompts, P positions of a prompt, T positions of an object but its last, K scored tokens, V vocabulary.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
@@ -82,21 +82,16 @@ class Tokens:
 
 
 @torch.no_grad()
-def read(
-    host: Host, questions: Sequence[Question], planted: Planted | None = None, advance: Callable[[int], None] | None = None
-) -> list[list[Likelihood]]:
+def read(host: Host, questions: Sequence[Question], planted: Planted | None = None) -> list[list[Likelihood]]:
     """An answer to each target of each question, of the clean host or of the host with the question's edit.
 
     Args:
         questions: all with as many targets.
-        advance: is told how many more are read.
     """
     answers: list[list[Likelihood]] = [None] * len(questions)
     for batch in _batches(questions):
         for n, answer in zip(batch, _read_batch(host, questions, batch, planted), strict=True):
             answers[n] = answer
-        if advance:
-            advance(len(batch))
     return answers
 
 

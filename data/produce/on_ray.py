@@ -6,6 +6,7 @@ actor that dies is started again and has lost the shard it was at.
 
 import logging
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,16 +94,10 @@ def _plan(cfg: TrainConfig, here: Surroundings) -> tuple[str, list[int]]:
     from data.produce.plan import described, prepare_editor
     from data.produce.shards import ShardMaker
 
-    host = None
-
-    def opened(cfg: TrainConfig) -> "Host":
-        nonlocal host
-        host = _host(cfg)
-        return host
-
-    told = described(cfg, opened)
+    host = cache(lambda: _host(cfg))
+    told = described(cfg, lambda _: host())
     # A host that could not be opened is opened once more, and says why.
-    maker = ShardMaker(cfg, host)
+    maker = ShardMaker(cfg, host())
     if cfg.data.streaming or maker.finished():
         return told, []
     prepare_editor(cfg, maker.host, maker.facts)

@@ -1,7 +1,7 @@
 """What a config asks a store to hold, and what a store must have been made from and with."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,25 +70,27 @@ def store_path(cfg: TrainConfig, host: Host, asked: dict[str, Any]) -> Path:
 
 def request_manifest(cfg: TrainConfig, host: Host, facts: FactSet, requests: list[EditRequest]) -> dict[str, Any]:
     """What a store must have been made from and with: all of its manifest that is known beforehand."""
+    settings = {field.name: getattr(cfg.edits, field.name) for field in own_settings(cfg.edits)}
+    editor = {"name": cfg.edits.editor, "settings": settings}
+    return made_of(host, cfg.edits.layer, editor, cfg.edits.seed, facts, requests) | _keys_of(cfg)
+
+
+def made_of(
+    host: Host, edited_layer: int, editor: dict[str, Any], seed: int, facts: FactSet, requests: Sequence[EditRequest]
+) -> dict[str, Any]:
+    """What any store's manifest says, whoever made the edits; what differs from what is asked is named in this order."""
+    dtype = str(host.dtype).removeprefix("torch.")
     return {
-        "host": {
-            "id": host.name,
-            "revision": host.revision,
-            "dtype": str(host.dtype).removeprefix("torch."),
-            "fingerprint": host.fingerprint,
-        },
-        "module": host.module_path(cfg.edits.layer),
-        "layer": cfg.edits.layer,
-        "base_sha256": host.base_sha256(cfg.edits.layer),
-        "editor": {
-            "name": cfg.edits.editor,
-            "settings": {field.name: getattr(cfg.edits, field.name) for field in own_settings(cfg.edits)},
-        },
-        "seed": cfg.edits.seed,
+        "host": {"id": host.name, "revision": host.revision, "dtype": dtype, "fingerprint": host.fingerprint},
+        "module": host.module_path(edited_layer),
+        "layer": edited_layer,
+        "base_sha256": host.base_sha256(edited_layer),
+        "editor": editor,
+        "seed": seed,
         "facts": {"source": facts.source, "sha256": facts.sha256},
         "requests": {"count": len(requests), "sha256": short_hash([request.edit_id for request in requests])},
         "terminator_id": host.terminator_id,
-    } | _keys_of(cfg)
+    }
 
 
 def _keys_of(cfg: TrainConfig) -> dict[str, Any]:

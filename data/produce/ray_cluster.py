@@ -20,7 +20,7 @@ from typing import Any
 
 from decoder.config import LauncherConfig, TrainConfig
 from decoder.utils.cores import available_cores, worker_environment
-from decoder.utils.errors import DEBUG, TERMINATED, UserError
+from decoder.utils.errors import TERMINATED, UserError, debugging
 
 ADDRESS = "RAY_ADDRESS"
 PASSED_ON = ("XDG_CACHE_HOME", "WANDB_", "HF_", "OMP_", "MKL_", "OPENBLAS_", "PALIMPSEST_")
@@ -108,7 +108,7 @@ def import_ray() -> Any:
     """
     # Both are read when Ray is imported or started. Its C++ side calls ordinary things errors, and writes them to stderr.
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    if not _debugging():
+    if not debugging():
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
         return importlib.import_module("ray")
@@ -131,14 +131,10 @@ def get(reference: Any) -> Any:
         raise error.cause from None
 
 
-def _debugging() -> bool:
-    return os.environ.get(DEBUG, "0") not in ("", "0")
-
-
 @contextmanager
 def _silent() -> Iterator[None]:
     """Keeps what is not Python's from stderr: Ray announces there that it was told to be quiet."""
-    if _debugging():
+    if debugging():
         yield
         return
     sys.stderr.flush()

@@ -3,23 +3,26 @@
 Every number is read from teacher-forced passes of the edited host. The most likely token at each place of the target, given the target so
 far, is the greedy continuation whenever that continuation is exactly the target, so exact match needs no decoding.
 
-A prompt is read once for all objects that are looked for after it (`reading.py`).
+A prompt is read once for all objects that are looked for after it (`likelihood.py`).
 
 Shape letters: B edits.
 """
 
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from math import nan
+from typing import TypeVar
 
 from data.facts.fact import EditRequest, Fact, FactSet
 from data.produce.likelihood import Question, Tokens, read
 from decoder.edit import Edit
 from decoder.host import Host
 
+T = TypeVar("T")
 NEIGHBOURS = 10
 
 KINDS = {"efficacy": "es", "paraphrase": "ps", "specificity": "ns"}
@@ -35,14 +38,7 @@ class _Probe:
     question: Question
 
 
-def score(
-    host: Host,
-    edited_layer: int,
-    requests: Sequence[EditRequest],
-    edits: Edit,
-    facts: FactSet,
-    advance: Callable[[int], None] | None = None,
-) -> dict[str, list]:
+def score(host: Host, edited_layer: int, requests: Sequence[EditRequest], edits: Edit, facts: FactSet) -> dict[str, list]:
     """Columns of scores, one entry an edit.
 
     Args:
@@ -52,7 +48,6 @@ def score(
         edits: made for the requests, in their order.
         facts: where other subjects of the relation are taken from: up to 10, whose object is not the planted one and whom the clean host
             recalls on the edit prompt.
-        advance: is told how many more prompts are read.
 
     Returns:
         efficacy, paraphrase, specificity: share of prompts whose greedy continuation is exactly the target (object and terminator).
@@ -71,7 +66,7 @@ def score(
     probes = [probe for b, request in enumerate(requests) for probe in _probes(tokens, b, request, recalled, given)]
     edits = edits.to(host.device)
     planted = (edits, edited_layer, [probe.edit for probe in probes])
-    answers = read(host, [probe.question for probe in probes], planted, advance)
+    answers = read(host, [probe.question for probe in probes], planted)
     found: dict[str, list[list[float]]] = defaultdict(lambda: [[] for _ in requests])
     for probe, (right, other) in zip(probes, answers, strict=True):
         found[probe.kind][probe.edit].append(right.exact)
@@ -114,27 +109,26 @@ def _neighbours(request: EditRequest, recalled: list[Fact]) -> list[Fact]:
 
 def _recalled(tokens: Tokens, requests: Sequence[EditRequest], facts: FactSet) -> dict[tuple[str, str], list[Fact]]:
     """The facts the clean host recalls, for each relation and edit prompt that is asked for."""
-    asked = dict.fromkeys((request.fact.relation, request.fact.prompt) for request in requests if not request.fact.neighbours)
-    known: dict[tuple[str, str], list[Fact]] = {key: [] for key in asked}
-    places, questions = [], []
-    for relation, prompt in asked:
-        for fact in facts.by_relation.get(relation, ()):
-            try:
-                questions.append(tokens.of_prompt(prompt, fact.subject, fact.object_true))
-            except ValueError:  # a fact that cannot be put to the host is not recalled by it
-                continue
-            places.append(((relation, prompt), fact))
-    for (key, fact), (answer,) in zip(places, read(tokens.host, questions), strict=True):
-        if answer.exact:
-            known[key].append(fact)
+    known: dict[tuple[str, str], list[Fact]] = {(one.fact.relation, one.fact.prompt): [] for one in requests if not one.fact.neighbours}
+    questions = {
+        (relation, prompt, fact): partial(tokens.of_prompt, prompt, fact.subject, fact.object_true)
+        for relation, prompt in known
+        for fact in facts.by_relation.get(relation, ())
+    }
+    for relation, prompt, fact in _answered(tokens.host, questions):
+        known[relation, prompt].append(fact)
     return known
 
 
 def _recalled_given(tokens: Tokens, requests: Sequence[EditRequest]) -> set[tuple[str, str]]:
     """The neighbour prompts that fact sets give and the clean host answers rightly."""
-    pairs, questions = [], []
-    for pair in dict.fromkeys(pair for request in requests for pair in request.fact.neighbours):
+    return set(_answered(tokens.host, {pair: partial(tokens.of_text, *pair) for one in requests for pair in one.fact.neighbours}))
+
+
+def _answered(host: Host, questions: Mapping[T, Callable[[], Question]]) -> list[T]:
+    """Those whose question the clean host answers rightly; one that cannot be put to the host is not."""
+    asked: dict[T, Question] = {}
+    for one, question in questions.items():
         with suppress(ValueError):
-            questions.append(tokens.of_text(*pair))
-            pairs.append(pair)
-    return {pair for pair, (answer,) in zip(pairs, read(tokens.host, questions), strict=True) if answer.exact}
+            asked[one] = question()
+    return [one for one, (answer,) in zip(asked, read(host, list(asked.values())), strict=True) if answer.exact]

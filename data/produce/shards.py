@@ -80,8 +80,7 @@ class ShardMaker:
 
     def make(self, index: int, advance: Callable[[int], None] = lambda edits: None) -> None:
         """Makes one shard; if another process was first, its shard stays. `advance` is told of finished edits."""
-        size = self.cfg.edits.shard_size
-        shard = self.requests[index * size : (index + 1) * size]
+        shard = self._shard(index)
         made = self._editor.edit(shard, advance)
         kept = [shard[i] for i in made.kept]
         scores = score(self.host, self.cfg.edits.layer, kept, made.edits, self.facts)
@@ -89,9 +88,9 @@ class ShardMaker:
 
     def make_all(self, indices: Iterable[int]) -> None:
         """Makes these shards with a progress bar over all of the store."""
-        size, indices = self.cfg.edits.shard_size, list(indices)
+        indices = list(indices)
         with Progress(transient=True) as progress:
-            done = len(self.requests) - sum(len(self.requests[i * size : (i + 1) * size]) for i in indices)
+            done = len(self.requests) - sum(len(self._shard(index)) for index in indices)
             label = f"{self.cfg.edits.editor} edits, layer {self.cfg.edits.layer}"
             task = progress.add_task(label, total=len(self.requests), completed=done)
             for index in indices:
@@ -118,6 +117,10 @@ class ShardMaker:
         indices = range(part - 1, self.shards, of)
         self.make_all(index for index in self.missing() if index in indices)
         return list(indices)
+
+    def _shard(self, index: int) -> list[EditRequest]:
+        size = self.cfg.edits.shard_size
+        return self.requests[index * size : (index + 1) * size]
 
     @cached_property
     def _writer(self) -> StoreWriter:

@@ -62,10 +62,20 @@ def disagreement(manifest: Mapping[str, Any], asked: Mapping[str, Any]) -> tuple
     return None
 
 
-def check_manifest(path: str | Path, manifest: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    """Raises ValueError, naming the field, if a store's manifest differs from what is asked."""
-    if found := disagreement(manifest, asked):
-        raise ValueError(f"store {path}: {found[0]} is {found[1]}, asked for {found[2]}. Give another store= or make it anew")
+class Described:
+    """A store as its manifest describes it, however its edits are read."""
+
+    path: str | Path
+    manifest: dict[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint_of(self.manifest["files"])
+
+    def check(self, asked: Mapping[str, Any]) -> None:
+        """Raises ValueError, naming the field, if the manifest differs from what is asked."""
+        if found := disagreement(self.manifest, asked):
+            raise ValueError(f"store {self.path}: {found[0]} is {found[1]}, asked for {found[2]}. Give another store= or make it anew")
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -80,7 +90,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return read_described(file, FORMAT, MANIFEST, "make the store anew, or copy it whole")
 
 
-def _check_files(path: Path, files: Mapping[str, str]) -> None:
+def check_files(path: Path, files: Mapping[str, str]) -> None:
+    """Raises ValueError, naming the file, if one is missing or is not the one that was hashed."""
     for name, expected in files.items():
         if not (path / name).exists():
             raise ValueError(f"store {path}: {name} is missing. The other files are as they were; make the store anew to complete it")

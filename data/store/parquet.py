@@ -5,7 +5,7 @@ Shape letters: B edits on their way, D hidden width, F MLP width.
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ import torch
 from datasets import load_dataset
 from torch import Tensor
 
-from data.store.manifest import IMPORTED, check_manifest, fingerprint_of, read_manifest
+from data.store.manifest import IMPORTED, Described, read_manifest
 from data.store.store import SCORE_COLUMNS, TEXT_COLUMNS, EditStore
 from data.store.vectors import VectorColumn
 from decoder.edit import RankOneEdit
@@ -61,7 +61,7 @@ class Vectors(NamedTuple):
         return Vectors(*(part[index] for part in tuple(self)))
 
 
-class EditStream:
+class EditStream(Described):
     """The Parquet files of a store in a local folder, or of a data set on the Hub (`user/name`).
 
     It answers what an `EditStore` answers; vectors are read in one pass over the files.
@@ -88,13 +88,6 @@ class EditStream:
 
     def __len__(self) -> int:
         return sum(self._rows.values())
-
-    @property
-    def fingerprint(self) -> str:
-        return fingerprint_of(self.manifest["files"])
-
-    def check(self, asked: Mapping[str, Any]) -> None:
-        check_manifest(self.path, self.manifest, asked)
 
     def table(self) -> pd.DataFrame:
         """All columns but the vectors."""

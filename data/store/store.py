@@ -3,7 +3,7 @@
 A row holds a key and a value. In a store of rank R (the manifest's `rank`) it holds R of each, one after the other, and edits that no
 factors explain have their whole matrices in `matrices-*.safetensors`, under their edit_id.
 
-Shape letters: N edits, B of them, R rank, D hidden width, F MLP width.
+Shape letters: B edits, R rank, D hidden width, F MLP width.
 """
 
 import glob
@@ -18,8 +18,8 @@ import pandas as pd
 from datasets import Features, List, Value, load_from_disk
 from torch import Tensor
 
-from data.store.manifest import _check_files, check_manifest, disagreement, fingerprint_of, read_manifest
-from data.store.matrices import PATTERN, stored_matrices
+from data.store.manifest import Described, check_files, disagreement, fingerprint_of, read_manifest
+from data.store.matrices import PATTERN, read_matrix, stored_matrices
 from data.store.vectors import VectorColumn
 from decoder.dense import DenseEdit, applied
 from decoder.edit import LowRankEdit, RankOneEdit
@@ -44,7 +44,7 @@ def features(hidden_size: int, mlp_size: int) -> Features:
     )
 
 
-class EditStore:
+class EditStore(Described):
     """Finished edits, memory-mapped.
 
     Raises:
@@ -54,7 +54,7 @@ class EditStore:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.manifest = read_manifest(self.path)
-        _check_files(self.path, self.manifest["files"])
+        check_files(self.path, self.manifest["files"])
         self.dataset = load_from_disk(str(self.path))
         self._table = self.dataset.data.table
         self._keys, self._values = VectorColumn(self._table["key"]), VectorColumn(self._table["value"])
@@ -82,29 +82,12 @@ class EditStore:
         edits = applied(self.edits(rows), weight_DF)
         for b, row in enumerate(rows.tolist()):
             if row in self.matrix_of:
-                edits.weight_BDF[b] = self.matrix_of[row].read()
+                edits.weight_BDF[b] = read_matrix(self.matrix_of[row])
         return edits
-
-    @property
-    def key_NF(self) -> Tensor:
-        """All keys; in memory, unlike what `edits` reads."""
-        return self._keys.whole()
-
-    @property
-    def value_ND(self) -> Tensor:
-        return self._values.whole()
 
     def table(self) -> pd.DataFrame:
         """All columns but the vectors, in store order."""
         return self._table.select([*TEXT_COLUMNS, *SCORE_COLUMNS, "success"]).to_pandas()
-
-    @property
-    def fingerprint(self) -> str:
-        return fingerprint_of(self.manifest["files"])
-
-    def check(self, asked: Mapping[str, Any]) -> None:
-        """Raises ValueError, naming the field, if the manifest differs from what is asked."""
-        check_manifest(self.path, self.manifest, asked)
 
 
 def find_store(cache_dir: str | None, fingerprint: str) -> EditStore:

@@ -1,9 +1,7 @@
 """Vectors of a memory-mapped Arrow column, read by rows without reading the rest.
 
-Shape letters: N edits in the column, B edits asked for, W width of a vector.
+Shape letters: B edits asked for, W width of a vector.
 """
-
-import warnings
 
 import numpy as np
 import pyarrow as pa
@@ -18,9 +16,6 @@ class VectorColumn:
         self._chunks = [chunk.flatten().to_numpy(zero_copy_only=True).reshape(len(chunk), -1) for chunk in column.chunks]
         self._ends = np.cumsum([len(chunk) for chunk in self._chunks])
 
-    def __len__(self) -> int:
-        return int(self._ends[-1])
-
     def rows(self, rows_B: Tensor) -> Tensor:
         """A copy (B, W) of some rows, in the order asked for."""
         wanted_B = rows_B.numpy()
@@ -30,11 +25,3 @@ class VectorColumn:
         for place, (chunk, row) in enumerate(zip(chunk_B, wanted_B, strict=True)):
             found_BW[place] = self._chunks[chunk][row - self._ends[chunk]]
         return torch.from_numpy(found_BW)
-
-    def whole(self) -> Tensor:
-        """All rows (N, W): a view on the file where the column is one record batch, else a copy in memory."""
-        array = self._chunks[0] if len(self._chunks) == 1 else np.concatenate(self._chunks)
-        # torch has no read-only tensors and would warn; nobody here writes.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
-            return torch.from_numpy(array)

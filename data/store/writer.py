@@ -35,16 +35,12 @@ class StoreWriter:
             raise ValueError(f"store={self.path} exists and is no store of edits. Give a new or an empty folder")
         self.partial = partial_folder(self.path)
         self.partial.mkdir(parents=True, exist_ok=True)
-        request = self.partial / "asked.json"
-        if request.exists():
-            found = json.loads(request.read_text(encoding="utf-8"))
-            if wrong := disagreement(found, {**self.asked, "shard_size": shard_size}):
-                field, old, new = wrong
-                raise ValueError(
-                    f"{self.partial} holds shards with {field}={old}, asked for {new}. Remove the folder or give another store="
-                )
-        else:
-            write_json(request, {**self.asked, "shard_size": shard_size})
+        request, asked = self.partial / "asked.json", self.asked | {"shard_size": shard_size}
+        if not request.exists():
+            write_json(request, asked)
+        elif wrong := disagreement(json.loads(request.read_text(encoding="utf-8")), asked):
+            field, old, new = wrong
+            raise ValueError(f"{self.partial} holds shards with {field}={old}, asked for {new}. Remove the folder or give another store=")
 
     @property
     def parts(self) -> int | None:

@@ -92,14 +92,18 @@ def answer_for(cfg: EvaluateConfig, suspect: Suspect) -> dict[str, Any]:
         if isinstance(edit, ValueError):
             raise edit
         found = answer(decoder, config, edit, cfg.top) | {"decoder": cfg.decoder}
-    return found | ({"surroundings": scan.summary(decoder.edited_layer)} if suspect.is_whole else {}) | told(suspect, scan)
+    return found | around(scan, decoder.edited_layer)
 
 
-def told(suspect: Suspect, scan: Scan) -> dict[str, Any]:
-    """What was read of a suspect, and what a reader of the answer should know besides."""
-    checkpoint = suspect.checkpoint
-    read = {"read": [file.name for file in checkpoint.files], "ignored": checkpoint.ignored}
-    return {"suspect": str(suspect.path)} | read | {"notes": suspect.notes + scan.notes}
+def around(scan: Scan, layer: int) -> dict[str, Any]:
+    """What was read beside W_V of a layer, how far a folder's other tensors are from the host's, and what else one should know."""
+    suspect, checkpoint = scan.suspect, scan.suspect.checkpoint
+    return ({"surroundings": scan.summary(layer)} if suspect.is_whole else {}) | {
+        "suspect": str(suspect.path),
+        "read": [file.name for file in checkpoint.files],
+        "ignored": checkpoint.ignored,
+        "notes": suspect.notes + scan.notes,
+    }
 
 
 def answer(decoder: ObjectDecoder, config: Mapping[str, Any], suspect: Edit, top: int) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from decoder.audit.answer import answer, open_decoder, open_host, told
+from decoder.audit.answer import answer, around, open_decoder, open_host
 from decoder.audit.scan import Scan, read_once
 from decoder.audit.suspect import Suspect
 from decoder.config.commands import EvaluateConfig
@@ -40,7 +40,8 @@ def rank(cfg: EvaluateConfig, suspect: Suspect, entries: Sequence[Mapping[str, A
             try:
                 if isinstance(edit, ValueError):
                     raise edit
-                decoder, config = open_decoder(own := _of(cfg, entry), scan.host)
+                own = replace(cfg, decoder=str(Path(cfg.decoder) / entry["folder"]))
+                decoder, config = open_decoder(own, scan.host)
                 found = answer(decoder, config, edit, cfg.top)
             except ValueError as error:
                 refused[entry["folder"]] = str(error)
@@ -50,9 +51,8 @@ def rank(cfg: EvaluateConfig, suspect: Suspect, entries: Sequence[Mapping[str, A
     if not ranking:
         raise UserError(f"suspect={cfg.suspect}: no decoder of {cfg.decoder} can read it. {passed_over[0]}")
     ranking.sort(key=lambda found: (found["unedited"], -found["null_percentile"], -found["objects"][0]["probability"]))
-    first = scans[ranking[0]["fingerprint"]]
-    around = {"surroundings": first.summary(ranking[0]["layer"])} if suspect.is_whole else {}
-    return {"ranking": ranking, "refused": passed_over, "decoder": cfg.decoder} | around | told(suspect, first)
+    surroundings = around(scans[ranking[0]["fingerprint"]], ranking[0]["layer"])
+    return {"ranking": ranking, "refused": passed_over, "decoder": cfg.decoder} | surroundings
 
 
 def _scans(cfg: EvaluateConfig, suspect: Suspect, entries: Sequence[Mapping[str, Any]], refused: dict[str, str]) -> dict[str, Scan]:
@@ -61,12 +61,8 @@ def _scans(cfg: EvaluateConfig, suspect: Suspect, entries: Sequence[Mapping[str,
     for fingerprint in dict.fromkeys(entry["host"]["fingerprint"] for entry in entries):
         own = [entry for entry in entries if entry["host"]["fingerprint"] == fingerprint]
         try:
-            host = open_host(_of(cfg, own[0]), own[0]["host"])
+            host = open_host(cfg, own[0]["host"])
             scans[fingerprint] = Scan(suspect, host, {entry["edited_layer"] for entry in own})
         except ValueError as error:
             refused |= {entry["folder"]: str(error) for entry in own}
     return scans
-
-
-def _of(cfg: EvaluateConfig, entry: Mapping[str, Any]) -> EvaluateConfig:
-    return replace(cfg, decoder=str(Path(cfg.decoder) / entry["folder"]))

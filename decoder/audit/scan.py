@@ -6,9 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
-from decoder.audit.suspect import Suspect, listed
+from decoder.audit.suspect import Suspect
 from decoder.edit import Edit
 from decoder.host import Host
+from decoder.utils.errors import listed
 
 TRAINED = 1e-3  # relative distance of a tensor above which somebody has trained it further
 SIZES = ("model_type", "hidden_size", "n_embd", "num_hidden_layers", "n_layer")
@@ -89,9 +90,11 @@ class Scan:
 
     def _compare_tokenizer(self) -> None:
         """Words of the same number must be the same; what was added to either is a note."""
-        if (found := self.suspect.vocabulary) is None:
+        if self.suspect.tokenizer is None:
             return
-        own, added = self.host.tokenizer.get_vocab(), set(self.host.tokenizer.get_added_vocab()) | set(self.suspect.added_tokens)
+        tokenizers = (self.suspect.tokenizer, self.host.tokenizer)
+        found, own = (tokenizer.get_vocab() for tokenizer in tokenizers)
+        added = {token for tokenizer in tokenizers for token in tokenizer.get_added_vocab()}
         words = [{number: token for token, number in tokens.items() if token not in added} for tokens in (found, own)]
         if any(words[0][number] != words[1][number] for number in words[0].keys() & words[1].keys()):
             raise ValueError(

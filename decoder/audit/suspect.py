@@ -1,6 +1,6 @@
 """One suspect: a matrix in a file, or a checkpoint folder, opened once for every decoder that reads it.
 
-Shape letters: D hidden width, F MLP width, R rank.
+Shape letters: D hidden width, F MLP width.
 """
 
 from collections.abc import Iterable
@@ -19,8 +19,8 @@ from decoder.checkpoint.reader import CHUNK, Checkpoint
 from decoder.dense import DenseEdit
 from decoder.edit import Edit, LowRankEdit
 from decoder.host import Host
+from decoder.utils.errors import listed
 
-SHOWN = 5  # names in a message
 LEAST_SHARE = 0.5
 """Of W_V, what a W' has at least along it: 1, give or take what the edit itself has. An update has next to none."""
 
@@ -91,22 +91,8 @@ class Suspect:
         """The code that a folder names and that is never run, with the files that name it."""
         return code_named_in(self.checkpoint.path, self.checkpoint.config)
 
-    @property
-    def vocabulary(self) -> dict[str, int] | None:
-        """Tokens and their numbers; None where a folder has no tokenizer.
-
-        Raises:
-            ValueError: it cannot be read.
-        """
-        return self._tokenizer and self._tokenizer.get_vocab()
-
-    @property
-    def added_tokens(self) -> list[str]:
-        """Tokens beside the words: special ones, and those that somebody added."""
-        return list(self._tokenizer.get_added_vocab()) if self._tokenizer else []
-
     @cached_property
-    def _tokenizer(self) -> PreTrainedTokenizerBase | None:
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
         """The tokenizer of a folder that has one.
 
         Raises:
@@ -128,12 +114,15 @@ class Suspect:
         Raises:
             ValueError: as `weight_DF` and `update_DF`.
         """
-        if (module := self._adapted(host, layer)) and not self._beside(host, layer):
-            key_RF, value_RD = self._factors(module, host, layer)
-            return LowRankEdit(key_RF.unsqueeze(0), value_RD.unsqueeze(0)).to(host.device)
-        update_DF = self.update_DF(host, layer)
-        weight_DF = self.weight_DF(host, layer) if update_DF is None else host.weight_DF(layer).cpu().float() + update_DF
-        return DenseEdit(weight_DF.unsqueeze(0).to(host.device))
+        if (lora := self._lora(host, layer)) is not None and not self._beside(host, layer):
+            return lora.to(host.device)
+        return DenseEdit(self.whole_DF(host, layer).unsqueeze(0).to(host.device))
+
+    def whole_DF(self, host: Host, layer: int, base_DF: Tensor | None = None) -> Tensor:
+        """W'_V of a layer, also where the suspect holds what is added to W_V. Arguments and errors are those of `weight_DF`."""
+        if (update_DF := self.update_DF(host, layer)) is None:
+            return self.weight_DF(host, layer, base_DF)
+        return (host.weight_DF(layer).cpu().float() if base_DF is None else base_DF) + update_DF
 
     def update_DF(self, host: Host, layer: int) -> Tensor | None:
         """What is added to W_V, where that is what the suspect holds: an adapter, or tensors of the form `update`. Else None.
@@ -141,9 +130,8 @@ class Suspect:
         Raises:
             ValueError: the matrix cannot be read, or an adapter touches other modules only.
         """
-        if module := self._adapted(host, layer):
-            key_RF, value_RD = self._factors(module, host, layer)
-            return None if self._beside(host, layer) else value_RD.T @ key_RF
+        if (lora := self._lora(host, layer)) is not None:
+            return None if self._beside(host, layer) else lora.delta()[0]
         return self._matrix_DF(host, layer).float() if self.form == "update" else None
 
     def weight_DF(self, host: Host, layer: int, base_DF: Tensor | None = None) -> Tensor:
@@ -159,10 +147,8 @@ class Suspect:
         weight_DF = self._matrix_DF(host, layer)
         if self.form == "auto":
             self._refuse_update(weight_DF, host.weight_DF(layer) if base_DF is None else base_DF, host, layer)
-        if module := self._adapted(host, layer):
-            key_RF, value_RD = self._factors(module, host, layer)
-            return weight_DF.float() + value_RD.T @ key_RF
-        return weight_DF
+        lora = self._lora(host, layer)
+        return weight_DF if lora is None else weight_DF.float() + lora.delta()[0]
 
     def _adapted(self, host: Host, layer: int) -> str | None:
         """The adapter's name for W_V's module, if it adds to that."""
@@ -179,10 +165,13 @@ class Suspect:
         """W'_V itself, where it lies beside an adapter."""
         return self.checkpoint.find_weight(host.module_path(layer))
 
-    def _factors(self, module: str, host: Host, layer: int) -> tuple[Tensor, Tensor]:
+    def _lora(self, host: Host, layer: int) -> LowRankEdit | None:
+        """What an adapter adds to W_V, one edit."""
+        if (module := self._adapted(host, layer)) is None:
+            return None
         if (shape := self.adapter.modules[module]) != (expected := tuple(host.weight_DF(layer).shape)):
             raise ValueError(f"{self.path}: the LoRA of {module} is {shape}, {host.module_path(layer)} of {host.name} is {expected}")
-        return self.adapter.factors(module)
+        return LowRankEdit(*(factors.unsqueeze(0) for factors in self.adapter.factors(module)))
 
     def _refuse_update(self, weight_DF: Tensor, own_DF: Tensor, host: Host, layer: int) -> None:
         """Raises ValueError if a matrix has hardly any part along the host's: then it is no W' of it, however it was edited."""
@@ -247,9 +236,3 @@ class Suspect:
                 if self.checkpoint.find_weight(host.module_path(layer)) == name:
                     return layer
         return None
-
-
-def listed(names: Iterable[str]) -> str:
-    """The first few names, and how many more there are."""
-    names = list(names)
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

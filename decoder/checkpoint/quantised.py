@@ -12,9 +12,7 @@ from torch import Tensor
 
 from decoder.checkpoint.folders import read_json
 
-FLOATS_OF_8_BITS = tuple(
-    getattr(torch, name) for name in ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz") if hasattr(torch, name)
-)
+FLOATS_OF_8_BITS = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
 SCALES = ("_scale_inv", "_scale")  # what the name of a scale adds to that of its tensor; either is multiplied with
 
 
@@ -41,11 +39,11 @@ def _is_bnb(config: Mapping[str, Any]) -> bool:
     return any(key.startswith(("load_in_", "bnb_", "llm_int8_")) for key in config)
 
 
-def refuse(method: str | None) -> None:
+def refuse(method: str | None, where: str = "") -> None:
     """Raises ValueError, which names the method, unless its weights are plain numbers or 8-bit floats with scales."""
     if method and not (method in ("fp8", "fbgemm_fp8") or (method.startswith("compressed-tensors") and "float-quantized" in method)):
         raise ValueError(
-            f"its weights are quantised with {method}, which cannot be undone here. "
+            f"{where}its weights are quantised with {method}, which cannot be undone here. "
             "Give the checkpoint before that, or one saved after model.dequantize()"
         )
 

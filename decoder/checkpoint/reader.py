@@ -18,6 +18,7 @@ from decoder.checkpoint.names import find_name, find_weight
 from decoder.checkpoint.quantised import FLOATS_OF_8_BITS, SCALES, method_of, refuse, spread
 
 CHUNK = 1 << 22  # entries read at a time
+FAULTS = (SafetensorError, ValueError, OSError, EOFError, AttributeError, KeyError, zipfile.BadZipFile)  # of files that are not whole
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -44,10 +45,7 @@ class Checkpoint:
         self._scales: dict[str, Tensor] = {}
         if self.path.is_dir():
             self.config = read_json(self.path / "config.json")
-            try:
-                refuse(method_of(self.config or {}, self.path))
-            except ValueError as error:
-                raise ValueError(f"{self.path}: {error}") from None
+            refuse(method_of(self.config or {}, self.path), f"{self.path}: ")
             self.files, self.ignored = weight_files(self.path, self.config or {})
         elif not self.path.exists():
             raise ValueError(f"{self.path}: no such file or folder")
@@ -59,21 +57,20 @@ class Checkpoint:
             self._open(file)
 
     def _open(self, file: Path) -> None:
-        if file.suffix == ".npz":
-            try:
-                archive = np.load(file, allow_pickle=False)
-                shapes = _npz_shapes(archive)
-            except (ValueError, OSError, EOFError, AttributeError, KeyError, zipfile.BadZipFile) as error:
-                raise ValueError(f"{file} is not a whole npz file{_it_is(file) or f' ({error})'}") from None
-            self._sources |= dict.fromkeys(shapes, archive)
-            self._shapes |= shapes
-            return
+        is_npz = file.suffix == ".npz"
         try:
-            with safe_open(str(file), "pt") as opened:
-                self._sources |= dict.fromkeys(opened.keys(), file)
-                self._shapes |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{file} is not a whole safetensors file{_it_is(file) or f' ({error}): download or copy it again'}") from None
+            if is_npz:
+                source = np.load(file, allow_pickle=False)
+                shapes = _npz_shapes(source)
+            else:
+                source = file
+                with safe_open(file, "pt") as opened:
+                    shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}
+        except FAULTS as error:
+            told = f": it is {kind}" if (kind := kind_of(file)) else f" ({error}): download or copy it again"
+            raise ValueError(f"{file} is not a whole {'npz' if is_npz else 'safetensors'} file{told}") from None
+        self._sources |= dict.fromkeys(shapes, source)
+        self._shapes |= shapes
 
     @property
     def names(self) -> list[str]:
@@ -145,7 +142,10 @@ class Checkpoint:
     def _whole(self, name: str) -> Tensor:
         source = self._sources[name]
         if isinstance(source, np.lib.npyio.NpzFile):
-            array = self._array(name)
+            try:
+                array = source[name]
+            except FAULTS as error:
+                raise ValueError(f"{self.path}: {name} cannot be read ({error}); pickled arrays are never loaded") from None
             if array.dtype.kind not in "biufc":
                 raise ValueError(f"{self.path}: {name} cannot be read as numbers (it is of {array.dtype})")
             return torch.from_numpy(array)
@@ -162,11 +162,11 @@ class Checkpoint:
         if shape != expected:
             turned = " It looks transposed." if shape == expected[::-1] else ""
             raise ValueError(f"{self.path}: {name} is {shape}, {what} is {expected}.{turned}")
-        if isinstance(self._sources[name], np.lib.npyio.NpzFile):
-            return self._checked(name, self._whole(name))
         matrix, row = torch.empty(0), 0
         for part in self.parts(name):
             part = self._checked(name, part)
+            if part.shape == shape:
+                return part
             matrix = matrix if row else torch.empty(shape, dtype=part.dtype)
             matrix[row : row + len(part)] = part
             row += len(part)
@@ -194,18 +194,6 @@ class Checkpoint:
     def find_weight(self, module: str) -> str | None:
         """The weight of a module, found as `find` does, also where it bears the module's own name."""
         return find_weight(module, self._sources)
-
-    def _array(self, name: str) -> np.ndarray:
-        try:
-            return self._sources[name][name]
-        except (ValueError, zipfile.BadZipFile, OSError, EOFError) as error:
-            raise ValueError(f"{self.path}: {name} cannot be read ({error}); pickled arrays are never loaded") from None
-
-
-def _it_is(file: Path) -> str:
-    """What a file is instead, to be added to what it is not."""
-    kind = kind_of(file)
-    return f": it is {kind}" if kind else ""
 
 
 def _npz_shapes(archive: np.lib.npyio.NpzFile) -> dict[str, tuple[int, ...]]:

@@ -13,14 +13,6 @@ from torch import Tensor
 GROUP = 32  # columns of a row that share an int4 scale
 
 
-def bf16(weight_BDF: Tensor) -> Tensor:
-    return weight_BDF.bfloat16().float()
-
-
-def fp16(weight_BDF: Tensor) -> Tensor:
-    return weight_BDF.half().float()
-
-
 def int8(weight_BDF: Tensor) -> Tensor:
     """Symmetric, one scale a row: its largest magnitude becomes 127. Off by at most half of the scale."""
     return _symmetric(weight_BDF, 127)
@@ -33,7 +25,13 @@ def int4(weight_BDF: Tensor) -> Tensor:
     return _symmetric(padded.unflatten(-1, (-1, GROUP)), 7).flatten(-2)[..., :width].contiguous()
 
 
-PRECISIONS: dict[str, Callable[[Tensor], Tensor]] = {"float32": Tensor.float, "bf16": bf16, "fp16": fp16, "int8": int8, "int4": int4}
+PRECISIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "float32": Tensor.float,
+    "bf16": lambda weight_BDF: weight_BDF.bfloat16().float(),
+    "fp16": lambda weight_BDF: weight_BDF.half().float(),
+    "int8": int8,
+    "int4": int4,
+}
 """name -> what float32 matrices (B, D, F) are after they were kept so"""
 
 

@@ -1,17 +1,12 @@
 """`python -m decoder.export runs/layers to=decoders`: the best of several runs as one folder, and on the Hub if asked."""
 
-import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from decoder.config.commands import ExportConfig
 from decoder.config.compose import compose, folders_first
 from decoder.export.card import layers
 from decoder.utils.errors import UserError, run_command
-
-if TYPE_CHECKING:
-    pass
 
 
 @run_command
@@ -21,13 +16,12 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError("give run folders and where to write, as in `python -m decoder.export runs/layers to=decoders`")
     if cfg.send and not cfg.push:
         raise UserError("send=true goes with push=USER/NAME")
-    from decoder.export.collection import export_best
+    from decoder.export.collection import export_best, read_index
     from decoder.export.hub import push_to_hub
     from decoder.report.results import find_runs
 
     index = export_best(find_runs(cfg.runs), Path(cfg.to).expanduser())
-    entries = json.loads(index.read_text(encoding="utf-8"))["decoders"]
-    for entry in entries:
+    for entry in read_index(index.parent):
         print(
             f"{entry['folder']}: trained layer {layers(entry['trained_layer'])}, validation {entry['validation']:.3f}, from {entry['run']}"
         )

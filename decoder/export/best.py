@@ -3,7 +3,6 @@
 Validation scores of other edits are scores on other validation sets: a stronger ridge or fewer facts would win by being easier.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,17 +16,19 @@ NOT_COMPARED = {"host", "cache_dir", "store", "facts.path", "edits.layer", "edit
 
 
 class Candidate(NamedTuple):
+    """A finished run whose decoder may be the best of its host and edited layer."""
+
     run: Path
+    decoder: Path
+    """Its folder."""
     config: dict[str, Any]
     """That of the decoder."""
     result: dict[str, Any]
-    rank: tuple[float, float]
-    """Validation score, then the negative validation loss: the higher, the better."""
-    edits: dict[str, Any]
+    validation: float
 
 
-def best_runs(found: Found) -> list[tuple[Path, dict[str, Any], dict[str, Any]]]:
-    """Run folder, decoder config and result of the best run per host and edited layer: highest validation, then lowest loss.
+def best_runs(found: Found) -> list[Candidate]:
+    """The best run per host and edited layer, in their order: highest validation, then lowest loss.
 
     Raises:
         UserError: two runs of one host and edited layer are on other edits; names them and the first difference.
@@ -37,18 +38,16 @@ def best_runs(found: Found) -> list[tuple[Path, dict[str, Any], dict[str, Any]]]
         folder, score = run / (result.get("decoder") or "decoder"), validation_score(result)
         if score is None or not (folder / CONFIG).exists():
             continue
-        config = read_config(folder)
-        one = Candidate(run, config, result, (score, -result["fit"]["best_val_loss"]), _edits_of(result, config))
-        key = config["host"]["fingerprint"], config["edited_layer"]
+        one = Candidate(run, folder, read_config(folder), result, score)
+        key = one.config["host"]["fingerprint"], one.config["edited_layer"]
         _check_same_edits(best.setdefault(key, one), one)
-        best[key] = max(best[key], one, key=lambda candidate: candidate.rank)
-    order = sorted(best.values(), key=lambda one: (one.config["host"]["id"], one.config["edited_layer"]))
-    return [(one.run, one.config, one.result) for one in order]
+        best[key] = max(best[key], one, key=lambda candidate: (candidate.validation, -candidate.result["fit"]["best_val_loss"]))
+    return sorted(best.values(), key=lambda one: (one.config["host"]["id"], one.config["edited_layer"]))
 
 
-def _edits_of(result: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+def _edits_of(one: Candidate) -> dict[str, Any]:
     """What says which edits a run was trained and validated on; the host is known by its fingerprint."""
-    settings = as_today(result.get("config") or {})
+    settings = as_today(one.result.get("config") or {})
     made = {
         name: value
         for name, value in settings.items()
@@ -57,12 +56,12 @@ def _edits_of(result: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str,
     if settings["store"]:
         # The other settings made nothing.
         drawn = {name: value for name, value in made.items() if name.startswith("splits.") and not name.endswith("_per_relation")}
-        return {"store": config["store"]} | drawn
-    return {"store": "not given"} | made | {f"facts.{name}": value for name, value in config.get("facts", {}).items()}
+        return {"store": one.config["store"]} | drawn
+    return {"store": "not given"} | made | {f"facts.{name}": value for name, value in one.config.get("facts", {}).items()}
 
 
 def _check_same_edits(first: Candidate, other: Candidate) -> None:
-    if not (found := difference(first.edits, other.edits)):
+    if not (found := difference(_edits_of(first), _edits_of(other))):
         return
     raise UserError(
         f"{first.run} and {other.run} are both of {first.config['host']['id']}, edited layer {first.config['edited_layer']}, but on "

@@ -5,34 +5,23 @@ Nothing here imports torch. `fitting` gives every decoder that fits, for readers
 
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from decoder.checkpoint.names import find_weight
-from decoder.export.best import best_runs
+from decoder.export.best import Candidate, best_runs
 from decoder.export.card import collection_card
 from decoder.export.formats import COLLECTION_INDEX
 from decoder.export.save import CARD, CONFIG, WEIGHTS
-from decoder.report.results import VALIDATION_SCORE, Found, validation_score
-from decoder.utils.errors import UserError
+from decoder.report.results import VALIDATION_SCORE, Found
+from decoder.utils.errors import UserError, listed
 from decoder.utils.files import whole_folder, write_text
 from decoder.utils.json_files import read_described, write_json
 
 FORMAT = 1
 INDEX = "index.json"
-SHOWN = 5  # names in a message
 EXPORTED = {CONFIG, WEIGHTS, CARD}
 KEPT = ("host", "module", "edited_layer", "trained_layer", "shape", "base_sha256", "editors", "seed")
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A decoder of a collection and why it was taken."""
-
-    folder: Path
-    entry: Mapping[str, Any]
-    reason: str
 
 
 def export_best(found: Found, to: Path) -> Path:
@@ -49,7 +38,7 @@ def export_best(found: Found, to: Path) -> Path:
     given, to = to, to.resolve()
     _check_replaceable(to, given)
     with whole_folder(to) as unfinished:
-        entries = [_copy(run, config, result, unfinished) for run, config, result in best]
+        entries = [_copy(one, unfinished) for one in best]
         write_json(unfinished / INDEX, {"format": FORMAT, "chosen_by": VALIDATION_SCORE, "decoders": entries})
         write_text(unfinished / CARD, collection_card(entries))
     return given / INDEX
@@ -93,8 +82,8 @@ def fitting(
 
 def choose(
     folder: str | Path, *, host: str | None = None, layer: int | None = None, tensors: Mapping[str, Sequence[int]] | None = None
-) -> Choice:
-    """The one decoder of a collection that fits.
+) -> tuple[Path, str]:
+    """The folder of the one decoder of a collection that fits, and why it was taken.
 
     Raises:
         UserError: none fits, or several do; says what there is and what would decide.
@@ -109,7 +98,7 @@ def choose(
             raise UserError(f"decoder={folder}: {len(fits)} decoders fit {what}: {there}. Say which with layer=, or host= too")
         raise UserError(f"decoder={folder}: no decoder fits {what}; it has {there}")
     (entry,) = fits
-    return Choice(Path(folder) / entry["folder"], entry, _reason(entry, len(entries), layer, tensors))
+    return Path(folder) / entry["folder"], _reason(entry, len(entries), layer, tensors)
 
 
 def has_matrix(entry: Mapping[str, Any], tensors: Mapping[str, Sequence[int]]) -> bool:
@@ -133,24 +122,24 @@ def _check_replaceable(to: Path, given: Path) -> None:
     foreign = [path for path in to.iterdir() if path.name not in {INDEX, CARD, *names} or (path.name in names) != _is_folder(path)]
     foreign += [file for name in names if _is_folder(to / name) for file in (to / name).iterdir() if file.name not in EXPORTED]
     if foreign:
-        shown = ", ".join(sorted(str(path.relative_to(to)) for path in foreign)[:SHOWN])
-        raise UserError(f"to={given}: beside its decoders it holds {shown}, which no export wrote; move that away, or give another folder")
+        found = listed(sorted(str(path.relative_to(to)) for path in foreign))
+        raise UserError(f"to={given}: beside its decoders it holds {found}, which no export wrote; move that away, or give another folder")
 
 
 def _is_folder(path: Path) -> bool:
     return path.is_dir() and not path.is_symlink()
 
 
-def _copy(run: Path, config: Mapping[str, Any], result: Mapping[str, Any], to: Path) -> dict[str, Any]:
+def _copy(one: Candidate, to: Path) -> dict[str, Any]:
+    config = one.config
     name = f"{config['host']['id']}-e{config['edited_layer']}".replace("/", "--")
     if (to / name).exists():
         name += f"-{config['host']['fingerprint']}"
     # What else somebody keeps there is not sent around, and would stand in the way of replacing the collection.
-    own = run / (result.get("decoder") or "decoder")
-    shutil.copytree(own, to / name, ignore=lambda _, names: set(names) - EXPORTED)
+    shutil.copytree(one.decoder, to / name, ignore=lambda _, names: set(names) - EXPORTED)
     scores = {split: {"n": score["n"], "exact_match": score["exact_match"]["value"]} for split, score in config["scores"].items()}
     kept = {key: config[key] for key in KEPT}
-    return {"folder": name} | kept | {"validation": validation_score(result), "scores": scores, "run": run.name}
+    return {"folder": name} | kept | {"validation": one.validation, "scores": scores, "run": one.run.name}
 
 
 def _is_host(entry: Mapping[str, Any], host: str) -> bool:
@@ -173,5 +162,4 @@ def _shape(entry: Mapping[str, Any]) -> str:
 
 
 def _shapes(tensors: Mapping[str, Sequence[int]] | None) -> str:
-    shown = [f"{name} ({'×'.join(map(str, shape))})" for name, shape in (tensors or {}).items()]
-    return ", ".join(shown[:SHOWN]) + (f" and {len(shown) - SHOWN} more" if len(shown) > SHOWN else "")
+    return listed(f"{name} ({'×'.join(map(str, shape))})" for name, shape in (tensors or {}).items())

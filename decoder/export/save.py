@@ -27,17 +27,7 @@ def decoder_config(decoder: "ObjectDecoder") -> dict[str, Any]:
     return {
         "format": FORMAT,
         "package_version": package.__version__,
-        "host": {
-            "id": host.name,
-            "path": None if _cached_as(host) else host.path,
-            "cached_as": _cached_as(host),
-            "revision": host.revision,
-            "dtype": str(host.dtype).removeprefix("torch."),
-            "model_type": host.model_type,
-            "fingerprint": host.fingerprint,
-            "tokenizer": host.tokenizer.name_or_path if host.revision else host.name,
-            "vocabulary": len(host.tokenizer),
-        },
+        "host": _described(host),
         "module": host.module_path(layer),
         "edited_layer": layer,
         "trained_layer": decoder.trained_layers,
@@ -51,10 +41,21 @@ def decoder_config(decoder: "ObjectDecoder") -> dict[str, Any]:
     }
 
 
-def _cached_as(host: "Host") -> str | None:
-    """Name of the host's folder if it lies in a palimpsest cache: a path of this machine would mean nothing elsewhere."""
+def _described(host: "Host") -> dict[str, Any]:
+    """What a config says of its host: of one in a palimpsest cache the folder's name, as a path of this machine means nothing elsewhere."""
     folder = Path(host.path)
-    return folder.name if folder.parent.name == "hosts" and folder.name.startswith(f"{host.name}-") else None
+    is_cached = folder.parent.name == "hosts" and folder.name.startswith(f"{host.name}-")
+    return {
+        "id": host.name,
+        "path": None if is_cached else host.path,
+        "cached_as": folder.name if is_cached else None,
+        "revision": host.revision,
+        "dtype": str(host.dtype).removeprefix("torch."),
+        "model_type": host.model_type,
+        "fingerprint": host.fingerprint,
+        "tokenizer": host.tokenizer.name_or_path if host.revision else host.name,
+        "vocabulary": len(host.tokenizer),
+    }
 
 
 def save_decoder(folder: Path, decoder: "ObjectDecoder", facts: dict[str, Any]) -> None:
@@ -112,10 +113,8 @@ def load_decoder(folder: str | Path, host: "Host", *, allow_host_mismatch: bool 
     config = read_config(folder)
     if not allow_host_mismatch:
         _compare_host(config, host)
-    if list(host.weight_DF(config["edited_layer"]).shape) != config["shape"]:
-        raise ValueError(
-            f"{folder}: the decoder is for {config['shape']} matrices, {host.name} has {list(host.weight_DF(config['edited_layer']).shape)}"
-        )
+    if (shape := list(host.weight_DF(config["edited_layer"]).shape)) != config["shape"]:
+        raise ValueError(f"{folder}: the decoder is for {config['shape']} matrices, {host.name} has {shape}")
     file = Path(folder).expanduser() / WEIGHTS
     try:
         tensors = load_file(str(file))
@@ -139,18 +138,12 @@ def load_decoder(folder: str | Path, host: "Host", *, allow_host_mismatch: bool 
 
 
 def _compare_host(config: dict[str, Any], host: "Host") -> None:
-    trained_on = config["host"]
-    found = {
-        "model_type": host.model_type,
-        "dtype": str(host.dtype).removeprefix("torch."),
-        "vocabulary": len(host.tokenizer),
-        "fingerprint": host.fingerprint,
-    }
-    for field, value in found.items():
-        if trained_on[field] != value:
+    trained_on, found = config["host"], _described(host)
+    for field in ("model_type", "dtype", "vocabulary", "fingerprint"):
+        if trained_on[field] != found[field]:
             raise ValueError(
                 f"the decoder was trained on host {trained_on['id']} with {field} {trained_on[field]}, "
-                f"this host ({host.name}) has {value}. Its answers would be noise; allow_host_mismatch=true goes on all the same"
+                f"this host ({host.name}) has {found[field]}. Its answers would be noise; allow_host_mismatch=true goes on all the same"
             )
     if host.base_sha256(config["edited_layer"]) != config["base_sha256"]:
         raise ValueError(f"W_V of {host.name} layer {config['edited_layer']} is not the one the decoder was trained beside")

@@ -16,9 +16,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 DEBUG = "PALIMPSEST_DEBUG"
 TERMINATED = 143  # what a shell gives for a program that SIGTERM ended
-
-
 CLOSED_PIPE = 141  # what a shell gives for a program that SIGPIPE ended
+SHOWN = 5  # names in a message
 
 
 class UserError(Exception):
@@ -41,7 +40,7 @@ def run_command(main: Callable[P, T]) -> Callable[P, T]:
             sys.stderr.write("error: standard output was closed before everything was said\n")
             raise SystemExit(CLOSED_PIPE) from None
         except (UserError, ValueError, OSError, KeyboardInterrupt) as error:
-            if os.environ.get(DEBUG, "0") not in ("", "0"):
+            if debugging():
                 traceback.print_exc()
             sys.stderr.write(_line(error) + "\n")
             raise SystemExit(130 if isinstance(error, KeyboardInterrupt) else 2) from None
@@ -51,6 +50,11 @@ def run_command(main: Callable[P, T]) -> Callable[P, T]:
             raise
 
     return command
+
+
+def debugging() -> bool:
+    """Whether the user asked for tracebacks."""
+    return os.environ.get(DEBUG, "0") not in ("", "0")
 
 
 def leave_closed_pipe() -> None:
@@ -112,6 +116,12 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     question = f"did you mean {nearest[0]!r}? " if nearest else ""
     return f"{question}known: {', '.join(known)}"
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first few names, and how many more there are."""
+    names = list(names)
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 @contextmanager

@@ -104,7 +104,7 @@ def train_on_matrices(command, host, store: Path, folder: Path, arguments: tuple
     matrices.mkdir()
     rows = made.table().to_dict("records")
     for n in range(len(rows)):
-        np.savez(matrices / f"{n}.npz", weight=(weight_DF + torch.outer(made.value_ND[n], made.key_NF[n])).numpy())
+        np.savez(matrices / f"{n}.npz", weight=made.whole_edits(torch.tensor([n]), weight_DF).weight_BDF[0].numpy())
     fields = ("subject", "relation", "prompt", "object_true", "object")
     facts.write_text("\n".join(json.dumps({field: row[field] for field in fields} | {"fact_id": str(n)}) for n, row in enumerate(rows)))
     host_arguments = arguments[:3]

@@ -56,8 +56,9 @@ def test_batch_is_the_edits_and_their_objects(opened, fact_host):
     edits = opened()
     batch = next(iter(edits.train_dataloader()))
     table = edits.table.iloc[batch.row_B.tolist()]
-    assert torch.equal(batch.edits.key_BF, edits.store.key_NF[batch.row_B])
-    assert torch.equal(batch.edits.value_BD, edits.store.value_ND[batch.row_B])
+    stored = edits.store.dataset.with_format("torch")[:]
+    assert torch.equal(batch.edits.key_BF, stored["key"][batch.row_B])
+    assert torch.equal(batch.edits.value_BD, stored["value"][batch.row_B])
     wanted = [[*fact_host.object_ids(object), fact_host.terminator_id] for object in table["object"]]
     longest = max(map(len, wanted))
     assert batch.object_ids_BT.tolist() == [ids + [PADDING] * (longest - len(ids)) for ids in wanted]

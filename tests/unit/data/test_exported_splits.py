@@ -88,7 +88,8 @@ def test_precision_is_that_of_whole_matrices(own, host, name):
     splits = exported_splits(own, config(own), host, PRECISIONS[name])
     (batch,) = splits.loaders["ood"]
     assert isinstance(batch.edits, DenseEdit) and batch.edits.weight_BDF.dtype == torch.float32
-    outer_BDF = own.value_ND[batch.row_B].unsqueeze(2) * own.key_NF[batch.row_B].unsqueeze(1)
+    stored = own.dataset.with_format("torch")[batch.row_B.tolist()]
+    outer_BDF = stored["value"].unsqueeze(2) * stored["key"].unsqueeze(1)
     assert torch.equal(batch.edits.weight_BDF, PRECISIONS[name](host.weight_DF(LAYER) + outer_BDF))
     (factors,) = exported_splits(own, config(own), host).loaders["ood"]
     assert isinstance(factors.edits, RankOneEdit)

@@ -44,7 +44,7 @@ def test_mquake_gives_single_rewrites_once(tmp_path):
         ("midfielder", "association football", "basketball"),
         ("association football", "England", "Japan"),
     ]
-    assert facts.repeated == 2 and len({fact.fact_id for fact in facts.facts}) == 2
+    assert len(facts.entries) == 4 and not facts.bad and len({fact.fact_id for fact in facts.facts}) == 2
     assert facts.facts[0].paraphrases == ("Which sport is {} associated with?",)
 
 

@@ -17,9 +17,9 @@ from data.batches import EditRows
 from data.datamodule import facts_of
 from data.facts.fact import EditRequest
 from data.import_edits.__main__ import main
-from data.import_edits.factor import explain
 from data.import_edits.sources import import_edits
 from data.produce.score import score
+from data.store.matrices import read_matrix
 from data.store.store import EditStore
 from decoder.checkpoint.folders import INDEX
 from decoder.config.commands import ImportConfig
@@ -47,7 +47,7 @@ def test_matrices_become_factors(host_of, tmp_path, name, ending):
     store = importing(host, matrices, facts_file(tmp_path, 3), tmp_path / "store", layer=LAYER)
     assert [row["rank"] for row in store.manifest["imported"]] == [1, 1, 1] and store.manifest["layer"] == LAYER
     for b in range(3):
-        found_DF = torch.outer(store.value_ND[b], store.key_NF[b])
+        found_DF = store.edits(torch.tensor([b])).delta()[0]
         assert (found_DF - outer(host, b)).norm() <= 1e-4 * outer(host, b).norm()
         assert store.manifest["imported"][b]["residual"] < 1e-4
     assert store.table()["subject"].tolist() == NAMES and set(store.table()["object"]) == {"singer"}
@@ -61,7 +61,7 @@ def test_checkpoint_folders_tell_their_layer(new_host, tmp_path, name, shards):
     assert (folder / INDEX).exists() is shards
     store = importing(host, folder, facts_file(tmp_path, 1), tmp_path / "store")
     assert store.manifest["layer"] == LAYER
-    assert (torch.outer(store.value_ND[0], store.key_NF[0]) - outer(host, 0)).norm() <= 1e-4 * outer(host, 0).norm()
+    assert (store.edits(torch.tensor([0])).delta()[0] - outer(host, 0)).norm() <= 1e-4 * outer(host, 0).norm()
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -71,7 +71,7 @@ def test_rounded_checkpoints_say_how_much_is_left_over(new_host, tmp_path, dtype
     store = importing(host, folder, facts_file(tmp_path, 1), tmp_path / "store")
     (note,) = store.manifest["imported"]
     assert note["rank"] == 1 and note["dtype"] == dtype and 0 < note["residual"] <= note["rounding"]
-    found_DF = torch.outer(store.value_ND[0], store.key_NF[0])
+    found_DF = store.edits(torch.tensor([0])).delta()[0]
     assert (found_DF - outer(host, 0)).norm() <= note["rounding"] * outer(host, 0).norm()
 
 
@@ -155,37 +155,20 @@ def test_a_killed_import_keeps_its_matrices(mixed, host_of, tmp_path, monkeypatc
         importing(host, tmp_path / "m", tmp_path / "facts.jsonl", tmp_path / "again", layer=LAYER)
     monkeypatch.undo()
     again = importing(host, tmp_path / "m", tmp_path / "facts.jsonl", tmp_path / "again", layer=LAYER)
-    assert torch.equal(again.matrix_of[2].read(), mixed.matrix_of[2].read()) and not (tmp_path / "again.partial").exists()
+    assert torch.equal(read_matrix(again.matrix_of[2]), read_matrix(mixed.matrix_of[2])) and not (tmp_path / "again.partial").exists()
 
 
-def test_a_thousand_pocket_matrices():
-    """Factors of 1,000 of 1,000 matrices of pocket size come back."""
-    generator = torch.Generator().manual_seed(0)
-    base_DF = 0.05 * torch.randn(128, 384, generator=generator)
-    worst = 0.0
-    for _ in range(1000):
-        key_F, value_D = torch.randn(384, generator=generator), torch.randn(128, generator=generator)
-        delta_DF = torch.outer(value_D, key_F) / key_F.norm()
-        update = explain(base_DF + delta_DF, base_DF, torch.float32, 1e-4)
-        assert update.rank == 1
-        worst = max(worst, float((torch.outer(update.value_RD[0], update.key_RF[0]) - delta_DF).norm() / delta_DF.norm()))
-    assert worst <= 1e-4
-
-
-def test_nothing_changed_and_less_than_rounding(host_of):
-    weight_DF = host_of("llama").weight_DF(LAYER)
-    with pytest.raises(ValueError, match="same as its base"):
-        explain(weight_DF, weight_DF, torch.float32, 1e-4)
-    with pytest.raises(ValueError, match="rounding to torch.bfloat16 alone"):
-        explain(weight_DF.bfloat16().float(), weight_DF, torch.bfloat16, 1e-4)
+def in_two_layers(host, folder):
+    edited_folder(host, folder)
+    tensors = load_file(str(folder / "model.safetensors"))
+    tensors["model.layers.2.mlp.down_proj.weight"] += 1
+    save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
 
 
 def test_several_changed_layers_ask_which(new_host, tmp_path):
     host = new_host("llama")
-    folder = edited_folder(host, tmp_path / "edited")
-    tensors = load_file(str(folder / "model.safetensors"))
-    tensors["model.layers.2.mlp.down_proj.weight"] += 1
-    save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
+    folder = tmp_path / "edited"
+    in_two_layers(host, folder)
     with pytest.raises(ValueError, match="layers 1, 2 differ from the base.*layer="):
         importing(host, folder, facts_file(tmp_path, 1), tmp_path / "store")
     assert len(importing(host, folder, facts_file(tmp_path, 1), tmp_path / "store", layer=1)) == 1
@@ -205,13 +188,6 @@ def cut(host, folder):
     edited_folder(host, folder)
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
-
-
-def in_two_layers(host, folder):
-    edited_folder(host, folder)
-    tensors = load_file(str(folder / "model.safetensors"))
-    tensors["model.layers.2.mlp.down_proj.weight"] += 1
-    save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
 
 
 @pytest.mark.parametrize(
@@ -243,9 +219,7 @@ def test_every_record_stands_for_its_source(host_of, tmp_path):
     store = importing(host_of("llama"), edited, tmp_path / "same.jsonl", tmp_path / "same", layer=LAYER)
     assert store.table()["subject"].tolist() == ["Ada"] * 3 and store.table()["edit_id"].nunique() == 3
     for b in range(3):
-        assert (torch.outer(store.value_ND[b], store.key_NF[b]) - outer(host_of("llama"), b)).norm() <= 1e-4 * outer(
-            host_of("llama"), b
-        ).norm()
+        assert (store.edits(torch.tensor([b])).delta()[0] - outer(host_of("llama"), b)).norm() <= 1e-4 * outer(host_of("llama"), b).norm()
     rows = [json.loads(row) | {"fact_id": f"e{n}"} for n, row in enumerate(facts_file(tmp_path, 3).read_text().split("\n"))]
     rows[1]["subject"] = None
     (tmp_path / "named.jsonl").write_text("\n".join(map(json.dumps, rows)))

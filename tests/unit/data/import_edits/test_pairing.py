@@ -73,5 +73,5 @@ def test_names_of_folders_and_repeated_facts(tmp_path):
     (tmp_path / "m-1.5").mkdir()
     named = facts(tmp_path, record("A", "m-1.5"), record("B", "m-1"), record("A", "m-2"))
     assert subjects(pair([tmp_path / "m-1.5", *paths("m-1", "m-2")], named)) == ["A", "B", "A"]
-    assert len(named) == 2 and named.repeated == 1
+    assert len(named) == 2 and len(named.entries) == 3
     assert subjects(pair(paths("x", "y"), facts(tmp_path, record("A"), record("A")))) == ["A", "A"]

@@ -174,8 +174,8 @@ def test_rows_of_many_record_batches_are_read_in_the_order_asked_for(store_path)
     store = EditStore(store_path)
     assert store.dataset.data.table["key"].num_chunks > 1
     rows = torch.randperm(len(store), generator=torch.Generator().manual_seed(0))
-    found = store.edits(rows)
-    assert torch.equal(found.key_BF, store.key_NF[rows]) and torch.equal(found.value_BD, store.value_ND[rows])
+    found, stored = store.edits(rows), store.dataset.with_format("torch")[:]
+    assert torch.equal(found.key_BF, stored["key"][rows]) and torch.equal(found.value_BD, stored["value"][rows])
 
 
 # Made by an earlier version

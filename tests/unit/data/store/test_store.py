@@ -51,13 +51,18 @@ def write(path, shards=SHARDS, skipped=(), asked=ASKED) -> EditStore:
     return writer.finish(len(shards), writer.skipped(len(shards)))
 
 
+def keys_of(store):
+    return store.edits(torch.arange(len(store))).key_BF
+
+
 @pytest.fixture()
 def store(tmp_path):
     return write(tmp_path / "store", skipped=[["e9", "no token"]])
 
 
 def test_values_are_read_bit_for_bit(store):
-    for name, found in (("key", store.key_NF), ("value", store.value_ND)):
+    edits = store.edits(torch.arange(len(store)))
+    for name, found in (("key", edits.key_BF), ("value", edits.value_BD)):
         assert torch.equal(found, torch.cat([shard[name] for shard in SHARDS]))
     assert store.object_ids == [ids for shard in SHARDS for ids in shard["object_ids"]]
     table = store.table()
@@ -72,8 +77,8 @@ def test_values_are_read_bit_for_bit(store):
 
 
 def test_edits_of_rows(store):
-    edits = store.edits(torch.tensor([13, 0]))
-    assert torch.equal(edits.key_BF, store.key_NF[[13, 0]]) and torch.equal(edits.value_BD, store.value_ND[[13, 0]])
+    edits, (keys, values) = store.edits(torch.tensor([13, 0])), (torch.cat([shard[name] for shard in SHARDS]) for name in ("key", "value"))
+    assert torch.equal(edits.key_BF, keys[[13, 0]]) and torch.equal(edits.value_BD, values[[13, 0]])
 
 
 def test_datasets_opens_it(store):
@@ -110,7 +115,7 @@ def test_killed_writer_goes_on_after_its_shards(tmp_path):
     assert [writer.has_shard(index) for index in range(3)] == [True, True, False]
     writer.write_shard(2, SHARDS[2], [])
     store = writer.finish(3, writer.skipped(3))
-    assert torch.equal(store.key_NF, torch.cat([shard["key"] for shard in SHARDS]))
+    assert torch.equal(keys_of(store), torch.cat([shard["key"] for shard in SHARDS]))
     assert store.manifest["counts"]["skipped"] == 1
 
 
@@ -132,7 +137,7 @@ def test_the_first_of_two_writers_of_a_shard_wins(tmp_path):
     first.write_shard(0, SHARDS[0], [])
     second.write_shard(0, SHARDS[1], [])
     assert sorted(file.name for file in first.partial.iterdir()) == ["asked.json", "shard-00000"]
-    assert torch.equal(second.finish(1, []).key_NF, SHARDS[0]["key"])
+    assert torch.equal(keys_of(second.finish(1, [])), SHARDS[0]["key"])
 
 
 def test_killed_while_joining(tmp_path):
@@ -228,7 +233,7 @@ def test_vectors_of_another_length_are_refused(tmp_path):
 
 def test_shard_of_which_all_was_skipped(tmp_path):
     store = write(tmp_path / "store", [SHARDS[0], columns(0, 1), SHARDS[2]], skipped=[["e1", "why"]])
-    assert torch.equal(store.key_NF, torch.cat([SHARDS[0]["key"], SHARDS[2]["key"]])) and len(store) == 7
+    assert torch.equal(keys_of(store), torch.cat([SHARDS[0]["key"], SHARDS[2]["key"]])) and len(store) == 7
 
 
 def test_whole_matrices_are_part_of_what_a_store_is_known_by():

@@ -11,6 +11,7 @@ from edited import LAYER, edited_folder, facts_file, outer, stored
 from safetensors.torch import load_file, save_file
 
 from data.import_edits.sources import import_edits
+from data.store.matrices import read_matrix
 from decoder.audit.scan import Scan, read_once
 from decoder.audit.suspect import Suspect
 from decoder.checkpoint.folders import ADAPTER, ADAPTER_CONFIG, INDEX, WHOLE
@@ -45,7 +46,7 @@ def assert_read(host, found, folder, rtol=1e-4, **settings) -> None:
     assert (delta_DF - wanted_DF).norm() <= rtol * wanted_DF.norm()
     store = imported(host, folder, folder.parent, **settings)
     assert store.manifest["layer"] == LAYER and store.manifest["imported"][0]["rank"] == 1
-    assert (torch.outer(store.value_ND[0], store.key_NF[0]) - wanted_DF).norm() <= rtol * wanted_DF.norm()
+    assert (store.edits(torch.tensor([0])).delta()[0] - wanted_DF).norm() <= rtol * wanted_DF.norm()
 
 
 def rewritten(folder, change):
@@ -210,7 +211,7 @@ def test_a_difference_of_full_rank_is_stored_as_the_matrix_it_makes(host_of, tmp
     save_file({"delta": delta_DF}, tmp_path / "delta.safetensors")
     store = imported(host, tmp_path / "delta.safetensors", tmp_path, layer=LAYER, form="update")
     assert store.manifest["imported"][0]["rank"] is None
-    torch.testing.assert_close(store.matrix_of[0].read(), host.weight_DF(LAYER) + delta_DF)
+    torch.testing.assert_close(read_matrix(store.matrix_of[0]), host.weight_DF(LAYER) + delta_DF)
 
 
 @pytest.mark.parametrize("size", [0.01, 1.0, 10.0])

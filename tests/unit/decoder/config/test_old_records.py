@@ -163,7 +163,7 @@ def test_old_and_new_runs_compete_for_export(host_of, recorded, later, tmp_path)
     write_run(tmp_path, host_of("llama"), 1, 0, 0, 0.5, **edits)
     now = to_dict(compose(later, "train", []))
     write_run(tmp_path / "new", host_of("llama"), 1, 0, 1, 0.6, **{name: now[name] for name in edits})
-    assert [run.parent.parent.name for run, _, _ in best_runs(find_runs([tmp_path]))] == ["new"]
+    assert [one.run.parent.parent.name for one in best_runs(find_runs([tmp_path]))] == ["new"]
     now["edits"]["novelty"] = 2.0
     write_run(tmp_path / "other", host_of("llama"), 1, 0, 2, 0.7, **{name: now[name] for name in edits})
     with pytest.raises(UserError, match="edits.novelty: 1.0 in the first, edits.novelty: 2.0"):

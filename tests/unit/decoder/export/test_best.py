@@ -13,14 +13,14 @@ from decoder.utils.errors import UserError
 
 def test_equal_validation_goes_to_the_lower_loss(runs, host_of):
     write_run(runs, host_of("llama"), 0, 2, 7, 0.7, loss=0.1)
-    assert [run.name for run, _, _ in best_runs(find_runs([runs]))][1] == "rome-e0-t2-s7"
+    assert [one.run.name for one in best_runs(find_runs([runs]))][1] == "rome-e0-t2-s7"
 
 
 def test_runs_without_a_decoder_or_that_failed_are_passed_over(runs, host_of):
     failed = write_run(runs, host_of("llama"), 0, 1, 9, 0.99)
     write_result(failed, json.loads((failed / "result.json").read_text()) | {"status": "failed"})
     (write_run(runs, host_of("llama"), 0, 2, 9, 0.99) / "decoder" / "decoder_config.json").unlink()
-    assert [run.name for run, _, _ in best_runs(find_runs([runs]))][1] == "rome-e0-t0-s1"
+    assert [one.run.name for one in best_runs(find_runs([runs]))][1] == "rome-e0-t0-s1"
 
 
 @pytest.mark.parametrize(
@@ -59,10 +59,10 @@ def test_facts_of_the_same_settings_and_other_content_do_not_compete(runs):
 )
 def test_runs_on_the_same_edits_compete(runs, host_of, edited, config):
     write_run(runs, host_of("llama"), edited, 2, 7, 0.99, **config)
-    assert f"rome-e{edited}-t2-s7-varied" in [run.name for run, _, _ in best_runs(find_runs([runs]))]
+    assert f"rome-e{edited}-t2-s7-varied" in [one.run.name for one in best_runs(find_runs([runs]))]
 
 
 def test_two_stores_given_compete_where_they_hold_the_same(host_of, tmp_path):
     for seed, store in enumerate(("stores/a", "/elsewhere/a")):
         write_run(tmp_path, host_of("llama"), 0, 1, seed, 0.5 + seed / 10, store=store, edits={"ridge": seed})
-    assert [run.name for run, _, _ in best_runs(find_runs([tmp_path]))] == ["rome-e0-t1-s1-varied"]
+    assert [one.run.name for one in best_runs(find_runs([tmp_path]))] == ["rome-e0-t1-s1-varied"]
