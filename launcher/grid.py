@@ -17,12 +17,12 @@ from typing import Any
 from decoder.config import TrainConfig
 from decoder.config.compose import compose, to_dict
 from decoder.config.identity import difference, edits_of, run_folder, with_effect
-from decoder.config.options import spelled
+from decoder.config.options import spelled, typed
 from decoder.report.results import read_result
 from decoder.training.distributed import is_distributed
 from decoder.utils.errors import UserError
 from decoder.utils.files import short_hash
-from launcher.variant import typed, variant_of
+from launcher.variant import variant_of
 
 FLAGS = ("-m", "--multirun")
 MOST_RUNS = 10_000
@@ -84,8 +84,8 @@ def read_grid(argv: Sequence[str]) -> Grid:
     several = len(words) < len(argv)
     if several and (twice := _first_twice(word.partition("=")[0] for word in words)):
         raise UserError(f"{twice} came twice; several values of a setting are written {twice}=A,B")
-    typed = {key: values(text, key) for key, _, text in (word.partition("=") for word in words)} if several else {}
-    axes = {key: found for key, found in typed.items() if len(found) > 1}
+    typed_values = {key: values(text, key) for key, _, text in (word.partition("=") for word in words)} if several else {}
+    axes = {key: found for key, found in typed_values.items() if len(found) > 1}
     kept = [word for word in words if word.partition("=")[0] not in axes]
     first = compose(TrainConfig, "train", kept + [f"{key}={found[0]}" for key, found in axes.items()])
     if first.grid and "experiment" in axes:

@@ -9,6 +9,7 @@ from typing import Any
 from decoder.config import TrainConfig
 from decoder.config.compose import TRAIN_KEYS
 from decoder.config.identity import run_folder
+from decoder.config.options import typed
 from decoder.config.schema import RENAMED
 from decoder.utils.files import short_hash
 
@@ -57,10 +58,3 @@ def _value(config: TrainConfig, key: str, text: str) -> str:
         return text
     value = _setting(config, key)
     return typed(int(value) if isinstance(value, float) and value.is_integer() else value)
-
-
-def typed(value: Any) -> str:
-    """A value as it would be typed."""
-    if isinstance(value, list):
-        return f"[{','.join(map(typed, value))}]"
-    return {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else str(value)
