@@ -100,9 +100,15 @@ def read_grid(argv: Sequence[str]) -> Grid:
         return compose(TrainConfig, "train", [*kept, *words])
 
     runs = [_run(kept, dict(zip(axes, choice, strict=True)), own) for choice in product(*axes.values())]
-    _check_folders(runs)
-    _check_settings(runs, axes)
-    return Grid(_neighbours(runs), axes, is_one_run=not several and not axes and first.launcher.name == "local")
+    _refuse_twins(runs, lambda run: run.folder, lambda run: f"write to {run.folder}")
+    if "variant" not in axes:
+        # A value spelt twice, or a setting that has no effect on results.
+        _refuse_twins(runs, lambda run: short_hash([run.config.experiment, with_effect(to_dict(run.config))]), lambda run: "be the same")
+    return Grid(
+        [run for members in by_edits(runs).values() for run in members],
+        axes,
+        is_one_run=not several and not axes and first.launcher.name == "local",
+    )
 
 
 def values(text: str, key: str = "") -> list[str]:
@@ -123,6 +129,14 @@ def values(text: str, key: str = "") -> list[str]:
         if len(counted) > MOST_RUNS:
             raise UserError(f"{key}={part}: {len(counted)} values, a grid has at most {MOST_RUNS} runs")
         found += map(str, counted)
+    return found
+
+
+def by_edits(runs: Iterable[Run]) -> dict[str, list[Run]]:
+    """The runs on the same host and edits together, by `edits_of`, so that each host is opened and each set of edits made once."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        found.setdefault(edits_of(run.config), []).append(run)
     return found
 
 
@@ -158,38 +172,18 @@ def _run(kept: list[str], choice: dict[str, str], own: Callable[[tuple[str, ...]
     return Run(config, tuple(argv))
 
 
-def _check_folders(runs: list[Run]) -> None:
-    first: dict[Path, Run] = {}
+def _refuse_twins(runs: list[Run], key: Callable[[Run], Any], would: Callable[[Run], str]) -> None:
+    """Refuses two runs of one key; `would` says what they would do."""
+    first: dict[Any, Run] = {}
     for run in runs:
-        if (other := first.setdefault(run.folder, run)) is not run:
-            raise UserError(
-                f"two runs of the grid would write to {run.folder}: `{' '.join(other.argv)}` and `{' '.join(run.argv)}`. Drop one of them"
-            )
-
-
-def _check_settings(runs: list[Run], axes: dict[str, list[str]]) -> None:
-    """Refuses runs that differ in nothing that counts: a value spelt twice, or a setting that has no effect on results."""
-    first: dict[str, Run] = {}
-    for run in runs if "variant" not in axes else ():
-        settings = short_hash([run.config.experiment, with_effect(to_dict(run.config))])
-        if (other := first.setdefault(settings, run)) is not run:
-            raise UserError(
-                f"two runs of the grid would be the same: `{' '.join(other.argv)}` and `{' '.join(run.argv)}`. Drop one of them"
-            )
+        if (other := first.setdefault(key(run), run)) is not run:
+            told = f"`{' '.join(other.argv)}` and `{' '.join(run.argv)}`"
+            raise UserError(f"two runs of the grid would {would(run)}: {told}. Drop one of them")
 
 
 def _first_twice(keys: Iterable[str]) -> str | None:
     seen: set[str] = set()
     return next((key for key in keys if key in seen or seen.add(key)), None)
-
-
-def _neighbours(runs: list[Run]) -> list[Run]:
-    """Runs on the same edits side by side, so that each host is opened and each set of edits made once."""
-    order: dict[str, int] = {}
-    keys = [edits_of(run.config) for run in runs]
-    for key in keys:
-        order.setdefault(key, len(order))
-    return [run for _, run in sorted(zip(keys, runs, strict=True), key=lambda pair: order[pair[0]])]
 
 
 def _text(value: Any) -> str:

@@ -17,12 +17,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from decoder.config.identity import edits_of, trained_layers
+from decoder.config.identity import trained_layers
 from decoder.scores import TEST_SPLITS
 from decoder.utils.errors import is_interruption
 from decoder.utils.terminal import Terminal
 from launcher.attempt import Outcome, RunOne, attempt
-from launcher.grid import Grid, Run, refuse_several, refuse_to_replace, seconds_of
+from launcher.grid import Grid, Run, by_edits, refuse_several, refuse_to_replace, seconds_of
 
 
 def launch(grid: Grid, run_one: RunOne, script: Path) -> None:
@@ -108,12 +108,10 @@ def in_process(runs: list[Run], run_one: RunOne, out: Console) -> Iterator[Outco
     from data.workspace import own_workspace
 
     workspace = own_workspace()
-    described = set()
-    for run in runs:
-        if (edits := edits_of(run.config)) not in described:
-            described.add(edits)
-            out.print(workspace.describe(run.config), style="dim")
-        yield run, attempt(run, run_one, workspace)
+    for members in by_edits(runs).values():
+        out.print(workspace.describe(members[0].config), style="dim")
+        for run in members:
+            yield run, attempt(run, run_one, workspace)
 
 
 def _follow(outcomes: Iterator[Outcome], count: int, jobs: int, out: Console) -> list[Outcome]:

@@ -24,15 +24,12 @@ def held(folder: Path) -> Iterator[None]:
     Raises:
         UserError: another process is writing there.
     """
-    lock = alone(folder)
     try:
-        lock.acquire(timeout=0)
+        lock = alone(folder).acquire(timeout=0)
     except Timeout:
         raise UserError(f"{folder}: another process is doing this run. Wait for it, or give variant=NAME or runs=FOLDER") from None
-    try:
+    with lock:
         yield
-    finally:
-        lock.release()
 
 
 def start(run: Run) -> Path:
