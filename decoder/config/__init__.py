@@ -2,8 +2,6 @@
 
 from decoder.config.editors import EditsConfig, RomeConfig
 from decoder.config.schema import (
-    DataConfig,
-    DecoderConfig,
     FactsConfig,
     HostConfig,
     KeysConfig,
@@ -12,15 +10,11 @@ from decoder.config.schema import (
     OptimConfig,
     PocketConfig,
     SplitsConfig,
-    SwapConfig,
     TrainConfig,
-    TrainerConfig,
     WandbConfig,
 )
 
 __all__ = [
-    "DataConfig",
-    "DecoderConfig",
     "EditsConfig",
     "FactsConfig",
     "HostConfig",
@@ -31,8 +25,6 @@ __all__ = [
     "PocketConfig",
     "RomeConfig",
     "SplitsConfig",
-    "SwapConfig",
     "TrainConfig",
-    "TrainerConfig",
     "WandbConfig",
 ]

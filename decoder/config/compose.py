@@ -55,7 +55,8 @@ def compose(config_class: type[C], name: str, argv: Iterable[str], page: str | N
         UserError: an argument or a file is not understood, or a value is out of range.
         SystemExit: code 0, after `--help` or `--cfg` has written its answer to stdout.
     """
-    flags, arguments = _split(list(argv))
+    words = ["--help" if word == "-h" else word for word in argv]
+    flags, arguments = FLAGS.keys() & words, [word for word in words if word not in FLAGS]
     if "--help" in flags:
         chosen = dict(word.split("=", 1) for word in arguments if word.startswith(("edits=", "edits.editor=")))
         write_help(page or name, OmegaConf.to_object(_compose_tree(config_class, name, chosen)), _options(config_class))
@@ -99,12 +100,6 @@ def _expand_paths(config: Any) -> None:
         holder = attrgetter(group)(config) if group else config
         if field.metadata["path"] and (path := getattr(holder, name)):
             setattr(holder, name, expanded(path))
-
-
-def _split(argv: list[str]) -> tuple[set[str], list[str]]:
-    flags = {"--help" if item == "-h" else item for item in argv if item in FLAGS or item == "-h"}
-    rest = [item for item in argv if item not in FLAGS and item != "-h"]
-    return flags, rest
 
 
 def _overrides(arguments: list[str]) -> dict[str, str]:
