@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from decoder.config import TrainConfig
 from decoder.config.compose import to_dict
-from decoder.config.identity import trained_layers
 from decoder.report.results import failed, is_finished, write_result
 from decoder.utils.errors import lasting, run_command
 from launcher.grid import Run, read_grid
@@ -81,7 +80,7 @@ def train(cfg: TrainConfig, folder: Path, workspace: "Workspace | None" = None) 
     clock, workspace = Clock(), workspace or Workspace()
     with clock("host"):
         host = workspace.host(cfg)
-        for layer in trained_layers(cfg):
+        for layer in cfg.decoder.layers:
             host.check_layer(layer, "decoder.layer")
     with clock("edits"):
         datamodule = workspace.edits(cfg)

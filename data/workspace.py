@@ -139,7 +139,6 @@ def baselines(cfg: TrainConfig, host: Host, edits: EditDataModule, names: Collec
         start=untrained_decoder(cfg, host),
         subjects=edits.training_subjects,
         templates=edits.training_templates,
-        beams=cfg.decoder.beams,
-        max_object_tokens=cfg.decoder.max_object_tokens,
+        **cfg.decoder.search,
     )
     return score_baselines(evidence, {split: edits.factors(split) for split in edits.test_splits if "/" not in split}, names)

@@ -17,7 +17,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from decoder.config.identity import trained_layers
 from decoder.scores import TEST_SPLITS
 from decoder.utils.errors import is_interruption
 from decoder.utils.terminal import Terminal
@@ -96,7 +95,7 @@ def plan(grid: Grid, finished: dict[Path, dict[str, Any]]) -> Table:
     table.add_column("finished", justify="right")
     for (host, edited), members in groupby(grid.runs, key=lambda run: (run.config.host.name, run.config.edits.layer)):
         runs = list(members)
-        trained = dict.fromkeys("+".join(map(str, trained_layers(run.config))) for run in runs)
+        trained = dict.fromkeys("+".join(map(str, run.config.decoder.layers)) for run in runs)
         seeds = dict.fromkeys(str(run.config.seed) for run in runs)
         done = sum(run.folder in finished for run in runs)
         table.add_row(host, str(edited), _short(trained), _short(seeds), str(len(runs)), str(done))

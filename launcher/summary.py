@@ -89,15 +89,14 @@ def summarise(cfg: TrainConfig, host: Host, datamodule: EditDataModule, trainer:
 
 def calibration(cfg: TrainConfig, decoder: ObjectDecoder, datamodule: EditDataModule, readings: pd.DataFrame) -> dict[str, Any]:
     confidence = readings.loc[readings["split"].str.startswith("val/"), "probability"].tolist()
-    search = {"beams": cfg.decoder.beams, "max_object_tokens": cfg.decoder.max_object_tokens}
-    return calibrate(decoder, datamodule.factors("train").edits, confidence, **search, seed=cfg.seed)
+    return calibrate(decoder, datamodule.factors("train").edits, confidence, **cfg.decoder.search, seed=cfg.seed)
 
 
 def export_facts(cfg: TrainConfig, datamodule: EditDataModule, summary: dict[str, Any]) -> dict[str, Any]:
     """What an exported decoder carries beside its weights."""
     ids = datamodule.table["edit_id"]
     return {
-        "search": {"beams": cfg.decoder.beams, "max_object_tokens": cfg.decoder.max_object_tokens},
+        "search": cfg.decoder.search,
         "store": datamodule.store.fingerprint,
         "editors": [datamodule.store.manifest["editor"]],
         "facts": datamodule.store.manifest["facts"],

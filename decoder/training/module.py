@@ -14,7 +14,6 @@ from torch import Tensor
 from decoder.answers import Reading, read_batch
 from decoder.batch import PADDING, EditBatch
 from decoder.config import TrainConfig
-from decoder.config.identity import trained_layers
 from decoder.host import Host
 from decoder.metrics import split_meters, teacher_forced_correct
 from decoder.model import ObjectDecoder, random_prompt
@@ -51,7 +50,7 @@ class DecoderModule(LightningModule):
         self.decoder = ObjectDecoder(
             host,
             edited_layer=cfg.edits.layer,
-            trained_layers=trained_layers(cfg),
+            trained_layers=cfg.decoder.layers,
             prompt_MD=prompt_MD,
             train_prompt=cfg.decoder.train_prompt,
             scope=cfg.decoder.scope,
@@ -101,8 +100,7 @@ class DecoderModule(LightningModule):
         self.readings = {split: [] for split in self.trainer.datamodule.test_splits}
 
     def test_step(self, batch: EditBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        split, cfg = self.trainer.datamodule.test_splits[dataloader_idx], self.cfg.decoder
-        search = {"beams": cfg.beams, "max_object_tokens": cfg.max_object_tokens}
+        split, search = self.trainer.datamodule.test_splits[dataloader_idx], self.cfg.decoder.search
         if split not in TEST_SPLITS:
             self.readings[split] += read_batch(self.decoder.host, self.decoder.read(batch.edits, **search), batch)
             return

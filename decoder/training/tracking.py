@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import WandbLogger
 
 from decoder.config import TrainConfig
 from decoder.config.compose import to_dict
-from decoder.config.identity import editor_of, run_folder, trained_layers
+from decoder.config.identity import editor_of, run_folder
 from decoder.report.results import layer_fraction, validation_score
 from decoder.report.wandb_runs import ADDED_TO_CONFIG, CHOSEN_BY, summary_of
 from decoder.scores import TEST_SPLITS
@@ -87,7 +87,7 @@ def describe_run(trainer: Trainer, cfg: TrainConfig, layers: int) -> None:
     tracker = _tracker(trainer)
     if tracker is None:
         return
-    trained = "+".join(map(str, trained_layers(cfg)))
+    trained = "+".join(map(str, cfg.decoder.layers))
     own = (cfg.host.name, editor_of(cfg), f"edited-{cfg.edits.layer}", f"trained-{trained}")
     depths = (layer_fraction(cfg.decoder.layer, layers), layer_fraction(cfg.edits.layer, layers), layers)
     with tracker.attempt():
