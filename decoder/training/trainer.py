@@ -139,6 +139,14 @@ def fit(trainer: Trainer, module: LightningModule, data: LightningDataModule, ch
         raise ValueError(f"training diverged: {MONITOR} is {best}. Lower optim.lr_layer or optim.lr_prompt, or set optim.clip=1")
 
 
+def read_splits(module: LightningModule) -> None:
+    """Has the best checkpoint of a fit read validation and test edits; the module collects the readings and stays on its host's device."""
+    trainer = module.trainer
+    with plain_interruptions():
+        trainer.test(module, datamodule=trainer.datamodule, ckpt_path=trainer.checkpoint_callback.best_model_path, verbose=False)
+    module.to(module.decoder.host.device)
+
+
 def fit_summary(trainer: Trainer) -> dict[str, Any]:
     """Epochs, why training stopped, and the best val/id/loss."""
     stopping, checkpoint = trainer.early_stopping_callback, trainer.checkpoint_callback
