@@ -189,12 +189,12 @@ def clean_pass(host: Host, edited_layer: int, rows: Sequence[Row], groups: Seque
 
 def _shared_beginnings(host: Host, rows: Sequence[Row], groups: Sequence[int] | None, prefix: int) -> tuple[DynamicCache, int]:
     """Keys and values of the first columns, each group's beginning run once, and the column from which on every row runs for itself."""
+    groups = groups or range(len(rows))
     members: dict[int, list[Row]] = {}
-    for group, row in zip(groups or range(len(rows)), rows, strict=True):
+    for group, row in zip(groups, rows, strict=True):
         members.setdefault(group, []).append(row)
     # One cut for all rows, left of which none has more than its group shares: columns stay gapless, as sliding windows need it.
     shared = {group: os.path.commonprefix([row.ids[: row.lookup] for row in found]) for group, found in members.items() if len(found) > 1}
-    groups = list(groups) if groups else list(range(len(rows)))
     start = prefix - max(row.lookup - len(shared.get(group, ())) for group, row in zip(groups, rows, strict=True))
     cache = DynamicCache()
     if start == 0:

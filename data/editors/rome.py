@@ -139,10 +139,6 @@ class Rome:
 
     def _job(self, index: int, request: EditRequest) -> Job:
         fact, targets = request.fact, target_ids(self.host, request.object)
-        if fact.prompt.count(BARE) != 1:
-            raise ValueError(f"prompt {fact.prompt!r}: expected exactly one {{}} for the subject")
-        if not fact.subject.strip():
-            raise ValueError(f"prompt {fact.prompt!r}: the subject is empty")
         rows = [prompt_row(self.host, context.replace(BARE, fact.prompt), fact.subject, targets) for context in self.contexts]
         ids, lookup = self.host.prompt_ids(ESSENCE, fact.subject)
         # By causality nothing after the subject counts, so a bare prompt that starts with the subject is its own essence row.
