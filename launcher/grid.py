@@ -6,7 +6,6 @@
 
 import math
 import re
-import shlex
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -39,10 +38,6 @@ class Run:
     @property
     def folder(self) -> Path:
         return run_folder(self.config)
-
-    @property
-    def command(self) -> str:
-        return shlex.join(("python", "train.py", *self.argv))
 
     def finished(self) -> dict[str, Any] | None:
         """The result of this run if it went through with the same settings before."""

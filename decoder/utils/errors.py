@@ -16,8 +16,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 DEBUG = "PALIMPSEST_DEBUG"
 TERMINATED = 143  # what a shell gives for a program that SIGTERM ended
-
-
 CLOSED_PIPE = 141  # what a shell gives for a program that SIGPIPE ended
 
 
