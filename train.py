@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from decoder.config import TrainConfig
 from decoder.config.compose import to_dict
-from decoder.report.results import failed, is_finished, write_result
+from decoder.training.distributed import is_first
 from decoder.utils.errors import lasting, run_command
+from launcher.attempt import lost
 from launcher.grid import Run, read_grid
 
 if TYPE_CHECKING:
@@ -42,7 +43,6 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(run: Run, workspace: "Workspace | None" = None) -> dict[str, Any]:
     """One run with everything around it; returns what is in its result.json. A workspace holds what earlier runs left to share."""
-    from decoder.training.distributed import is_first
     from decoder.utils.terminal import quiet, silence
     from launcher import run_folder
 
@@ -60,9 +60,7 @@ def run(run: Run, workspace: "Workspace | None" = None) -> dict[str, Any]:
 
             finish(result, folder)
         except Exception as error:
-            # What went wrong before anything was replaced says nothing about the finished run that lies there.
-            if not is_finished(folder):
-                write_result(folder, failed(to_dict(run.config), error))
+            lost(run, error)
             raise
         return result
 
@@ -94,7 +92,6 @@ def fit(cfg: TrainConfig, folder: Path, host: "Host", datamodule: "EditDataModul
     from lightning import seed_everything
 
     from decoder.training import trainer as training
-    from decoder.training.distributed import is_first
     from decoder.training.module import DecoderModule
     from decoder.training.tracking import describe_run
     from launcher import run_folder
@@ -113,7 +110,6 @@ def fit(cfg: TrainConfig, folder: Path, host: "Host", datamodule: "EditDataModul
 
 def test(cfg: TrainConfig, folder: Path, module: "DecoderModule", workspace: "Workspace") -> "Findings | None":
     """Reads validation and test edits with the best checkpoint; the first process also scores the baselines and calibrates."""
-    from decoder.training.distributed import is_first
     from decoder.training.trainer import read_splits
     from launcher.summary import Findings, calibration, save_predictions
 

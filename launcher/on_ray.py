@@ -51,7 +51,7 @@ def on_ray(runs: list[Run], script: Path, room: int, out: Console) -> Iterator[O
             else:
                 yield run, lost(run, f"{type(error).__name__}: its worker died {launcher.retries + 1} times, see {run.folder / 'log.txt'}")
         except Exception as error:  # it did not come as far as the run itself
-            yield run, lost(run, f"{type(error).__name__}: {error}")
+            yield run, lost(run, error)
 
 
 def _prepare(runs: list[Run], here: Surroundings, room: int, out: Console) -> dict[str, str]:

@@ -151,4 +151,4 @@ def _work(worker: Worker, waiting: "queue.SimpleQueue[Run]", ended: "queue.Simpl
         except Stopped:
             return
         except Exception as error:  # an outcome must come for every run, or the grid would wait for ever
-            ended.put((run, lost(run, f"{type(error).__name__}: {error}")))
+            ended.put((run, lost(run, error)))
