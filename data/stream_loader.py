@@ -6,6 +6,7 @@ Shape letters: B edits in a batch, N edits of a split, T object tokens, D hidden
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import KW_ONLY, dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -21,6 +22,7 @@ from decoder.edit import RankOneEdit
 T = TypeVar("T")
 
 
+@dataclass(eq=False)
 class StreamLoader:
     """Batches of some rows of a stream, read ahead by a thread.
 
@@ -32,24 +34,19 @@ class StreamLoader:
         rank, world: which share of every batch this process has.
     """
 
-    batch_sampler = None  # Lightning looks here, then at `sampler`
+    stream: EditStream
+    rows: list[int]
+    object_ids_NT: Tensor
+    batch_size: int
+    _: KW_ONLY
+    shuffle: tuple[int, int] | None = None
+    weight_DF: Tensor | None = None
+    prefetch: int = 2
+    rank: int = 0
+    world: int = 1
+    epoch: int = 0
 
-    def __init__(
-        self,
-        stream: EditStream,
-        rows: list[int],
-        object_ids_NT: Tensor,
-        batch_size: int,
-        *,
-        shuffle: tuple[int, int] | None = None,
-        weight_DF: Tensor | None = None,
-        prefetch: int = 2,
-        rank: int = 0,
-        world: int = 1,
-    ) -> None:
-        self.stream, self.rows, self.object_ids_NT, self.batch_size = stream, rows, object_ids_NT, batch_size
-        self.shuffle, self.weight_DF, self.prefetch, self.rank, self.world = shuffle, weight_DF, prefetch, rank, world
-        self.epoch = 0
+    batch_sampler = None  # Lightning looks here, then at `sampler`
 
     def __len__(self) -> int:
         return -(-len(self.rows) // self.batch_size)
