@@ -106,9 +106,9 @@ def relations(test: dict[str, dict]) -> Markup:
     with matplotlib.rc_context(SETTINGS):
         figure, (panels,) = grid(1, len(parts), 0.9 + 0.23 * rows, sharex=True)
         for panel, (split, entries) in zip(panels, parts.items(), strict=True):
-            _bars(panel, sorted(entries.items(), key=lambda item: (-_value(item[1]["exact_match"]), item[0])))
+            _bars(panel, sorted(entries.items(), key=lambda item: (-item[1]["exact_match"], item[0])))
             panel.set(title=f"{split}: exact match", xlim=(0, 1.02), ylim=(rows - 0.4, -0.6))
-        kinds = {entry.get("seen_kind", True) for entries in parts.values() for entry in entries.values()}
+        kinds = {entry["seen_kind"] for entries in parts.values() for entry in entries.values()}
         legend = [Patch(**FILLED, label="kind of object seen in training")] if True in kinds else []
         legend += [Patch(**HATCHED, label="kind of object not seen in training")] if False in kinds else []
         figure.legend(handles=legend, loc="outside lower right", ncols=2)
@@ -180,19 +180,12 @@ def _curve(panel: Axes, name: str, points: dict[int, float]) -> None:
 
 def _bars(panel: Axes, entries: list[tuple[str, dict]]) -> None:
     for position, (_, entry) in enumerate(entries):
-        seen = entry.get("seen_kind", True)
-        look = FILLED if seen else HATCHED
-        value = _value(entry["exact_match"])
-        panel.barh(position, value, height=0.66, linewidth=0.8, **look)
-        if entry.get("n"):
-            panel.plot(wilson(round(value * entry["n"]), entry["n"]), [position, position], color=TEXT, linewidth=0.9)
-    panel.set_yticks(range(len(entries)), [f"{name} ({entry['n']})" if entry.get("n") else name for name, entry in entries])
+        value, n = entry["exact_match"], entry["n"]
+        panel.barh(position, value, height=0.66, linewidth=0.8, **(FILLED if entry["seen_kind"] else HATCHED))
+        panel.plot(wilson(round(value * n), n), [position, position], color=TEXT, linewidth=0.9)
+    panel.set_yticks(range(len(entries)), [f"{name} ({entry['n']})" for name, entry in entries])
     panel.tick_params(axis="y", length=0)
     panel.grid(axis="y", visible=False)
-
-
-def _value(score: float | dict) -> float:
-    return score["value"] if isinstance(score, dict) else score
 
 
 def to_svg(figure: Figure, description: str) -> Markup:
