@@ -6,6 +6,7 @@
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -77,7 +78,8 @@ def read_grid(argv: Sequence[str]) -> Grid:
     """
     words = [spelled(key) + equals + text for key, equals, text in (word.partition("=") for word in argv if word not in FLAGS)]
     several = len(words) < len(argv)
-    if several and (twice := _first_twice(word.partition("=")[0] for word in words)):
+    counts = Counter(word.partition("=")[0] for word in words)
+    if several and (twice := next((key for key, count in counts.items() if count > 1), None)):
         raise UserError(f"{twice} came twice; several values of a setting are written {twice}=A,B")
     typed_values = {key: values(text, key) for key, _, text in (word.partition("=") for word in words)} if several else {}
     axes = {key: found for key, found in typed_values.items() if len(found) > 1}
@@ -85,8 +87,7 @@ def read_grid(argv: Sequence[str]) -> Grid:
     first = compose(TrainConfig, "train", kept + [f"{key}={found[0]}" for key, found in axes.items()])
     if first.grid and "experiment" in axes:
         raise UserError(f"experiment={','.join(axes['experiment'])}: {first.experiment} has a grid of its own; give one experiment")
-    given = {word.partition("=")[0] for word in words}
-    axes = {key: values(_text(found), key) for key, found in first.grid.items() if key not in given} | axes
+    axes = {key: values(_text(found), key) for key, found in first.grid.items() if key not in counts} | axes
     if (count := math.prod(map(len, axes.values()))) > MOST_RUNS:
         raise UserError(f"the grid has {count} runs ({', '.join(axes)}), expected at most {MOST_RUNS}; give fewer values")
 
@@ -174,11 +175,6 @@ def _refuse_twins(runs: list[Run], key: Callable[[Run], Any], would: Callable[[R
         if (other := first.setdefault(key(run), run)) is not run:
             told = f"`{' '.join(other.argv)}` and `{' '.join(run.argv)}`"
             raise UserError(f"two runs of the grid would {would(run)}: {told}. Drop one of them")
-
-
-def _first_twice(keys: Iterable[str]) -> str | None:
-    seen: set[str] = set()
-    return next((key for key in keys if key in seen or seen.add(key)), None)
 
 
 def _text(value: Any) -> str:

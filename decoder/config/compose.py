@@ -129,7 +129,8 @@ def _compose_tree(config_class: type[C], name: str, overrides: dict[str, str]) -
             given.append(Given(key, _parse(TRAIN_KEYS | dict(settings(config_class)), key, text), "", f"{key}={text}"))
     start = with_editor(config_class, _editor(given))
     tree, keys = OmegaConf.structured(start), dict(settings(start))
-    _refuse_renamed(one for one in given if RENAMED.get(one.key) in keys)
+    if renamed := [f"{one.told}: this setting is {RENAMED[one.key]} now" for one in given if RENAMED.get(one.key) in keys]:
+        raise UserError(", ".join(renamed))
     usual = type(TrainConfig().edits)
     others = set() if isinstance(getattr(start, "edits", None), usual) else {f"edits.{field.name}" for field in own_settings(usual)}
     others |= TRAIN_KEYS.keys() - keys.keys()
@@ -157,11 +158,6 @@ def _in_files(config_class: type[C], name: str, options: dict[str, list[str]], o
             yield Given(spelled(key), value, f"{source}: {ALSO}: ", is_of_usual=True)
         if group == "experiment":
             yield Given("experiment", option, f"{source}: ")
-
-
-def _refuse_renamed(given: Iterable[Given]) -> None:
-    if renamed := [f"{one.told}: this setting is {RENAMED[one.key]} now" for one in given]:
-        raise UserError(", ".join(renamed))
 
 
 def _editor(given: Iterable[Given]) -> str | None:
