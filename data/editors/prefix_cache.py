@@ -13,8 +13,8 @@ read, D hidden width, F MLP width.
 """
 
 import os.path
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -85,15 +85,13 @@ class Suffixes:
         given = _Given(self.host.blocks[self.edited_layer], state_NSD, self.as_tuple)
         return exchanged(self.host, dict.fromkeys(range(self.edited_layer + 1), given))
 
-    @contextmanager
-    def _added(self, delta_ND: Tensor) -> Iterator[None]:
+    def _added(self, delta_ND: Tensor) -> AbstractContextManager:
         def add(module: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
             output_NSD = output.reshape(*self.ids_NS.shape, -1)
             first_N1D = output_NSD[:, :1] + delta_ND.to(output.dtype)[:, None]
             return torch.cat([first_N1D, output_NSD[:, 1:]], dim=1).reshape(output.shape)
 
-        with self.host.down_proj(self.edited_layer).register_forward_hook(add):
-            yield
+        return self.host.down_proj(self.edited_layer).register_forward_hook(add)
 
     def _read_only(self, read_R2: Tensor | None) -> AbstractContextManager[None]:
         """Inside the block the last MLP runs on the states that are read only."""
