@@ -13,18 +13,3 @@ from decoder.config.schema import (
     TrainConfig,
     WandbConfig,
 )
-
-__all__ = [
-    "EditsConfig",
-    "FactsConfig",
-    "HostConfig",
-    "KeysConfig",
-    "LauncherConfig",
-    "MinimumConfig",
-    "OptimConfig",
-    "PocketConfig",
-    "RomeConfig",
-    "SplitsConfig",
-    "TrainConfig",
-    "WandbConfig",
-]
