@@ -12,14 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from decoder.config import TrainConfig
 from decoder.config.compose import to_dict
-from decoder.config.identity import trained_layers
-from decoder.report.results import failed, is_finished, write_result
+from decoder.training.distributed import is_first
 from decoder.utils.errors import lasting, run_command
+from launcher.attempt import lost
 from launcher.grid import Run, read_grid
 
 if TYPE_CHECKING:
-    from lightning import Trainer
-
     from data.datamodule import EditDataModule
     from data.workspace import Workspace
     from decoder.host import Host
@@ -45,7 +43,6 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(run: Run, workspace: "Workspace | None" = None) -> dict[str, Any]:
     """One run with everything around it; returns what is in its result.json. A workspace holds what earlier runs left to share."""
-    from decoder.training.distributed import is_first
     from decoder.utils.terminal import quiet, silence
     from launcher import run_folder
 
@@ -63,9 +60,7 @@ def run(run: Run, workspace: "Workspace | None" = None) -> dict[str, Any]:
 
             finish(result, folder)
         except Exception as error:
-            # What went wrong before anything was replaced says nothing about the finished run that lies there.
-            if not is_finished(folder):
-                write_result(folder, failed(to_dict(run.config), error))
+            lost(run, error)
             raise
         return result
 
@@ -74,31 +69,29 @@ def train(cfg: TrainConfig, folder: Path, workspace: "Workspace | None" = None) 
     """One run from facts to exported decoder, in five stages; returns its result, empty in all but the first of several processes."""
     with lasting():
         from data.workspace import Workspace
-        from decoder.training.distributed import is_first
         from decoder.training.trainer import threads_for
         from launcher.summary import Clock, describe_edits
 
     clock, workspace = Clock(), workspace or Workspace()
     with clock("host"):
         host = workspace.host(cfg)
-        for layer in trained_layers(cfg):
+        for layer in cfg.decoder.layers:
             host.check_layer(layer, "decoder.layer")
     with clock("edits"):
         datamodule = workspace.edits(cfg)
     describe_edits(datamodule)
     with clock("fit"), threads_for(host):
-        trainer, module = fit(cfg, folder, host, datamodule)
+        module = fit(cfg, folder, host, datamodule)
     with clock("test"), threads_for(host):
-        found = test(cfg, folder, trainer, module, workspace)
-    return publish(cfg, folder, trainer, module, datamodule, found, clock) if is_first(cfg) else {}
+        found = test(cfg, folder, module, workspace)
+    return publish(cfg, folder, module, found, clock) if found else {}
 
 
-def fit(cfg: TrainConfig, folder: Path, host: "Host", datamodule: "EditDataModule") -> "tuple[Trainer, DecoderModule]":
+def fit(cfg: TrainConfig, folder: Path, host: "Host", datamodule: "EditDataModule") -> "DecoderModule":
     """Trains the prompt and one layer of the host, from where a killed run of these settings was."""
     from lightning import seed_everything
 
     from decoder.training import trainer as training
-    from decoder.training.distributed import is_first
     from decoder.training.module import DecoderModule
     from decoder.training.tracking import describe_run
     from launcher import run_folder
@@ -112,43 +105,31 @@ def fit(cfg: TrainConfig, folder: Path, host: "Host", datamodule: "EditDataModul
     if is_first(cfg):
         describe_run(trainer, cfg, host.layers)
     training.fit(trainer, module, datamodule, checkpoint)
-    return trainer, module
+    return module
 
 
-def test(cfg: TrainConfig, folder: Path, trainer: "Trainer", module: "DecoderModule", workspace: "Workspace") -> "Findings | None":
+def test(cfg: TrainConfig, folder: Path, module: "DecoderModule", workspace: "Workspace") -> "Findings | None":
     """Reads validation and test edits with the best checkpoint; the first process also scores the baselines and calibrates."""
-    from decoder.training.distributed import is_first
-    from decoder.training.trainer import plain_interruptions
-    from launcher import summary
+    from decoder.training.trainer import read_splits
+    from launcher.summary import Findings, calibration, save_predictions
 
-    datamodule = workspace.edits(cfg)
-    with plain_interruptions():
-        trainer.test(module, datamodule=datamodule, ckpt_path=trainer.checkpoint_callback.best_model_path, verbose=False)
+    read_splits(module)
     if not is_first(cfg):
         return None
-    module.to(module.decoder.host.device)
-    readings = summary.save_predictions(module.readings, datamodule.table, folder)
-    return summary.Findings(readings, workspace.baselines(cfg), summary.calibration(cfg, module.decoder, datamodule, readings))
+    readings = save_predictions(module, folder)
+    return Findings(readings, workspace.baselines(cfg), calibration(module, readings))
 
 
-def publish(
-    cfg: TrainConfig,
-    folder: Path,
-    trainer: "Trainer",
-    module: "DecoderModule",
-    datamodule: "EditDataModule",
-    found: "Findings",
-    clock: "Clock",
-) -> dict[str, Any]:
+def publish(cfg: TrainConfig, folder: Path, module: "DecoderModule", found: "Findings", clock: "Clock") -> dict[str, Any]:
     """Exports the decoder with its scores, logs them, and returns what becomes result.json."""
     from decoder.export import save_decoder
     from decoder.scores import versions
     from decoder.training.tracking import log_result
-    from launcher import summary
+    from launcher.summary import export_facts, summarise
 
-    result = summary.summarise(cfg, module.decoder.host, datamodule, trainer, found)
-    save_decoder(folder / "decoder", module.decoder, summary.export_facts(cfg, datamodule, result))
-    result |= log_result(trainer, result, found.readings, folder / "decoder" if cfg.wandb.log_decoder else None)
+    result = summarise(module, found)
+    save_decoder(folder / "decoder", module.decoder, export_facts(module, result))
+    result |= log_result(module.trainer, result, found.readings, folder / "decoder" if cfg.wandb.log_decoder else None)
     return result | {"seconds": clock.seconds(), "versions": versions()}
 
 

@@ -27,7 +27,7 @@ from data.facts.fact import EditRequest, Fact, FactSet
 from data.facts.load import load_facts
 from data.facts.splits import draw_splits, plan_edits
 from data.hosts import open_host
-from data.keys.moments import second_moment
+from data.keys.moments import second_moments
 from data.produce.plan import prepare_editor
 from data.produce.score import score
 from decoder.config import RomeConfig, TrainConfig
@@ -77,7 +77,7 @@ def build(cfg: Settings, rng: random.Random) -> Task:
         BARE,
         *(f"{some(length, length)} {BARE}" for _, length in zip(range(cfg.contexts - 1), [4, 9] * cfg.contexts, strict=False)),
     ]
-    moment = second_moment(host, layer, [some(20, 40) for _ in range(8 if cfg.miniature else 100)], 10**9)
+    moment = second_moments(host, [layer], [some(20, 40) for _ in range(8 if cfg.miniature else 100)], 10**9)[layer]
     return Task(host, edits, Rome(host, layer, edits, moment, contexts), FactSet(tuple(facts), "random", ""), requests)
 
 
@@ -139,7 +139,7 @@ def phases(task: Task, cfg: Settings, rates: Rates) -> list[Row]:
     texts = [" ".join(f"w{n}" for n in range(20))] * (8 if cfg.miniature else 50)
     others = alternate(
         {
-            "statistics": lambda: second_moment(task.host, task.cfg.layer, texts, 10**9),
+            "statistics": lambda: second_moments(task.host, [task.cfg.layer], texts, 10**9),
             "solve": lambda: task.rome.whiten(key_BF),
             "scoring": lambda: score(task.host, task.cfg.layer, task.requests, made, task.facts),
         },

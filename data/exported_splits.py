@@ -11,7 +11,7 @@ import pandas as pd
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from data.batches import EditRows
+from data.batches import EditRows, as_is
 from data.datamodule import mark_seen
 from data.store.manifest import IMPORTED
 from data.store.store import EditStore
@@ -72,11 +72,11 @@ def _loader(
     store: EditStore, rows: list[int], config: Mapping[str, Any], host: Host, precision: Callable[[Tensor], Tensor] | None
 ) -> DataLoader:
     if not (precision or store.is_dense):
-        return DataLoader(EditRows(store, rows, host.terminator_id), BATCH, collate_fn=lambda batch: batch)
+        return DataLoader(EditRows(store, rows, host.terminator_id), BATCH, collate_fn=as_is)
     weight_DF = host.weight_DF(config["edited_layer"]).float().cpu()
     batch_size = max(1, min(BATCH, DENSE_BYTES // (4 * weight_DF.numel())))
 
-    def collate(batch: EditBatch) -> EditBatch:
-        return batch._replace(edits=batch.edits._map(precision)) if precision else batch
+    def stored(batch: EditBatch) -> EditBatch:
+        return batch._replace(edits=batch.edits._map(precision))
 
-    return DataLoader(EditRows(store, rows, host.terminator_id, weight_DF), batch_size, collate_fn=collate)
+    return DataLoader(EditRows(store, rows, host.terminator_id, weight_DF), batch_size, collate_fn=stored if precision else as_is)

@@ -25,27 +25,24 @@ def open_host(cfg: TrainConfig) -> Host:
     Raises:
         ValueError: the host cannot be loaded, recalls too little, or a device was asked for that is not there.
     """
-    if cfg.host.path:
-        _announce(cfg.host)
+    asked = cfg.host
+    if asked.path:
+        # Said before the weights are read.
+        count, gigabytes = memory_needed(asked.path, name=asked.name, dtype=asked.dtype, revision=asked.revision)
+        console().print(f"  {asked.name}: {count:,} parameters, about {gigabytes:.1f} GB in {asked.dtype}", style="dim", highlight=False)
     if not cfg.swap.memory_budget > 0:
         raise ValueError(f"swap.memory_budget={cfg.swap.memory_budget}: expected GiB above 0")
     host = Host.load(
-        cfg.host.path or pocket_folder(cfg),
-        name=cfg.host.name,
-        dtype=cfg.host.dtype,
+        asked.path or pocket_folder(cfg),
+        name=asked.name,
+        dtype=asked.dtype,
         # A folder is as it is; a commit of the Hub says nothing of it.
-        revision=cfg.host.revision if cfg.host.path and not Path(cfg.host.path).is_dir() else None,
-        terminator=cfg.host.terminator,
+        revision=asked.revision if asked.path and not Path(asked.path).is_dir() else None,
+        terminator=asked.terminator,
         device=device(cfg.trainer.accelerator, own_device(cfg)),
     )
     host.memory_budget = int(cfg.swap.memory_budget * 2**30)
     return host
-
-
-def _announce(cfg: HostConfig) -> None:
-    """Says how much memory the weights will take, before they are read."""
-    count, gigabytes = memory_needed(cfg.path, name=cfg.name, dtype=cfg.dtype, revision=cfg.revision)
-    console().print(f"  {cfg.name}: {count:,} parameters, about {gigabytes:.1f} GB in {cfg.dtype}", style="dim", highlight=False)
 
 
 def pocket_folder(cfg: TrainConfig) -> Path:

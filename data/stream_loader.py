@@ -3,10 +3,11 @@
 Shape letters: B edits in a batch, N edits of a split, T object tokens, D hidden width, F MLP width.
 """
 
-import queue
-import threading
+from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import KW_ONLY, dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from decoder.edit import RankOneEdit
 T = TypeVar("T")
 
 
+@dataclass(eq=False)
 class StreamLoader:
     """Batches of some rows of a stream, read ahead by a thread.
 
@@ -32,24 +34,19 @@ class StreamLoader:
         rank, world: which share of every batch this process has.
     """
 
-    batch_sampler = None  # Lightning looks here, then at `sampler`
+    stream: EditStream
+    rows: list[int]
+    object_ids_NT: Tensor
+    batch_size: int
+    _: KW_ONLY
+    shuffle: tuple[int, int] | None = None
+    weight_DF: Tensor | None = None
+    prefetch: int = 2
+    rank: int = 0
+    world: int = 1
+    epoch: int = 0
 
-    def __init__(
-        self,
-        stream: EditStream,
-        rows: list[int],
-        object_ids_NT: Tensor,
-        batch_size: int,
-        *,
-        shuffle: tuple[int, int] | None = None,
-        weight_DF: Tensor | None = None,
-        prefetch: int = 2,
-        rank: int = 0,
-        world: int = 1,
-    ) -> None:
-        self.stream, self.rows, self.object_ids_NT, self.batch_size = stream, rows, object_ids_NT, batch_size
-        self.shuffle, self.weight_DF, self.prefetch, self.rank, self.world = shuffle, weight_DF, max(1, prefetch), rank, world
-        self.epoch = 0
+    batch_sampler = None  # Lightning looks here, then at `sampler`
 
     def __len__(self) -> int:
         return -(-len(self.rows) // self.batch_size)
@@ -116,34 +113,13 @@ def joined(parts: list[Vectors]) -> Vectors:
 
 def ahead(items: Iterable[T], count: int) -> Iterator[T]:
     """The same items, up to `count` of them made by a thread before they are asked for."""
-    ready: queue.Queue[tuple[str, Any]] = queue.Queue(count)
-    stopped = threading.Event()
-
-    def put(kind: str, value: Any) -> None:
-        while not stopped.is_set():
-            try:
-                return ready.put((kind, value), timeout=0.1)
-            except queue.Full:
-                continue
-
-    def work() -> None:
-        try:
-            for item in items:
-                put("item", item)
-                if stopped.is_set():
-                    return
-            put("end", None)
-        except BaseException as error:
-            put("error", error)
-
-    threading.Thread(target=work, daemon=True, name="reads ahead").start()
+    source, end, made = iter(items), object(), deque()
+    thread = ThreadPoolExecutor(1, thread_name_prefix="reads ahead")
     try:
         while True:
-            kind, value = ready.get()
-            if kind == "error":
-                raise value
-            if kind == "end":
+            made.extend(thread.submit(next, source, end) for _ in range(count - len(made)))
+            if (item := made.popleft().result()) is end:
                 return
-            yield value
+            yield item
     finally:
-        stopped.set()
+        thread.shutdown(wait=False, cancel_futures=True)

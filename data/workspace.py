@@ -59,10 +59,10 @@ class Workspace:
 
     def baselines(self, cfg: TrainConfig) -> dict[str, Any]:
         """Scores of every baseline."""
-        host, edits = self.host(cfg), self.edits(cfg)
+        edits = self.edits(cfg)
         key = f"{self._edits_key(cfg)} {cfg.decoder.beams} {cfg.decoder.max_object_tokens}"
-        score = partial(baselines, cfg, host, edits)
-        shared = self._keep("baselines", key, lambda: kept_baselines(cfg, host, edits, BASELINES.keys() - OF_THE_RUN, score))
+        score = partial(baselines, cfg, edits)
+        shared = self._keep("baselines", key, lambda: kept_baselines(cfg, edits, BASELINES.keys() - OF_THE_RUN, score))
         scores = shared | score(OF_THE_RUN)
         return {name: scores[name] for name in BASELINES}
 
@@ -97,7 +97,7 @@ def _key(cfg: TrainConfig, *names: str) -> str:
 
 
 def kept_baselines(
-    cfg: TrainConfig, host: Host, edits: EditDataModule, names: Collection[str], score: Callable[[Collection[str]], dict[str, Any]]
+    cfg: TrainConfig, edits: EditDataModule, names: Collection[str], score: Callable[[Collection[str]], dict[str, Any]]
 ) -> dict[str, Any]:
     """What a run on the same edits, splits and program left in the cache, else what `score` finds, which is left there.
 
@@ -106,6 +106,7 @@ def kept_baselines(
     """
     if not isinstance(edits.store, EditStore):
         return score(names)
+    host = edits.host
     made_of = [edits.store.fingerprint, edits.rows, cfg.decoder.beams, cfg.decoder.max_object_tokens, host.device.type, _program()]
     file = cached(cfg.cache_dir, "baselines", f"{host.name}-e{cfg.edits.layer}", short_hash(made_of)) / "scores.json"
     entries = {"base_known", *(split for split in edits.test_splits if "/" not in split)}
@@ -130,16 +131,16 @@ def _program() -> str:
     return short_hash([*map(version, ("torch", "transformers")), *(file.read_text(encoding="utf-8") for file in sources)])
 
 
-def baselines(cfg: TrainConfig, host: Host, edits: EditDataModule, names: Collection[str] | None = None) -> dict[str, Any]:
+def baselines(cfg: TrainConfig, edits: EditDataModule, names: Collection[str]) -> dict[str, Any]:
+    """Scores of the baselines of these names, on all test splits."""
     evidence = Evidence(
-        host=host,
+        host=edits.host,
         edited_layer=cfg.edits.layer,
         train=edits.factors("train"),
         validation=edits.factors("val/id"),
-        start=untrained_decoder(cfg, host),
+        start=untrained_decoder(cfg, edits.host),
         subjects=edits.training_subjects,
         templates=edits.training_templates,
-        beams=cfg.decoder.beams,
-        max_object_tokens=cfg.decoder.max_object_tokens,
+        **cfg.decoder.search,
     )
     return score_baselines(evidence, {split: edits.factors(split) for split in edits.test_splits if "/" not in split}, names)

@@ -15,8 +15,7 @@ from transformers import DynamicCache
 from decoder.host import Host
 
 
-@contextmanager
-def scored_only(host: Host, scored_BT: Tensor | None = None) -> Iterator[None]:
+def scored_only(host: Host, scored_BT: Tensor | None = None) -> AbstractContextManager:
     """Inside the block the host's logits are (1, N, V): those of the scored positions (all, if None), row by row.
 
     The head sees one contiguous matrix. A slice of the hidden states, as `logits_to_keep` makes it, is multiplied sample by sample,
@@ -28,8 +27,7 @@ def scored_only(host: Host, scored_BT: Tensor | None = None) -> Iterator[None]:
         hidden_ND = hidden_BTD.flatten(0, 1) if scored_BT is None else hidden_BTD[scored_BT]
         return (hidden_ND.unsqueeze(0),)
 
-    with host.model.get_output_embeddings().register_forward_pre_hook(pick):
-        yield
+    return host.model.get_output_embeddings().register_forward_pre_hook(pick)
 
 
 def last_state_only(host: Host, edited_layer: int) -> AbstractContextManager[None]:

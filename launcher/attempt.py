@@ -26,8 +26,8 @@ def attempt(run: Run, run_one: RunOne, workspace: Any) -> dict[str, Any]:
             return failed(to_dict(run.config), error)
 
 
-def lost(run: Run, why: str) -> dict[str, Any]:
-    """The result of a run that ended before it could leave one: it is written down, unless an earlier one went through."""
+def lost(run: Run, why: str | BaseException) -> dict[str, Any]:
+    """The result of a run that ended before it could leave one. It is written down, but not over a finished run that still lies there."""
     result = failed(to_dict(run.config), why)
     if not is_finished(run.folder):
         run.folder.mkdir(parents=True, exist_ok=True)

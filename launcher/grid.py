@@ -6,7 +6,7 @@
 
 import math
 import re
-import shlex
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -17,12 +17,12 @@ from typing import Any
 from decoder.config import TrainConfig
 from decoder.config.compose import compose, to_dict
 from decoder.config.identity import difference, edits_of, run_folder, with_effect
-from decoder.config.options import spelled
+from decoder.config.options import spelled, typed
 from decoder.report.results import read_result
 from decoder.training.distributed import is_distributed
 from decoder.utils.errors import UserError
 from decoder.utils.files import short_hash
-from launcher.variant import typed, variant_of
+from launcher.variant import variant_of
 
 FLAGS = ("-m", "--multirun")
 MOST_RUNS = 10_000
@@ -39,10 +39,6 @@ class Run:
     @property
     def folder(self) -> Path:
         return run_folder(self.config)
-
-    @property
-    def command(self) -> str:
-        return shlex.join(("python", "train.py", *self.argv))
 
     def finished(self) -> dict[str, Any] | None:
         """The result of this run if it went through with the same settings before."""
@@ -82,16 +78,16 @@ def read_grid(argv: Sequence[str]) -> Grid:
     """
     words = [spelled(key) + equals + text for key, equals, text in (word.partition("=") for word in argv if word not in FLAGS)]
     several = len(words) < len(argv)
-    if several and (twice := _first_twice(word.partition("=")[0] for word in words)):
+    counts = Counter(word.partition("=")[0] for word in words)
+    if several and (twice := next((key for key, count in counts.items() if count > 1), None)):
         raise UserError(f"{twice} came twice; several values of a setting are written {twice}=A,B")
-    typed = {key: values(text, key) for key, _, text in (word.partition("=") for word in words)} if several else {}
-    axes = {key: found for key, found in typed.items() if len(found) > 1}
+    typed_values = {key: values(text, key) for key, _, text in (word.partition("=") for word in words)} if several else {}
+    axes = {key: found for key, found in typed_values.items() if len(found) > 1}
     kept = [word for word in words if word.partition("=")[0] not in axes]
     first = compose(TrainConfig, "train", kept + [f"{key}={found[0]}" for key, found in axes.items()])
     if first.grid and "experiment" in axes:
         raise UserError(f"experiment={','.join(axes['experiment'])}: {first.experiment} has a grid of its own; give one experiment")
-    given = {word.partition("=")[0] for word in words}
-    axes = {key: values(_text(found), key) for key, found in first.grid.items() if key not in given} | axes
+    axes = {key: values(_text(found), key) for key, found in first.grid.items() if key not in counts} | axes
     if (count := math.prod(map(len, axes.values()))) > MOST_RUNS:
         raise UserError(f"the grid has {count} runs ({', '.join(axes)}), expected at most {MOST_RUNS}; give fewer values")
 
@@ -100,9 +96,15 @@ def read_grid(argv: Sequence[str]) -> Grid:
         return compose(TrainConfig, "train", [*kept, *words])
 
     runs = [_run(kept, dict(zip(axes, choice, strict=True)), own) for choice in product(*axes.values())]
-    _check_folders(runs)
-    _check_settings(runs, axes)
-    return Grid(_neighbours(runs), axes, is_one_run=not several and not axes and first.launcher.name == "local")
+    _refuse_twins(runs, lambda run: run.folder, lambda run: f"write to {run.folder}")
+    if "variant" not in axes:
+        # A value spelt twice, or a setting that has no effect on results.
+        _refuse_twins(runs, lambda run: short_hash([run.config.experiment, with_effect(to_dict(run.config))]), lambda run: "be the same")
+    return Grid(
+        [run for members in by_edits(runs).values() for run in members],
+        axes,
+        is_one_run=not several and not axes and first.launcher.name == "local",
+    )
 
 
 def values(text: str, key: str = "") -> list[str]:
@@ -123,6 +125,14 @@ def values(text: str, key: str = "") -> list[str]:
         if len(counted) > MOST_RUNS:
             raise UserError(f"{key}={part}: {len(counted)} values, a grid has at most {MOST_RUNS} runs")
         found += map(str, counted)
+    return found
+
+
+def by_edits(runs: Iterable[Run]) -> dict[str, list[Run]]:
+    """The runs on the same host and edits together, by `edits_of`, so that each host is opened and each set of edits made once."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        found.setdefault(edits_of(run.config), []).append(run)
     return found
 
 
@@ -158,38 +168,13 @@ def _run(kept: list[str], choice: dict[str, str], own: Callable[[tuple[str, ...]
     return Run(config, tuple(argv))
 
 
-def _check_folders(runs: list[Run]) -> None:
-    first: dict[Path, Run] = {}
+def _refuse_twins(runs: list[Run], key: Callable[[Run], Any], would: Callable[[Run], str]) -> None:
+    """Refuses two runs of one key; `would` says what they would do."""
+    first: dict[Any, Run] = {}
     for run in runs:
-        if (other := first.setdefault(run.folder, run)) is not run:
-            raise UserError(
-                f"two runs of the grid would write to {run.folder}: `{' '.join(other.argv)}` and `{' '.join(run.argv)}`. Drop one of them"
-            )
-
-
-def _check_settings(runs: list[Run], axes: dict[str, list[str]]) -> None:
-    """Refuses runs that differ in nothing that counts: a value spelt twice, or a setting that has no effect on results."""
-    first: dict[str, Run] = {}
-    for run in runs if "variant" not in axes else ():
-        settings = short_hash([run.config.experiment, with_effect(to_dict(run.config))])
-        if (other := first.setdefault(settings, run)) is not run:
-            raise UserError(
-                f"two runs of the grid would be the same: `{' '.join(other.argv)}` and `{' '.join(run.argv)}`. Drop one of them"
-            )
-
-
-def _first_twice(keys: Iterable[str]) -> str | None:
-    seen: set[str] = set()
-    return next((key for key in keys if key in seen or seen.add(key)), None)
-
-
-def _neighbours(runs: list[Run]) -> list[Run]:
-    """Runs on the same edits side by side, so that each host is opened and each set of edits made once."""
-    order: dict[str, int] = {}
-    keys = [edits_of(run.config) for run in runs]
-    for key in keys:
-        order.setdefault(key, len(order))
-    return [run for _, run in sorted(zip(keys, runs, strict=True), key=lambda pair: order[pair[0]])]
+        if (other := first.setdefault(key(run), run)) is not run:
+            told = f"`{' '.join(other.argv)}` and `{' '.join(run.argv)}`"
+            raise UserError(f"two runs of the grid would {would(run)}: {told}. Drop one of them")
 
 
 def _text(value: Any) -> str:

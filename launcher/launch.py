@@ -17,12 +17,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from decoder.config.identity import edits_of, trained_layers
 from decoder.scores import TEST_SPLITS
 from decoder.utils.errors import is_interruption
 from decoder.utils.terminal import Terminal
 from launcher.attempt import Outcome, RunOne, attempt
-from launcher.grid import Grid, Run, refuse_several, refuse_to_replace, seconds_of
+from launcher.grid import Grid, Run, by_edits, refuse_several, refuse_to_replace, seconds_of
 
 
 def launch(grid: Grid, run_one: RunOne, script: Path) -> None:
@@ -96,7 +95,7 @@ def plan(grid: Grid, finished: dict[Path, dict[str, Any]]) -> Table:
     table.add_column("finished", justify="right")
     for (host, edited), members in groupby(grid.runs, key=lambda run: (run.config.host.name, run.config.edits.layer)):
         runs = list(members)
-        trained = dict.fromkeys("+".join(map(str, trained_layers(run.config))) for run in runs)
+        trained = dict.fromkeys("+".join(map(str, run.config.decoder.layers)) for run in runs)
         seeds = dict.fromkeys(str(run.config.seed) for run in runs)
         done = sum(run.folder in finished for run in runs)
         table.add_row(host, str(edited), _short(trained), _short(seeds), str(len(runs)), str(done))
@@ -108,12 +107,10 @@ def in_process(runs: list[Run], run_one: RunOne, out: Console) -> Iterator[Outco
     from data.workspace import own_workspace
 
     workspace = own_workspace()
-    described = set()
-    for run in runs:
-        if (edits := edits_of(run.config)) not in described:
-            described.add(edits)
-            out.print(workspace.describe(run.config), style="dim")
-        yield run, attempt(run, run_one, workspace)
+    for members in by_edits(runs).values():
+        out.print(workspace.describe(members[0].config), style="dim")
+        for run in members:
+            yield run, attempt(run, run_one, workspace)
 
 
 def _follow(outcomes: Iterator[Outcome], count: int, jobs: int, out: Console) -> list[Outcome]:

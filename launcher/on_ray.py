@@ -16,7 +16,7 @@ from data.produce.on_ray import produce_on_ray
 from data.produce.ray_cluster import Surroundings, get, resources
 from decoder.config.identity import edits_of
 from launcher.attempt import Outcome, attempt, lost
-from launcher.grid import Run
+from launcher.grid import Run, by_edits
 
 
 def on_ray(runs: list[Run], script: Path, room: int, out: Console) -> Iterator[Outcome]:
@@ -51,13 +51,13 @@ def on_ray(runs: list[Run], script: Path, room: int, out: Console) -> Iterator[O
             else:
                 yield run, lost(run, f"{type(error).__name__}: its worker died {launcher.retries + 1} times, see {run.folder / 'log.txt'}")
         except Exception as error:  # it did not come as far as the run itself
-            yield run, lost(run, f"{type(error).__name__}: {error}")
+            yield run, lost(run, error)
 
 
 def _prepare(runs: list[Run], here: Surroundings, room: int, out: Console) -> dict[str, str]:
     """Makes hosts and edits; returns why, by `edits_of`, where they cannot be made. Runs that made them together would do it twice."""
     unmade = {}
-    for key, run in {edits_of(run.config): run for run in reversed(runs)}.items():
+    for key, (run, *_) in by_edits(runs).items():
         try:
             produce_on_ray(run.config, here, lambda line: out.print(line, style="dim"), room)
         except Exception as error:

@@ -7,7 +7,7 @@ from pathlib import Path
 from filelock import Timeout
 
 from decoder.config.compose import to_yaml
-from decoder.config.identity import editor_of, trained_layers
+from decoder.config.identity import editor_of
 from decoder.report.results import is_finished
 from decoder.utils.errors import UserError
 from decoder.utils.files import alone, remove_unfinished, remove_whole, write_text
@@ -24,15 +24,12 @@ def held(folder: Path) -> Iterator[None]:
     Raises:
         UserError: another process is writing there.
     """
-    lock = alone(folder)
     try:
-        lock.acquire(timeout=0)
+        lock = alone(folder).acquire(timeout=0)
     except Timeout:
         raise UserError(f"{folder}: another process is doing this run. Wait for it, or give variant=NAME or runs=FOLDER") from None
-    try:
+    with lock:
         yield
-    finally:
-        lock.release()
 
 
 def start(run: Run) -> Path:
@@ -47,7 +44,7 @@ def start(run: Run) -> Path:
     out = console()
     out.print(
         f"Palimpsest: read {editor_of(cfg)} edits of layer {cfg.edits.layer} of {cfg.host.name}, "
-        f"training layer {', '.join(map(str, trained_layers(cfg)))} behind {cfg.decoder.prompt_length} prompt vectors (seed {cfg.seed})\n"
+        f"training layer {', '.join(map(str, cfg.decoder.layers))} behind {cfg.decoder.prompt_length} prompt vectors (seed {cfg.seed})\n"
         f"1 host   2 edits   3 fit   4 test, baselines, calibration   5 export\nRun folder: {folder}",
         highlight=False,
     )

@@ -4,8 +4,7 @@ import json
 import shlex
 from pathlib import Path
 
-from decoder.config.identity import edits_of
-from launcher.grid import Grid, values
+from launcher.grid import Grid, by_edits, values
 
 
 def sbatch_script(grid: Grid) -> str:
@@ -25,8 +24,7 @@ def sbatch_script(grid: Grid) -> str:
         "partition": config.launcher.partition,
         "output": "slurm-%A-%a.txt",  # SLURM makes no folders, and says nothing when one is missing
     }
-    first = {edits_of(run.config): run for run in reversed(left)}
-    makes = [f"#   {_line(('python', '-m', 'data.produce'), run.argv)}" for run in reversed(first.values())]
+    makes = [f"#   {_line(('python', '-m', 'data.produce'), run.argv)}" for run, *_ in by_edits(left).values()]
     # As a grid of one, or a run that is finished when its task starts would be done again.
     runs = [f"  {index}) {_line(('python', 'train.py', '-m'), run.argv)} ;;" for index, run in enumerate(left)]
     return "\n".join(

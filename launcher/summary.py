@@ -7,19 +7,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
-from lightning import Trainer
 
 from data.datamodule import EditDataModule
-from decoder.answers import Reading, readings_table
+from decoder.answers import readings_table
 from decoder.calibration import calibrate
-from decoder.config import TrainConfig
 from decoder.config.compose import to_dict
-from decoder.host import Host
-from decoder.model import ObjectDecoder
 from decoder.report.results import read_predictions, write_result
 from decoder.report.run_page import write_report
 from decoder.report.tables import counted, example_lines, results_table
-from decoder.scores import edit_summary, shuffled_labels, test_scores, validation_scores
+from decoder.scores import VAL_SPLITS, edit_summary, shuffled_labels, test_scores, validation_scores
+from decoder.training.module import DecoderModule
 from decoder.training.trainer import fit_summary
 from decoder.utils.files import whole_file
 from decoder.utils.terminal import console
@@ -51,9 +48,9 @@ def describe_edits(datamodule: EditDataModule) -> None:
     console().print(f"{len(table)} edits: {means}\n  {counts}\n  store: {datamodule.store.path}", highlight=False)
 
 
-def save_predictions(readings: dict[str, list[Reading]], edits: pd.DataFrame, folder: Path) -> pd.DataFrame:
+def save_predictions(module: DecoderModule, folder: Path) -> pd.DataFrame:
     """Writes predictions.parquet and returns the readings with everything known of their edits."""
-    table = readings_table(readings, edits)
+    table = readings_table(module.readings, module.trainer.datamodule.table)
     with whole_file(folder / "predictions.parquet") as unfinished:
         table[PREDICTION_COLUMNS].to_parquet(unfinished, index=False)
     return table
@@ -67,8 +64,9 @@ class Findings(NamedTuple):
     calibration: dict[str, Any]
 
 
-def summarise(cfg: TrainConfig, host: Host, datamodule: EditDataModule, trainer: Trainer, found: Findings) -> dict[str, Any]:
+def summarise(module: DecoderModule, found: Findings) -> dict[str, Any]:
     """The result of a run that went through, but for its times."""
+    cfg, host, datamodule = module.cfg, module.decoder.host, module.trainer.datamodule
     return {
         "status": "ok",
         "config": to_dict(cfg),
@@ -77,7 +75,7 @@ def summarise(cfg: TrainConfig, host: Host, datamodule: EditDataModule, trainer:
         "trained_layer": cfg.decoder.layer,
         "seed": cfg.seed,
         "edits": edit_summary(datamodule.table, datamodule.store.manifest),
-        "fit": fit_summary(trainer),
+        "fit": fit_summary(module.trainer),
         "validation": validation_scores(found.readings),
         "test": test_scores(found.readings),
         "baselines": found.baselines,
@@ -87,24 +85,24 @@ def summarise(cfg: TrainConfig, host: Host, datamodule: EditDataModule, trainer:
     }
 
 
-def calibration(cfg: TrainConfig, decoder: ObjectDecoder, datamodule: EditDataModule, readings: pd.DataFrame) -> dict[str, Any]:
-    confidence = readings.loc[readings["split"].str.startswith("val/"), "probability"].tolist()
-    search = {"beams": cfg.decoder.beams, "max_object_tokens": cfg.decoder.max_object_tokens}
-    return calibrate(decoder, datamodule.factors("train").edits, confidence, **search, seed=cfg.seed)
+def calibration(module: DecoderModule, readings: pd.DataFrame) -> dict[str, Any]:
+    confidence, train = readings.loc[readings["split"].isin(VAL_SPLITS), "probability"].tolist(), module.trainer.datamodule.factors("train")
+    return calibrate(module.decoder, train.edits, confidence, **module.cfg.decoder.search, seed=module.cfg.seed)
 
 
-def export_facts(cfg: TrainConfig, datamodule: EditDataModule, summary: dict[str, Any]) -> dict[str, Any]:
+def export_facts(module: DecoderModule, result: dict[str, Any]) -> dict[str, Any]:
     """What an exported decoder carries beside its weights."""
+    datamodule = module.trainer.datamodule
     ids = datamodule.table["edit_id"]
     return {
-        "search": {"beams": cfg.decoder.beams, "max_object_tokens": cfg.decoder.max_object_tokens},
+        "search": module.cfg.decoder.search,
         "store": datamodule.store.fingerprint,
         "editors": [datamodule.store.manifest["editor"]],
         "facts": datamodule.store.manifest["facts"],
         "splits": {split: ids.iloc[rows].tolist() for split, rows in datamodule.rows.items()},
-        "scores": {split: {key: scores[key] for key in ("n", "first_token", "exact_match")} for split, scores in summary["test"].items()},
-        "calibration": summary["calibration"],
-        "seed": cfg.seed,
+        "scores": {split: {key: scores[key] for key in ("n", "first_token", "exact_match")} for split, scores in result["test"].items()},
+        "calibration": result["calibration"],
+        "seed": module.cfg.seed,
     }
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from decoder.config import TrainConfig
 from decoder.config.compose import TRAIN_KEYS
 from decoder.config.identity import run_folder
+from decoder.config.options import typed
 from decoder.config.schema import RENAMED
 from decoder.utils.files import short_hash
 
@@ -26,13 +27,10 @@ def variant_of(choice: dict[str, str], config: TrainConfig, own: TrainConfig) ->
         for key, text in choice.items()
         if key not in IN_THE_FOLDER and _setting(config, key) != _setting(own, key)
     }
-    names = [dict.fromkeys((_short_key(key), key.rpartition(".")[2], key, *_former(key))) for key in named]
+    former = {key: [old.rpartition(".")[2] for old, new in RENAMED.items() if new == key] for key in named}
+    names = [dict.fromkeys((_short_key(key), key.rpartition(".")[2], key, *former[key])) for key in named]
     variants = [_as_name([f"{name}={value}" for name, value in zip(chosen, named.values(), strict=True)]) for chosen in product(*names)]
     return next((variant for variant in variants if run_folder(replace(config, variant=variant)).is_dir()), variants[0]) or None
-
-
-def _former(key: str) -> list[str]:
-    return [old.rpartition(".")[2] for old, new in RENAMED.items() if new == key]
 
 
 def _setting(config: TrainConfig, key: str) -> Any:
@@ -57,10 +55,3 @@ def _value(config: TrainConfig, key: str, text: str) -> str:
         return text
     value = _setting(config, key)
     return typed(int(value) if isinstance(value, float) and value.is_integer() else value)
-
-
-def typed(value: Any) -> str:
-    """A value as it would be typed."""
-    if isinstance(value, list):
-        return f"[{','.join(map(typed, value))}]"
-    return {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else str(value)

@@ -18,12 +18,11 @@ from typing import Any
 
 from rich.console import Console
 
-from decoder.config.identity import edits_of
 from decoder.report.results import failed
 from decoder.utils.cores import worker_environment
 from decoder.utils.errors import TERMINATED
 from launcher.attempt import Outcome, RunOne, attempt, lost
-from launcher.grid import Run, read_grid
+from launcher.grid import Run, by_edits, read_grid
 
 PATIENCE = 10  # seconds a worker has to end
 
@@ -132,7 +131,7 @@ def _end_with(parent: int) -> None:
 def _prepare(runs: list[Run], script: Path, out: Console) -> None:
     worker = Worker(script, dict(os.environ))
     try:
-        for run in {edits_of(run.config): run for run in reversed(runs)}.values():
+        for run, *_ in by_edits(runs).values():
             if line := worker.ask("describe", run).get("line"):
                 out.print(line, style="dim", markup=False)
             # If it cannot be made, the runs themselves will say why.
@@ -152,4 +151,4 @@ def _work(worker: Worker, waiting: "queue.SimpleQueue[Run]", ended: "queue.Simpl
         except Stopped:
             return
         except Exception as error:  # an outcome must come for every run, or the grid would wait for ever
-            ended.put((run, lost(run, f"{type(error).__name__}: {error}")))
+            ended.put((run, lost(run, error)))

@@ -13,8 +13,8 @@ read, D hidden width, F MLP width.
 """
 
 import os.path
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -85,15 +85,13 @@ class Suffixes:
         given = _Given(self.host.blocks[self.edited_layer], state_NSD, self.as_tuple)
         return exchanged(self.host, dict.fromkeys(range(self.edited_layer + 1), given))
 
-    @contextmanager
-    def _added(self, delta_ND: Tensor) -> Iterator[None]:
+    def _added(self, delta_ND: Tensor) -> AbstractContextManager:
         def add(module: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
             output_NSD = output.reshape(*self.ids_NS.shape, -1)
             first_N1D = output_NSD[:, :1] + delta_ND.to(output.dtype)[:, None]
             return torch.cat([first_N1D, output_NSD[:, 1:]], dim=1).reshape(output.shape)
 
-        with self.host.down_proj(self.edited_layer).register_forward_hook(add):
-            yield
+        return self.host.down_proj(self.edited_layer).register_forward_hook(add)
 
     def _read_only(self, read_R2: Tensor | None) -> AbstractContextManager[None]:
         """Inside the block the last MLP runs on the states that are read only."""
@@ -189,12 +187,12 @@ def clean_pass(host: Host, edited_layer: int, rows: Sequence[Row], groups: Seque
 
 def _shared_beginnings(host: Host, rows: Sequence[Row], groups: Sequence[int] | None, prefix: int) -> tuple[DynamicCache, int]:
     """Keys and values of the first columns, each group's beginning run once, and the column from which on every row runs for itself."""
+    groups = groups or range(len(rows))
     members: dict[int, list[Row]] = {}
-    for group, row in zip(groups or range(len(rows)), rows, strict=True):
+    for group, row in zip(groups, rows, strict=True):
         members.setdefault(group, []).append(row)
     # One cut for all rows, left of which none has more than its group shares: columns stay gapless, as sliding windows need it.
     shared = {group: os.path.commonprefix([row.ids[: row.lookup] for row in found]) for group, found in members.items() if len(found) > 1}
-    groups = list(groups) if groups else list(range(len(rows)))
     start = prefix - max(row.lookup - len(shared.get(group, ())) for group, row in zip(groups, rows, strict=True))
     cache = DynamicCache()
     if start == 0:

@@ -26,7 +26,7 @@ from torch import Tensor
 from data.editors import Edited
 from data.editors.prefix_cache import Suffixes, clean_pass
 from data.editors.prompts import Row, prompt_row, target_ids
-from data.editors.value_search import Job, check_precision, optimise, row_starts
+from data.editors.value_search import Job, optimise, row_starts
 from data.facts.fact import EditRequest
 from data.keys.cache import KeyStatistics
 from data.keys.whiten import whitener
@@ -82,10 +82,11 @@ class Rome:
     def __init__(self, host: Host, edited_layer: int, cfg: RomeConfig, statistics: KeyStatistics | None, contexts: Sequence[str]) -> None:
         if not contexts or contexts[0] != BARE or any(context.count(BARE) != 1 for context in contexts):
             raise ValueError(f"contexts {list(contexts)!r}: expected the bare {{}} first and one {{}} in each")
+        if cfg.precision == "tf32" and host.device.type != "cuda":
+            raise ValueError(f"edits.precision=tf32 is a mode of NVIDIA GPUs, the host is on {host.device.type}. Use float32 or bf16")
         self.host, self.edited_layer, self.cfg, self.contexts = host, edited_layer, cfg, list(contexts)
         self.whiten = whitener(statistics, cfg.ridge)
         self.batch_size = cfg.batch_size
-        check_precision(cfg.precision, host.device)
         self._shortcut: bool | None = None
 
     @classmethod
@@ -139,10 +140,6 @@ class Rome:
 
     def _job(self, index: int, request: EditRequest) -> Job:
         fact, targets = request.fact, target_ids(self.host, request.object)
-        if fact.prompt.count(BARE) != 1:
-            raise ValueError(f"prompt {fact.prompt!r}: expected exactly one {{}} for the subject")
-        if not fact.subject.strip():
-            raise ValueError(f"prompt {fact.prompt!r}: the subject is empty")
         rows = [prompt_row(self.host, context.replace(BARE, fact.prompt), fact.subject, targets) for context in self.contexts]
         ids, lookup = self.host.prompt_ids(ESSENCE, fact.subject)
         # By causality nothing after the subject counts, so a bare prompt that starts with the subject is its own essence row.

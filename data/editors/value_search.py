@@ -191,12 +191,6 @@ class DeltaSearch:
         return nll_B + cfg.kl * kl_B + cfg.decay * decay_B
 
 
-def check_precision(precision: str, device: torch.device) -> None:
-    """Raises ValueError where a device does not have a precision."""
-    if precision == "tf32" and device.type != "cuda":
-        raise ValueError(f"edits.precision=tf32 is a mode of NVIDIA GPUs, the host is on {device.type}. Use float32 or bf16")
-
-
 @contextmanager
 def _tf32(wanted: bool) -> Iterator[None]:
     """Inside the block the products of float32 matrices may be in TF32."""

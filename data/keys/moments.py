@@ -33,13 +33,6 @@ class _Reached(Exception):
     """Ends a forward once the keys are known: the layers above need not run."""
 
 
-def second_moment(
-    host: Host, layer: int, texts: Sequence[str], tokens: int, cache: Path | None = None, memory_budget: float = MEMORY_BUDGET
-) -> KeyStatistics:
-    """`second_moments` of one layer."""
-    return second_moments(host, [layer], texts, tokens, cache, memory_budget)[layer]
-
-
 def second_moments(
     host: Host, layers: Sequence[int], texts: Sequence[str], tokens: int, cache: Path | None = None, memory_budget: float = MEMORY_BUDGET
 ) -> dict[int, KeyStatistics]:

@@ -3,13 +3,15 @@
 Shape letters: F MLP width, B vectors.
 """
 
+import logging
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from data.keys.cache import KeyStatistics
-from data.keys.moments import log
+
+log = logging.getLogger(__name__)
 
 Solver = Callable[[Tensor], Tensor]
 

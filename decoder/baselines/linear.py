@@ -4,6 +4,7 @@ Shape letters: B edits, N training edits, D hidden width, F MLP width, V vocabul
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -28,14 +29,12 @@ def master_key(evidence: Evidence) -> Reader:
     """The value without the base: w with key.w = 1 for the training keys (ridge regression); then z = W'w minus its training
     mean holds the value, and the same ridge regression as `linear_value` reads its direction."""
     key_NF = normalize(evidence.train.edits.key_BF)
-    best: tuple[float, Reader] | None = None
-    for ridge in RIDGES:
+
+    def reader(ridge: float) -> Reader:
         master_F = _ridge(key_NF, torch.ones_like(key_NF[:, :1]), ridge)[:, 0]
-        reader = _best_ridge(evidence, _response(evidence, master_F))
-        score = first_tokens_right(evidence, reader)
-        if best is None or score > best[0]:
-            best = score, reader
-    return best[1]
+        return _best_ridge(evidence, _response(evidence, master_F))
+
+    return max(map(reader, RIDGES), key=partial(first_tokens_right, evidence))
 
 
 def _response(evidence: Evidence, master_F: Tensor) -> Callable[[EditBatch], Tensor]:
@@ -60,7 +59,7 @@ def _best_ridge(evidence: Evidence, feature: Callable[[EditBatch], Tensor]) -> R
         map_DD = _ridge(train_ND - mean_D, target_ND - mean_target_D, ridge)
         return lambda batch: Prediction((((feature(batch) - mean_D) @ map_DD + mean_target_D) @ normalize(unembedding_VD).T).argmax(1))
 
-    return max(map(reader, RIDGES), key=lambda read: first_tokens_right(evidence, read))
+    return max(map(reader, RIDGES), key=partial(first_tokens_right, evidence))
 
 
 def _ridge(x_NF: Tensor, y_ND: Tensor, ridge: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""What simpler readers make of the same edits. A decoder's score means little without them.
+"""Readers that nothing is fitted for.
 
 Base known: the reader has the host's own W_V, so the update W' - W and its factors. Base unknown: it has W' alone.
 Settings of a baseline (its ridge, its template) are chosen on validation edits. The regressions have a file of their own.
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from decoder.baselines.base import Evidence, Prediction, Reader, canonical_value, first_tokens_right
-from decoder.batch import EditBatch
+from decoder.batch import PADDING, EditBatch
 from decoder.dense import applied
 from decoder.edit import RankOneEdit
 from decoder.metrics import exact_match
@@ -115,7 +115,7 @@ def _known_object(found_BT: Tensor, batch: EditBatch) -> Prediction:
     """An answer that is some training object; both sides are padded to one length before they are compared."""
     wide = max(found_BT.shape[1], batch.object_ids_BT.shape[1])
     found_BT, planted_BT = (
-        torch.nn.functional.pad(ids_BT, (0, wide - ids_BT.shape[1]), value=-100) for ids_BT in (found_BT, batch.object_ids_BT)
+        torch.nn.functional.pad(ids_BT, (0, wide - ids_BT.shape[1]), value=PADDING) for ids_BT in (found_BT, batch.object_ids_BT)
     )
     return Prediction(found_BT[:, 0], (found_BT == planted_BT).all(1).tolist())
 

@@ -2,8 +2,6 @@
 
 from decoder.config.editors import EditsConfig, RomeConfig
 from decoder.config.schema import (
-    DataConfig,
-    DecoderConfig,
     FactsConfig,
     HostConfig,
     KeysConfig,
@@ -12,27 +10,6 @@ from decoder.config.schema import (
     OptimConfig,
     PocketConfig,
     SplitsConfig,
-    SwapConfig,
     TrainConfig,
-    TrainerConfig,
     WandbConfig,
 )
-
-__all__ = [
-    "DataConfig",
-    "DecoderConfig",
-    "EditsConfig",
-    "FactsConfig",
-    "HostConfig",
-    "KeysConfig",
-    "LauncherConfig",
-    "MinimumConfig",
-    "OptimConfig",
-    "PocketConfig",
-    "RomeConfig",
-    "SplitsConfig",
-    "SwapConfig",
-    "TrainConfig",
-    "TrainerConfig",
-    "WandbConfig",
-]

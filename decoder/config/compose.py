@@ -55,7 +55,8 @@ def compose(config_class: type[C], name: str, argv: Iterable[str], page: str | N
         UserError: an argument or a file is not understood, or a value is out of range.
         SystemExit: code 0, after `--help` or `--cfg` has written its answer to stdout.
     """
-    flags, arguments = _split(list(argv))
+    words = ["--help" if word == "-h" else word for word in argv]
+    flags, arguments = FLAGS.keys() & words, [word for word in words if word not in FLAGS]
     if "--help" in flags:
         chosen = dict(word.split("=", 1) for word in arguments if word.startswith(("edits=", "edits.editor=")))
         write_help(page or name, OmegaConf.to_object(_compose_tree(config_class, name, chosen)), _options(config_class))
@@ -101,12 +102,6 @@ def _expand_paths(config: Any) -> None:
             setattr(holder, name, expanded(path))
 
 
-def _split(argv: list[str]) -> tuple[set[str], list[str]]:
-    flags = {"--help" if item == "-h" else item for item in argv if item in FLAGS or item == "-h"}
-    rest = [item for item in argv if item not in FLAGS and item != "-h"]
-    return flags, rest
-
-
 def _overrides(arguments: list[str]) -> dict[str, str]:
     overrides: dict[str, str] = {}
     for argument in arguments:
@@ -134,7 +129,8 @@ def _compose_tree(config_class: type[C], name: str, overrides: dict[str, str]) -
             given.append(Given(key, _parse(TRAIN_KEYS | dict(settings(config_class)), key, text), "", f"{key}={text}"))
     start = with_editor(config_class, _editor(given))
     tree, keys = OmegaConf.structured(start), dict(settings(start))
-    _refuse_renamed(one for one in given if RENAMED.get(one.key) in keys)
+    if renamed := [f"{one.told}: this setting is {RENAMED[one.key]} now" for one in given if RENAMED.get(one.key) in keys]:
+        raise UserError(", ".join(renamed))
     usual = type(TrainConfig().edits)
     others = set() if isinstance(getattr(start, "edits", None), usual) else {f"edits.{field.name}" for field in own_settings(usual)}
     others |= TRAIN_KEYS.keys() - keys.keys()
@@ -162,11 +158,6 @@ def _in_files(config_class: type[C], name: str, options: dict[str, list[str]], o
             yield Given(spelled(key), value, f"{source}: {ALSO}: ", is_of_usual=True)
         if group == "experiment":
             yield Given("experiment", option, f"{source}: ")
-
-
-def _refuse_renamed(given: Iterable[Given]) -> None:
-    if renamed := [f"{one.told}: this setting is {RENAMED[one.key]} now" for one in given]:
-        raise UserError(", ".join(renamed))
 
 
 def _editor(given: Iterable[Given]) -> str | None:

@@ -2,9 +2,10 @@
 
 import sys
 from dataclasses import Field
+from operator import attrgetter
 from typing import Any, Literal, get_args, get_origin
 
-from decoder.config.options import settings
+from decoder.config.options import settings, typed
 
 PAGES = {
     "train": (
@@ -72,7 +73,7 @@ def kind(field: Field) -> str:
         return "|".join(get_args(annotation))
     if get_origin(annotation) is list:
         return f"list of {get_args(annotation)[0].__name__}"
-    parts = [part for part in get_args(annotation) or (annotation,)]
+    parts = get_args(annotation) or (annotation,)
     return "|".join("null" if part is type(None) else {str: "text", bool: "true|false"}.get(part, part.__name__) for part in parts)
 
 
@@ -85,20 +86,11 @@ def write_help(name: str, config: Any, options: dict[str, list[str]]) -> None:
     if options:
         blocks["Groups"] = [(f"{group}={'|'.join(names)}", "", f"a file of configs/{group}/") for group, names in options.items()]
     for key, field in settings(config):
-        value = config
-        for part in key.split("."):
-            value = getattr(value, part)
         section = key.rpartition(".")[0]
         title = f"Settings of {section} (KEY=DEFAULT, type, meaning)" if section else "Settings (KEY=DEFAULT, type, meaning)"
-        blocks.setdefault(title, []).append((f"{key}={_shown(value)}", kind(field), field.metadata["help"]))
+        blocks.setdefault(title, []).append((f"{key}={typed(attrgetter(key)(config))}", kind(field), field.metadata["help"]))
     blocks["Examples"] = [(f"{program} {example}", "", "") for example in examples]
     (_write_rich if sys.stdout.isatty() else _write_plain)(head, blocks)
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, list):
-        return f"[{','.join(_shown(item) for item in value)}]"
-    return {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else str(value)
 
 
 def _widths(blocks: dict[str, list[tuple[str, str, str]]]) -> list[int]:

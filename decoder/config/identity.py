@@ -27,7 +27,7 @@ OF_THE_EDITS = ("host", "cache_dir", "store", "facts", "keys", "edits", "splits"
 
 def run_folder(cfg: TrainConfig) -> Path:
     """Folder of one run: experiment, host, editor (`editor_of`), edited and trained layers, seed, and the variant if there is one."""
-    trained = "-".join(str(layer) for layer in trained_layers(cfg))
+    trained = "-".join(map(str, cfg.decoder.layers))
     leaf = f"{editor_of(cfg)}-e{cfg.edits.layer}-t{trained}-s{cfg.seed}" + (f"-{cfg.variant}" if cfg.variant else "")
     return Path(cfg.runs) / cfg.experiment / cfg.host.name / leaf
 
@@ -40,11 +40,6 @@ def editor_of(cfg: TrainConfig) -> str:
             manifest = json.loads((Path(cfg.store) / "manifest.json").read_text(encoding="utf-8"))
             return Path(manifest["editor"]["name"]).name or cfg.edits.editor
     return cfg.edits.editor
-
-
-def trained_layers(cfg: TrainConfig) -> list[int]:
-    layer = cfg.decoder.layer
-    return list(layer) if isinstance(layer, (list, tuple)) else [layer]
 
 
 def as_today(record: Mapping[str, Any]) -> dict[str, Any]:

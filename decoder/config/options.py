@@ -49,6 +49,13 @@ def settings(config: Any, prefix: str = "") -> Iterator[tuple[str, Field]]:
             yield prefix + entry.name, entry
 
 
+def typed(value: Any) -> str:
+    """A value as it would be typed."""
+    if isinstance(value, list):
+        return f"[{','.join(map(typed, value))}]"
+    return {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else str(value)
+
+
 def spelled(key: str) -> str:
     """A key whose split was written as scores name it: `splits.minimum.val/id` is `splits.minimum.val_id`."""
     return key.replace("/", "_")

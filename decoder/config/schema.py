@@ -122,6 +122,16 @@ class DecoderConfig:
     prior: float = option(0.2, "share of a first token's log-probability without an edit that is taken off when reading", most=1)
     max_object_tokens: int = option(8, "longest object that is generated, terminator not counted", least=1)
 
+    @property
+    def layers(self) -> list[int]:
+        """The trained layers, one or several."""
+        return self.layer if isinstance(self.layer, list) else [self.layer]
+
+    @property
+    def search(self) -> dict[str, int]:
+        """How whole objects are searched for, as `ObjectDecoder.read` and an exported decoder's config have it."""
+        return {"beams": self.beams, "max_object_tokens": self.max_object_tokens}
+
 
 @dataclass
 class OptimConfig:

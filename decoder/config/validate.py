@@ -29,7 +29,7 @@ def check(config: TrainConfig | EvaluateConfig | ImportConfig | ReportConfig | E
 
 
 def _check_train(config: TrainConfig) -> None:
-    layers = config.decoder.layer if isinstance(config.decoder.layer, list) else [config.decoder.layer]
+    layers = config.decoder.layers
     if not layers or not all(_is_index(layer) for layer in layers) or len(set(layers)) < len(layers):
         raise UserError(
             f"decoder.layer={config.decoder.layer}: expected a layer as 1, or different layers as [0,1]; a grid has -m in front"

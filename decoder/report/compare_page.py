@@ -70,7 +70,7 @@ def _page(found: Found, rows: list[RunRow], to: Path) -> dict[str, Any]:
             _group(group, curves, levels, curves_by_epoch) | {"chosen": chosen[group], "folded": group in folded} for group in groups
         ],
         "best": best_layers(rows),
-        "differences": differences(_configs(found)),
+        "differences": differences(result.get("config") or {} for result in found.finished.values()),
         "most_values": MOST_VALUES,
         "failed": _seen_from(to, failed),
         "unfinished": _seen_from(to, [{"run": str(folder)} for folder in found.unfinished]),
@@ -103,10 +103,6 @@ def _chosen_settings(group: tuple[str, str], rows: list[RunRow]) -> dict[tuple[i
         if (row["host"], row["setting"]) == group and "chosen" in row:
             cells.setdefault((row["edited_layer"], row["trained_layer"]), (row["chosen"], []))[1].append(row)
     return dict(sorted(cells.items(), key=lambda item: (item[0][0], str(item[0][1]))))
-
-
-def _configs(found: Found) -> list[Mapping[str, Any]]:
-    return [result.get("config") or {} for result in found.finished.values()]
 
 
 def _mean_by_epoch(histories: list[Mapping[int, float]]) -> dict[int, float]:

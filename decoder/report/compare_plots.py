@@ -8,10 +8,11 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from decoder.report.layer_curves import Point, Series
-from decoder.report.plots import BLUE, GREEN, ORANGE, SETTINGS, TEXT, WIDTH, to_svg
+from decoder.report.plots import BLUE, GREEN, ORANGE, SETTINGS, TEXT, grid, log_scale, to_svg
 from decoder.report.results import LEARNT
 from decoder.report.tables import METHODS
 from decoder.scores import TEST_SPLITS
@@ -20,6 +21,7 @@ LOOKS = [(colour, style) for style in ("-", (0, (4, 2))) for colour in (BLUE, OR
 MOST_LINES = len(LOOKS)
 BASELINE_LOOKS = ((ORANGE, "--"), (GREEN, "-."), (TEXT, (0, (6, 1.5, 1, 1.5, 1, 1.5))))
 COLOURS = "cividis"  # looks the same to colour-blind people, and lightness alone tells its order
+MARK = "#d55e01"  # no colour of the page's own: the map below it is the same on a dark page
 NUMBERED_CELLS = 16
 
 
@@ -29,7 +31,7 @@ def layer_curves(curves: Mapping[Series, Mapping[str, list[Point]]], baselines: 
         return Markup("")
     layers = [point.layer for by_split in curves.values() for points in by_split.values() for point in points]
     with matplotlib.rc_context(SETTINGS):
-        figure, panels = _panels(len(curves), len(TEST_SPLITS), 2.2)
+        figure, panels = grid(len(curves), len(TEST_SPLITS), 0.5 + 2.2 * len(curves), sharex=True, sharey=True)
         shown = _most_readable([baselines[series] for series in curves if series in baselines])
         for row, (series, by_split) in zip(panels, curves.items(), strict=True):
             for panel, split in zip(row, TEST_SPLITS, strict=True):
@@ -51,8 +53,8 @@ def heat_maps(curves: Mapping[Series, Mapping[str, list[Point]]]) -> Markup:
     edited = sorted(series.edited_layer for series in curves)
     trained = sorted({point.layer for by_split in curves.values() for points in by_split.values() for point in points})
     with matplotlib.rc_context(SETTINGS | {"axes.grid": False}):
-        figure, panels = _panels(1, len(TEST_SPLITS), 1.3 + 0.3 * min(len(edited), 16))
-        for panel, split in zip(panels[0], TEST_SPLITS, strict=True):
+        figure, (panels,) = grid(1, len(TEST_SPLITS), 1.8 + 0.3 * min(len(edited), 16), sharex=True, sharey=True)
+        for panel, split in zip(panels, TEST_SPLITS, strict=True):
             means = np.full((len(edited), len(trained)), np.nan)
             for series, by_split in curves.items():
                 for point in by_split.get(split, []):
@@ -62,9 +64,9 @@ def heat_maps(curves: Mapping[Series, Mapping[str, list[Point]]]) -> Markup:
             _mark_edited(panel, edited, trained)
             _name_ticks(panel, edited, trained)
             panel.set(title=split, xlabel="trained layer")
-        panels[0][0].set_ylabel("edited layer")
-        panels[0][0].invert_yaxis()  # in the order of the curves above
-        figure.colorbar(mesh, ax=panels[0], label="exact match", aspect=12, shrink=0.95, pad=0.015).outline.set_visible(False)
+        panels[0].set_ylabel("edited layer")
+        panels[0].invert_yaxis()  # in the order of the curves above
+        figure.colorbar(mesh, ax=panels, label="exact match", aspect=12, shrink=0.95, pad=0.015).outline.set_visible(False)
         return to_svg(figure, f"Heat map: exact match by edited and trained layer on {', '.join(TEST_SPLITS)}")
 
 
@@ -74,17 +76,15 @@ def learning_curves(histories: Mapping[Series, Mapping[int, Mapping[str, Mapping
     if not histories:
         return Markup("")
     with matplotlib.rc_context(SETTINGS):
-        figure, panels = _panels(len(histories), len(LEARNT), 2.2)
+        figure, panels = grid(len(histories), len(LEARNT), 0.5 + 2.2 * len(histories), sharex=True, sharey="col")
         for row, (series, by_layer) in zip(panels, histories.items(), strict=True):
             for panel, name in zip(row, LEARNT, strict=True):
                 for layer, look in _looks(sorted(by_layer)).items():
                     points = by_layer[layer].get(name, {})
                     panel.plot(list(points), [round(value, 4) for value in points.values()], linewidth=1.3, **look)
                 panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-            row[0].set(yscale="log", ylabel=f"edited layer {series.edited_layer}")
-            row[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            row[0].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            row[0].yaxis.set_minor_formatter(NullFormatter())
+            log_scale(row[0])
+            row[0].set_ylabel(f"edited layer {series.edited_layer}")
             row[1].set_ylim(-0.02, 1.02)
         for panel, name in zip(panels[0], LEARNT, strict=True):
             panel.set_title(name)
@@ -92,11 +92,6 @@ def learning_curves(histories: Mapping[Series, Mapping[int, Mapping[str, Mapping
             panel.set_xlabel("epoch")
         _one_legend(figure, panels.flat)
         return to_svg(figure, "Learning curves: validation loss and exact match by epoch for every trained layer")
-
-
-def _panels(rows: int, columns: int, height: float) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(WIDTH, 0.5 + height * rows), layout="constrained")
-    return figure, figure.subplots(rows, columns, sharex=True, sharey="col" if columns == 2 else True, squeeze=False)
 
 
 def _curve(panel: Axes, points: list[Point], edited_layer: int, first: int, last: int) -> None:
@@ -154,14 +149,7 @@ def _number_cells(panel: Axes, means: Any) -> None:
 def _mark_edited(panel: Axes, edited: list[int], trained: list[int]) -> None:
     for row, layer in enumerate(edited):
         if layer in trained:
-            column = trained.index(layer)
-            panel.plot(
-                [column, column + 1, column + 1, column, column],
-                [row, row, row + 1, row + 1, row],
-                color="#d55e01",
-                linewidth=1.6,
-                zorder=3,
-            )
+            panel.add_patch(Rectangle((trained.index(layer), row), 1, 1, fill=False, edgecolor=MARK, linewidth=1.6, zorder=3))
 
 
 def _name_ticks(panel: Axes, edited: list[int], trained: list[int]) -> None:

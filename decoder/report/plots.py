@@ -9,7 +9,7 @@ import math
 import re
 import statistics
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 from markupsafe import Markup
@@ -59,8 +59,7 @@ def scores(rows: Sequence["ScoreRow"], splits: Sequence[str]) -> Markup:
         return Markup("")
     labels = {row.name: row.method for row in rows}
     with matplotlib.rc_context(SETTINGS):
-        figure = Figure(figsize=(WIDTH, 0.95 + 0.31 * len(names)), layout="constrained")
-        panels = figure.subplots(1, len(splits), sharex=True, sharey=True, squeeze=False)[0]
+        figure, (panels,) = grid(1, len(splits), 0.95 + 0.31 * len(names), sharex=True, sharey=True)
         for index, (panel, split) in enumerate(zip(panels, splits, strict=True)):
             panel.set(title=split, xlim=(-0.02, 1.02), ylim=(len(names) - 0.5, -0.5), xticks=(0, 0.5, 1), yticks=range(len(names)))
             panel.set_yticklabels([labels[name] for name in names])
@@ -82,8 +81,7 @@ def learning_curves(history: dict[str, dict[int, float]]) -> Markup:
     stop = history.get("val/id/loss", {})
     best = min(stop, key=stop.__getitem__) if stop else None
     with matplotlib.rc_context(SETTINGS):
-        figure = Figure(figsize=(WIDTH, 3.1), layout="constrained")
-        panels = figure.subplots(1, 2 if matches else 1, squeeze=False)[0]
+        figure, (panels,) = grid(1, 2 if matches else 1, 3.1)
         for panel, names in zip(panels, (losses, matches), strict=False):
             for name in names:
                 _curve(panel, name, history[name])
@@ -92,10 +90,8 @@ def learning_curves(history: dict[str, dict[int, float]]) -> Markup:
             panel.set_xlabel("epoch")
             panel.xaxis.set_major_locator(MaxNLocator(integer=True))
             panel.legend(loc="best", fontsize=8.5)
-        panels[0].set(title="loss", yscale="log")
-        panels[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        panels[0].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        panels[0].yaxis.set_minor_formatter(NullFormatter())
+        panels[0].set_title("loss")
+        log_scale(panels[0])
         if matches:
             panels[1].set(title="exact match", ylim=(-0.02, 1.02))
         return to_svg(figure, "Losses and validation exact match by epoch")
@@ -108,12 +104,11 @@ def relations(test: dict[str, dict]) -> Markup:
         return Markup("")
     rows = max(map(len, parts.values()))
     with matplotlib.rc_context(SETTINGS):
-        figure = Figure(figsize=(WIDTH, 0.9 + 0.23 * rows), layout="constrained")
-        panels = figure.subplots(1, len(parts), sharex=True, squeeze=False)[0]
+        figure, (panels,) = grid(1, len(parts), 0.9 + 0.23 * rows, sharex=True)
         for panel, (split, entries) in zip(panels, parts.items(), strict=True):
-            _bars(panel, sorted(entries.items(), key=lambda item: (-_value(item[1]["exact_match"]), item[0])))
+            _bars(panel, sorted(entries.items(), key=lambda item: (-item[1]["exact_match"], item[0])))
             panel.set(title=f"{split}: exact match", xlim=(0, 1.02), ylim=(rows - 0.4, -0.6))
-        kinds = {entry.get("seen_kind", True) for entries in parts.values() for entry in entries.values()}
+        kinds = {entry["seen_kind"] for entries in parts.values() for entry in entries.values()}
         legend = [Patch(**FILLED, label="kind of object seen in training")] if True in kinds else []
         legend += [Patch(**HATCHED, label="kind of object not seen in training")] if False in kinds else []
         figure.legend(handles=legend, loc="outside lower right", ncols=2)
@@ -131,8 +126,8 @@ def confidence(predictions: Sequence[dict]) -> Markup:
         return Markup("")
     bins = [index / 25 for index in range(26)]
     with matplotlib.rc_context(SETTINGS):
-        figure = Figure(figsize=(WIDTH, 3.1), layout="constrained")
-        panels = figure.subplots(2, 1, sharex=True)
+        figure, panels = grid(2, 1, 3.1, sharex=True)
+        panels = panels[:, 0]
         panels[0].hist(right, bins, rwidth=0.9, **FILLED)
         panels[1].hist(wrong, bins, rwidth=0.9, **HATCHED)
         for panel, name, values in zip(panels, ("right", "wrong"), (right, wrong), strict=True):
@@ -143,6 +138,20 @@ def confidence(predictions: Sequence[dict]) -> Markup:
             panel.grid(axis="x", visible=False)
         panels[1].set_xlabel("probability of the answer")
         return to_svg(figure, "Histogram of the probability of right and of wrong answers")
+
+
+def grid(rows: int, columns: int, height: float, **shared: Any) -> tuple[Figure, Any]:
+    """A figure of the page's width and its panels, (rows, columns)."""
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **shared)
+
+
+def log_scale(panel: Axes) -> None:
+    """Losses, in powers of ten and what lies between them, as 0.2."""
+    panel.set_yscale("log")
+    panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    panel.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _dot(panel: Axes, position: int, row: "ScoreRow", cell: dict) -> None:
@@ -171,19 +180,12 @@ def _curve(panel: Axes, name: str, points: dict[int, float]) -> None:
 
 def _bars(panel: Axes, entries: list[tuple[str, dict]]) -> None:
     for position, (_, entry) in enumerate(entries):
-        seen = entry.get("seen_kind", True)
-        look = FILLED if seen else HATCHED
-        value = _value(entry["exact_match"])
-        panel.barh(position, value, height=0.66, linewidth=0.8, **look)
-        if entry.get("n"):
-            panel.plot(wilson(round(value * entry["n"]), entry["n"]), [position, position], color=TEXT, linewidth=0.9)
-    panel.set_yticks(range(len(entries)), [f"{name} ({entry['n']})" if entry.get("n") else name for name, entry in entries])
+        value, n = entry["exact_match"], entry["n"]
+        panel.barh(position, value, height=0.66, linewidth=0.8, **(FILLED if entry["seen_kind"] else HATCHED))
+        panel.plot(wilson(round(value * n), n), [position, position], color=TEXT, linewidth=0.9)
+    panel.set_yticks(range(len(entries)), [f"{name} ({entry['n']})" for name, entry in entries])
     panel.tick_params(axis="y", length=0)
     panel.grid(axis="y", visible=False)
-
-
-def _value(score: float | dict) -> float:
-    return score["value"] if isinstance(score, dict) else score
 
 
 def to_svg(figure: Figure, description: str) -> Markup:

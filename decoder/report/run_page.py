@@ -21,9 +21,8 @@ TABLED_EDITS = 40
 TABLED_PERCENTS = (5, 25, 50, 75, 95)  # of the 0, 1, ..., 100 % quantiles that a calibration has
 
 
-def write_report(run_folder: Path, result: Mapping[str, Any] | None = None) -> Path:
+def write_report(folder: Path, result: Mapping[str, Any] | None = None) -> Path:
     """Writes `report.html`, one self-contained page, into a run folder; returns its path. The result is its `result.json` unless given."""
-    folder = Path(run_folder)
     result = result or read_result(folder / "result.json")
     context = _page(result, read_predictions(folder / "predictions.parquet"), read_history(folder / "metrics.csv"))
     path = folder / "report.html"

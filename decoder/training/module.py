@@ -14,7 +14,7 @@ from torch import Tensor
 from decoder.answers import Reading, read_batch
 from decoder.batch import PADDING, EditBatch
 from decoder.config import TrainConfig
-from decoder.config.identity import trained_layers
+from decoder.edit import Edit
 from decoder.host import Host
 from decoder.metrics import split_meters, teacher_forced_correct
 from decoder.model import ObjectDecoder, random_prompt
@@ -51,7 +51,7 @@ class DecoderModule(LightningModule):
         self.decoder = ObjectDecoder(
             host,
             edited_layer=cfg.edits.layer,
-            trained_layers=trained_layers(cfg),
+            trained_layers=cfg.decoder.layers,
             prompt_MD=prompt_MD,
             train_prompt=cfg.decoder.train_prompt,
             scope=cfg.decoder.scope,
@@ -71,7 +71,8 @@ class DecoderModule(LightningModule):
 
     def training_step(self, batch: EditBatch, batch_idx: int) -> Tensor:
         with projection_inputs(self.decoder.host, self.decoder.edited_layer) as inputs:
-            loss = self._share(self._loss(self._varied(batch, batch_idx)), batch)
+            logits_NV, ids_N = self.decoder.scored(self._varied(batch, batch_idx), self._targets(batch))
+            loss = self._share(object_loss(logits_NV, ids_N), batch)
         self._log_epoch("train/loss", loss, batch)
         if self.key_spread is None:
             return loss
@@ -101,8 +102,7 @@ class DecoderModule(LightningModule):
         self.readings = {split: [] for split in self.trainer.datamodule.test_splits}
 
     def test_step(self, batch: EditBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        split, cfg = self.trainer.datamodule.test_splits[dataloader_idx], self.cfg.decoder
-        search = {"beams": cfg.beams, "max_object_tokens": cfg.max_object_tokens}
+        split, search = self.trainer.datamodule.test_splits[dataloader_idx], self.cfg.decoder.search
         if split not in TEST_SPLITS:
             self.readings[split] += read_batch(self.decoder.host, self.decoder.read(batch.edits, **search), batch)
             return
@@ -118,12 +118,11 @@ class DecoderModule(LightningModule):
         self._log_scores([f"test/{split}" for split in splits if split in TEST_SPLITS])
         self.readings = {split: sorted(gathered(self.readings[split])) for split in splits}
 
-    def _varied(self, batch: EditBatch, batch_idx: int) -> EditBatch:
+    def _varied(self, batch: EditBatch, batch_idx: int) -> Edit:
         # Seeded by the batch, so that a resumed fit draws what it would have drawn.
         place = np.random.SeedSequence((self.cfg.seed, self.current_epoch, batch_idx, self.global_rank)).generate_state(1)
         generator = torch.Generator().manual_seed(int(place[0]))
-        optim = self.cfg.optim
-        return batch._replace(edits=varied(batch.edits, optim.recombined, optim.value_noise, generator))
+        return varied(batch.edits, self.cfg.optim.recombined, self.cfg.optim.value_noise, generator)
 
     def _targets(self, batch: EditBatch) -> Tensor:
         return batch.object_ids_BT[:, :1] if self.cfg.decoder.target == "first_token" else batch.object_ids_BT
@@ -134,9 +133,6 @@ class DecoderModule(LightningModule):
             return loss
         tokens = (self._targets(batch) != PADDING).sum().to(loss)
         return loss * tokens / self.trainer.strategy.reduce(tokens.clone(), reduce_op="mean")
-
-    def _loss(self, batch: EditBatch) -> Tensor:
-        return object_loss(*self.decoder.scored(batch.edits, self._targets(batch)))
 
     def _count(self, name: str, loss: Tensor, tokens: int, **correct: Tensor) -> None:
         """Counts a batch in under `name`. Tokens count alike, so that a split's loss does not depend on how it was cut into batches."""

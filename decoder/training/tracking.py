@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import WandbLogger
 
 from decoder.config import TrainConfig
 from decoder.config.compose import to_dict
-from decoder.config.identity import editor_of, trained_layers
+from decoder.config.identity import editor_of, run_folder
 from decoder.report.results import layer_fraction, validation_score
 from decoder.report.wandb_runs import ADDED_TO_CONFIG, CHOSEN_BY, summary_of
 from decoder.scores import TEST_SPLITS
@@ -31,13 +31,9 @@ class Tracker(WandbLogger):
 
     def __init__(self, cfg: TrainConfig, folder: Path) -> None:
         keep_inside(folder)
-        trained = "-".join(map(str, trained_layers(cfg)))
         super().__init__(
-            mode=cfg.wandb.mode,
-            project=cfg.wandb.project,
-            entity=cfg.wandb.entity,
-            group=cfg.wandb.group or cfg.experiment,
-            name=cfg.wandb.name or f"{cfg.host.name}-{editor_of(cfg)}-e{cfg.edits.layer}-t{trained}-s{cfg.seed}",
+            **_place(cfg),
+            name=cfg.wandb.name or f"{cfg.host.name}-{run_folder(cfg).name}",
             tags=list(cfg.wandb.tags),
             job_type="train",
             save_dir=folder,
@@ -91,14 +87,12 @@ def describe_run(trainer: Trainer, cfg: TrainConfig, layers: int) -> None:
     tracker = _tracker(trainer)
     if tracker is None:
         return
-    trained = "+".join(map(str, trained_layers(cfg)))
+    trained = "+".join(map(str, cfg.decoder.layers))
     own = (cfg.host.name, editor_of(cfg), f"edited-{cfg.edits.layer}", f"trained-{trained}")
     depths = (layer_fraction(cfg.decoder.layer, layers), layer_fraction(cfg.edits.layer, layers), layers)
     with tracker.attempt():
         run = tracker.experiment
         run.tags = tuple(dict.fromkeys((*(run.tags or ()), *own)))
-        if cfg.variant and not cfg.wandb.name:
-            run.name = f"{run.name}-{cfg.variant}"
         run.config.update(dict(zip(ADDED_TO_CONFIG, depths, strict=True)))
 
 
@@ -143,10 +137,7 @@ def log_comparison(cfg: TrainConfig, rows: list[dict[str, Any]], folder: Path) -
 
     keep_inside(folder)
     run = wandb.init(
-        mode=cfg.wandb.mode,
-        project=cfg.wandb.project,
-        entity=cfg.wandb.entity,
-        group=cfg.wandb.group or cfg.experiment,
+        **_place(cfg),
         name=f"{cfg.wandb.name or cfg.experiment}-report",
         tags=[*cfg.wandb.tags, "report"],
         job_type="report",
@@ -165,6 +156,12 @@ def log_comparison(cfg: TrainConfig, rows: list[dict[str, Any]], folder: Path) -
         names = (series.host, series.setting, f"edited-{series.edited_layer}")
         run.log({f"layers/{'/'.join(filter(None, names))}": plot})
     run.finish()
+
+
+def _place(cfg: TrainConfig) -> dict[str, Any]:
+    """Where at W&B a run goes, as arguments of `wandb.init`."""
+    asked = cfg.wandb
+    return {"mode": asked.mode, "project": asked.project, "entity": asked.entity, "group": asked.group or cfg.experiment}
 
 
 def _tracker(trainer: Trainer) -> Tracker | None:

@@ -13,7 +13,7 @@ import torch
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
-from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
@@ -26,14 +26,13 @@ from decoder.training.tracking import Tracker
 from decoder.utils.errors import TERMINATED
 
 NARROW = 256  # hidden width; two threads take 84 ms for a step of the pocket host, one takes 48
-
 MONITOR = "val/id/loss"
 
 log = logging.getLogger(__name__)
 
 
 class StopsForGood(EarlyStopping):
-    # Lightning would train another epoch if the run was killed between its stop and its result.
+    """Early stopping that a run goes on from: Lightning would train another epoch if it was killed between its stop and its result."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         trainer.should_stop = self.stopping_reason is not EarlyStoppingReason.NOT_STOPPED
@@ -60,7 +59,7 @@ def build_trainer(cfg: TrainConfig, folder: Path, checkpoint: Path | None = None
         max_epochs=cfg.optim.epochs,
         gradient_clip_val=cfg.optim.clip,
         callbacks=[*callbacks, RichProgressBar(leave=False)] if show_bars else callbacks,
-        logger=_loggers(cfg, folder, checkpoint),
+        logger=[_csv_logger(folder, checkpoint), *([Tracker(cfg, folder)] if cfg.wandb.mode != "disabled" else [])],
         default_root_dir=folder,
         log_every_n_steps=10,
         enable_progress_bar=show_bars,
@@ -69,13 +68,6 @@ def build_trainer(cfg: TrainConfig, folder: Path, checkpoint: Path | None = None
         # The datamodule shares edits out itself: every edit is scored once, and batches do not depend on the number of devices.
         use_distributed_sampler=False,
     )
-
-
-def _loggers(cfg: TrainConfig, folder: Path, checkpoint: Path | None) -> list[Logger]:
-    loggers: list[Logger] = [_csv_logger(folder, checkpoint)]
-    if cfg.wandb.mode != "disabled":
-        loggers.append(Tracker(cfg, folder))
-    return loggers
 
 
 def _csv_logger(folder: Path, checkpoint: Path | None) -> CSVLogger:
@@ -110,9 +102,8 @@ def checkpoint_to_go_on_from(cfg: TrainConfig, folder: Path) -> Path | None:
         return None
     found = difference(before, with_effect(to_dict(cfg)))
     if cfg.resume and found:
-        old, new = found
         raise ValueError(
-            f"resume=true: {checkpoint} was trained with {old}, now it is {new}. Give the settings it was started with, "
+            f"resume=true: {checkpoint} was trained with {found[0]}, now it is {found[1]}. Give the settings it was started with, "
             "or start anew with resume=false"
         )
     return checkpoint if not found and (cfg.resume or not is_finished(folder)) else None
@@ -148,13 +139,20 @@ def fit(trainer: Trainer, module: LightningModule, data: LightningDataModule, ch
         raise ValueError(f"training diverged: {MONITOR} is {best}. Lower optim.lr_layer or optim.lr_prompt, or set optim.clip=1")
 
 
+def read_splits(module: LightningModule) -> None:
+    """Has the best checkpoint of a fit read validation and test edits; the module collects the readings and stays on its host's device."""
+    trainer = module.trainer
+    with plain_interruptions():
+        trainer.test(module, datamodule=trainer.datamodule, ckpt_path=trainer.checkpoint_callback.best_model_path, verbose=False)
+    module.to(module.decoder.host.device)
+
+
 def fit_summary(trainer: Trainer) -> dict[str, Any]:
     """Epochs, why training stopped, and the best val/id/loss."""
     stopping, checkpoint = trainer.early_stopping_callback, trainer.checkpoint_callback
-    reason = stopping.stopping_reason_message or "all epochs were run"
     return {
         "epochs": trainer.fit_loop.epoch_progress.current.processed,
-        "stopping_reason": reason,
+        "stopping_reason": stopping.stopping_reason_message or "all epochs were run",
         "best_val_loss": float(checkpoint.best_model_score),
     }
 

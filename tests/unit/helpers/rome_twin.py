@@ -4,7 +4,8 @@ import torch
 
 from data.editors.rome import Rome
 from data.facts.fact import EditRequest, Fact
-from data.keys.moments import second_moment
+from data.keys.cache import KeyStatistics
+from data.keys.moments import second_moments
 from data.keys.whiten import whitener
 from decoder.config import RomeConfig
 
@@ -29,6 +30,11 @@ def request(subject: str, prompt: str, obj: str, edit_id: str = "e") -> EditRequ
 
 
 REQUESTS = [request(*case, edit_id=f"e{n}") for n, case in enumerate(CASES)]
+
+
+def second_moment(host, layer: int, texts: list[str], tokens: int, *more, **options) -> KeyStatistics:
+    """`second_moments` of one layer."""
+    return second_moments(host, [layer], texts, tokens, *more, **options)[layer]
 
 
 def make(host, cfg=CFG, contexts=CONTEXTS) -> Rome:

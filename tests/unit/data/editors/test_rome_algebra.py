@@ -2,13 +2,12 @@
 
 import pytest
 import torch
-from rome_twin import CFG, CONTEXTS, LAYER, REQUESTS, TEXTS, delta_weight, make, relative
+from rome_twin import CFG, CONTEXTS, LAYER, REQUESTS, TEXTS, delta_weight, make, relative, second_moment
 from tiny_hosts import POCKET, build_host
 from torch import nn
 
 from data.editors import load_editor
 from data.facts.fact import EditRequest
-from data.keys.moments import second_moment
 from data.keys.whiten import whitener
 from decoder.swap import swapped
 

@@ -4,12 +4,13 @@ import logging
 
 import pytest
 import torch
+from rome_twin import second_moment
 from tiny_hosts import POCKET, build_host
 
 from data.keys import cache as key_cache
 from data.keys import moments as key_moments
 from data.keys.cache import KeyStatistics
-from data.keys.moments import second_moment, second_moments
+from data.keys.moments import second_moments
 from data.keys.whiten import whitener
 
 LAYER = 2

@@ -9,8 +9,8 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from rome_twin import second_moment
 
-from data.keys.moments import second_moment
 from data.keys.text import read_texts, rome_statistics
 from decoder.config import KeysConfig
 

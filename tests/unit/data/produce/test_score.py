@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from rome_twin import second_moment
 from tiny_hosts import POCKET, build_host
 
 from data.editors.rome import Rome
 from data.facts.fact import EditRequest, Fact, FactSet
-from data.keys.moments import second_moment
 from data.produce.score import score
 from decoder.config import RomeConfig
 
