@@ -171,8 +171,9 @@ def _only_layer(cfg: ImportConfig, path: Path, base: Suspect | None, host: Host)
     layers = changed_layers(Suspect(path, form=cfg.form), base, host)
     if len(layers) == 1:
         return layers[0]
-    found = f"layers {', '.join(map(str, layers))} differ from the base" if layers else "no layer's W_V differs from the base"
-    raise ValueError(f"edited={path}: {found}. Say which one to read with layer=")
+    if not layers:
+        raise ValueError(f"edited={path}: no layer's W_V differs from the base: nothing was edited there")
+    raise ValueError(f"edited={path}: layers {', '.join(map(str, layers))} differ from the base. Say which one to read with layer=")
 
 
 def _manifest(cfg: ImportConfig, host: Host, edited_layer: int, facts: FactSet, found: list[Source]) -> dict[str, Any]:

@@ -10,7 +10,10 @@ from rich.table import Table
 
 from decoder.calibration import FINDING
 
-ASSUMPTION = "This decoder assumes that the matrix holds one edit: it names an object for a clean matrix too."
+ASSUMPTION = (
+    "This decoder assumes one edit and names an object for a clean matrix too. Matrices without an edit: the host's own, and 500 with a\n"
+    "random update as large as an edit."
+)
 OWN = "The matrix is the host's own, entry by entry."
 
 
@@ -25,7 +28,9 @@ def describe_answer(answer: Mapping[str, Any]) -> str:
     """An answer in words."""
     lines = [f"{object['probability']:.3f}  {escape(object['text'])}" for object in answer["objects"]]
     null, edit = answer["null_percentile"], answer["edit_percentile"]
-    doubt = "" if null >= FINDING else "\nMatrices without an edit reach this confidence: take it for no finding."
+    doubt = "\nMatrices without an edit reach this confidence: take it for no finding."
+    if null >= FINDING:
+        doubt = f"\nA finding: {FINDING} % or more."
     if answer.get("unedited"):
         doubt = f"\n{OWN} Nothing was edited, take it for no finding."
     return (
@@ -43,7 +48,9 @@ def _around(answer: Mapping[str, Any]) -> str:
     if "surroundings" not in answer:
         return ""
     rest = answer["surroundings"]
-    farthest = f"the farthest is {rest['farthest']}, by {rest['distance']:.1e} of its length"
+    farthest = f"the farthest is {rest['farthest']}, by {rest['distance']:.1e} of its length beyond rounding"
+    if not rest["distance"]:
+        farthest = "none differs by more than the rounding of its file explains"
     line = f"\nOther tensors: {rest['compared']} compared with the host; {farthest}."
     if rest["further_trained_count"]:
         line += f"\n{rest['further_trained_count']} of them were further trained, so this answer is less certain than its confidence says."

@@ -53,7 +53,9 @@ def weight_files(folder: Path, config: Mapping[str, Any]) -> tuple[list[Path], l
     single = [name for name in present if name.endswith(".safetensors")]
     first = config.get("transformers_weights") or next((name for name in (WHOLE, INDEX, ADAPTER) if name in present), None)
     if first is None and len(single) > 1:
-        raise ValueError(f"{folder}: {len(single)} safetensors files and no {INDEX}. Copy the index too, or give one file")
+        raise ValueError(
+            f"{folder}: {len(single)} safetensors files and no {INDEX}. Give one of them; of one checkpoint in pieces copy the index too"
+        )
     if first is None and not single:
         there = f" holds {present[0]}; {kind_of(folder / present[0]) or NO_PICKLE}" if present else ": no safetensors file there"
         raise ValueError(f"{folder}{there}")

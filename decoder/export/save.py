@@ -90,8 +90,9 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
     file = Path(folder).expanduser() / CONFIG
     if not file.is_file():
+        inside = f" Its decoder is {file.parent / 'decoder'}." if (file.parent / "decoder" / CONFIG).is_file() else ""
         raise ValueError(
-            f"decoder={folder}: no {CONFIG} there. Give the decoder/ folder of a run, or a collection of decoders "
+            f"decoder={folder}: no {CONFIG} there.{inside} Give the decoder/ folder of a run, or a collection of decoders "
             "(python -m decoder.export RUNS to=FOLDER makes one)"
         )
     return read_described(file, FORMAT, DECODER_CONFIG)

@@ -113,7 +113,7 @@ def first_difference(found: Any, wanted: Any) -> tuple[str, str]:
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """What exists, the nearest match first: "did you mean 'rome'? Known: rome, r-rome"."""
     known = sorted(known)
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    nearest = [other for other in known if other.startswith(f"{name}_")] or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     question = f"did you mean {nearest[0]!r}? " if nearest else ""
     return f"{question}known: {', '.join(known)}"
 

@@ -54,7 +54,8 @@ def test_a_run_of_a_grid_is_the_run_alone(grid, smoke):
 
 def test_the_second_run_on_the_same_edits_has_nothing_to_open(grid):
     first, second = (results(grid[0])[f"rome-e1-t1-s{seed}"]["seconds"] for seed in (0, 1))
-    assert second["host"] < first["host"] / 10 and second["edits"] < first["edits"] / 10
+    # The host was opened before the first run, to say how many layers it has; opening it takes several times as long.
+    assert max(first["host"], second["host"]) < 0.1 and second["edits"] < first["edits"] / 10
 
 
 def test_finished_runs_are_skipped_and_failed_ones_tried_again(grid, command):
