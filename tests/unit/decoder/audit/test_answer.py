@@ -86,4 +86,4 @@ def test_the_hosts_own_matrix_is_said_to_be_no_edit(host_of, dtype):
     changed_DF = own_DF.clone()
     changed_DF[3, 5] += 1
     found = answer(decoder, config, DenseEdit(changed_DF.unsqueeze(0)), top=2)
-    assert not found["unedited"] and "host's own" not in describe_answer(found)
+    assert not found["unedited"] and "is the host's own" not in describe_answer(found)
