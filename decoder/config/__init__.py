@@ -2,6 +2,8 @@
 
 from decoder.config.editors import EditsConfig, RomeConfig
 from decoder.config.schema import (
+    DataConfig,
+    DecoderConfig,
     FactsConfig,
     HostConfig,
     KeysConfig,
@@ -10,6 +12,8 @@ from decoder.config.schema import (
     OptimConfig,
     PocketConfig,
     SplitsConfig,
+    SwapConfig,
     TrainConfig,
+    TrainerConfig,
     WandbConfig,
 )
