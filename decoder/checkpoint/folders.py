@@ -86,6 +86,8 @@ def _shards(index: Path) -> list[Path]:
         shards = sorted(set(map(Path, json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())))
     except (json.JSONDecodeError, KeyError, AttributeError, UnicodeDecodeError, TypeError):
         raise ValueError(f"{index} is no index of shards (weight_map). {AGAIN}") from None
+    if not shards:
+        raise ValueError(f"{index} names no shards (weight_map is empty). {AGAIN}")
     return [_inside(index.parent / shard, index.parent, index) for shard in shards]
 
 

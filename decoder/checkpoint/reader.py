@@ -203,7 +203,11 @@ def _npz_shapes(archive: np.lib.npyio.NpzFile) -> dict[str, tuple[int, ...]]:
     for name in archive.zip.namelist():
         if name.endswith(".npy"):
             with archive.zip.open(name) as opened:
-                shapes[name.removesuffix(".npy")] = headers[np.lib.format.read_magic(opened)](opened)[0]
+                shape, _, dtype = headers[np.lib.format.read_magic(opened)](opened)
+            # numpy would take the memory first and look for the numbers then.
+            if not dtype.hasobject and prod(shape) * dtype.itemsize > archive.zip.getinfo(name).file_size:
+                raise ValueError(f"{name} is cut short")
+            shapes[name.removesuffix(".npy")] = shape
     if not shapes and archive.zip.namelist():
         raise ValueError("it holds no array")
     return shapes
