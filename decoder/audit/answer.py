@@ -17,6 +17,7 @@ from decoder.edit import Edit
 from decoder.export.save import load_decoder, read_config
 from decoder.host import Host
 from decoder.model import ObjectDecoder
+from decoder.scores import TEST_SPLITS
 from decoder.utils.files import cache_root
 
 
@@ -118,6 +119,7 @@ def answer(decoder: ObjectDecoder, config: Mapping[str, Any], suspect: Edit, top
         "edit_percentile": percentile(confidence, config["calibration"]["edit"]["quantiles"]),
         "host": config["host"]["id"],
         "layer": config["edited_layer"],
+        "scores": {split: scores["exact_match"]["value"] for split, scores in config["scores"].items() if split in TEST_SPLITS},
         "unedited": _is_own(suspect, decoder),
     }
 

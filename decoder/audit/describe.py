@@ -39,6 +39,7 @@ def describe_answer(answer: Mapping[str, Any]) -> str:
         + f"\nMore confident than {null:.0f} % of matrices without an edit and than {edit:.0f} % of validation edits.{doubt}"
         + f"{_around(answer)}\n"
         + "".join(f"{escape(note)}\n" for note in answer.get("notes", []))
+        + f"Of its own test edits this decoder reads {', '.join(f'{value:.2f} of {split}' for split, value in answer['scores'].items())}.\n"
         + ASSUMPTION
     )
 

@@ -69,6 +69,7 @@ def test_answer_for_one_matrix(saved_host, random_edits, tmp_path):
     assert (found["null_percentile"], found["edit_percentile"], found["host"], found["layer"]) == (100.0, 0.0, "tiny", LAYER)
     assert found["objects"][0]["text"] in describe_answer(found) and "no finding" not in describe_answer(found)
     assert "no finding" in describe_answer(found | {"null_percentile": 90.0})
+    assert found["scores"] == {"id": 0.5, "ood": 0.5} and "reads 0.50 of id, 0.50 of ood." in describe_answer(found)
 
 
 def test_a_folder_of_runs_is_told_how_a_collection_is_made(tmp_path):
