@@ -11,8 +11,8 @@ from rich.table import Table
 from decoder.calibration import FINDING
 
 ASSUMPTION = (
-    "This decoder assumes one edit and names an object for a clean matrix too. Matrices without an edit: the host's own, and 500 with a\n"
-    "random update as large as an edit."
+    "This decoder assumes one edit and names an object for a clean matrix too.\n"
+    "Matrices without an edit: the host's own, and 500 with a random update as large as an edit."
 )
 OWN = "The matrix is the host's own, entry by entry."
 
