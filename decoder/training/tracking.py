@@ -80,6 +80,10 @@ def keep_inside(folder: Path) -> None:
         ours = os.environ.get(name) == _given.get(name)
         if ours and not (name == "WANDB_CONFIG_DIR" and os.path.exists(os.path.expanduser("~/.config/wandb"))):
             os.environ[name] = _given[name] = str(folder.resolve() / own)
+    try:
+        Path.home()
+    except RuntimeError:  # W&B's service does not start without one
+        os.environ["HOME"] = str(folder.resolve() / "wandb")
 
 
 def describe_run(trainer: Trainer, cfg: TrainConfig, layers: int) -> None:

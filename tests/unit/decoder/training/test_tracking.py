@@ -126,3 +126,11 @@ def test_no_home_is_needed(tmp_path):
     assert done.returncode == 0 and done.stdout.strip() == "{}", done.stdout + done.stderr
     assert files_of(tmp_path / "run") and (tmp_path / "run" / "wandb" / "cache").is_dir()
     assert {path.name for path in tmp_path.iterdir()} == {"home", "run", "tmp"}
+
+
+def test_who_has_no_home_has_one_in_the_run_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
+    keep_inside(tmp_path)
+    assert os.environ["HOME"] == str(tmp_path.resolve() / "wandb")
