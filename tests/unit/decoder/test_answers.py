@@ -59,7 +59,13 @@ def test_one_definition_of_confidence_in_readings_calibration_and_answers(decode
     # A chunk of 125 has the first kind of beams 63 times, and the clean matrix has it too.
     assert found["null"]["n"] == NULLS + 1 and found["null"]["quantiles"][0] == 0.375 and found["null"]["quantiles"][-1] == 0.625
     assert found["clean_matrix"] == {"predicted": "red", "probability": 0.625, "null_percentile": pytest.approx(50, abs=3)}
-    config = {"search": {"beams": 4, "max_object_tokens": 2}, "calibration": found, "host": {"id": "llama"}, "edited_layer": 1, "scores": {}}
+    config = {
+        "search": {"beams": 4, "max_object_tokens": 2},
+        "calibration": found,
+        "host": {"id": "llama"},
+        "edited_layer": 1,
+        "scores": {},
+    }
     told = answer(decoder, config, EDITS[:1], top=4)
     assert told["objects"] == [{"text": "red", "probability": 0.625}, {"text": "Oslo", "probability": 0.3125}]
     assert told["null_percentile"] == found["clean_matrix"]["null_percentile"]
