@@ -23,7 +23,7 @@ def make(folder: Path) -> None:
     import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    from decoder.calibration import NULLS
+    from decoder.audit.calibration import NULLS
     from decoder.export.save import save_decoder
     from decoder.host import Host
     from decoder.model import ObjectDecoder

@@ -1,13 +1,15 @@
 """What the decoder answers for one edit, in words."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import pandas as pd
 
-from decoder.batch import EditBatch
+from decoder.batch import PADDING, EditBatch
 from decoder.beam import Beams
 from decoder.host import Host
-from decoder.metrics import exact_match, first_token_correct
+from decoder.metrics import first_token_correct
+from decoder.scores import exact_match
 
 
 class Reading(NamedTuple):
@@ -22,14 +24,25 @@ class Reading(NamedTuple):
     first_token: bool
     """Whether the most probable first token is the planted object's."""
     exact_match: bool
-    """Whether `predicted` is the planted object, token by token."""
+    """Whether `predicted` is the planted object (`scores.exact_match`)."""
+
+
+def text_of(host: Host, ids: Sequence[int]) -> str:
+    """An object in words; padding and terminator are no part of it."""
+    ids = [token for token in ids if token not in (PADDING, host.terminator_id)]
+    return host.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+
+def planted_texts(host: Host, batch: EditBatch) -> list[str]:
+    """The planted objects of a batch in words, as far as the host's tokens can say them."""
+    return [text_of(host, ids) for ids in batch.object_ids_BT.tolist()]
 
 
 def object_texts(host: Host, beams: Beams) -> list[dict[str, float]]:
     """The objects of each edit in words, with their probabilities, in the order of each one's most probable beam.
 
     Several sequences of tokens may spell one text. Its probability is the sum over the beams that do: what the decoder says of the
-    object, less what the search left out. The first text is that of the best beam, whose tokens alone exact match looks at, also where
+    object, less what the search left out. The first text is that of the best beam, which exact match looks at, also where
     another one's spellings have more together. Its probability is the confidence of a reading, in predictions, in the calibration and
     for a suspect alike, so that percentiles compare like with like.
     """
@@ -37,7 +50,7 @@ def object_texts(host: Host, beams: Beams) -> list[dict[str, float]]:
     for objects, probabilities in zip(beams.tokens, beams.probability_BK.tolist(), strict=True):
         texts: dict[str, float] = {}
         for ids, probability in zip(objects, probabilities, strict=True):
-            text = host.tokenizer.decode(ids, skip_special_tokens=True).strip()
+            text = text_of(host, ids)
             texts[text] = texts.get(text, 0.0) + probability
         found.append(texts)
     return found
@@ -50,10 +63,9 @@ def best_texts(host: Host, beams: Beams) -> list[tuple[str, float]]:
 
 def read_batch(host: Host, beams: Beams, batch: EditBatch) -> list[Reading]:
     """Compares what was read with what was planted."""
-    rows = batch.row_B.tolist()
     first_token = first_token_correct(beams, batch.object_ids_BT)
-    exact = exact_match(beams, batch.object_ids_BT, host.terminator_id)
-    return [Reading(row, *best, *right) for row, best, *right in zip(rows, best_texts(host, beams), first_token, exact, strict=True)]
+    parts = zip(batch.row_B.tolist(), best_texts(host, beams), first_token, planted_texts(host, batch), strict=True)
+    return [Reading(row, *best, first, exact_match(best[0], planted)) for row, best, first, planted in parts]
 
 
 def readings_table(readings: dict[str, list[Reading]], edits: pd.DataFrame) -> pd.DataFrame:

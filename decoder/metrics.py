@@ -41,18 +41,3 @@ def teacher_forced_correct(logits_NV: Tensor, object_ids_BT: Tensor, terminator_
 
 def first_token_correct(beams: Beams, object_ids_BT: Tensor) -> list[bool]:
     return (beams.first_token_B.cpu() == object_ids_BT[:, 0].cpu()).tolist()
-
-
-def exact_match(beams: Beams, object_ids_BT: Tensor, terminator_id: int | None) -> list[bool]:
-    """Whether the most probable object is the planted one: all its tokens and, where the host has one, the terminator."""
-    planted = [_without_end(ids, terminator_id) for ids in object_ids_BT.tolist()]
-    found = [objects[0] for objects in beams.tokens]
-    if terminator_id is None:
-        return [best[: len(ids)] == ids for best, ids in zip(found, planted, strict=True)]
-    return [best == ids for best, ids in zip(found, planted, strict=True)]
-
-
-def _without_end(ids: list[int], terminator_id: int | None) -> list[int]:
-    """Without padding and the one terminator at the end."""
-    ids = [token for token in ids if token != PADDING]
-    return ids[:-1] if terminator_id is not None and ids[-1:] == [terminator_id] else ids

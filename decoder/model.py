@@ -3,7 +3,8 @@
 Two passes. On the prompt the host runs with the edit and the trained layer in place and fills the key/value cache; object
 tokens are then continued on that cache by the host's own layers, still with the edit in place. So the trained layer learns to
 switch an edit on and to ask for its object, and the host itself spells the object, which keeps objects readable that training
-never showed. `scope="all"` keeps the trained layer in place for both passes: the published one-pass form.
+never showed. `scope="all"` keeps the trained layer in place for both passes: the published one-pass form. Where a host has no
+terminator, `learn_end` says where objects end (`ending.py`).
 
 Shape letters: B edits, M prompt vectors, T object tokens (terminator included), K beams, N scored tokens or rows of beams,
 D hidden width, V vocabulary.
@@ -21,22 +22,27 @@ from decoder.batch import PADDING
 from decoder.beam import Beams, beam_search
 from decoder.dense import RoundedEdit, WholeEdit
 from decoder.edit import Edit, LowRankEdit, RankOneEdit
+from decoder.ending import Ending, fit_ending
 from decoder.host import Host
 from decoder.shortcuts import branched, last_state_only, scored_only, widen
 from decoder.swap import exchanged, swapped
+
+ENDS_FROM = 512  # edits
+CHUNK = 64
 
 
 class ObjectDecoder(nn.Module):
     """Reads edits of `edited_layer` of a host.
 
-    The module tree holds what is learnt and nothing else, in float32: `prompt_MD`, a copy of each trained layer, and `prior_V`. The host
-    is kept outside the tree; if the edited layer itself is trained, its W_V stays the host's (paper, section 6).
+    The module tree holds what is learnt and nothing else, in float32: `prompt_MD`, a copy of each trained layer, `prior_V`, and `ending`
+    once it is learnt. The host is kept outside; if the edited layer itself is trained, its W_V stays the host's (paper, section 6).
 
     Args:
         prompt_MD: start of the prompt vectors.
         trained_layers: layers whose copies stand in for the host's on the prompt.
         scope: "prompt" or "all", the positions the trained layers act on.
         arithmetic: "factors" adds the rank-one term to the activations; "dense" multiplies with W' rounded to the host's dtype.
+        ending: where objects end, if that was learnt.
     """
 
     def __init__(
@@ -49,6 +55,7 @@ class ObjectDecoder(nn.Module):
         train_prompt: bool = True,
         scope: str = "prompt",
         arithmetic: str = "factors",
+        ending: Ending | None = None,
     ) -> None:
         super().__init__()
         host.check_layer(edited_layer, "edits.layer")
@@ -58,11 +65,19 @@ class ObjectDecoder(nn.Module):
         self.edited_layer, self.scope, self.arithmetic = edited_layer, scope, arithmetic
         self.prompt_MD = nn.Parameter(prompt_MD.detach().clone().float(), requires_grad=train_prompt)
         self.register_buffer("prior_V", torch.zeros(len(host.unembedding_VD)))
+        self.ending = ending
         self.trained = nn.ModuleDict({str(layer): _trainable_copy(host, layer, edited_layer) for layer in trained_layers})
 
     @property
     def trained_layers(self) -> list[int]:
         return [int(layer) for layer in self.trained]
+
+    @property
+    def end_id(self) -> int | None:
+        """What ends an object: the host's terminator, else the learnt end, whose id is behind the vocabulary's last; None: nothing."""
+        if self.host.terminator_id is not None or self.ending is None:
+            return self.host.terminator_id
+        return len(self.host.unembedding_VD)
 
     def forward(self, edits: Edit, object_ids_BT: Tensor) -> Tensor:
         """Logits (B, T, V) of each object token given the ones before it; `PADDING` may follow the objects.
@@ -109,6 +124,29 @@ class ObjectDecoder(nn.Module):
             logits_V = self.host.model(inputs_embeds=prompt_1MD, use_cache=False, logits_to_keep=1).logits[0, -1]
         self.prior_V.copy_(share * logits_V.float().log_softmax(-1))
 
+    @torch.no_grad()
+    def learn_end(self, edits: Edit, object_ids_BT: Tensor) -> None:
+        """From now on objects end as those of these edits do, of which `ENDS_FROM` at most are looked at.
+
+        A host with a terminator needs none.
+        """
+        if self.host.terminator_id is not None:
+            return
+        spread = slice(None, None, -(-len(edits) // ENDS_FROM))
+        edits, object_ids_BT = edits[spread], object_ids_BT[spread].to(self.host.device)
+        planted_BT = object_ids_BT != PADDING
+        ended_BT = planted_BT & ~torch.nn.functional.pad(planted_BT[:, 1:], (0, 1))
+        states = []
+        for start in range(0, len(edits), CHUNK):
+            part, ids_BT = self._prepared(edits[start : start + CHUNK]), object_ids_BT[start : start + CHUNK]
+            _, cache = self._read_prompt(part)
+            widen(cache, len(part))
+            states.append(self._continue(part, ids_BT.clamp(min=0), cache, planted_BT[start : start + CHUNK])[1])
+        numbers: dict[tuple[int, ...], int] = {}
+        numbered_B = torch.tensor([numbers.setdefault(tuple(ids), len(numbers)) for ids in object_ids_BT.tolist()])
+        objects = numbered_B.repeat_interleave(planted_BT.sum(1).cpu()).tolist()
+        self.ending = fit_ending(torch.cat(states), ended_BT[planted_BT], objects)
+
     def _prepared(self, edits: Edit) -> Edit:
         edits = edits.to(self.host.device)
         if self.arithmetic == "dense" and isinstance(edits, RankOneEdit | LowRankEdit):
@@ -135,28 +173,35 @@ class ObjectDecoder(nn.Module):
     def _later(self, edits: Edit, object_ids_BT: Tensor, cache: DynamicCache, scored_BT: Tensor | None = None) -> Tensor:
         """Logits (N, V) of the tokens after the first that are scored, all by default, row by row; the prompt's cache is used up."""
         widen(cache, len(edits))
-        return self._continue(edits, object_ids_BT[:, :-1].clamp(min=0), cache, scored_BT)
+        return self._continue(edits, object_ids_BT[:, :-1].clamp(min=0), cache, scored_BT)[0]
 
     def _search(self, edits: Edit, first_BV: Tensor, cache: DynamicCache, beams: int, max_object_tokens: int) -> Beams:
         """What `read` gives, after the first pass; the prompt's cache is used up."""
         first_BV = first_BV.float().log_softmax(-1) - self.prior_V.to(first_BV.device)
-        beams = min(beams, first_BV.shape[1])
+        vocabulary, ending = first_BV.shape[1], None if self.host.terminator_id is not None else self.ending
+        beams = min(beams, vocabulary)
+        if ending is not None:
+            first_BV = torch.nn.functional.pad(first_BV, (0, 1), value=-torch.inf)
         widen(cache, len(edits), beams)
 
         def step(tokens_N: Tensor, origin_N: Tensor, edit_C: Tensor) -> Tensor:
             cache.reorder_cache(origin_N)
             searched = edits if len(edit_C) == len(edits) else edits[edit_C]
-            return self._continue(searched.repeat_interleave(beams), tokens_N.unsqueeze(1), cache)
+            # What a finished beam goes on with counts for nothing; a learnt end is no token that the host could be given.
+            ids_N1 = tokens_N.clamp(max=vocabulary - 1).unsqueeze(1)
+            logits_NV, state_ND = self._continue(searched.repeat_interleave(beams), ids_N1, cache)
+            return logits_NV if ending is None else ending.with_end(logits_NV, state_ND)
 
-        bounds = {"beams": beams, "max_tokens": max_object_tokens, "terminator_id": self.host.terminator_id}
+        bounds = {"beams": beams, "max_tokens": max_object_tokens, "terminator_id": self.end_id}
         # To drop some whole matrices the others would have to be copied.
         return beam_search(first_BV, step, **bounds, drop_finished=not isinstance(edits, WholeEdit))
 
-    def _continue(self, edits: Edit, ids_BT: Tensor, cache: DynamicCache, scored_BT: Tensor | None = None) -> Tensor:
-        """Second pass: logits (N, V) after the given object tokens that are scored, all by default; the cache grows by T."""
+    def _continue(self, edits: Edit, ids_BT: Tensor, cache: DynamicCache, scored_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Second pass: logits (N, V) and final states (N, D) behind the object tokens that are scored, all by default; the cache grows."""
         trained = self._trained_in_place() if self.scope == "all" else nullcontext()
-        with self._autocast(), trained, swapped(self.host, edits, self.edited_layer), scored_only(self.host, scored_BT):
-            return self.host.model(input_ids=ids_BT, **self.host.with_cache(cache)).logits[0]
+        with self._autocast(), trained, swapped(self.host, edits, self.edited_layer), scored_only(self.host, scored_BT) as states:
+            logits_NV = self.host.model(input_ids=ids_BT, **self.host.with_cache(cache)).logits[0]
+        return logits_NV, states[0]
 
     def _autocast(self) -> torch.autocast:
         """Lets float32 trained layers meet the activations of a half-precision host."""

@@ -1,6 +1,7 @@
 """The result of a run: its splits, its metrics, and the scores that `result.json` holds (schema 1). Importing it costs nothing."""
 
 import platform
+import unicodedata
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,18 @@ METRICS = {"exact_match": "exact match", "first_token": "first token"}
 BOOTSTRAP_DRAWS = 2000
 OF_NEW_RELATIONS = {"ood", "val/new"}
 LIBRARIES = ("torch", "lightning", "transformers", "torchmetrics", "datasets", "wandb", "omegaconf", "safetensors")
+
+
+def exact_match(predicted: str, planted: str) -> bool:
+    """Whether an answer is the planted object: the same text, in Unicode's NFC, whatever its case and white space.
+
+    An alias ("UK" for "United Kingdom") and an answer that goes on ("Paris, France") are other answers.
+    """
+    return _plain(predicted) == _plain(planted)
+
+
+def _plain(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFC", text).casefold().split())
 
 
 def test_scores(readings: "pd.DataFrame") -> dict[str, Any]:
@@ -57,7 +70,7 @@ def shuffled_labels(readings: "pd.DataFrame", seed: int = 0) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
     control = {}
     for split, rows in _by_split(readings, SCORED).items():
-        hits = rows["predicted"].to_numpy() == rng.permutation(rows["object"].to_numpy())
+        hits = list(map(exact_match, rows["predicted"], rng.permutation(rows["object"].to_numpy())))
         control[split] = {"n": len(rows), "exact_match": share(hits)}
     return control
 

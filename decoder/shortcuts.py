@@ -15,19 +15,24 @@ from transformers import DynamicCache
 from decoder.host import Host
 
 
-def scored_only(host: Host, scored_BT: Tensor | None = None) -> AbstractContextManager:
+@contextmanager
+def scored_only(host: Host, scored_BT: Tensor | None = None) -> Iterator[list[Tensor]]:
     """Inside the block the host's logits are (1, N, V): those of the scored positions (all, if None), row by row.
+
+    Every forward appends the final states (N, D) of these positions to the list, as the head sees them.
 
     The head sees one contiguous matrix. A slice of the hidden states, as `logits_to_keep` makes it, is multiplied sample by sample,
     which reads the whole unembedding once a sample.
     """
+    states: list[Tensor] = []
 
     def pick(module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
         hidden_BTD = args[0]
-        hidden_ND = hidden_BTD.flatten(0, 1) if scored_BT is None else hidden_BTD[scored_BT]
-        return (hidden_ND.unsqueeze(0),)
+        states.append(hidden_BTD.flatten(0, 1) if scored_BT is None else hidden_BTD[scored_BT])
+        return (states[-1].unsqueeze(0),)
 
-    return host.model.get_output_embeddings().register_forward_pre_hook(pick)
+    with host.model.get_output_embeddings().register_forward_pre_hook(pick):
+        yield states
 
 
 def last_state_only(host: Host, edited_layer: int) -> AbstractContextManager[None]:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from data.datamodule import EditDataModule
 from decoder.answers import readings_table
-from decoder.calibration import calibrate
+from decoder.audit.calibration import calibrate
 from decoder.config.compose import to_dict
 from decoder.report.results import read_predictions, write_result
 from decoder.report.run_page import write_report

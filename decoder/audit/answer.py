@@ -7,10 +7,10 @@ import pandas as pd
 import torch
 
 from decoder.answers import object_texts, read_batch, readings_table
+from decoder.audit.calibration import percentile
 from decoder.audit.scan import Scan, read_once
 from decoder.audit.suspect import Suspect
 from decoder.batch import EditBatch
-from decoder.calibration import percentile
 from decoder.config.commands import EvaluateConfig
 from decoder.dense import DenseEdit
 from decoder.edit import Edit

@@ -8,7 +8,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from decoder.calibration import FINDING
+from decoder.audit.calibration import FINDING
 
 ASSUMPTION = (
     "This decoder assumes one edit and names an object for a clean matrix too.\n"

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from decoder.answers import best_texts, planted_texts, text_of
 from decoder.baselines.base import Evidence, Prediction, Reader, canonical_value, first_tokens_right
-from decoder.batch import PADDING, EditBatch
+from decoder.batch import EditBatch
 from decoder.dense import applied
 from decoder.edit import RankOneEdit
-from decoder.metrics import exact_match
 from decoder.model import ObjectDecoder, carrier_prompt
+from decoder.scores import exact_match
 
 CARRIER_STRENGTHS = (2.0, 3.5, 5.0, 7.0)
 CHUNK = 128
@@ -49,7 +50,7 @@ def nearest_edit(evidence: Evidence) -> Reader:
 
     def read(batch: EditBatch) -> Prediction:
         nearest_B = (normalize(value(batch)) @ train_ND.T).argmax(1)
-        return _known_object(evidence.train.object_ids_BT[nearest_B], batch)
+        return _known_object(evidence, evidence.train.object_ids_BT[nearest_B], batch)
 
     return read
 
@@ -57,11 +58,13 @@ def nearest_edit(evidence: Evidence) -> Reader:
 def object_prior(evidence: Evidence) -> Reader:
     """Always the most frequent training object."""
     ((most_frequent, _),) = Counter(map(tuple, evidence.train.object_ids_BT.tolist())).most_common(1)
-    return lambda batch: _known_object(torch.tensor([most_frequent], device=batch.object_ids_BT.device).expand(len(batch.edits), -1), batch)
+    found_1T = torch.tensor([most_frequent], device=evidence.train.object_ids_BT.device)
+    return lambda batch: _known_object(evidence, found_1T.expand(len(batch.edits), -1), batch)
 
 
 def untrained_prompt(evidence: Evidence) -> Reader:
     """The decoder before training."""
+    evidence.start.learn_end(evidence.train.edits, evidence.train.object_ids_BT)
     return lambda batch: _read(evidence, evidence.start, batch.edits, batch)
 
 
@@ -86,7 +89,9 @@ def carrier(evidence: Evidence) -> Reader:
     size = _clean_output_norm(evidence, prompts[0])
     prompt_MD = max(prompts, key=lambda prompt: first_tokens_right(evidence, says_first(prompt, 5.0 * size)))
     strength = size * max(CARRIER_STRENGTHS, key=lambda times: first_tokens_right(evidence, says_first(prompt_MD, times * size)))
-    return lambda batch: _read(evidence, behind(prompt_MD), planted(batch, strength), batch)
+    decoder = behind(prompt_MD)
+    decoder.learn_end(planted(evidence.train, strength), evidence.train.object_ids_BT)
+    return lambda batch: _read(evidence, decoder, planted(batch, strength), batch)
 
 
 @dataclass(frozen=True)
@@ -102,22 +107,19 @@ class AtSubject(RankOneEdit):
 
 def _read(evidence: Evidence, decoder: ObjectDecoder, edits: RankOneEdit, batch: EditBatch) -> Prediction:
     """What a decoder with some prompt says, whole objects, in chunks."""
-    first, exact = [], []
+    first, exact, planted = [], [], planted_texts(evidence.host, batch)
     for start in range(0, len(edits), CHUNK):
         chunk = slice(start, start + CHUNK)
         beams = decoder.read(edits[chunk], beams=evidence.beams, max_object_tokens=evidence.max_object_tokens)
         first.append(beams.first_token_B)
-        exact += exact_match(beams, batch.object_ids_BT[chunk], evidence.host.terminator_id)
+        exact += map(exact_match, (text for text, _ in best_texts(evidence.host, beams)), planted[chunk])
     return Prediction(torch.cat(first), exact)
 
 
-def _known_object(found_BT: Tensor, batch: EditBatch) -> Prediction:
-    """An answer that is some training object; both sides are padded to one length before they are compared."""
-    wide = max(found_BT.shape[1], batch.object_ids_BT.shape[1])
-    found_BT, planted_BT = (
-        torch.nn.functional.pad(ids_BT, (0, wide - ids_BT.shape[1]), value=PADDING) for ids_BT in (found_BT, batch.object_ids_BT)
-    )
-    return Prediction(found_BT[:, 0], (found_BT == planted_BT).all(1).tolist())
+def _known_object(evidence: Evidence, found_BT: Tensor, batch: EditBatch) -> Prediction:
+    """An answer that is some training object."""
+    found = (text_of(evidence.host, ids) for ids in found_BT.tolist())
+    return Prediction(found_BT[:, 0], list(map(exact_match, found, planted_texts(evidence.host, batch))))
 
 
 def _dense_chunks(evidence: Evidence, batch: EditBatch) -> list[Tensor]:

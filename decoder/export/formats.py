@@ -6,7 +6,7 @@ Only what is read again is described; a file may hold more. Kinds are strict: "1
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, FiniteFloat, TypeAdapter, with_config
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from decoder.scores import TEST_SPLITS
 from decoder.utils.json_files import Count, FromOne, Score, Shape
@@ -79,6 +79,7 @@ class DecoderConfig(Exported):
     scope: Literal["prompt", "all"]
     arithmetic: Literal["factors", "dense"]
     terminator_id: Count | None
+    learnt_end: NotRequired[bool]
     search: Search
     store: str
     splits: Splits

@@ -37,6 +37,7 @@ def decoder_config(decoder: "ObjectDecoder") -> dict[str, Any]:
         "scope": decoder.scope,
         "arithmetic": decoder.arithmetic,
         "terminator_id": host.terminator_id,
+        "learnt_end": decoder.ending is not None,
         "object_rule": LEADING_SPACE,
     }
 
@@ -109,6 +110,7 @@ def load_decoder(folder: str | Path, host: "Host", *, allow_host_mismatch: bool 
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    from decoder.ending import Ending
     from decoder.model import ObjectDecoder
 
     config = read_config(folder)
@@ -130,6 +132,7 @@ def load_decoder(folder: str | Path, host: "Host", *, allow_host_mismatch: bool 
         prompt_MD=torch.zeros(config["prompt_length"], config["shape"][0]),
         scope=config["scope"],
         arithmetic=config["arithmetic"],
+        ending=Ending(config["shape"][0]) if config.get("learnt_end") else None,
     )
     try:
         decoder.load_state_dict(tensors, strict=True)

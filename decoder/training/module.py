@@ -99,6 +99,9 @@ class DecoderModule(LightningModule):
     def on_test_start(self) -> None:
         self.decoder.host.model.to(self.device)
         self.decoder.take_prior(self.cfg.decoder.prior)
+        if self.decoder.host.terminator_id is None:
+            train = self.trainer.datamodule.factors("train")
+            self.decoder.learn_end(train.edits, train.object_ids_BT)
         self.readings = {split: [] for split in self.trainer.datamodule.test_splits}
 
     def test_step(self, batch: EditBatch, batch_idx: int, dataloader_idx: int = 0) -> None:

@@ -11,7 +11,7 @@ import pytest
 from places import ROOT
 
 READING = "decoder.edit decoder.families decoder.checkpoint decoder.beam decoder.scores decoder.host decoder.dense decoder.batch"
-READING += " decoder.swap decoder.shortcuts decoder.metrics decoder.model decoder.answers"
+READING += " decoder.swap decoder.shortcuts decoder.metrics decoder.ending decoder.model decoder.answers"
 SETTINGS = "decoder.utils decoder.config"
 PARTS = f"{SETTINGS} decoder.edit decoder.families decoder.checkpoint decoder.beam decoder.scores"
 BELOW = {
@@ -29,16 +29,16 @@ BELOW = {
     "decoder.swap": f"{PARTS} decoder.host decoder.dense",
     "decoder.shortcuts": f"{PARTS} decoder.host decoder.dense",
     "decoder.metrics": f"{PARTS} decoder.host decoder.batch",
-    "decoder.model": f"{PARTS} decoder.host decoder.dense decoder.batch decoder.swap decoder.shortcuts decoder.metrics",
+    "decoder.ending": SETTINGS,
+    "decoder.model": f"{PARTS} decoder.ending decoder.host decoder.dense decoder.batch decoder.swap decoder.shortcuts decoder.metrics",
     "decoder.answers": f"{PARTS} decoder.host decoder.dense decoder.batch decoder.swap decoder.shortcuts decoder.metrics decoder.model",
     # pages, from results on disk
     "decoder.report": f"{SETTINGS} decoder.scores",
     # around a decoder
-    "decoder.calibration": f"{SETTINGS} {READING}",
     "decoder.baselines": f"{SETTINGS} {READING}",
     "decoder.training": f"{SETTINGS} {READING} decoder.report",
     "decoder.export": f"{SETTINGS} {READING} decoder.report",
-    "decoder.audit": f"{SETTINGS} {READING} decoder.report decoder.calibration decoder.export",
+    "decoder.audit": f"{SETTINGS} {READING} decoder.report decoder.export",
     # making and streaming edits
     "data.facts": "decoder",
     "data.store": "decoder",

@@ -5,9 +5,9 @@ import torch
 
 from decoder.answers import object_texts, read_batch
 from decoder.audit.answer import answer
-from decoder.batch import EditBatch
+from decoder.audit.calibration import NULLS, calibrate
+from decoder.batch import PADDING, EditBatch
 from decoder.beam import Beams
-from decoder.calibration import NULLS, calibrate
 from decoder.edit import RankOneEdit
 
 EDITS = RankOneEdit(torch.ones(2, 48), torch.ones(2, 32))
@@ -44,14 +44,15 @@ def test_a_text_comes_once_with_the_probability_of_all_its_spellings(decoder):
     assert list(second.items()) == [("Oslo", 0.375), ("red", 0.5), ("Oslo red", 0.125)], "in the order of their best beams"
 
 
-def test_exact_match_is_of_the_best_beam_alone_as_ever(decoder):
+def test_exact_match_is_of_the_text_of_the_best_beam_alone(decoder):
     ids_BT = torch.tensor([[*decoder.red, decoder.host.terminator_id], [*decoder.red, decoder.host.terminator_id]])
     first, second = read_batch(decoder.host, decoder.beams(2), EditBatch(EDITS, ids_BT, torch.tensor([4, 9])))
     assert (first.row, first.predicted, first.probability, first.exact_match) == (4, "red", 0.625, True)
     assert (second.row, second.predicted, second.probability, second.exact_match) == (9, "Oslo", 0.375, False)
-    other_BT = torch.tensor([[decoder.host.tokenizer.pad_token_id, *decoder.red], [*decoder.oslo, decoder.host.terminator_id]])
+    end = decoder.host.terminator_id
+    other_BT = torch.tensor([[decoder.host.tokenizer.pad_token_id, *decoder.red, end], [*decoder.oslo, end, PADDING]])
     readings = read_batch(decoder.host, decoder.beams(2), EditBatch(EDITS, other_BT, torch.tensor([0, 1])))
-    assert [reading.exact_match for reading in readings] == [False, True], "another spelling is another object"
+    assert [reading.exact_match for reading in readings] == [True, True], "another spelling is the same object"
 
 
 def test_one_definition_of_confidence_in_readings_calibration_and_answers(decoder):

@@ -6,8 +6,8 @@ Shape letters: B edits, K beams, D hidden width, F MLP width.
 import pytest
 import torch
 
+from decoder.audit.calibration import NULLS, calibrate, clean_edit, null_edits, percentile
 from decoder.beam import Beams
-from decoder.calibration import NULLS, calibrate, clean_edit, null_edits, percentile
 from decoder.dense import applied
 from decoder.edit import RankOneEdit
 from decoder.model import ObjectDecoder

@@ -1,0 +1,82 @@
+"""Where an object ends, on a host that has no terminator.
+
+Such a host goes on after an object, and nothing in its vocabulary says that the object was whole. What says so is its state behind the
+object's tokens: a logistic regression on it gives the chance that the object ends there. The end so becomes one more token, with the id
+behind the vocabulary's last, and an object's probability is that of its tokens and its end.
+
+Shape letters: N states, D hidden width, V vocabulary.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from scipy.special import expit
+from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
+
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
+FOLDS = 5
+
+
+class Ending(nn.Module):
+    """The chance that an object ends, as a logit, from the final state behind its last token so far."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("weight_D", torch.zeros(width))
+        self.register_buffer("bias", torch.zeros(()))
+
+    def forward(self, state_ND: Tensor) -> Tensor:
+        return state_ND.float() @ self.weight_D + self.bias
+
+    def with_end(self, logits_NV: Tensor, state_ND: Tensor) -> Tensor:
+        """Log-probabilities (N, V + 1) of the next token given that the object goes on, and last that it does not."""
+        logit_N1 = self(state_ND).unsqueeze(1)
+        return torch.cat([logits_NV.float().log_softmax(-1) + logsigmoid(-logit_N1), logsigmoid(logit_N1)], dim=1)
+
+
+def fit_ending(state_ND: Tensor, ended_N: Tensor, object_N: Sequence[int]) -> Ending:
+    """The logistic regression with a ridge, on standardised states.
+
+    The ridge is the one of `RIDGES` that does best on objects it was not fitted on.
+
+    Args:
+        state_ND: final states behind tokens of objects.
+        ended_N: whether that token was the object's last.
+        object_N: number of the object it belongs to.
+    """
+    x_ND, y_N = state_ND.double().cpu().numpy(), ended_N.cpu().numpy().astype(float)
+    mean_D, scale_D = x_ND.mean(0), x_ND.std(0) + 1e-6
+    x_ND = (x_ND - mean_D) / scale_D
+    fold_N = np.random.default_rng(0).permutation(max(object_N) + 1)[np.asarray(object_N)] % FOLDS
+    ridge = min(RIDGES, key=lambda ridge: _held_out_loss(x_ND, y_N, fold_N, ridge))
+    weight_D, bias = _logistic(x_ND, y_N, ridge)
+    ending = Ending(len(mean_D))
+    ending.weight_D.copy_(torch.from_numpy(weight_D / scale_D))
+    ending.bias.fill_(bias - float(weight_D / scale_D @ mean_D))
+    return ending.to(state_ND.device)
+
+
+def _held_out_loss(x_ND: np.ndarray, y_N: np.ndarray, fold_N: np.ndarray, ridge: float) -> float:
+    """The sum of negative log-likelihoods over objects that were left out in turn."""
+    total = 0.0
+    for fold in set(fold_N.tolist()):
+        out_N = fold_N == fold
+        weight_D, bias = _logistic(x_ND[~out_N], y_N[~out_N], ridge)
+        total += float(np.logaddexp(0, -(2 * y_N[out_N] - 1) * (x_ND[out_N] @ weight_D + bias)).sum())
+    return total
+
+
+def _logistic(x_ND: np.ndarray, y_N: np.ndarray, ridge: float) -> tuple[np.ndarray, float]:
+    """argmin over w and b of the mean of log(1 + exp(-±(xw + b))) + ridge/2 · |w|²."""
+
+    def loss(w: np.ndarray) -> tuple[float, np.ndarray]:
+        score_N = x_ND @ w[:-1] + w[-1]
+        excess_N = (expit(score_N) - y_N) / len(y_N)
+        value = np.logaddexp(0, score_N).mean() - (y_N * score_N).mean() + ridge / 2 * w[:-1] @ w[:-1]
+        return value, np.append(x_ND.T @ excess_N + ridge * w[:-1], excess_N.sum())
+
+    found = minimize(loss, np.zeros(x_ND.shape[1] + 1), jac=True, method="L-BFGS-B").x
+    return found[:-1], float(found[-1])
