@@ -17,6 +17,7 @@ import logging
 import random
 import re
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor
 
 from data.editors import Edited
+from data.editors.half import HalfProducts
 from data.editors.prefix_cache import Suffixes, clean_pass
 from data.editors.prompts import Row, prompt_row, target_ids
 from data.editors.value_search import Job, optimise, row_starts
@@ -88,6 +90,7 @@ class Rome:
         self.whiten = whitener(statistics, cfg.ridge)
         self.batch_size = cfg.batch_size
         self._shortcut: bool | None = None
+        self._half: HalfProducts | None = None
 
     @classmethod
     def prepare(cls, host: Host, cfg: RomeConfig, texts: Sequence[str], statistics: KeyStatistics | None) -> "Rome":
@@ -171,12 +174,20 @@ class Rome:
         key_BF = {"bare": suffixes.key_NF[starts].double().cpu(), "mean": self._mean(suffixes.key_NF, starts)}
         whitened_BF = self.whiten(key_BF[self.direction])
         unit_BF = whitened_BF / whitened_BF.norm(dim=1, keepdim=True)
-        delta_BD, steps_B, loss_B = optimise(suffixes, jobs, self.cfg)
+        with self._products():
+            delta_BD, steps_B, loss_B = optimise(suffixes, jobs, self.cfg)
         missing_BD = delta_BD.double()
         if self.constraint == "mean":
             missing_BD = missing_BD + suffixes.output_ND[starts].double().cpu() - self._mean(suffixes.output_ND, starts)
         value_BD = missing_BD / (key_BF[self.constraint] * unit_BF).sum(dim=1, keepdim=True)
         return unit_BF.float(), value_BD.float(), delta_BD, steps_B, loss_B
+
+    def _products(self) -> AbstractContextManager[None]:
+        """The arithmetic of the search for δ; keys and clean outputs stay exact."""
+        if self.cfg.precision != "bf16":
+            return nullcontext()
+        self._half = self._half or HalfProducts(self.host, self.edited_layer)
+        return self._half.in_place()
 
     def _mean(self, rows_NX: Tensor, starts: Sequence[int]) -> Tensor:
         """The mean over each job's contexts, float64 on the CPU."""

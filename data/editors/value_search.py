@@ -173,12 +173,11 @@ class DeltaSearch:
     def _loss(self) -> Tensor:
         """Loss of each edit; the first call, where δ = 0, keeps the log-probabilities at the essence row's lookup before the edit."""
         scored, norm_B, cfg = self._scored, self._norm_B, self._cfg
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=cfg.precision == "bf16"):
-            hidden_NSD = self._suffixes.hidden(self._delta_BD.index_select(0, scored.edit_N), scored.read_R2)
-            columns = hidden_NSD.shape[1]
-            places = torch.cat([scored.row_K * columns + scored.column_K, scored.essence_B * columns])
-            picked = hidden_NSD.flatten(0, 1).index_select(0, places)
-            logits = self._suffixes.host.head(picked)
+        hidden_NSD = self._suffixes.hidden(self._delta_BD.index_select(0, scored.edit_N), scored.read_R2)
+        columns = hidden_NSD.shape[1]
+        places = torch.cat([scored.row_K * columns + scored.column_K, scored.essence_B * columns])
+        picked = hidden_NSD.flatten(0, 1).index_select(0, places)
+        logits = self._suffixes.host.head(picked)
         logprobs = logits.float().log_softmax(dim=-1)
         token_KV, essence_BV = logprobs.split([len(scored.row_K), len(norm_B)])
         if self._clean_BV is None:
