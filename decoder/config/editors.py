@@ -48,7 +48,7 @@ class RomeConfig(WhitenedConfig):
     decay: float = option(1e-3, "weight of the norm penalty on the value change")
     kl: float = option(8.0, "weight of the KL term that keeps the subject's essence")
     stop_loss: float = option(0.05, "an edit stops when its loss falls below this")
-    precision: Literal["float32", "tf32", "bf16"] = option("float32", "of the matrix products above the edit while values are optimised; tf32 on GPUs only")
+    precision: Literal["float32", "tf32", "bf16"] = option("float32", "of the value optimisation's matrix products; tf32 on GPUs only")
 
 
 EDITORS: dict[str, type[EditsConfig]] = {"rome": RomeConfig, "r-rome": RomeConfig, "p-rome": RomeConfig}
