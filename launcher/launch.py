@@ -19,6 +19,7 @@ from rich.table import Table
 
 from decoder.scores import TEST_SPLITS
 from decoder.utils.errors import is_interruption
+from decoder.utils.progress import duration
 from decoder.utils.terminal import Terminal
 from launcher.attempt import Outcome, RunOne, attempt
 from launcher.grid import Grid, Run, by_edits, refuse_several, refuse_to_replace, seconds_of
@@ -128,7 +129,7 @@ def _follow(outcomes: Iterator[Outcome], count: int, jobs: int, out: Console) ->
             else:
                 # Hosts and edits were made before it ended; from here on runs end at the pace of those that follow.
                 first_end, pace = time.perf_counter(), seconds_of(result) / jobs
-            left = f"about {_duration(pace * (count - number))} left" if pace is not None and number < count else ""
+            left = f"about {duration(pace * (count - number))} left" if pace is not None and number < count else ""
             line = f"[{number}/{count}] {describe(run, result)}" + (f"  ({left})" if left else "")
             out.print(line, markup=False, style=None if ok else "red")
             bar.update(task, advance=1, left=left)
@@ -152,11 +153,7 @@ def _estimate(seconds: list[float], left: int, jobs: int) -> str:
     if not left or not seconds:
         return f"{left} to run" + ("; how long it takes is known after the first" if left else "")
     each = sum(seconds) / len(seconds)
-    return f"{left} to run, about {_duration(each * left / jobs)} ({each:.0f} s a run)"
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    return f"{left} to run, about {duration(each * left / jobs)} ({each:.0f} s a run)"
 
 
 def _short(names: dict[str, None]) -> str:

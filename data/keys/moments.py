@@ -12,12 +12,12 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from data.keys.cache import KeyStatistics, cache_files, read, write
 from decoder.config import KeysConfig
 from decoder.host import Host
+from decoder.utils.progress import progress
 
 BATCH_TOKENS = 2048  # positions in a batch on a CPU, padding included: larger ones leave its cache. Elsewhere memory alone bounds it
 LONGEST_TEXT = 8192  # tokens; hosts that can read more would need gigabytes for one text
@@ -69,12 +69,10 @@ def _count(host: Host, layers: list[int], texts: Sequence[str], tokens: int, bud
     }
     most = _positions(host, layers, budget)
     count = 0
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("tokens, time left"), TimeRemainingColumn())
-    with Progress(*columns, transient=True) as progress:
-        task = progress.add_task(f"keys of layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}", total=tokens)
+    with progress(f"keys of layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}, tokens", tokens) as advance:
         for batch in _batches(host, texts, tokens, most):
-            count += _add(host, sums, batch)
-            progress.update(task, completed=count)
+            advance(added := _add(host, sums, batch))
+            count += added
     if not count:
         names = ", ".join(map(str, layers))
         raise ValueError(f"key statistics of {host.name} layer {names}: {len(texts)} texts and a budget of {tokens} give no token")

@@ -10,10 +10,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.progress import Progress
-
 from data.produce.ray_cluster import Surroundings, get, resources
 from decoder.config import TrainConfig
+from decoder.utils.progress import progress
 
 if TYPE_CHECKING:
     from data.store.store import EditStore
@@ -79,11 +78,10 @@ def _map(cfg: TrainConfig, here: Surroundings, missing: list[int], room: int) ->
     # A block a shard: what is mapped at a time, and done again when an actor dies.
     shards = ray.data.from_items(missing, override_num_blocks=len(missing))
     made = shards.map_batches(Actor, fn_constructor_args=(cfg, here), batch_size=1, compute=actors, **resources(cfg.launcher))
-    with Progress(transient=True) as progress:
-        task = progress.add_task(f"{cfg.edits.editor} edits, layer {cfg.edits.layer}", total=len(missing))
+    with progress(f"shards of {cfg.edits.editor} edits, layer {cfg.edits.layer}", len(missing)) as advance:
         try:
             for _ in made.iter_rows():
-                progress.update(task, advance=1)
+                advance(1)
         except ray.exceptions.RayTaskError as error:
             raise error.cause from None
 

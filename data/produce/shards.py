@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import Any
 
-from rich.progress import Progress
-
 from data.facts.fact import EditRequest
 from data.hosts import open_host
 from data.produce.plan import imported, prepare_editor, requested, store_path
@@ -21,6 +19,7 @@ from decoder.config import TrainConfig
 from decoder.edit import RankOneEdit
 from decoder.host import Host
 from decoder.utils.files import alone
+from decoder.utils.progress import progress
 
 log = logging.getLogger(__name__)
 
@@ -87,14 +86,12 @@ class ShardMaker:
         self._writer.write_shard(index, columns(self.host, kept, made.edits, scores), made.skipped)
 
     def make_all(self, indices: Iterable[int]) -> None:
-        """Makes these shards with a progress bar over all of the store."""
+        """Makes these shards showing how far all of the store is."""
         indices = list(indices)
-        with Progress(transient=True) as progress:
-            done = len(self.requests) - sum(len(self._shard(index)) for index in indices)
-            label = f"{self.cfg.edits.editor} edits, layer {self.cfg.edits.layer}"
-            task = progress.add_task(label, total=len(self.requests), completed=done)
+        done = len(self.requests) - sum(len(self._shard(index)) for index in indices)
+        with progress(f"{self.cfg.edits.editor} edits, layer {self.cfg.edits.layer}", len(self.requests), done) as advance:
             for index in indices:
-                self.make(index, lambda edits: progress.update(task, advance=edits))
+                self.make(index, advance)
 
     def join(self) -> EditStore:
         """The store, out of its shards.

@@ -24,6 +24,7 @@ from decoder.host import Host
 from decoder.report.results import is_finished
 from decoder.training.tracking import Tracker
 from decoder.utils.errors import TERMINATED
+from decoder.utils.progress import Pace
 
 NARROW = 256  # hidden width; two threads take 84 ms for a step of the pocket host, one takes 48
 MONITOR = "val/id/loss"
@@ -36,6 +37,17 @@ class StopsForGood(EarlyStopping):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         trainer.should_stop = self.stopping_reason is not EarlyStoppingReason.NOT_STOPPED
+
+
+class FitPace(Callback):
+    """A line a minute on how far a fit is, where nobody sees a bar."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        steps = int(trainer.estimated_stepping_batches)
+        self.pace = Pace(f"fit, steps of {trainer.max_epochs} epochs at most", steps, min(trainer.global_step, steps))
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        self.pace.advance()
 
 
 def build_trainer(cfg: TrainConfig, folder: Path, checkpoint: Path | None = None) -> Trainer:
@@ -58,7 +70,7 @@ def build_trainer(cfg: TrainConfig, folder: Path, checkpoint: Path | None = None
         precision=cfg.trainer.precision,
         max_epochs=cfg.optim.epochs,
         gradient_clip_val=cfg.optim.clip,
-        callbacks=[*callbacks, RichProgressBar(leave=False)] if show_bars else callbacks,
+        callbacks=[*callbacks, RichProgressBar(leave=False) if show_bars else FitPace()],
         logger=[_csv_logger(folder, checkpoint), *([Tracker(cfg, folder)] if cfg.wandb.mode != "disabled" else [])],
         default_root_dir=folder,
         log_every_n_steps=10,
