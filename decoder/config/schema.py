@@ -47,9 +47,10 @@ class HostConfig:
 
 @dataclass
 class FactsConfig:
-    source: str = option("pocket", "pocket (embedded), counterfact, zsre, zsre-alt, pararel, mquake, knowedit or plain")
+    source: str = option("pocket", "pocket (embedded), counterfact, zsre, zsre-alt, pararel, mquake, knowedit, fever, yago or plain")
     path: str | None = place(None, "file, folder or Hub data set of any source but the pocket")
     split: str = option("train", "split of a Hub data set")
+    relations: str | None = place(None, "your sentences: YAML, relation: {templates: [...]}, and name, kind, category if you like")
     min_per_relation: int = option(0, "leave out relations with fewer facts")
     per_relation: int | None = option(None, "keep so many facts of each relation, drawn by facts.seed; empty keeps all", least=1)
     seed: int = option(0, "seed of that draw")
