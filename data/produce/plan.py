@@ -56,7 +56,7 @@ def imported(cfg: TrainConfig, host: Host) -> EditStore | None:
 def requested(cfg: TrainConfig, host: Host) -> tuple[FactSet, list[EditRequest], dict[str, Any]]:
     """The facts, the edits to make, and what the manifest of their store says."""
     facts = load_facts(cfg.facts)
-    requests = plan_edits(facts, draw_splits(facts, cfg.splits), cfg.splits, cfg.edits.seed)
+    requests = plan_edits(facts, draw_splits(facts, cfg.splits), cfg.splits, cfg.edits.seed, cfg.edits.objects)
     return facts, requests, request_manifest(cfg, host, facts, requests)
 
 
@@ -72,7 +72,9 @@ def request_manifest(cfg: TrainConfig, host: Host, facts: FactSet, requests: lis
     """What a store must have been made from and with: all of its manifest that is known beforehand."""
     settings = {field.name: getattr(cfg.edits, field.name) for field in own_settings(cfg.edits)}
     editor = {"name": cfg.edits.editor, "settings": settings}
-    return made_of(host, cfg.edits.layer, editor, cfg.edits.seed, facts, requests) | _keys_of(cfg)
+    made = made_of(host, cfg.edits.layer, editor, cfg.edits.seed, facts, requests) | _keys_of(cfg)
+    # Stores of before do not say what their training edits plant.
+    return made if cfg.edits.objects == "relation" else made | {"objects": cfg.edits.objects}
 
 
 def made_of(
