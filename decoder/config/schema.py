@@ -58,7 +58,11 @@ class FactsConfig:
 
 @dataclass
 class KeysConfig:
-    text: str | None = place(None, "text for key statistics and contexts: .txt or .jsonl file, folder, Hub data set; empty: the facts told")
+    text: str | None = place(
+        None,
+        "text for key statistics and contexts: .txt or .jsonl file, folder, Hub data set; self: the host's own; empty: the facts told",
+    )
+    top_k: int | None = option(50, "keys.text=self: likeliest tokens that the next one is drawn among; empty: all", least=1)
     split: str = option("train", "split of a Hub data set")
     field: str = option("text", "field of a record that holds its text")
     layers: list[int] = option([], "layers counted in the same pass over the text as edits.layer, for edits that are made later")
