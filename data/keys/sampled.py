@@ -1,7 +1,7 @@
 """Text that a host writes itself, for the keys' second moment and for contexts: seeded, and kept in the cache.
 
 ROME's contexts are such samples. Every row begins with an opening word, as MEMIT's do, and goes on by sampling at temperature 1, on a
-key/value cache. A special token (end of text, of a turn) ends a text; the row goes on with what the host writes next.
+key/value cache. A special token (end of text, of a turn) ends it, but for the host's terminator, after which the next text begins.
 
 Shape letters: N rows of a batch, T positions, D hidden width, V vocabulary.
 """
@@ -23,7 +23,7 @@ from decoder.utils.files import alone, short_hash, whole_file
 
 SELF = "self"
 """What `keys.text` calls it."""
-ROWS, LENGTH = 64, 128  # of a batch; a text beyond would drift, and its cache take memory
+ROWS, LENGTH = 128, 64  # of a batch: longer texts drift, and every step copies the cache of all before
 CONTEXT_TOKENS = ROWS * LENGTH  # of the text that contexts are taken from
 LONGEST_CONTEXT = 10  # words of an opening that is no short sentence; ROME cuts its contexts after 5 or 10 tokens
 OPENINGS = (
@@ -115,9 +115,9 @@ def _until(host: Host, tokens: int, seed: int, top_k: int | None) -> list[str]:
 
 @torch.no_grad()
 def _columns(host: Host, generator: torch.Generator, top_k: int | None, advance: Callable[[], None]) -> Iterator[Tensor]:
-    """One token (N) of each row of a batch after the other."""
+    """One token (N) of each row of a batch after the other, from the opening word on."""
     ids_NT, cache, barred = _starts(host, generator), DynamicCache(), _barred(host)
-    yield from ids_NT.unbind(1)
+    yield ids_NT[:, -1]
     for _ in range(min(LENGTH, host.longest_input or LENGTH) - ids_NT.shape[1]):
         hidden_ND = host.model.base_model(input_ids=ids_NT.to(host.device), **host.with_cache(cache)).last_hidden_state[:, -1]
         logits_NV = host.head(hidden_ND).float().cpu()
@@ -130,12 +130,17 @@ def _columns(host: Host, generator: torch.Generator, top_k: int | None, advance:
 
 
 def _starts(host: Host, generator: torch.Generator) -> Tensor:
-    """What rows begin with (N, T): what the tokenizer puts before a text, and an opening word that is one token, or any token."""
+    """What rows begin with (N, T): what goes before a text, and an opening word that is one token, or any token."""
     before = host.text_ids("")
     special = set(host.tokenizer.all_special_ids)
     tried = [host.text_ids(word) for word in OPENINGS]
     known = [ids[-1] for ids in tried if ids[:-1] == before and ids[-1] not in special]
     known = known or [id for id in sorted(host.tokenizer.get_vocab().values()) if id not in special]
+    if not before and host.terminator_id is not None:
+        before = [host.terminator_id]
+    elif not before and len(line_break := host.text_ids("\n")) == 1:
+        # After the very first token of all, hosts that were not taught to begin write what no text has.
+        before = line_break
     drawn = torch.randint(len(known), (ROWS,), generator=generator).tolist()
     return torch.tensor([[*before, known[n]] for n in drawn])
 
@@ -148,13 +153,17 @@ def _barred(host: Host) -> list[int]:
 
 
 def _texts(host: Host, row: list[int]) -> Iterator[str]:
-    """The texts of a row, in a line each: it is cut at special tokens, of which the host's terminator is kept."""
-    special, piece = set(host.tokenizer.all_special_ids), []
-    for place, id in enumerate(row):
-        piece += [id] if id not in special or id == host.terminator_id else []
-        if id in special or place == len(row) - 1:
+    """The texts of a row, in a line each."""
+    special = set(host.tokenizer.all_special_ids)
+    piece: list[int] = []
+    for id in [*row, None]:
+        if id is not None and (id == host.terminator_id or id not in special):
+            piece.append(id)
+        if id is None or id in special:
             # A character that was cut in two has no text.
             text = " ".join(host.tokenizer.decode(piece).replace("\ufffd", "").split())
-            piece = []
             if text and host.text_ids(text):
                 yield text
+            piece = []
+            if id != host.terminator_id:
+                return

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tokenizers import Regex, decoders
+from tokenizers import Regex, decoders, normalizers
 
 import data.keys.sampled
 import data.keys.text
@@ -50,21 +50,21 @@ def test_a_token_is_drawn_by_its_probability_after_all_before_it(host_of, monkey
     host = host_of("llama")
     monkeypatch.setattr(data.keys.sampled, "LENGTH", 10)
     rows = torch.stack(list(data.keys.sampled._columns(host, torch.Generator().manual_seed(0), 1, lambda: None)), dim=1)
-    assert rows.shape == (data.keys.sampled.ROWS, 10) and len(rows[:, 0].unique()) > 5
+    assert rows.shape == (data.keys.sampled.ROWS, 9) and len(rows[:, 0].unique()) > 5
     for row_T in rows.unique(dim=0):
         with torch.no_grad():
-            logits_TV = host.model(row_T[None]).logits[0]
-        assert row_T[1:].tolist() == logits_TV[:-1].argmax(1).tolist()
+            logits_TV = host.model(torch.cat([torch.tensor([host.terminator_id]), row_T])[None]).logits[0]
+        assert row_T[1:].tolist() == logits_TV[1:-1].argmax(1).tolist()
 
 
 def test_shares_of_tokens_are_their_probabilities(host_of, monkeypatch):
     host = host_of("gpt2")
-    monkeypatch.setattr(data.keys.sampled, "LENGTH", 2)
+    monkeypatch.setattr(data.keys.sampled, "LENGTH", 3)
     monkeypatch.setattr(data.keys.sampled, "ROWS", 20000)
     first, second = data.keys.sampled._columns(host, torch.Generator().manual_seed(0), None, lambda: None)
     start = int(first.mode().values)
     with torch.no_grad():
-        share_V = host.model(torch.tensor([[start]])).logits[0, -1].softmax(0)
+        share_V = host.model(torch.tensor([[host.terminator_id, start]])).logits[0, -1].softmax(0)
     drawn = second[first == start]
     assert len(drawn) > 300
     counted_V = torch.bincount(drawn, minlength=len(share_V)) / len(drawn)
@@ -72,15 +72,13 @@ def test_shares_of_tokens_are_their_probabilities(host_of, monkeypatch):
     assert (counted_V - share_V).abs().max() < 3 * (0.25 / len(drawn)) ** 0.5
 
 
-def test_rows_are_cut_at_special_tokens(new_host):
+def test_a_special_token_ends_a_row_and_a_terminator_a_text(new_host):
     host = new_host("llama", terminator=".")
-    ids = {word: host.tokenizer.convert_tokens_to_ids(word) for word in ("Ada", "is", "<bos>", "<pad>", ".")}
-    row = [ids[word] for word in ("Ada", "is", "<bos>", "<pad>", "Ada", ".", "is")]
-    assert list(data.keys.sampled._texts(host, row)) == ["Ada is", "Ada . is"]
+    row = host.tokenizer.convert_tokens_to_ids(["Ada", ".", "is", "<bos>", "Ada", "<pad>"])
+    assert list(data.keys.sampled._texts(host, row)) == ["Ada . is"]
+    assert list(data.keys.sampled._texts(host, row[:3])) == ["Ada . is"] and not list(data.keys.sampled._texts(host, row[3:]))
     host.tokenizer.eos_token = "."
-    assert list(data.keys.sampled._texts(host, row)) == ["Ada is", "Ada .", "is"], (
-        "the end of a sentence that is the host's terminator stays"
-    )
+    assert list(data.keys.sampled._texts(host, row)) == ["Ada .", "is"]
 
 
 def test_a_host_whose_tokens_spell_nothing_is_refused(new_host, monkeypatch):
@@ -102,9 +100,20 @@ def test_rows_begin_as_the_tokenizer_begins(new_host, monkeypatch):
     starts = data.keys.sampled._starts(host, torch.Generator().manual_seed(0))
     assert starts.shape == (data.keys.sampled.ROWS, 2) and set(starts[:, 0].tolist()) == {host.tokenizer.bos_token_id}
     assert not set(starts[:, 1].tolist()) & set(host.tokenizer.all_special_ids)
+    texts = sampled_texts(host, 600, 0, None)
+    assert all("bos" not in text for text in texts) and max(len(text.split()) for text in texts) > 5
     monkeypatch.setattr(data.keys.sampled, "OPENINGS", ["Ada", "Nobody"])
     starts = data.keys.sampled._starts(host, torch.Generator().manual_seed(0))
     assert set(starts[:, 1].tolist()) == {host.tokenizer.convert_tokens_to_ids("Ada")}, "words that the host does not know open nothing"
+
+
+@pytest.mark.parametrize("terminator", [".", None])
+def test_without_a_beginning_rows_begin_behind_an_end(new_host, terminator):
+    host = new_host("llama", terminator=terminator)
+    host.tokenizer.backend_tokenizer.normalizer = normalizers.Replace("\n", "of")
+    before = host.tokenizer.convert_tokens_to_ids(["." if terminator else "of"])
+    starts = data.keys.sampled._starts(host, torch.Generator().manual_seed(0))
+    assert starts[:, :-1].unique(dim=0).tolist() == [before] and len(starts[:, -1].unique()) > 5
 
 
 def test_texts_are_kept_by_host_and_settings(host_of, tmp_path, monkeypatch, caplog):
