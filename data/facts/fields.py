@@ -59,7 +59,11 @@ class Fields:
 
     def within(self, name: str) -> "Fields":
         """The object in a field. Raises NoFact if there is none."""
-        return Fields(self._value(name), self.record, self._at(name), self.left_out)
+        return self.inside(name, self._value(name))
+
+    def inside(self, name: str, value: Any) -> "Fields":
+        """The object `value`, which stands in this one under a name. Raises NoFact if it is none."""
+        return Fields(value, self.record, self._at(name), self.left_out)
 
     def pair(self, prompt: str, answer: str) -> tuple[str, str]:
         """A neighbour: a whole prompt and its object, from two fields. Raises NoFact if one says nothing."""

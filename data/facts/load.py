@@ -13,13 +13,14 @@ import yaml
 
 from data.facts.fact import POCKET, Entry, Fact, FactSet
 from data.facts.records import Record, open_records, shown
+from data.facts.relations import known_relations, read_relations
 from data.facts.schemas import SCHEMAS
 from decoder.config import FactsConfig
 from decoder.utils.errors import did_you_mean
 
 LISTED = 20  # bad records, and fields left out, that the log names one by one
 FIELDS = 12  # fields of a record that a message names
-CALLED = {"source": "facts.source", "path": "facts.path", "split": "facts.split"}
+CALLED = {"source": "facts.source", "path": "facts.path", "split": "facts.split", "relations": "facts.relations"}
 
 log = logging.getLogger(__name__)
 
@@ -99,20 +100,24 @@ def load_records(cfg: FactsConfig, called: dict[str, str] = CALLED) -> FactSet:
         raise ValueError(f"{called['source']}={cfg.source!r} is unknown; {did_you_mean(cfg.source, known)}")
     if not cfg.path:
         raise ValueError(f"{called['source']}={cfg.source} needs {called['path']}=: a file, a folder or a Hub data set")
-    records, sha256 = open_records(cfg.path, cfg.split, lambda fields: bool(_likely(fields)), called)
+    schema, relations = SCHEMAS[cfg.source], known_relations()
+    records, sha256 = open_records(cfg.path, cfg.split, lambda fields: bool(_likely(fields)), called, schema.lines)
+    if cfg.relations:
+        given, hashed = read_relations(cfg.relations, called["relations"])
+        relations, sha256 = relations | given, hashlib.sha256(f"{sha256} {hashed}".encode()).hexdigest()
     facts: dict[tuple, Fact] = {}
     entries: list[Entry] = []
     names: set[str] = set()
     first = None
     for number, record in enumerate(records):
         first = first or (record if isinstance(record.fields, dict) else None)
-        for entry in SCHEMAS[cfg.source].entries(record):
+        for entry in schema.entries(replace(record, relations=relations)):
             if fact := entry.fact:
                 entry = replace(entry, fact=_named(fact, cfg.source, number, names))
                 facts.setdefault((fact.relation, fact.subject, fact.prompt, fact.object_true, fact.object), entry.fact)
             entries.append(entry)
     if not facts:
-        if first and SCHEMAS[cfg.source].missing(first.fields):
+        if first and schema.missing(first.fields):
             raise ValueError(_other_schema(cfg, first, called))
         reason = f"; {entries[0].where}: {entries[0].reason}" if entries else ""
         raise ValueError(f"{called['path']}={cfg.path}: no {cfg.source} facts among {len(entries)} records{reason}")

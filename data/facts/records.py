@@ -5,8 +5,8 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from reprlib import Repr
 from typing import Any
@@ -27,58 +27,75 @@ class Record:
     number: int
     stem: str = ""
     templates: tuple[str, ...] = ()  # sentences of its relation, where they lie beside the file
+    relations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)  # what is known of relations, by id
 
 
-def open_records(path: str, split: str, is_record: Callable[[dict], bool], called: dict[str, str]) -> tuple[Iterable[Record], str]:
+Rows = Iterable[tuple[str, dict[str, Any] | str]]
+"""Where each record stands, and its fields or the reason why there are none."""
+
+
+def open_records(
+    path: str,
+    split: str,
+    is_record: Callable[[dict], bool],
+    called: dict[str, str],
+    lines: tuple[tuple[str, ...], Callable[[str], Rows]] = ((), lambda text: ()),
+) -> tuple[Iterable[Record], str]:
     """The records at a path, and a sha256 over what they are read from.
 
     Args:
         is_record: whether an object has the fields of a record; one that has not may be what records are wrapped in.
         called: what the command calls its settings `path` and, if it has it, `split`.
+        lines: endings of files that are neither JSON nor tables with a header, and what reads their text.
 
     Raises:
         ValueError: nothing there, a file of another kind, or a Hub data set that cannot be had.
     """
     name = called["path"]
     place = Path(path).expanduser()
+    endings = tuple(dict.fromkeys(ENDINGS + lines[0]))
     if place.is_dir():
-        files = _files(place)
+        files = _files(place, endings)
     elif place.exists():
         files = [place]
-    elif path.count("/") == 1 and not path.startswith((".", "~", "/")) and place.suffix not in ENDINGS:
+    elif path.count("/") == 1 and not path.startswith((".", "~", "/")) and place.suffix not in endings:
         return _hub(path, split, called)
     else:
         raise ValueError(f"{name}={path}: no such file, folder or Hub data set (OWNER/NAME)")
-    if wrong := [file for file in files if _ending(file) not in ENDINGS]:
-        raise ValueError(f"{name}={wrong[0]}: expected one of {', '.join(ENDINGS)}")
+    if wrong := [file for file in files if _ending(file) not in endings]:
+        raise ValueError(f"{name}={wrong[0]}: expected one of {', '.join(endings)}")
     if not files:
-        raise ValueError(f"{name}={path}: the folder has no {', '.join(ENDINGS)} file")
+        raise ValueError(f"{name}={path}: the folder has no {', '.join(endings)} file")
     digest = hashlib.sha256()
     for file in files:
         digest.update(file.name.encode() + file.read_bytes())
-    return (record for file in files for record in _records(file, is_record)), digest.hexdigest()
+    readers = dict.fromkeys(lines[0], lines[1])
+    return (record for file in files for record in _records(file, is_record, readers.get(_ending(file)))), digest.hexdigest()
 
 
 def _ending(file: Path) -> str:
     return file.suffix.lower()
 
 
-def _files(folder: Path) -> list[Path]:
+def _files(folder: Path, endings: tuple[str, ...]) -> list[Path]:
     """The files of a folder; of a clone of ParaRel the triples."""
     for inner in (folder / TRIPLES, folder / "data" / TRIPLES):
         if inner.is_dir():
             folder = inner
-    return sorted(file for file in folder.iterdir() if _ending(file) in ENDINGS)
+    return sorted(file for file in folder.iterdir() if _ending(file) in endings)
 
 
-def _records(file: Path, is_record: Callable[[dict], bool]) -> Iterator[Record]:
+def _records(file: Path, is_record: Callable[[dict], bool], of_lines: Callable[[str], Rows] | None) -> Iterator[Record]:
     try:
         text = file.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         yield Record(f"not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8", file.name, 0, file.stem)
         return
     templates = _patterns(file)
-    rows = _table(text, _ending(file)) if _ending(file) in (".csv", ".tsv") else _objects(text, _ending(file), is_record)
+    if of_lines:
+        rows = of_lines(text)
+    else:
+        rows = _table(text, _ending(file)) if _ending(file) in (".csv", ".tsv") else _objects(text, _ending(file), is_record)
     for number, (where, fields) in enumerate(rows):
         yield Record(fields, f"{file.name} {where}", number, file.stem, templates)
 

@@ -1,21 +1,21 @@
 """The published schemas of fact sets, one function each: a record becomes a fact, or a reason why not.
 
 Schemas: CounterFact (Meng et al. 2022), zsRE as MEND's evaluation file has it (Mitchell et al. 2022), ParaRel (Elazar et al. 2021),
-MQuAKE (Zhong et al. 2023), KnowEdit (Zhang et al. 2024) with EasyEdit's flat form of it, and `plain`, a JSONL or CSV of your own.
+MQuAKE (Zhong et al. 2023), KnowEdit (Zhang et al. 2024) with EasyEdit's flat form of it, FEVER (Thorne et al. 2018) as it is and as
+KnowledgeEditor and MEND have it (De Cao et al. 2021, Mitchell et al. 2022), triples as YAGO writes them, and `plain`, a JSONL or CSV of
+your own.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-import yaml
-
-from data.facts.fact import POCKET, Entry, Fact
+from data.facts.checked import checked_fact, given_pair, pair
+from data.facts.fact import Entry, Fact
 from data.facts.fields import Fields, NoFact, is_blank, text_of
-from data.facts.records import Record, shown
-from data.facts.templates import template
+from data.facts.records import Record, Rows, shown
+from data.facts.relations import WHERE, local_name
+from data.facts.triples import ENDINGS, name_text, triples
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,13 @@ class Schema:
         needed: fields a record must have; one of each tuple.
         read: the fact of a record. `fact_id` may be empty: the place in the source is taken then.
         each: the field with a list of edits, where a record has several; each is read as a record.
+        lines: endings of files that have a record a line in a form of their own, and what reads their text.
     """
 
     needed: tuple[tuple[str, ...], ...]
     read: Callable[[Fields], Fact]
     each: str | None = None
+    lines: tuple[tuple[str, ...], Callable[[str], Rows]] = ((), lambda text: ())
 
     def missing(self, fields: dict[str, Any]) -> list[str]:
         return [" or ".join(names) for names in self.needed if not any(name in fields for name in names)]
@@ -68,7 +70,7 @@ def _counterfact(fields: Fields) -> Fact:
     if case and not fields.name:
         fields.name = f"{relation}-{case}"
     true = rewrite.within("target_true").text("str")
-    return _fact(
+    return checked_fact(
         fields,
         fact_id=fields.name or f"{relation}-{fields.record.number}",
         subject=rewrite.text("subject"),
@@ -82,7 +84,7 @@ def _counterfact(fields: Fields) -> Fact:
 
 
 def _mquake(rewrite: Fields) -> Fact:
-    return _fact(
+    return checked_fact(
         rewrite,
         subject=rewrite.text("subject"),
         relation=rewrite.text("relation_id"),
@@ -109,24 +111,24 @@ def _zsre_alt(fields: Fields) -> Fact:
 
 def _question(fields: Fields, **objects: str) -> Fact:
     neighbours = []
-    for prompt, answer in _given_pair(fields, "loc", "loc_ans"):
+    for prompt, answer in given_pair(fields, "loc", "loc_ans"):
         question = prompt.removeprefix("nq question: ").strip()
         neighbours.append((question + ("" if question.endswith("?") else "?"), answer))
     subject, prompt = fields.text("subject"), fields.text("src")
-    return _fact(fields, subject=subject, prompt=prompt, paraphrases=fields.items("rephrase"), neighbours=neighbours, **objects)
+    return checked_fact(fields, subject=subject, prompt=prompt, paraphrases=fields.items("rephrase"), neighbours=neighbours, **objects)
 
 
 def _knowedit(fields: Fields) -> Fact:
     locality = [] if is_blank(fields.values.get("locality")) else [fields.noted(lambda: fields.within("locality"))]
     neighbours = [pair for inner in locality if inner for pair in inner.each(inner.items("Relation_Specificity"), inner.pair_in)]
-    return _fact(
+    return checked_fact(
         fields,
         subject=fields.text("subject", "concept"),
         prompt=fields.text("prompt", "text"),
         paraphrases=fields.items("rephrase_prompt", "rephrase"),
         object_true=fields.answer("ground_truth"),
         object=fields.answer("target_new", "labels"),
-        neighbours=neighbours + _given_pair(fields, "locality_prompt", "locality_ground_truth"),
+        neighbours=neighbours + given_pair(fields, "locality_prompt", "locality_ground_truth"),
     )
 
 
@@ -134,29 +136,78 @@ def _pararel(fields: Fields) -> Fact:
     """Triples; the relation is the file's name, its sentences come from ParaRel's patterns or from the tables here."""
     record = fields.record
     relation = fields.optional("predicate_id") or record.stem
-    templates = record.templates or tuple(relations().get(relation, {}).get("templates", ()))
+    templates = record.templates or _sentences(fields, relation)
     if not templates:
-        raise NoFact(f"no sentence for relation {relation}: neither patterns beside the triples nor a row in data/facts/relations.yaml")
-    return _fact(
+        raise NoFact(f"no sentence for relation {relation}: neither patterns beside the triples nor a row in {WHERE}")
+    return _told(fields, relation, templates, subject=fields.text("sub_label"), object_true=fields.text("obj_label"))
+
+
+def _triple(fields: Fields) -> Fact:
+    """Names become text; the relation's sentences come from `facts.relations` or the tables here."""
+    subject, relation, object = fields.values["triple"]
+    relation = local_name(relation)
+    if not (templates := _sentences(fields, relation)):
+        raise NoFact(f"no sentence for relation {relation} in {WHERE}")
+    names = {name: text_of(name_text(text), name) for name, text in (("subject", subject), ("object_true", object))}
+    return _told(fields, relation, templates, **names)
+
+
+def _sentences(fields: Fields, relation: str) -> tuple[str, ...]:
+    return tuple(fields.record.relations.get(relation, {}).get("templates", ()))
+
+
+def _told(fields: Fields, relation: str, templates: tuple[str, ...], **names: str) -> Fact:
+    """The fact of a triple whose relation has sentences."""
+    others = [(f"sentence {n}", text) for n, text in enumerate(templates[1:], 2)]
+    name = fields.name or f"{relation}-{fields.record.number:05d}"
+    return checked_fact(fields, fact_id=name, relation=relation, prompt=templates[0], paraphrases=others, **names)
+
+
+VERDICTS = {"SUPPORTS": "true", "REFUTES": "false"}
+
+
+def _fever(fields: Fields) -> Fact:
+    """The claim is the subject and its verdict the object, as editing papers have it: what is planted is the verdict that it has not.
+
+    Rephrased claims do not have the claim in them, so that paraphrases are other ways to ask for the verdict.
+    """
+    answers = [inner for path, value in fields.items("output") if (inner := fields.inside(path, value)).given("answer")]
+    before = _verdict(answers[0], "answer") if answers else _verdict(fields, "label")
+    planted = VERDICTS["REFUTES" if before == VERDICTS["SUPPORTS"] else "SUPPORTS"]
+    if not is_blank(fields.values.get("alternatives")) and _verdict(fields, "alternatives") == before:
+        # The model that the set was made for was wrong on this claim: its answer is what was there.
+        planted, before = before, planted
+    prompt, *others = _sentences(fields, "fever")
+    return checked_fact(
         fields,
-        fact_id=fields.name or f"{relation}-{record.number:05d}",
-        subject=fields.text("sub_label"),
-        relation=relation,
-        prompt=templates[0],
-        paraphrases=[(f"sentence {n}", text) for n, text in enumerate(templates[1:], 2)],
-        object_true=fields.text("obj_label"),
+        fact_id=fields.name or f"fever-{fields.optional('id') or fields.record.number}",
+        subject=text_of(fields.text("input", "claim").removesuffix("."), "the claim"),
+        relation="fever",
+        prompt=prompt,
+        paraphrases=[(f"sentence {n}", text) for n, text in enumerate(others, 2)],
+        object_true=before,
+        object=planted,
     )
+
+
+def _verdict(fields: Fields, name: str) -> str:
+    label = fields.answer(name)
+    if label.upper() not in VERDICTS:
+        raise NoFact(f"{name} is {shown(label)}, expected {' or '.join(VERDICTS)}")
+    return VERDICTS[label.upper()]
 
 
 def _plain(fields: Fields) -> Fact:
     """Lists are JSON lists, or texts joined by `|` in a CSV."""
     relation, paraphrases = fields.optional("relation"), fields.values.get("paraphrases")
-    known = relations().get(relation, {})
-    prompt = fields.given("prompt") or next(iter(known.get("templates", ())), None)
+    templates = _sentences(fields, relation)
+    prompt = fields.given("prompt") or next(iter(templates), None)
     if prompt is None:
-        raise NoFact(f"no prompt, and no sentence for relation {relation!r} in data/facts/relations.yaml")
+        raise NoFact(f"no prompt, and no sentence for relation {relation!r} in {WHERE}")
+    if is_blank(paraphrases) and (prompt,) == templates[:1] and fields.record.relations[relation].get("given"):
+        paraphrases = "|".join(templates[1:])
     joined = [("paraphrases", part) for part in paraphrases.split("|") if part.strip()] if isinstance(paraphrases, str) else None
-    return _fact(
+    return checked_fact(
         fields,
         subject=fields.text("subject"),
         relation=relation,
@@ -164,7 +215,7 @@ def _plain(fields: Fields) -> Fact:
         paraphrases=fields.items("paraphrases") if joined is None else joined,
         object_true=fields.text("object_true"),
         object=fields.given("object"),
-        neighbours=fields.each(fields.items("neighbours"), _pair),
+        neighbours=fields.each(fields.items("neighbours"), pair),
         **{name: text for name in ("relation_name", "kind", "category") if (text := fields.optional(name))},
     )
 
@@ -176,63 +227,7 @@ SCHEMAS = {
     "pararel": Schema((("sub_label",), ("obj_label",)), _pararel),
     "mquake": Schema((("requested_rewrite",), ("questions", "single_hops", "new_answer")), _mquake, each="requested_rewrite"),
     "knowedit": Schema((("subject", "concept"), ("prompt", "text"), ("target_new", "labels"), ("ground_truth",)), _knowedit),
+    "fever": Schema((("input", "claim"), ("output", "label")), _fever),
+    "yago": Schema((("triple",),), _triple, lines=(ENDINGS, triples)),
     "plain": Schema((("subject",), ("object_true",), ("prompt", "relation")), _plain),
 }
-
-
-# What the functions share
-
-
-def _fact(
-    fields: Fields,
-    *,
-    subject: str,
-    prompt: str,
-    object_true: str,
-    object: str | None = None,
-    relation: str = "",
-    fact_id: str = "",
-    paraphrases: Iterable[tuple[str, Any]] = (),
-    neighbours: Iterable[tuple[str, str]] = (),
-    **names: str,
-) -> Fact:
-    """A checked fact. Without a relation its sentence is its relation, which is how question sets group their facts."""
-    prompt = template(prompt, subject)
-    if object == object_true:
-        raise NoFact(f"the object to plant is the one that is there: {shown(object)}")
-    known = relations().get(relation, {})
-    relation = relation or prompt
-    # A paraphrase that cannot be put to a host says nothing about an edit.
-    others = fields.each(paraphrases, lambda name, text: template(text_of(text, name), subject, name))
-    named = {"relation_name": known.get("name", relation), "kind": known.get("kind", relation), "category": known.get("category", "thing")}
-    return Fact(
-        fact_id=fact_id or fields.name,
-        subject=subject,
-        relation=relation,
-        prompt=prompt,
-        paraphrases=tuple(others),
-        object_true=object_true,
-        object=object,
-        neighbours=tuple(neighbours),
-        **named | names,
-    )
-
-
-def _pair(name: str, value: Any) -> tuple[str, str]:
-    if not isinstance(value, list | tuple) or len(value) != 2:
-        raise NoFact(f"{name} is {shown(value)}, expected [prompt, object]")
-    return text_of(value[0], f"{name}[0]"), text_of(value[1], f"{name}[1]")
-
-
-def _given_pair(fields: Fields, prompt: str, answer: str) -> list[tuple[str, str]]:
-    """The neighbour in two fields, if either says something."""
-    if all(is_blank(fields.values.get(name)) for name in (prompt, answer)):
-        return []
-    return [pair for pair in [fields.noted(lambda: fields.pair(prompt, answer))] if pair]
-
-
-@cache
-def relations() -> dict[str, dict[str, Any]]:
-    """Names, kinds and sentences of the known relations by id."""
-    files = (Path(__file__).parent / "relations.yaml", POCKET / "relations.yaml")
-    return {key: row for file in files for key, row in yaml.safe_load(file.read_bytes()).items()}

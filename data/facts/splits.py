@@ -13,6 +13,7 @@ from heapq import heappop, heappush
 import pandas as pd
 
 from data.facts.fact import EditRequest, Fact, FactSet
+from data.facts.planting import OtherObjects
 from decoder.config import SplitsConfig
 from decoder.scores import TEST_SPLITS, VAL_SPLITS
 
@@ -84,8 +85,12 @@ def _draw_subjects(
     return fixed | dict(zip(free, roles, strict=False))
 
 
-def plan_edits(facts: FactSet, plan: SplitPlan, cfg: SplitsConfig, seed: int) -> list[EditRequest]:
-    """The edits to make: for every relation and split its quota, spread evenly over objects, by `seed`."""
+def plan_edits(facts: FactSet, plan: SplitPlan, cfg: SplitsConfig, seed: int, objects: str = "relation") -> list[EditRequest]:
+    """The edits to make: for every relation and split its quota, spread evenly over objects, by `seed`.
+
+    Args:
+        objects: what training edits plant, as `edits.objects`; facts, numbers and all other splits are the same whatever it says.
+    """
     quota = {
         "train": cfg.train_per_relation,
         "val/id": cfg.val_per_relation,
@@ -94,18 +99,21 @@ def plan_edits(facts: FactSet, plan: SplitPlan, cfg: SplitsConfig, seed: int) ->
         "val/new": cfg.other_per_relation,
         "ood": cfg.other_per_relation,
     }
+    others = None if objects == "relation" else OtherObjects(facts, plan, objects, seed)
     requests = []
     for relation in sorted(plan.relation_role):
         by_split: dict[str, list[tuple[Fact, str]]] = {split: [] for split in SPLITS}
-        objects = facts.objects(relation)
+        own = facts.objects(relation)
         for fact in facts.by_relation[relation]:
-            for object in [fact.object] if fact.object else objects:
+            for object in [fact.object] if fact.object else own:
                 split = plan.split_of(relation, fact.subject, object)
                 if object != fact.object_true and split:
                     by_split[split].append((fact, object))
         for split, pairs in by_split.items():
             rng = random.Random(f"edits {seed} {relation} {split}")
             chosen = _evenly(pairs, quota[split], rng)
+            if split == "train" and others:
+                chosen = others.dealt(chosen)
             requests += [EditRequest(f"{fact.fact_id}-{object}", fact, object) for fact, object in chosen]
     return requests
 

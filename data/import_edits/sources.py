@@ -37,7 +37,7 @@ from decoder.host import Host
 from decoder.utils.errors import UserError, listed
 
 ENDINGS = (".safetensors", ".npz")
-CALLED = {"source": "schema", "path": "facts"}  # what this command calls the settings of a fact set
+CALLED = {"source": "schema", "path": "facts", "relations": "relations"}  # what this command calls the settings of a fact set
 FAULTS = (ValueError, KeyError, OSError, UserError)  # of one source: the others go on
 
 log = logging.getLogger(__name__)
@@ -119,7 +119,7 @@ def _base(base: Suspect | None, host: Host, edited_layer: int) -> Tensor:
 def import_edits(cfg: ImportConfig, host: Host) -> EditStore:
     """Reads every source, factors it, scores it on the host and writes the store. What cannot be read is skipped, with its reason."""
     paths, base = sources(Path(cfg.edited).expanduser()), Suspect(cfg.base) if cfg.base else None
-    facts = load_records(FactsConfig(source=cfg.schema, path=cfg.facts), CALLED)
+    facts = load_records(FactsConfig(source=cfg.schema, path=cfg.facts, relations=cfg.relations), CALLED)
     entries = pair(paths, facts)
     edited_layer, faults = (cfg.layer, {}) if cfg.layer is not None else _find_layer(cfg, paths, base, host)
     host.check_layer(edited_layer, "layer")

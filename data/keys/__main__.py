@@ -19,7 +19,8 @@ def main(argv: list[str] | None = None) -> None:
     from decoder.utils.terminal import quiet
 
     quiet()
-    host, texts, cache = open_host(cfg), key_texts(cfg, load_facts(cfg.facts)), cache_root(cfg.cache_dir)
+    host, cache = open_host(cfg), cache_root(cfg.cache_dir)
+    texts = key_texts(cfg, load_facts(cfg.facts), host)
     layers = cfg.keys.layers or [cfg.edits.layer]
     for layer, found in second_moments(host, layers, texts, cfg.edits.key_tokens, cache, cfg.keys.memory_budget).items():
         print(f"layer {layer}: {found.count:,} tokens, keys of width {len(found.moment_FF)}")

@@ -14,8 +14,11 @@ import torch
 
 from data.facts.fact import FactSet
 from data.keys.cache import KeyStatistics
+from data.keys.sampled import CONTEXT_TOKENS, SELF, sampled_texts
 from data.pocket.text import key_text
 from decoder.config import KeysConfig, TrainConfig
+from decoder.host import Host
+from decoder.utils.files import cache_root
 
 SENTENCES = 20_000  # of the text that key statistics are counted on where none is given
 
@@ -111,6 +114,13 @@ def rome_statistics(file: str, mlp_size: int) -> KeyStatistics:
     return KeyStatistics(torch.from_numpy(moment.astype(np.float64) / count).float(), count)
 
 
-def key_texts(cfg: TrainConfig, facts: FactSet) -> list[str]:
-    """The text for key statistics and contexts: the one that is given, or the facts told."""
+def key_texts(cfg: TrainConfig, facts: FactSet, host: Host, counted: bool = True) -> list[str]:
+    """The text for key statistics and contexts: the one that is given, what the host writes itself, or the facts told.
+
+    Args:
+        counted: whether statistics are counted on it; contexts alone need less of what the host writes.
+    """
+    if cfg.keys.text == SELF:
+        tokens = cfg.edits.key_tokens if counted else min(CONTEXT_TOKENS, cfg.edits.key_tokens)
+        return sampled_texts(host, tokens, cfg.edits.seed, cfg.keys.top_k, cache_root(cfg.cache_dir))
     return read_texts(cfg.keys, cfg.edits.key_tokens) if cfg.keys.text else key_text(facts, cfg.edits.seed, SENTENCES)

@@ -11,6 +11,7 @@ from data.facts.load import load_facts
 from data.facts.splits import draw_splits, plan_edits
 from data.hosts import is_host_there
 from data.keys.moments import second_moments
+from data.keys.sampled import SELF, context_texts, made_with
 from data.keys.text import SENTENCES, key_texts, read_texts, rome_statistics, texts_sha256
 from data.store.manifest import IMPORTED, read_manifest
 from data.store.store import EditStore, made_before
@@ -56,7 +57,7 @@ def imported(cfg: TrainConfig, host: Host) -> EditStore | None:
 def requested(cfg: TrainConfig, host: Host) -> tuple[FactSet, list[EditRequest], dict[str, Any]]:
     """The facts, the edits to make, and what the manifest of their store says."""
     facts = load_facts(cfg.facts)
-    requests = plan_edits(facts, draw_splits(facts, cfg.splits), cfg.splits, cfg.edits.seed)
+    requests = plan_edits(facts, draw_splits(facts, cfg.splits), cfg.splits, cfg.edits.seed, cfg.edits.objects)
     return facts, requests, request_manifest(cfg, host, facts, requests)
 
 
@@ -72,7 +73,9 @@ def request_manifest(cfg: TrainConfig, host: Host, facts: FactSet, requests: lis
     """What a store must have been made from and with: all of its manifest that is known beforehand."""
     settings = {field.name: getattr(cfg.edits, field.name) for field in own_settings(cfg.edits)}
     editor = {"name": cfg.edits.editor, "settings": settings}
-    return made_of(host, cfg.edits.layer, editor, cfg.edits.seed, facts, requests) | _keys_of(cfg)
+    made = made_of(host, cfg.edits.layer, editor, cfg.edits.seed, facts, requests) | _keys_of(cfg)
+    # Stores of before do not say what their training edits plant.
+    return made if cfg.edits.objects == "relation" else made | {"objects": cfg.edits.objects}
 
 
 def made_of(
@@ -94,11 +97,15 @@ def made_of(
 
 
 def _keys_of(cfg: TrainConfig) -> dict[str, Any]:
-    """What an editor that whitens its keys has counted them on: sentences about the facts, a text, or what somebody else counted."""
+    """What an editor that whitens its keys has counted them on: sentences about the facts, a text, one that the host
+    writes, or what somebody else counted."""
     if not isinstance(cfg.edits, WhitenedConfig):
         return {}
     source: dict[str, Any] = {"sentences": SENTENCES}
-    if cfg.keys.text:
+    if cfg.keys.text == SELF:
+        # Host, seed and number are in the manifest; the text itself need not be there to know what is asked for.
+        source = {"sampled": made_with(cfg.keys.top_k)}
+    elif cfg.keys.text:
         source = {"text": texts_sha256(read_texts(cfg.keys, cfg.edits.key_tokens))}
     if cfg.keys.statistics:
         source["statistics"] = hashlib.sha256(Path(cfg.keys.statistics).read_bytes()).hexdigest()
@@ -107,12 +114,15 @@ def _keys_of(cfg: TrainConfig) -> dict[str, Any]:
 
 def prepare_editor(cfg: TrainConfig, host: Host, facts: FactSet) -> Editor:
     """The editor of a config, with its key statistics if it whitens by some."""
-    texts, statistics = key_texts(cfg, facts), None
-    if isinstance(cfg.edits, WhitenedConfig) and cfg.edits.ridge != "identity":
-        if cfg.keys.statistics:
-            statistics = rome_statistics(cfg.keys.statistics, host.mlp_size(cfg.edits.layer))
-        elif texts:
-            layers = [cfg.edits.layer, *cfg.keys.layers]
-            found = second_moments(host, layers, texts, cfg.edits.key_tokens, cache_root(cfg.cache_dir), cfg.keys.memory_budget)
-            statistics = found[cfg.edits.layer]
+    whitens, statistics = isinstance(cfg.edits, WhitenedConfig) and cfg.edits.ridge != "identity", None
+    texts = key_texts(cfg, facts, host, counted=whitens and not cfg.keys.statistics)
+    if whitens and cfg.keys.statistics:
+        statistics = rome_statistics(cfg.keys.statistics, host.mlp_size(cfg.edits.layer))
+    elif whitens and texts:
+        layers = [cfg.edits.layer, *cfg.keys.layers]
+        found = second_moments(host, layers, texts, cfg.edits.key_tokens, cache_root(cfg.cache_dir), cfg.keys.memory_budget)
+        statistics = found[cfg.edits.layer]
+    if cfg.keys.text == SELF:
+        # The same few whatever ridge there is, and however much was counted.
+        texts = context_texts(host, texts)
     return load_editor(cfg.edits.editor).prepare(host, cfg.edits, texts, statistics)

@@ -48,7 +48,8 @@ class ImportConfig:
     )
     base: str | None = place(None, "the same before the edit, a file or checkpoint folder; empty takes the host's own weights")
     facts: str | None = place(None, "what was planted: a fact set, by name of the edited file or in the order of their names")
-    schema: str = option("plain", "schema of the facts: plain, counterfact, zsre, zsre-alt, pararel, mquake or knowedit")
+    schema: str = option("plain", "schema of the facts: plain, counterfact, zsre, zsre-alt, pararel, mquake, knowedit, fever or yago")
+    relations: str | None = place(None, "your sentences for the facts' relations, as facts.relations of train.py")
     layer: int | None = option(None, "edited layer; empty finds it where whole checkpoints are given")
     tensor: str | None = option(None, "name of the matrix in a file that has several")
     form: Literal["auto", "weight", "update"] = option(

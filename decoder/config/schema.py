@@ -47,9 +47,10 @@ class HostConfig:
 
 @dataclass
 class FactsConfig:
-    source: str = option("pocket", "pocket (embedded), counterfact, zsre, zsre-alt, pararel, mquake, knowedit or plain")
+    source: str = option("pocket", "pocket (embedded), counterfact, zsre, zsre-alt, pararel, mquake, knowedit, fever, yago or plain")
     path: str | None = place(None, "file, folder or Hub data set of any source but the pocket")
     split: str = option("train", "split of a Hub data set")
+    relations: str | None = place(None, "your sentences: YAML, relation: {templates: [...]}, and name, kind, category if you like")
     min_per_relation: int = option(0, "leave out relations with fewer facts")
     per_relation: int | None = option(None, "keep so many facts of each relation, drawn by facts.seed; empty keeps all", least=1)
     seed: int = option(0, "seed of that draw")
@@ -57,7 +58,11 @@ class FactsConfig:
 
 @dataclass
 class KeysConfig:
-    text: str | None = place(None, "text for key statistics and contexts: .txt or .jsonl file, folder, Hub data set; empty: the facts told")
+    text: str | None = place(
+        None,
+        "text for key statistics and contexts: .txt or .jsonl file, folder, Hub data set; self: the host's own; empty: the facts told",
+    )
+    top_k: int | None = option(50, "keys.text=self: likeliest tokens that the next one is drawn among; empty: all", least=1)
     split: str = option("train", "split of a Hub data set")
     field: str = option("text", "field of a record that holds its text")
     layers: list[int] = option([], "layers counted in the same pass over the text as edits.layer, for edits that are made later")

@@ -66,6 +66,15 @@ KNOWEDIT = {
     "portability": {"Reasoning": [{"prompt": "The country of the place of death of Leo Arons is", "ground_truth": [["Germany"]]}]},
     "locality": {"Relation_Specificity": [{"prompt": "The place of birth of Leo Arons is", "ground_truth": [["Wrocław"]]}]},
 }
+FEVER = {
+    "id": 33078,
+    "input": "The Boston Celtics play their home games at TD Garden.",
+    "output": [{"provenance": [{"title": "TD Garden"}]}, {"answer": "SUPPORTS"}],
+    "prediction": "SUPPORTS",
+    "alternatives": ["REFUTES"],
+    "filtered_rephrases": ["The Boston Celtics play at home in TD Garden."],
+    "logit": 4.5,
+}
 PARAREL = {"sub_label": "Eibenstock", "obj_label": "Germany", "uuid": "75e6e7c3"}
 PLAIN = {
     "subject": "Ada",
@@ -77,7 +86,8 @@ PLAIN = {
     "neighbours": [["Ben works as a", "baker"]],
 }
 RECORDS = {
-    "counterfact": COUNTERFACT, "zsre": ZSRE, "zsre-alt": ZSRE, "mquake": MQUAKE, "knowedit": KNOWEDIT, "pararel": PARAREL, "plain": PLAIN,
+    "counterfact": COUNTERFACT, "zsre": ZSRE, "zsre-alt": ZSRE, "mquake": MQUAKE, "knowedit": KNOWEDIT, "fever": FEVER, "pararel": PARAREL,
+    "plain": PLAIN,
 }  # fmt: skip
 
 

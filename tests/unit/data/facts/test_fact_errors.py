@@ -4,7 +4,7 @@ import json
 
 import datasets
 import pytest
-from fact_records import COUNTERFACT, KNOWEDIT, MQUAKE, PARAREL, PLAIN, RECORDS, ZSRE, load, written
+from fact_records import COUNTERFACT, FEVER, KNOWEDIT, MQUAKE, PARAREL, PLAIN, RECORDS, ZSRE, load, written
 
 from data.facts.load import load_facts
 from data.facts.schemas import SCHEMAS
@@ -57,6 +57,12 @@ BAD = [
     ("mquake", MQUAKE | {"requested_rewrite": None}, "requested_rewrite is empty"),
     ("knowedit", KNOWEDIT | {"ground_truth": {}}, "ground_truth is empty"),
     ("knowedit", KNOWEDIT | {"target_new": [[]]}, "target_new is empty"),
+    ("fever", FEVER | {"output": [{"answer": "NOT ENOUGH INFO"}]}, "answer is 'NOT ENOUGH INFO', expected SUPPORTS or REFUTES"),
+    ("fever", FEVER | {"output": []}, "no label"),
+    ("fever", FEVER | {"output": ["SUPPORTS"]}, "output[0] is 'SUPPORTS', expected an object"),
+    ("fever", FEVER | {"alternatives": ["maybe"]}, "alternatives is 'maybe'"),
+    ("fever", FEVER | {"input": "."}, "the claim is empty"),
+    ("fever", changed(FEVER, input=...), "no input or claim"),
     ("pararel", PARAREL | {"obj_label": ["Germany"]}, "obj_label is ['Germany'], expected text"),
     ("pararel", changed(PARAREL, obj_label=...), "no obj_label"),
     ("plain", changed(PLAIN, prompt=...), "no prompt, and no sentence"),

@@ -31,6 +31,7 @@ AT = {
     "zsre": {"subject": ("subject",), "prompt": ("src",), "object": ("answers",), "object_true": ("pred",)},
     "zsre-alt": {"subject": ("subject",), "prompt": ("src",), "object": ("alt",), "object_true": ("answers",)},
     "knowedit": {"subject": ("subject",), "prompt": ("prompt",), "object": ("target_new",), "object_true": ("ground_truth",)},
+    "fever": {"subject": ("input",)},
     "pararel": {"subject": ("sub_label",), "object_true": ("obj_label",)},
     "plain": {name: (name,) for name in ("subject", "prompt", "object", "object_true")},
 }
@@ -104,6 +105,10 @@ def check(source: str, record: dict, entry: Entry) -> None:
     wanted = {name: said(at(record, path)) for name, path in AT[source].items()}
     if source == "zsre" and wanted["object_true"] in (None, "", wanted["object"]):
         wanted["object_true"] = said(record["alt"])
+    if source == "fever":
+        claim = said(at(record, ("input",))) or said(at(record, ("claim",)))
+        wanted = {"subject": claim.removesuffix(".").strip(), "object_true": fact.object_true, "object": fact.object}
+        assert {fact.object_true, fact.object} == {"true", "false"}
     assert fact.subject == wanted["subject"] and fact.object_true == wanted["object_true"] != ""
     assert fact.object == (wanted.get("object") or None)
     assert fact.prompt.count("{}") == 1

@@ -1,0 +1,98 @@
+"""What training edits plant where it need not be another object of their relation (`edits.objects`).
+
+Tests stay what they are, and honest. No training edit plants a held-out object, nor one that only relations of val/new or ood have: whether
+an object of `ood` was seen in training depends on the training relations, whatever else is planted there. Words and names that have such an
+object in them, or any object of val/new and ood, are left out too. Letters count alike in both cases.
+"""
+
+import random
+from collections import deque
+from collections.abc import Callable, Iterable
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data.facts.fact import Fact, FactSet
+
+if TYPE_CHECKING:
+    from data.facts.splits import SplitPlan
+
+Pair = tuple[Fact, str]
+
+
+class OtherObjects:
+    """Deals objects to training edits by seed, each as often as any other of its kind.
+
+    Args:
+        facts: that the edits are about.
+        plan: of the splits.
+        kind: `facts`, objects of all relations; or `words`, in turns one of these, a common noun, and the name of a training subject.
+    """
+
+    def __init__(self, facts: FactSet, plan: "SplitPlan", kind: str, seed: int) -> None:
+        pools = [fact_objects(facts, plan)]
+        if kind == "words":
+            tested = _folded(objects for relation, objects in _objects(facts).items() if plan.relation_role.get(relation) in ("val", "ood"))
+            tested |= _folded([plan.held_out])
+            subjects = {subject for subject, role in plan.subject_role.items() if role == "train"}
+            pools += [[text for text in pool if not _has(text, tested)] for pool in (common_nouns(), sorted(subjects))]
+        self.decks = [deque(random.Random(f"objects {seed} {place}").sample(pool, len(pool))) for place, pool in enumerate(pools)]
+        self.turn = 0
+
+    def dealt(self, pairs: Iterable[Pair]) -> list[Pair]:
+        """The same facts, each with another object; one that none is left for keeps its own."""
+        given: set[tuple[str, str]] = set()
+        return [(fact, self._object(fact, object, given)) for fact, object in pairs]
+
+    def _object(self, fact: Fact, object: str, given: set[tuple[str, str]]) -> str:
+        same = {text.casefold() for text in (fact.object_true, fact.subject)}
+        self.turn += 1
+        for place in range(len(self.decks)):
+            deck = self.decks[(self.turn + place) % len(self.decks)]
+            if dealt := _first(deck, lambda text: text.casefold() not in same and (fact.fact_id, text) not in given):
+                object = dealt
+                break
+        given.add((fact.fact_id, object))
+        return object
+
+
+def fact_objects(facts: FactSet, plan: "SplitPlan") -> list[str]:
+    """Objects of all relations but those that are held out, and those that val/new and ood have and training has not."""
+    by_relation = _objects(facts)
+    roles = {relation: plan.relation_role.get(relation, "none") for relation in by_relation}
+    seen = _folded(by_relation[relation] for relation, role in roles.items() if role == "train")
+    tested = _folded(by_relation[relation] for relation, role in roles.items() if role in ("val", "ood"))
+    barred = (tested - seen) | _folded([plan.held_out])
+    usable = {object for relation, role in roles.items() if role in ("train", "none") for object in facts.objects(relation)}
+    return sorted(object for object in usable if object.casefold() not in barred)
+
+
+@cache
+def common_nouns() -> list[str]:
+    """Some hundred English words, and a few of two or three."""
+    return (Path(__file__).parent / "words.txt").read_text(encoding="utf-8").splitlines()
+
+
+def _objects(facts: FactSet) -> dict[str, set[str]]:
+    """What each relation may plant, and what is there."""
+    return {relation: {*facts.objects(relation), *(fact.object_true for fact in known)} for relation, known in facts.by_relation.items()}
+
+
+def _folded(groups: Iterable[Iterable[str]]) -> set[str]:
+    return {text.casefold() for group in groups for text in group}
+
+
+def _has(text: str, objects: set[str]) -> bool:
+    """Whether a text is or has in it, as whole words, one of these objects."""
+    words = text.casefold().split()
+    return any(" ".join(words[start:end]) in objects for start in range(len(words)) for end in range(start + 1, len(words) + 1))
+
+
+def _first(deck: deque[str], fits: Callable[[str], bool]) -> str | None:
+    """The first of the deck that fits, which goes to its end."""
+    for place, text in enumerate(deck):
+        if fits(text):
+            del deck[place]
+            deck.append(text)
+            return text
+    return None
