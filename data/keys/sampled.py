@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from transformers import DynamicCache
 
 from decoder.host import Host
 from decoder.utils.files import alone, short_hash, whole_file
+from decoder.utils.progress import progress
 
 SELF = "self"
 """What `keys.text` calls it."""
@@ -97,19 +97,16 @@ def _read(file: Path) -> list[str] | None:
 def _until(host: Host, tokens: int, seed: int, top_k: int | None) -> list[str]:
     texts: list[str] = []
     count = batch = 0
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("tokens, time left"), TimeRemainingColumn())
-    with Progress(*columns, transient=True) as progress:
-        task = progress.add_task(f"text that {host.name} writes", total=tokens)
+    with progress(f"text that {host.name} writes, tokens", tokens) as advance:
         while count < tokens:
             generator = torch.Generator().manual_seed(int(hashlib.sha256(f"text {seed} {batch}".encode()).hexdigest()[:15], 16))
-            rows = torch.stack(list(_columns(host, generator, top_k, lambda: progress.advance(task, ROWS))), dim=1).tolist()
+            rows = torch.stack(list(_columns(host, generator, top_k, lambda: advance(ROWS))), dim=1).tolist()
             found = [text for row in rows for text in _texts(host, row)]
             if not found:
                 raise ValueError(f"keys.text={SELF}: {host.name} writes no text. Give a text of your own")
             texts += found
             batch += 1
             count += sum(len(host.text_ids(text)) for text in found)
-            progress.update(task, completed=min(count, tokens))
     return first_of(host, texts, tokens)
 
 
