@@ -70,7 +70,7 @@ def test_paper_is_the_papers_recipe():
     assert splits.train_per_relation * splits.train_relations >= 600
 
 
-@pytest.mark.parametrize("experiment", ["main", "paper", "smoke"])
+@pytest.mark.parametrize("experiment", ["main", "paper", "quick", "smoke"])
 def test_minima_can_be_reached(experiment):
     cfg = compose(TrainConfig, "train", [f"experiment={experiment}"])
     splits, minimum = cfg.splits, cfg.splits.minimum
