@@ -1,6 +1,6 @@
 """Beam search over whole objects.
 
-Shape letters: B edits, C of them still searched, K beams, N = C * K rows, T object tokens, V vocabulary.
+Shape letters: B edits, C of them still searched, K beams, N beams that are run, T object tokens, V vocabulary.
 """
 
 from collections.abc import Callable
@@ -38,9 +38,9 @@ def beam_search(
 
     Args:
         first_BV: logits of the first object token.
-        step: (tokens (N,), origins (N,), edits (C,)) -> logits (N, V) of the next token, for the beams of the edits that are not finished.
-            An origin is a beam's row in the call before; before the first call all edits have their K rows.
-        drop_finished: leave finished edits out of the steps that follow; if not, C is always B.
+        step: (tokens (N,), origins (N,), edits (N,)) -> logits (N, V) of the next token, for the beams that are not finished. An origin is
+            a beam's row in the call before; before the first call every beam has a row, edit by edit.
+        drop_finished: leave finished beams out of the steps that follow; if not, N is always B * K.
     """
     batch = len(first_BV)
     beams = min(beams, first_BV.shape[1])
@@ -48,33 +48,31 @@ def beam_search(
     score_BK, token_BK = log_BV.topk(beams, dim=-1)
     paths_BKT = token_BK.unsqueeze(2)
     edit_B = torch.arange(batch, device=first_BV.device)
-    origin_BK = _rows(batch, beams, first_BV.device)
+    origin_BK = torch.arange(batch * beams, device=first_BV.device).view(batch, beams)
     done_BK = torch.zeros_like(token_BK, dtype=torch.bool)
 
     for length in range(1, max_tokens + 1):
         if done_BK.all() or (length == max_tokens and terminator_id is None):
             break
         edit_C = edit_B[~done_BK.all(1)] if drop_finished else edit_B
-        logits_NV = step(paths_BKT[edit_C, :, -1].flatten(), origin_BK[edit_C].flatten(), edit_C)
-        log_CKV = logits_NV.float().log_softmax(-1).view(len(edit_C), beams, -1)
+        run_CK = ~done_BK[edit_C] if drop_finished else torch.ones_like(done_BK)
+        logits_NV = step(paths_BKT[edit_C, :, -1][run_CK], origin_BK[edit_C][run_CK], edit_C.unsqueeze(1).expand_as(run_CK)[run_CK])
+        log_CKV = torch.zeros(*run_CK.shape, logits_NV.shape[1], device=first_BV.device)
+        log_CKV[run_CK] = logits_NV.float().log_softmax(-1)
         log_CKV = _end_only(log_CKV, done_BK[edit_C], terminator_id, must_end=length == max_tokens)
         score_BK[edit_C], flat_CK = (score_BK[edit_C].unsqueeze(2) + log_CKV).flatten(1).topk(beams, dim=-1)
         parent_CK, token_CK = flat_CK // log_CKV.shape[2], flat_CK % log_CKV.shape[2]
-        # What is dropped had ended, and its paths go on with the terminator.
+        # The paths of what is dropped have ended, and go on with the terminator.
         paths_BKT = torch.nn.functional.pad(paths_BKT, (0, 1), value=-1 if terminator_id is None else terminator_id)
         kept_CKT = paths_BKT[edit_C, :, :-1].gather(1, parent_CK.unsqueeze(2).expand(-1, -1, paths_BKT.shape[2] - 1))
         paths_BKT[edit_C] = torch.cat([kept_CKT, token_CK.unsqueeze(2)], 2)
-        origin_BK[edit_C] = _rows(len(edit_C), beams, first_BV.device).gather(1, parent_CK)
+        # What goes on comes from a beam that was run; the origin of a finished one is of no account.
+        origin_BK[edit_C] = (run_CK.flatten().cumsum(0) - 1).view_as(run_CK).gather(1, parent_CK)
         if terminator_id is not None:
             done_BK[edit_C] = token_CK == terminator_id
 
     tokens = [[_object(path, terminator_id) for path in paths] for paths in paths_BKT.tolist()]
     return Beams(tokens, score_BK.exp(), first_BV.argmax(-1))
-
-
-def _rows(edits: int, beams: int, device: torch.device) -> Tensor:
-    """The row of each beam, (edits, beams)."""
-    return torch.arange(edits * beams, device=device).view(edits, beams)
 
 
 def _object_start(first_BV: Tensor, terminator_id: int | None) -> Tensor:

@@ -1,8 +1,8 @@
 """Where an object ends, on a host that has no terminator.
 
 Such a host goes on after an object, and nothing in its vocabulary says that the object was whole. What says so is its state behind the
-object's tokens: a logistic regression on it gives the chance that the object ends there. The end so becomes one more token, with the id
-behind the vocabulary's last, and an object's probability is that of its tokens and its end.
+object's tokens, and whether it would go on within the word: a logistic regression on both gives the chance that the object ends there. The
+end so becomes one more token, with the id behind the vocabulary's last, and an object's probability is that of its tokens and its end.
 
 Shape letters: N states, D hidden width, V vocabulary.
 """
@@ -18,44 +18,65 @@ from torch.nn.functional import logsigmoid
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
 FOLDS = 5
+SUREST = 15.0  # log-odds beyond which a word's end is as sure as can be
+FREEDOM = 10.0  # times its own scale, so that the ridge hardly holds it
 
 
 class Ending(nn.Module):
-    """The chance that an object ends, as a logit, from the final state behind its last token so far."""
+    """The chance that an object ends, as a logit, where the host is behind its last token so far.
 
-    def __init__(self, width: int) -> None:
+    Args:
+        width: of the host's states.
+        inside_V: which tokens go on within a word (`Host.inside_words_V`).
+    """
+
+    def __init__(self, width: int, inside_V: Tensor) -> None:
         super().__init__()
         self.register_buffer("weight_D", torch.zeros(width))
+        self.register_buffer("word_weight", torch.zeros(()))
         self.register_buffer("bias", torch.zeros(()))
+        self.register_buffer("inside_V", inside_V)
 
-    def forward(self, state_ND: Tensor) -> Tensor:
-        return state_ND.float() @ self.weight_D + self.bias
+    def forward(self, logits_NV: Tensor, state_ND: Tensor) -> Tensor:
+        return state_ND.float() @ self.weight_D + self.word_weight * word_ends(logits_NV, self.inside_V) + self.bias
 
     def with_end(self, logits_NV: Tensor, state_ND: Tensor) -> Tensor:
         """Log-probabilities (N, V + 1) of the next token given that the object goes on, and last that it does not."""
-        logit_N1 = self(state_ND).unsqueeze(1)
+        logit_N1 = self(logits_NV, state_ND).unsqueeze(1)
         return torch.cat([logits_NV.float().log_softmax(-1) + logsigmoid(-logit_N1), logsigmoid(logit_N1)], dim=1)
 
 
-def fit_ending(state_ND: Tensor, ended_N: Tensor, object_N: Sequence[int]) -> Ending:
-    """The logistic regression with a ridge, on standardised states.
+def word_ends(logits_NV: Tensor, inside_V: Tensor) -> Tensor:
+    """Log-odds (N,) that the next token does not go on within the word, by the host's own probabilities."""
+    goes_on_N = logits_NV.float().masked_fill(~inside_V, -torch.inf).logsumexp(-1)
+    ends_N = logits_NV.float().masked_fill(inside_V, -torch.inf).logsumexp(-1)
+    return (ends_N - goes_on_N).clamp(-SUREST, SUREST)
+
+
+def fit_ending(state_ND: Tensor, word_ends_N: Tensor, ended_N: Tensor, object_N: Sequence[int], inside_V: Tensor) -> Ending:
+    """The logistic regression with a ridge, on standardised states; the log-odds that a word ends are left nearly free.
 
     The ridge is the one of `RIDGES` that does best on objects it was not fitted on.
 
     Args:
-        state_ND: final states behind tokens of objects.
+        state_ND, word_ends_N: final states behind tokens of objects, and what `word_ends` says there.
         ended_N: whether that token was the object's last.
         object_N: number of the object it belongs to.
+        inside_V: as of `Ending`.
     """
-    x_ND, y_N = state_ND.double().cpu().numpy(), ended_N.cpu().numpy().astype(float)
+    x_ND = torch.cat([state_ND.float(), word_ends_N.float().unsqueeze(1)], dim=1).double().cpu().numpy()
+    y_N = ended_N.cpu().numpy().astype(float)
     mean_D, scale_D = x_ND.mean(0), x_ND.std(0) + 1e-6
+    scale_D[-1] /= FREEDOM
     x_ND = (x_ND - mean_D) / scale_D
     fold_N = np.random.default_rng(0).permutation(max(object_N) + 1)[np.asarray(object_N)] % FOLDS
     ridge = min(RIDGES, key=lambda ridge: _held_out_loss(x_ND, y_N, fold_N, ridge))
     weight_D, bias = _logistic(x_ND, y_N, ridge)
-    ending = Ending(len(mean_D))
-    ending.weight_D.copy_(torch.from_numpy(weight_D / scale_D))
-    ending.bias.fill_(bias - float(weight_D / scale_D @ mean_D))
+    weight_D = weight_D / scale_D
+    ending = Ending(state_ND.shape[1], inside_V).cpu()
+    ending.weight_D.copy_(torch.from_numpy(weight_D[:-1]))
+    ending.word_weight.fill_(weight_D[-1])
+    ending.bias.fill_(bias - float(weight_D @ mean_D))
     return ending.to(state_ND.device)
 
 

@@ -196,6 +196,18 @@ class Host:
         """Whether the tokenizer puts a space before every text, also before one that has it, as Llama 2's own file does."""
         return self._plain_ids(f"{OPENING} {OPENING}") != self._plain_ids(OPENING) + self._plain_ids(f" {OPENING}")
 
+    @cached_property
+    def inside_words_V(self) -> Tensor:
+        """Which tokens go on within a word when they follow a letter: letters and digits without a space before them."""
+        rows = len(self.unembedding_VD)
+        letter = self.object_ids(OPENING)[-1:]
+        alone = len(self.tokenizer.decode(letter))
+        ids = [id for id in self.tokenizer.get_vocab().values() if id < rows and id not in self.tokenizer.all_special_ids]
+        inside_V = torch.zeros(rows, dtype=torch.bool)
+        for id, text in zip(ids, self.tokenizer.batch_decode([[*letter, id] for id in ids]), strict=True):
+            inside_V[id] = text[alone : alone + 1].isalnum()
+        return inside_V.to(self.device)
+
     def text_ids(self, text: str) -> list[int]:
         return self.tokenizer(text)["input_ids"]
 

@@ -22,7 +22,7 @@ from decoder.batch import PADDING
 from decoder.beam import Beams, beam_search
 from decoder.dense import RoundedEdit, WholeEdit
 from decoder.edit import Edit, LowRankEdit, RankOneEdit
-from decoder.ending import Ending, fit_ending
+from decoder.ending import Ending, fit_ending, word_ends
 from decoder.host import Host
 from decoder.shortcuts import branched, last_state_only, scored_only, widen
 from decoder.swap import exchanged, swapped
@@ -136,16 +136,18 @@ class ObjectDecoder(nn.Module):
         edits, object_ids_BT = edits[spread], object_ids_BT[spread].to(self.host.device)
         planted_BT = object_ids_BT != PADDING
         ended_BT = planted_BT & ~torch.nn.functional.pad(planted_BT[:, 1:], (0, 1))
-        states = []
+        states, words = [], []
         for start in range(0, len(edits), CHUNK):
             part, ids_BT = self._prepared(edits[start : start + CHUNK]), object_ids_BT[start : start + CHUNK]
             _, cache = self._read_prompt(part)
             widen(cache, len(part))
-            states.append(self._continue(part, ids_BT.clamp(min=0), cache, planted_BT[start : start + CHUNK])[1])
+            logits_NV, state_ND = self._continue(part, ids_BT.clamp(min=0), cache, planted_BT[start : start + CHUNK])
+            states.append(state_ND)
+            words.append(word_ends(logits_NV, self.host.inside_words_V))
         numbers: dict[tuple[int, ...], int] = {}
         numbered_B = torch.tensor([numbers.setdefault(tuple(ids), len(numbers)) for ids in object_ids_BT.tolist()])
         objects = numbered_B.repeat_interleave(planted_BT.sum(1).cpu()).tolist()
-        self.ending = fit_ending(torch.cat(states), ended_BT[planted_BT], objects)
+        self.ending = fit_ending(torch.cat(states), torch.cat(words), ended_BT[planted_BT], objects, self.host.inside_words_V)
 
     def _prepared(self, edits: Edit) -> Edit:
         edits = edits.to(self.host.device)
@@ -184,12 +186,12 @@ class ObjectDecoder(nn.Module):
             first_BV = torch.nn.functional.pad(first_BV, (0, 1), value=-torch.inf)
         widen(cache, len(edits), beams)
 
-        def step(tokens_N: Tensor, origin_N: Tensor, edit_C: Tensor) -> Tensor:
+        def step(tokens_N: Tensor, origin_N: Tensor, edit_N: Tensor) -> Tensor:
             cache.reorder_cache(origin_N)
-            searched = edits if len(edit_C) == len(edits) else edits[edit_C]
+            searched = edits.repeat_interleave(beams) if len(edit_N) == beams * len(edits) else edits[edit_N]
             # What a finished beam goes on with counts for nothing; a learnt end is no token that the host could be given.
             ids_N1 = tokens_N.clamp(max=vocabulary - 1).unsqueeze(1)
-            logits_NV, state_ND = self._continue(searched.repeat_interleave(beams), ids_N1, cache)
+            logits_NV, state_ND = self._continue(searched, ids_N1, cache)
             return logits_NV if ending is None else ending.with_end(logits_NV, state_ND)
 
         bounds = {"beams": beams, "max_tokens": max_object_tokens, "terminator_id": self.end_id}

@@ -132,7 +132,7 @@ def load_decoder(folder: str | Path, host: "Host", *, allow_host_mismatch: bool 
         prompt_MD=torch.zeros(config["prompt_length"], config["shape"][0]),
         scope=config["scope"],
         arithmetic=config["arithmetic"],
-        ending=Ending(config["shape"][0]) if config.get("learnt_end") else None,
+        ending=Ending(config["shape"][0], torch.zeros(len(host.unembedding_VD), dtype=torch.bool)) if config.get("learnt_end") else None,
     )
     try:
         decoder.load_state_dict(tensors, strict=True)

@@ -31,15 +31,15 @@ class Language:
         self.calls = 0
 
     def start(self, beams: int) -> None:
-        self.beams, self.states, self.rows = beams, [0] * (self.batch * beams), []
+        self.states, self.rows = [0] * (self.batch * beams), []
 
-    def step(self, tokens_N: Tensor, origin_N: Tensor, edit_C: Tensor) -> Tensor:
+    def step(self, tokens_N: Tensor, origin_N: Tensor, edit_N: Tensor) -> Tensor:
         self.calls += 1
         self.rows.append(len(tokens_N))
         self.states = [
             (self.states[origin] * 3 + token + 1) % STATES for origin, token in zip(origin_N.tolist(), tokens_N.tolist(), strict=True)
         ]
-        return torch.stack([self.table_BSV[edit_C[n // self.beams], state] for n, state in enumerate(self.states)])
+        return torch.stack([self.table_BSV[edit, state] for edit, state in zip(edit_N.tolist(), self.states, strict=True)])
 
     def search(self, beams: int = K, max_tokens: int = MAX_TOKENS, terminator_id: int | None = END, **settings):
         self.start(beams)
@@ -129,14 +129,19 @@ def test_finished_beams_keep_their_probability_and_stop_the_search():
     torch.testing.assert_close(beams.probability_BK, language.first_BV.softmax(-1).topk(3).values)
 
 
-def test_finished_edits_leave_the_search_and_change_nothing():
+def test_finished_beams_leave_the_search_and_change_nothing():
     language = Language(batch=40)
-    # Some edits end sooner than others, some not before they must.
+    # Some objects end sooner than others, some not before they must.
     language.table_BSV[:, 1:, END] += torch.linspace(-4, 9, 40).view(-1, 1)
     whole = language.search(beams=3, max_tokens=8, drop_finished=False)
     assert language.rows == [120] * 8
     dropped = language.search(beams=3, max_tokens=8)
-    assert language.rows[0] == 120 and language.rows == sorted(language.rows, reverse=True) and 0 < language.rows[-1] < 60
+    assert (
+        language.rows[0] == 120
+        and language.rows == sorted(language.rows, reverse=True)
+        and 0 < language.rows[-1] < 60
+        and any(rows % 3 for rows in language.rows)
+    )
     assert dropped.tokens == whole.tokens and torch.equal(dropped.probability_BK, whole.probability_BK)
 
 

@@ -15,9 +15,11 @@ from transformers import DynamicCache
 from decoder.answers import object_texts, read_batch
 from decoder.audit.answer import answer
 from decoder.batch import EditBatch
-from decoder.ending import Ending, fit_ending
+from decoder.ending import Ending, fit_ending, word_ends
 from decoder.export.save import load_decoder, save_decoder
 from decoder.scores import exact_match
+
+INSIDE = torch.tensor([False, True, True, False, False, True, False])
 
 
 def drawn_states(count: int = 60, width: int = 5) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
@@ -30,36 +32,57 @@ def drawn_states(count: int = 60, width: int = 5) -> tuple[torch.Tensor, torch.T
 
 def test_the_regression_has_no_slope_left_at_one_of_its_ridges():
     state_ND, ended_N, objects = drawn_states()
-    ending = fit_ending(state_ND, ended_N, objects)
+    word_N = torch.randn(60, generator=torch.Generator().manual_seed(2))
+    ending = fit_ending(state_ND, word_N, ended_N, objects, INSIDE)
+    state_ND = torch.cat([state_ND, word_N.unsqueeze(1)], 1)
+    weights = torch.cat([ending.weight_D, ending.word_weight.view(1)]).double()
     mean_D, scale_D = state_ND.double().mean(0), state_ND.double().std(0, unbiased=False)
-    weight_D = (ending.weight_D.double() * scale_D).requires_grad_()
-    bias = (ending.bias.double() + ending.weight_D.double() @ mean_D).requires_grad_()
+    scale_D[-1] /= 10
+    weight_D = (weights * scale_D).requires_grad_()
+    bias = (ending.bias.double() + weights @ mean_D).requires_grad_()
     logit_N = (state_ND.double() - mean_D) / scale_D @ weight_D + bias
     loss = nn.functional.binary_cross_entropy_with_logits(logit_N, ended_N.double())
     slope_D, slope = torch.autograd.grad(loss, (weight_D, bias))
     assert abs(float(slope)) < 1e-4
     ridge = -slope_D / weight_D
     assert min((ridge / known - 1).abs().max() for known in (1e-4, 1e-3, 1e-2, 1e-1)) < 0.05
-    assert ((ending(state_ND) > 0) == ended_N).float().mean() > 0.75, "a coin gives 0.5"
+    assert ((logit_N > 0) == ended_N).float().mean() > 0.75, "a coin gives 0.5"
 
 
 def test_the_ridge_is_chosen_on_objects_that_were_left_out():
     """Sixty states that name their object, not whether it ends: only a strong ridge does no harm on others."""
     state_ND = torch.eye(30).repeat_interleave(2, 0) + 0.01 * torch.randn(60, 30, generator=torch.Generator().manual_seed(0))
     ended_N = (torch.rand(30, generator=torch.Generator().manual_seed(1)) < 0.5).repeat_interleave(2)
-    ending = fit_ending(state_ND, ended_N, [n // 2 for n in range(60)])
-    assert ending(state_ND).sigmoid().sub(ended_N.float()).abs().min() > 0.05, "it has learnt no object by heart"
+    ending = fit_ending(state_ND, torch.zeros(60), ended_N, [n // 2 for n in range(60)], INSIDE)
+    assert (state_ND @ ending.weight_D + ending.bias).sigmoid().sub(ended_N.float()).abs().min() > 0.05, "it has learnt no object by heart"
 
 
 def test_the_end_is_one_more_token():
-    ending = Ending(4)
+    ending = Ending(4, INSIDE)
     ending.weight_D.copy_(torch.tensor([1.0, -1.0, 0.0, 2.0]))
     ending.bias.fill_(0.5)
+    ending.word_weight.fill_(0.25)
     logits_NV, state_ND = torch.randn(3, 7), torch.randn(3, 4)
+    inside_N = logits_NV.softmax(-1)[:, INSIDE].sum(1)
+    odds_N = ((1 - inside_N) / inside_N).log()
     chance_NV = ending.with_end(logits_NV, state_ND).exp()
     torch.testing.assert_close(chance_NV.sum(1), torch.ones(3))
-    torch.testing.assert_close(chance_NV[:, -1], (state_ND @ ending.weight_D + 0.5).sigmoid())
+    torch.testing.assert_close(chance_NV[:, -1], (state_ND @ ending.weight_D + 0.25 * odds_N + 0.5).sigmoid())
     torch.testing.assert_close(chance_NV[:, :-1] / (1 - chance_NV[:, -1:]), logits_NV.softmax(-1))
+
+
+def test_a_vocabulary_without_pieces_of_words_gives_no_infinity():
+    logits_NV = torch.randn(2, 7)
+    assert word_ends(logits_NV, torch.zeros(7, dtype=torch.bool)).tolist() == [15.0, 15.0]
+    assert word_ends(logits_NV, torch.ones(7, dtype=torch.bool)).tolist() == [-15.0, -15.0]
+
+
+def test_pieces_that_go_on_within_a_word(fact_host):
+    """The pocket's byte-pair tokenizer has both kinds; `▁` is how it writes a space."""
+    names = {id: token for token, id in fact_host.tokenizer.get_vocab().items()}
+    inside = {names[id] for id in fact_host.inside_words_V.nonzero().flatten().tolist()}
+    assert len(inside) > 50 and fact_host.tokenizer.pad_token not in inside
+    assert not [name for name in inside if name.startswith("▁")] and len([name for name in names.values() if name.startswith("▁")]) > 50
 
 
 @pytest.fixture(params=["llama", "gpt2", "gemma2", "opt"])
@@ -88,11 +111,11 @@ def log_probability(decoder, in_place, edits, b: int, ids: list[int], most: int)
     logits_V = twin.model(inputs_embeds=decoder.prompt_MD.unsqueeze(0), **twin.with_cache(cache)).logits[0, -1]
     for layer, block in enumerate(own):
         twin.blocks[layer] = block
-    total = 0.0
+    total, inside_V = 0.0, decoder.host.inside_words_V
     for place, token in enumerate(ids, 1):
         total += float(logits_V.log_softmax(-1)[token])
         logits_V = twin.model(torch.tensor([[token]]), **twin.with_cache(cache)).logits[0, -1]
-        end = decoder.ending(states[-1])
+        end = states[-1] @ decoder.ending.weight_D + decoder.ending.word_weight * word_ends(logits_V, inside_V) + decoder.ending.bias
         # Even the longest object has to end.
         total += float(nn.functional.logsigmoid(end if place == len(ids) else -end))
     assert len(ids) <= most

@@ -126,7 +126,7 @@ def test_only_what_is_scored_leaves_the_head(any_host, random_edits):
         decoder.read(edits, beams=4, max_object_tokens=3)
         searched = rows[4:]
         assert rows[3] == B and searched[0] == 4 * B
-        assert searched == sorted(searched, reverse=True) and not any(n % 4 for n in searched), "finished edits leave with all their beams"
+        assert searched == sorted(searched, reverse=True), "finished beams leave"
 
 
 def test_a_forward_that_breaks_leaves_the_host_as_it_was(new_host, random_edits, hooks):
