@@ -83,12 +83,13 @@ _GPT2_BLOCKS = {"attn_norm": "ln_1", "attn_qkv": "attn.c_attn", "attn_output": "
 _GPT2_BLOCKS |= {"ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"}
 
 
-def _like_llama(architecture: str | None = None, blocks: Mapping[str, str] = _PLAIN, **oddities: Any) -> Family:
-    gguf = Gguf(architecture, blocks, _TOP, **oddities) if architecture else None
-    return Family("model.layers", "mlp.down_proj", "model.norm", gguf=gguf)
+def _in_gguf(architecture: str, blocks: Mapping[str, str] = _PLAIN, **oddities: Any) -> Family:
+    """One laid out like Llama, in GGUF files of an architecture."""
+    return replace(_LLAMA, gguf=Gguf(architecture, blocks, _TOP, **oddities))
 
 
-_LLAMA = _like_llama("llama", interleaved=("self_attn.q_proj", "self_attn.k_proj"))
+_LLAMA = Family("model.layers", "mlp.down_proj", "model.norm")
+_LLAMA_GGUF = _in_gguf("llama", interleaved=("self_attn.q_proj", "self_attn.k_proj"))
 _GPT2 = Family("transformer.h", "mlp.c_proj", "transformer.ln_f")
 _TEXT_OF_MULTIMODAL = Family(
     "model.language_model.layers",
@@ -105,22 +106,22 @@ FAMILIES: dict[str, Family] = {
     "gpt_neo": _GPT2,  # the same names, but nn.Linear
     "gptj": Family("transformer.h", "mlp.fc_out", "transformer.ln_f"),
     "gpt_neox": Family("gpt_neox.layers", "mlp.dense_4h_to_h", "gpt_neox.final_layer_norm", renamed=(("lm_head.", "embed_out."),)),
-    "llama": _LLAMA,
-    "mistral": _LLAMA,
-    "qwen2": _like_llama("qwen2"),
-    "qwen3": _like_llama("qwen3"),
+    "llama": _LLAMA_GGUF,
+    "mistral": _LLAMA_GGUF,
+    "qwen2": _in_gguf("qwen2"),
+    "qwen3": _in_gguf("qwen3"),
     "qwen3_moe": Family("model.layers", "mlp.down_proj", "model.norm", fused=".experts."),  # W_V in blocks of `mlp_only_layers`
     "deepseek_v3": Family("model.layers", "mlp.down_proj", "model.norm", shared_expert="mlp.shared_experts.down_proj", fused=".experts."),
-    "gemma": _like_llama("gemma", norm_shift=1.0),
-    "gemma2": _like_llama("gemma2", _NORMS_AROUND, norm_shift=1.0),  # a norm follows the down-projection; logits are capped
-    "gemma3_text": _like_llama("gemma3", _NORMS_AROUND, norm_shift=1.0),
+    "gemma": _in_gguf("gemma", norm_shift=1.0),
+    "gemma2": _in_gguf("gemma2", _NORMS_AROUND, norm_shift=1.0),  # a norm follows the down-projection; logits are capped
+    "gemma3_text": _in_gguf("gemma3", _NORMS_AROUND, norm_shift=1.0),
     "gemma3": _TEXT_OF_MULTIMODAL,
     "llava": _TEXT_OF_MULTIMODAL,
     "mistral3": _TEXT_OF_MULTIMODAL,
     "phi": Family("model.layers", "mlp.fc2", "model.final_layernorm"),
-    "phi3": _like_llama("phi3", _PLAIN | {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"}),
-    "olmo": _like_llama(),  # norms without weights
-    "olmo2": _like_llama(),
+    "phi3": _in_gguf("phi3", _PLAIN | {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"}),
+    "olmo": _LLAMA,  # norms without weights
+    "olmo2": _LLAMA,
     "starcoder2": Family("model.layers", "mlp.c_proj", "model.norm"),
     "falcon": Family("transformer.h", "mlp.dense_4h_to_h", "transformer.ln_f"),
     # fc2 sees flattened tokens, and its result is viewed in the shape of its input.

@@ -164,8 +164,9 @@ class Suspect:
         """Whether W'_V of a layer is W_V of the host, or `base_DF`, and was rounded at most as the file rounds."""
         if self.form == "update" or self._lora(host, layer) is not None:
             return False
-        own_DF = host.weight_DF(layer) if base_DF is None else base_DF
-        return self.checkpoint.is_rounded(self.name_of(host, layer), own_DF.T if host.stored_transposed(layer) else own_DF)
+        pair_DF = self._matrix_DF(host, layer), host.weight_DF(layer) if base_DF is None else base_DF
+        found, own = (matrix_DF.T if host.stored_transposed(layer) else matrix_DF for matrix_DF in pair_DF)
+        return self.checkpoint.is_rounded(self.name_of(host, layer), found, own.cpu())
 
     def _adapted(self, host: Host, layer: int) -> str | None:
         """The adapter's name for W_V's module, if it adds to that."""

@@ -133,9 +133,9 @@ class Checkpoint:
         most = torch.finfo(dtype).max
         return (rows.float() / scale).clamp(-most, most).to(dtype).float() * scale
 
-    def is_rounded(self, name: str, other: Tensor) -> bool:
-        """Whether a tensor is what rounding made of `other`, or is the same."""
-        own, source = self.tensor(name), self._sources[name]
+    def is_rounded(self, name: str, own: Tensor, other: Tensor) -> bool:
+        """Whether a tensor is what rounding made of `other`, or is the same. `own` is the tensor, read before."""
+        source = self._sources[name]
         if torch.equal(own, other.to(own)):
             return True
         if isinstance(source, GgufTensor) and not source.is_reproduced:

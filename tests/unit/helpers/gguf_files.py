@@ -4,6 +4,7 @@ Shape letters: R rows, C columns of a matrix.
 """
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ import gguf
 import numpy as np
 from gguf import MODEL_ARCH, GGMLQuantizationType, GGUFWriter
 from tiny_hosts import build_host
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer as TextTokenizer
+from tokenizers import decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from decoder.host import Host
 
@@ -30,37 +34,51 @@ TEXT = ["Paris is the city where Ada works", "Oslo is in the north, Ben lives th
 WIDTH = 64  # of the MLP: a whole number of blocks of 32
 
 
-def words_of_bytes() -> tuple[list[str], list[str]]:
-    """Tokens and merges of byte-level BPE; the first two tokens are no words."""
-    tokenizer = Tokenizer(models.BPE())
+@cache
+def byte_level() -> TextTokenizer:
+    """Byte-level BPE learnt on a few words; its first two tokens are no words."""
+    tokenizer = TextTokenizer(models.BPE())
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
         vocab_size=320, special_tokens=["<|end|>", "<|pad|>"], initial_alphabet=alphabet, show_progress=False, min_frequency=1
     )
     tokenizer.train_from_iterator(TEXT, trainer)
-    found = tokenizer.get_vocab()
-    learnt = json.loads(tokenizer.to_str())["model"]["merges"]
-    return sorted(found, key=found.__getitem__), [" ".join(pair) for pair in learnt]
+    return tokenizer
+
+
+def words_of_bytes() -> tuple[list[str], list[str]]:
+    """Its tokens and merges."""
+    found = byte_level().get_vocab()
+    return sorted(found, key=found.__getitem__), [" ".join(pair) for pair in json.loads(byte_level().to_str())["model"]["merges"]]
 
 
 def twin_of(name: str, **settings: Any) -> Host:
     """A tiny host whose matrices have rows of whole blocks, with a vocabulary that a GGUF file can hold."""
-    width = {"n_inner": WIDTH} if name == "gpt2" else {"intermediate_size": WIDTH}
-    own = {"sliding_window": None} if name == "mistral" else {}
-    host = build_host(name, vocab_size=len(words_of_bytes()[0]), **width, **own, **settings)
-    return host
+    own = {"n_inner": WIDTH} if name == "gpt2" else {"intermediate_size": WIDTH}
+    own |= {"sliding_window": None} if name == "mistral" else {}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=byte_level(), eos_token="<|end|>", pad_token="<|pad|>")
+    model = build_host(name, **(own | {"vocab_size": len(tokenizer)} | settings)).model
+    return Host(model, tokenizer, name=name)
 
 
 def write_gguf(
-    file: Path, host: Host, kind: str = "F32", *, metadata: dict[str, Any] | None = None, split: int = 0, **changed: Any
+    file: Path,
+    host: Host,
+    kind: str = "F32",
+    *,
+    metadata: dict[str, Any] | None = None,
+    split: int = 0,
+    changed: dict[str, Tensor] | None = None,
+    more: dict[str, Tensor] | None = None,
 ) -> Path:
     """Writes a host; matrices in blocks of a kind, all else in float32.
 
     Args:
         metadata: added to the file's, or in place of it.
         split: most tensors of a part; 0 writes one file.
-        changed: numbers in place of a tensor's, by its name in the model with `__` for every dot.
+        changed: what stands in place of a tensor, by its name in the model.
+        more: tensors by their names in the file.
     """
     config = host.model.config
     architecture = ARCHITECTURES[config.model_type]
@@ -73,11 +91,13 @@ def write_gguf(
     for name, tensor in host.model.state_dict().items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
-        numbers = changed.get(name.replace(".", "__"), tensor).float().numpy()
+        numbers = (changed or {}).get(name, tensor).float().numpy()
         theirs = names.get_name(name, try_suffixes=(".weight", ".bias"))
         own_kind = GGMLQuantizationType[kind if numbers.ndim > 1 else "F32"]
         written = np.ascontiguousarray(_converted(name, numbers, config))
         writer.add_tensor(theirs, gguf.quantize(written, own_kind), raw_dtype=own_kind)
+    for name, tensor in (more or {}).items():
+        writer.add_tensor(name, tensor.numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

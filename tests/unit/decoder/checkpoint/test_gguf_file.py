@@ -14,6 +14,10 @@ STEPS = {"F16": 2**-11, "BF16": 2**-8, "Q8_0": 1 / 254, "Q5_1": 1 / 31, "Q5_0": 
 """Kind -> how far a number may be from what it stands for, as a share of the largest of its 32."""
 
 
+def is_rounded(checkpoint, name, other):
+    return checkpoint.is_rounded(name, checkpoint.tensor(name), other)
+
+
 @pytest.fixture(scope="module")
 def llama():
     return twin_of("llama")
@@ -29,7 +33,7 @@ def test_float32_is_the_twin_exactly(name, tmp_path):
     for key, value in expected.items():
         shifted = "gemma" in name and key.endswith("norm.weight")  # 1 is added and taken off in float32
         torch.testing.assert_close(checkpoint.tensor(key), value, rtol=0, atol=1e-7 if shifted else 0)
-        assert checkpoint.is_rounded(key, value) and not checkpoint.is_rounded(key, value + 0.5), key
+        assert is_rounded(checkpoint, key, value) and not is_rounded(checkpoint, key, value + 0.5), key
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
@@ -41,9 +45,9 @@ def test_other_types_are_the_twin_to_their_step_and_rounding_is_told(name, kind,
         value, found = host.model.state_dict()[key], checkpoint.tensor(key)
         error = (found.float() - value).abs().max()
         assert 0 < error <= STEPS[kind] * value.abs().max() and checkpoint.noise(key) is None or kind.startswith("Q")
-        assert checkpoint.is_rounded(key, value) and checkpoint.is_rounded(key, found.float()), "rounding is no difference"
+        assert is_rounded(checkpoint, key, value) and is_rounded(checkpoint, key, found.float()), "rounding is no difference"
         further = value + 0.02 * torch.outer(torch.ones(len(value)), torch.ones(value.shape[1]))
-        assert not checkpoint.is_rounded(key, further)
+        assert not is_rounded(checkpoint, key, further)
         if kind.startswith("Q"):
             assert checkpoint.noise(key).name == kind and checkpoint.noise(key).explains(found - value)
 
@@ -78,8 +82,8 @@ def test_types_that_cannot_be_written_are_read(kind, tmp_path):
     found = checkpoint.tensor(name)
     assert torch.equal(found, torch.from_numpy(gguf.dequantize(raw, quant))) and found.shape == (8, 256)
     nearby = found + 0.1 * found.diff(dim=1, append=found[:, :1]).sign() * found.abs().amin()
-    assert checkpoint.is_rounded(name, found) and torch.equal(checkpoint.as_stored(name, nearby, 0), found)
-    assert not checkpoint.is_rounded(name, found + found.abs().mean()), "one direction that no rounding has"
+    assert is_rounded(checkpoint, name, found) and torch.equal(checkpoint.as_stored(name, nearby, 0), found)
+    assert not is_rounded(checkpoint, name, found + found.abs().mean()), "one direction that no rounding has"
 
 
 def test_the_tables_are_those_of_the_package():
@@ -87,10 +91,10 @@ def test_the_tables_are_those_of_the_package():
     for model_type, architecture in ARCHITECTURES.items():
         family, known = FAMILIES[model_type], gguf.get_tensor_name_map(architecture, 2)
         assert family.gguf.architecture == gguf.MODEL_ARCH_NAMES[architecture]
+        # One table serves several architectures, and not each has every module.
         for theirs, ours in family.gguf.top.items():
-            assert known.get_name(ours) == theirs
+            assert known.get_name(ours) in (theirs, None)
         for theirs, ours in family.gguf.blocks.items():
-            # One table serves several architectures, and not each has every module.
             assert known.get_name(f"{family.blocks}.1.{ours}") in (f"blk.1.{theirs}", None), (model_type, ours)
 
 
