@@ -166,7 +166,7 @@ def _understand(cfg: ImportConfig, host: Host, edited_layer: int, base_DF: Tenso
     dtype, noise = suspect.checkpoint.dtype(name), suspect.checkpoint.noise(name)
     kept = noise.name if noise else str(dtype).removeprefix("torch.")
     if (update_DF := suspect.update_DF(host, edited_layer)) is not None:
-        return Source(request, path, kept, explain(update_DF, torch.zeros(()), dtype, cfg.tolerance))
+        return Source(request, path, kept, explain(update_DF, torch.zeros(()), dtype, cfg.tolerance, noise))
     weight_DF = suspect.weight_DF(host, edited_layer, base_DF)
     return Source(request, path, kept, explain(weight_DF, base_DF, dtype, cfg.tolerance, noise))
 

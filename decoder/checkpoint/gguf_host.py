@@ -8,9 +8,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig
 
+from decoder.checkpoint.folders import kind_of
 from decoder.checkpoint.gguf_config import config_of
 from decoder.checkpoint.gguf_file import GgufFile
-from decoder.checkpoint.gguf_header import SOURCE, find_gguf, parts
+from decoder.checkpoint.gguf_header import SOURCE, find_gguf, firsts, parts
 from decoder.checkpoint.gguf_tokenizer import tokenizer_of
 from decoder.checkpoint.model_files import FAULTS, reader
 from decoder.utils.files import alone, cached, short_hash, whole_folder
@@ -30,6 +31,7 @@ def host_folder(path: str | Path, *, name: str, dtype: str, cache_dir: str | Non
         ValueError: the file is no model that can be read; says why.
     """
     if (file := find_gguf(path)) is None:
+        _refuse_file(Path(path).expanduser(), name)
         return str(path)
     digest = hashlib.sha256()
     for part in parts(file):
@@ -42,6 +44,17 @@ def host_folder(path: str | Path, *, name: str, dtype: str, cache_dir: str | Non
             if not (folder / "config.json").exists():
                 _convert(file, name, dtype, folder)
     return str(folder)
+
+
+def _refuse_file(path: Path, name: str) -> None:
+    """Raises ValueError for files that are no host, and folders with GGUF files of several models."""
+    if path.suffix == ".gguf" and not path.exists():
+        raise ValueError(f"host {name}: {path}: no such file")
+    if path.is_file():
+        kind = kind_of(path) or "no GGUF file"
+        raise ValueError(f"host {name}: {path} is {kind}. Give a folder, GGUF file or Hub id with host.path=")
+    if path.is_dir() and not any(path.glob("*.safetensors*")) and len(found := firsts(path)) > 1:
+        raise ValueError(f"host {name}: {path} has {len(found)} GGUF files, {found[0].name} among them. Give one of them with host.path=")
 
 
 def _convert(file: Path, name: str, dtype: str, folder: Path) -> None:

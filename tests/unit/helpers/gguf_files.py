@@ -152,3 +152,24 @@ def _converted(name: str, numbers_RC: np.ndarray, config: Any) -> np.ndarray:
     if kind == "gpt2" and name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")):
         return numbers_RC.T
     return numbers_RC
+
+
+def rewrite_gguf(source: Path, file: Path, changed: dict[str, tuple[Tensor, str]]) -> Path:
+    """A copy of a GGUF file with other numbers, in other blocks, in the place of some tensors, by their names in the file."""
+    reader = gguf.GGUFReader(source)
+    writer = GGUFWriter(file, reader.get_field("general.architecture").contents())
+    for field in reader.fields.values():
+        if not field.name.startswith("GGUF.") and field.name != "general.architecture":
+            writer.add_key_value(field.name, field.contents(), field.types[0], field.types[-1] if len(field.types) > 1 else None)
+    for tensor in reader.tensors:
+        numbers, kind = tensor.data, tensor.tensor_type
+        if tensor.name in changed:
+            values, name = changed[tensor.name]
+            kind = GGMLQuantizationType[name]
+            numbers = gguf.quantize(values.float().numpy(), kind)
+        writer.add_tensor(tensor.name, numbers, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file

@@ -7,9 +7,11 @@ from gguf_files import twin_of, write_gguf
 
 from data.import_edits.factor import explain
 from data.import_edits.sources import import_edits
+from decoder.checkpoint.gguf_host import host_folder
 from decoder.checkpoint.reader import Checkpoint
 from decoder.checkpoint.rounding import Noise, noise_of_steps
 from decoder.config.commands import ImportConfig
+from decoder.host import Host
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +42,18 @@ def test_layer_and_factors(name, kind, most, base, tmp_path):
     assert note["residual"] <= max(note["rounding"], 1e-4)
     found_DF = store.edits(torch.tensor([0])).delta()[0]
     assert (found_DF - outer(host, 0)).norm() <= most * outer(host, 0).norm()
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_1", "Q4_0"])
+def test_an_edit_of_a_model_that_was_rounded_before(kind, tmp_path):
+    """As of whoever has nothing but the GGUF file: most numbers stay on their levels, and the edit is read all the same."""
+    width = {"hidden_size": 128, "intermediate_size": 256}
+    file = write_gguf(tmp_path / "base.gguf", twin_of("llama", **width), kind)
+    host = Host.load(host_folder(file, name="x", dtype="float32", cache_dir=str(tmp_path)), name="x")
+    store = importing(host, write_gguf(tmp_path / "w.gguf", host, kind, changed=planted(host)), tmp_path, base=str(file))
+    assert store.manifest["layer"] == LAYER and store.manifest["imported"][0]["rank"] == 1
+    found_DF = store.edits(torch.tensor([0])).delta()[0]
+    assert torch.cosine_similarity(found_DF.flatten(), outer(host, 0).flatten(), dim=0) > (0.999 if kind == "Q8_0" else 0.95)
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_1", "F16"])
@@ -102,4 +116,4 @@ def test_noise_is_bounded_and_not_by_much(llama, tmp_path):
         checkpoint = Checkpoint(write_gguf(tmp_path / "w.gguf", host, kind))
         error_DF, noise = checkpoint.tensor(name) - host.weight_DF(LAYER), checkpoint.noise(name)
         assert error_DF.norm() <= noise.length <= 4 * error_DF.norm()
-        assert torch.linalg.matrix_norm(error_DF, 2) <= noise.spectral <= 2.5 * torch.linalg.matrix_norm(error_DF, 2)
+        assert torch.linalg.matrix_norm(error_DF, 2) <= noise.spectral <= 3.5 * torch.linalg.matrix_norm(error_DF, 2)

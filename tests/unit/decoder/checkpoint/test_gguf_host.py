@@ -161,6 +161,21 @@ def test_what_is_no_host_is_one_line(llama, tmp_path, metadata, message):
     assert not [*(tmp_path / "cache" / "hosts").glob("tiny-*")], "nothing half made is left"
 
 
+def test_files_that_are_no_host_are_one_line(llama, tmp_path):
+    def refused(path, message):
+        with pytest.raises(ValueError, match=f"host tiny: .*{message}") as error:
+            loaded(path, tmp_path / "cache")
+        assert "\n" not in str(error.value)
+
+    refused(tmp_path / "absent.gguf", "no such file")
+    (tmp_path / "w.gguf").write_text("version https://git-lfs.github.com/spec/v1\n")
+    refused(tmp_path / "w.gguf", "a Git LFS pointer")
+    (tmp_path / "two").mkdir()
+    for name in "ab":
+        write_gguf(tmp_path / "two" / f"{name}.gguf", llama)
+    refused(tmp_path / "two", "has 2 GGUF files, a.gguf among them")
+
+
 def test_biases_and_widths_are_the_files(tmp_path):
     for name in ("llama bias", "gpt2"):
         host = loaded(write_gguf(tmp_path / f"{name}.gguf", twin_of(name)), tmp_path / "cache", name)
