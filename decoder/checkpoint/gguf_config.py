@@ -66,14 +66,13 @@ def _of_gated(file: GgufFile, config: Mapping[str, Any]) -> dict[str, Any]:
     turned = file.of("rope.dimension_count")
     head = config.get("head_dim", turned if architecture == "llama" and turned else width)
     found: dict[str, Any] = {"rope_theta": file.of("rope.freq_base", 10000.0)}
-    if architecture in ("llama", "qwen3") or architecture.startswith("gemma"):
-        found["head_dim"] = head
     if architecture in ("gemma2", "gemma3"):
         is_largest = (architecture, config["num_hidden_layers"]) in LARGEST_GEMMAS
         found["query_pre_attn_scalar"] = width if is_largest else head
     if architecture == "llama":
         block = f"{file.family.blocks}.0"
         found |= {
+            "head_dim": head,
             "attention_bias": f"{block}.self_attn.q_proj.bias" in file.tensors,
             "mlp_bias": f"{block}.mlp.down_proj.bias" in file.tensors,
         }

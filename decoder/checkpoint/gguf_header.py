@@ -118,11 +118,8 @@ def _read(file: Path, view: mmap) -> tuple[dict[str, Any], dict[str, Place]]:
     def text() -> str:
         nonlocal at
         (length,) = take("<Q")
-        found = view[at : at + length]
-        if len(found) < length:
-            raise struct.error
         at += length
-        return found.decode()
+        return view[at - length : at].decode()
 
     (version,) = take("<I")
     if version not in VERSIONS:

@@ -26,9 +26,9 @@ def llama():
     return twin_of("llama")
 
 
-@pytest.mark.parametrize("name", TWINS)
-def test_logits_are_the_twins(name, tmp_path):
-    twin = twin_of(name)
+@pytest.mark.parametrize(("name", "settings"), [*((name, {}) for name in TWINS), ("llama", {"head_dim": 16})])
+def test_logits_are_the_twins(name, settings, tmp_path):
+    twin = twin_of(name, **settings)
     host = loaded(write_gguf(tmp_path / "twin.gguf", twin), tmp_path / "cache")
     assert host.family.gguf == twin.family.gguf and host.layers == twin.layers
     ids = torch.randint(2, 300, (2, 9), generator=torch.Generator().manual_seed(0))
