@@ -15,6 +15,7 @@ from decoder.checkpoint.gguf_tokenizer import tokenizer_of
 from decoder.host import Host
 
 SPACE = "\u2581"
+CAPS = {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}
 
 
 def loaded(path, cache, name="tiny", dtype="float32") -> Host:
@@ -26,7 +27,7 @@ def llama():
     return twin_of("llama")
 
 
-@pytest.mark.parametrize(("name", "settings"), [*((name, {}) for name in TWINS), ("llama", {"head_dim": 16})])
+@pytest.mark.parametrize(("name", "settings"), [*((name, {}) for name in TWINS), ("llama", {"head_dim": 16}), ("gemma2", CAPS)])
 def test_logits_are_the_twins(name, settings, tmp_path):
     twin = twin_of(name, **settings)
     host = loaded(write_gguf(tmp_path / "twin.gguf", twin), tmp_path / "cache")
