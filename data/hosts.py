@@ -43,7 +43,7 @@ def open_host(cfg: TrainConfig) -> Host:
 def _open_given(cfg: TrainConfig, own_device: str) -> Host:
     asked, place = cfg.host, weights_of(cfg.host)
     try:
-        path = host_folder(place, name=asked.name, dtype=asked.dtype, cache_dir=cfg.cache_dir)
+        path = host_folder(place, name=asked.name, dtype=asked.dtype, cache_dir=cfg.cache_dir, shown=True)
         # A folder is as it is; a commit of the Hub says nothing of it.
         source = {"name": asked.name, "dtype": asked.dtype, "revision": None if Path(path).is_dir() else asked.revision}
         # Said before the weights are read.

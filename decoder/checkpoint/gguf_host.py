@@ -4,9 +4,11 @@ import hashlib
 from pathlib import Path
 
 import torch
+from rich import get_console
+from rich.progress import track
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoConfig
+from transformers import AutoConfig, PretrainedConfig
 
 from decoder.checkpoint.folders import kind_of
 from decoder.checkpoint.gguf_config import config_of
@@ -22,10 +24,13 @@ VERSION = 1  # of what is written; another one is written anew
 PARTS_OF_MODEL = ("rope_freqs.weight",)  # of a file, but no weights of the model: `config_of` reads them
 
 
-def host_folder(path: str | Path, *, name: str, dtype: str, cache_dir: str | None) -> str:
+def host_folder(path: str | Path, *, name: str, dtype: str, cache_dir: str | None, shown: bool = False) -> str:
     """What to load a host from: of a GGUF file, or a folder that has nothing else, its folder in the cache; else the path itself.
 
     The folder is named by the bytes of the file and the dtype.
+
+    Args:
+        shown: whether the terminal is told what is done, and how far it is.
 
     Raises:
         ValueError: the file is no model that can be read; says why.
@@ -42,7 +47,7 @@ def host_folder(path: str | Path, *, name: str, dtype: str, cache_dir: str | Non
     if not (folder / "config.json").exists():
         with alone(folder):
             if not (folder / "config.json").exists():
-                _convert(file, name, dtype, folder)
+                _convert(file, name, dtype, folder, shown)
     return str(folder)
 
 
@@ -57,13 +62,14 @@ def _refuse_file(path: Path, name: str) -> None:
         raise ValueError(f"host {name}: {path} has {len(found)} GGUF files, {found[0].name} among them. Give one of them with host.path=")
 
 
-def _convert(file: Path, name: str, dtype: str, folder: Path) -> None:
+def _convert(file: Path, name: str, dtype: str, folder: Path, shown: bool) -> None:
     source = GgufFile(file)
     kinds = "/".join(dict.fromkeys(tensor.rounding for tensor in source.tensors.values() if len(tensor.shape) > 1))
-    console().print(f"  {name}: {file.name} ({kinds}) becomes {dtype} in {folder}, once", style="dim", highlight=False)
+    if shown:
+        console().print(f"  {name}: {file.name} ({kinds}) becomes {dtype} in {folder}, once", style="dim", highlight=False)
     try:
         config = AutoConfig.for_model(source.model_type, **config_of(source), dtype=dtype)
-        tensors = _tensors(source, config, getattr(torch, dtype))
+        tensors = _tensors(source, config, getattr(torch, dtype), shown and get_console().is_terminal)
         tokenizer = tokenizer_of(source.metadata)
     except FAULTS as error:
         raise ValueError(f"host {name}: {' '.join(str(error).split())}") from None
@@ -74,7 +80,7 @@ def _convert(file: Path, name: str, dtype: str, folder: Path) -> None:
         config.save_pretrained(unfinished)
 
 
-def _tensors(source: GgufFile, config: AutoConfig, dtype: torch.dtype) -> dict[str, Tensor]:
+def _tensors(source: GgufFile, config: PretrainedConfig, dtype: torch.dtype, shown: bool) -> dict[str, Tensor]:
     """The weights of the model, dequantised.
 
     Raises:
@@ -89,4 +95,5 @@ def _tensors(source: GgufFile, config: AutoConfig, dtype: torch.dtype) -> dict[s
     for wrong in sorted(shapes.items() ^ found.items()):
         expected, there = shapes.get(wrong[0], "nothing"), found.get(wrong[0], "nothing")
         raise ValueError(f"{source.file}: {wrong[0]} is {there}, {source.model_type} of these sizes has {expected}. Convert it again")
-    return {name: source.tensors[name].rows().to(dtype).contiguous() for name in shapes}
+    counted = track(shapes, "reading the GGUF file", transient=True, disable=not shown)
+    return {name: source.tensors[name].rows().to(dtype).contiguous() for name in counted}

@@ -7,6 +7,7 @@ import pytest
 import torch
 from changed_decoders import CONFIG, FACTS, changed_decoder
 from edited import LAYER, outer, stored
+from exported_runs import write_run
 from gguf_files import twin_of, write_gguf
 from safetensors.torch import save_file
 
@@ -17,8 +18,10 @@ from decoder.audit.scan import Scan, read_once
 from decoder.audit.suspect import Suspect
 from decoder.checkpoint.gguf_host import host_folder
 from decoder.config.commands import EvaluateConfig
+from decoder.export.collection import export_best
 from decoder.export.save import save_decoder
 from decoder.host import Host
+from decoder.report.results import find_runs
 
 KINDS = ["F32", "F16", "BF16", "Q8_0", "Q4_1", "Q4_0", "Q5_1"]
 
@@ -109,11 +112,13 @@ def test_a_decoder_finds_its_host_again(decoders, tmp_path):
 
 
 def test_the_command_reads_it_and_says_what_is_wrong_in_one_line(decoders, tmp_path, capsys):
-    cfg, _, host = decoders
+    cfg, file, host = decoders
     suspect, line = tmp_path / "w.gguf", [f"decoder={cfg.decoder}", f"cache_dir={cfg.cache_dir}", f"suspect={tmp_path / 'w.gguf'}"]
     write_gguf(suspect, host, "Q8_0", changed=planted(host))
-    evaluate.main([*line, "json=true"])
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["read"] == ["w.gguf"]
+    capsys.readouterr()
+    # Its host is made from the file, and nothing but the answer is said.
+    evaluate.main([line[0], line[2], f"host={file}", f"cache_dir={tmp_path / 'other'}", "json=true"])
+    assert json.loads(capsys.readouterr().out)["read"] == ["w.gguf"]
     content, other = suspect.read_bytes(), twin_of("qwen2")
     for make, message in (
         (lambda: suspect.write_bytes(content[:5000]), "cut short"),
@@ -127,6 +132,19 @@ def test_the_command_reads_it_and_says_what_is_wrong_in_one_line(decoders, tmp_p
             evaluate.main(line)
         shown = capsys.readouterr().err
         assert stop.value.code == 2 and shown.count("\n") == 1 and message in shown, shown
+
+
+def test_layers_are_ranked_with_a_folder_of_decoders(decoders, tmp_path, capsys):
+    cfg, file, host = decoders
+    for layer in (0, 2):
+        write_run(tmp_path / "runs", host, layer, 1, 0, 0.5)
+    collection = export_best(find_runs([tmp_path / "runs"]), tmp_path / "collection").parent
+    name = f"{host.module_path(2)}.weight"
+    suspect = write_gguf(tmp_path / "w.gguf", host, "Q8_0", changed={name: host.weight_DF(2) + outer(host, 0)})
+    evaluate.main([f"decoder={collection}", f"cache_dir={cfg.cache_dir}", f"suspect={suspect}", "json=true"])
+    found = json.loads(capsys.readouterr().out)
+    assert [(one["layer"], one["unedited"]) for one in found["ranking"]] == [(2, False), (0, True)]
+    assert found["surroundings"]["distance"] == 0
 
 
 def test_words_of_another_tokenizer_are_refused(decoders, tmp_path):

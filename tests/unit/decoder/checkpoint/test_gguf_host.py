@@ -19,7 +19,7 @@ CAPS = {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}
 
 
 def loaded(path, cache, name="tiny", dtype="float32") -> Host:
-    return Host.load(host_folder(path, name=name, dtype=dtype, cache_dir=str(cache)), name=name, dtype=dtype)
+    return Host.load(host_folder(path, name=name, dtype=dtype, cache_dir=str(cache), shown=True), name=name, dtype=dtype)
 
 
 @pytest.fixture(scope="module")
