@@ -105,6 +105,13 @@ def test_text_is_split_as_the_vocabulary_was_learnt(rule):
     assert tokenizer_of(metadata).tokenize("It's 2012, Don'T") == SPLITS[rule]
 
 
+@pytest.mark.parametrize(("rule", "whole"), [("gpt-2", False), ("qwen2", False), ("llama-bpe", True), ("tekken", True)])
+def test_a_piece_that_is_a_token_is_taken_whole_by_some(rule, whole):
+    metadata = {"general.architecture": "llama", "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": rule}
+    metadata |= {"tokenizer.ggml.tokens": ["x", "y", "xy", "yx", "xyx"], "tokenizer.ggml.merges": ["x y", "y x"]}
+    assert tokenizer_of(metadata).tokenize("xyx") == (["xyx"] if whole else ["xy", "x"])
+
+
 @pytest.mark.parametrize(("architecture", "prefix"), [("llama", True), ("gemma3", False)])
 def test_sentencepiece(architecture, prefix):
     words = [f"{SPACE}Paris", f"{SPACE}is", "Paris", "is"]
@@ -120,6 +127,7 @@ def test_sentencepiece(architecture, prefix):
     assert tokenizer.tokenize("Paris is é") == [*first, f"{SPACE}is", SPACE, "é"]
     assert tokenizer.tokenize("Paris   is") == [*first, SPACE * 2, f"{SPACE}is"]
     assert tokenizer.convert_ids_to_tokens(tokenizer("ñ")["input_ids"])[-2:] == ["<0xC3>", "<0xB1>"]
+    assert tokenizer.tokenize("Paris</s>")[-1] == "</s>", "a control token is one token"
     assert tokenizer("Paris")["input_ids"][0] == 1
     assert tokenizer.decode(tokenizer("Paris is")["input_ids"], skip_special_tokens=True) == "Paris is"
 
