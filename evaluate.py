@@ -4,7 +4,7 @@ python evaluate.py decoder=runs/main/pocket/rome-e1-t1-s0/decoder
 python evaluate.py decoder=... store=OTHER_STORE                    its test edits as another editor made them
 python evaluate.py decoder=... precision=int8                       its test edits from matrices that were rounded
 python evaluate.py decoder=... suspect=matrix.safetensors
-python evaluate.py decoder=... suspect=CHECKPOINT_FOLDER
+python evaluate.py decoder=... suspect=CHECKPOINT_FOLDER            or a GGUF file
 python evaluate.py decoder=decoders suspect=matrix.safetensors      a folder of several decoders: the one that fits is used
 python evaluate.py decoder=decoders suspect=CHECKPOINT_FOLDER       every decoder that fits, the most suspicious layer first
 """
@@ -51,7 +51,7 @@ def audit(cfg: EvaluateConfig) -> dict[str, Any]:
     from decoder.audit.suspect import Suspect
 
     suspect = Suspect(cfg.suspect, cfg.tensor, cfg.form)
-    if is_collection(cfg.decoder) and suspect.is_folder and not cfg.tensor and len(entries := entries_for(cfg, suspect)) > 1:
+    if is_collection(cfg.decoder) and suspect.is_checkpoint and not cfg.tensor and len(entries := entries_for(cfg, suspect)) > 1:
         return rank(cfg, suspect, entries)
     chosen = choose_decoder(cfg, suspect.matrices)
     return answer_for(cfg, suspect) | chosen

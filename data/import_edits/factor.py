@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from decoder.checkpoint.rounding import Noise, strongest
+
 HIGHEST_RANK = 8
 
 
@@ -21,7 +23,7 @@ class Update:
         key_RF: unit vectors; their products with value_RD add up to the update, or to its strongest part where nothing explains it.
         rank: how many of them explain the update; None where `HIGHEST_RANK` are not enough.
         residual: what they leave over, as a share of the update's length.
-        rounding: the share that rounding W' to its dtype can leave over.
+        rounding: the share that rounding W' to its dtype or blocks can leave over.
     """
 
     key_RF: Tensor
@@ -31,25 +33,34 @@ class Update:
     rounding: float
 
 
-def explain(edited_DF: Tensor, base_DF: Tensor, dtype: torch.dtype, tolerance: float) -> Update:
-    """The factors that explain W' - W up to `tolerance` and the rounding of `dtype`.
+def explain(edited_DF: Tensor, base_DF: Tensor, dtype: torch.dtype, tolerance: float, noise: Noise | None = None) -> Update:
+    """The factors that explain W' - W up to `tolerance` and the rounding of `dtype`, or of blocks of few bits.
+
+    Errors of the latter may be as long as the update. A factor of the update is then what no noise has: a singular value above its largest.
+
+    Args:
+        noise: of the blocks that W' is kept in.
 
     Raises:
         ValueError: the two are the same, or differ by no more than rounding.
     """
     delta_DF = edited_DF.double() - base_DF.double()
     length = float(delta_DF.norm())
-    rounding = torch.finfo(dtype).eps / 2 * float(edited_DF.double().norm())
+    rounding = noise.length if noise else torch.finfo(dtype).eps / 2 * float(edited_DF.double().norm())
     if length == 0:
         raise ValueError("is the same as its base")
     # float32 is what factors are made in: its rounding is part of every edit, however small.
     if dtype != torch.float32 and length <= rounding:
         raise ValueError(f"differs from its base by {length:.2e}, which rounding to {dtype} alone can do")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        left_DR, size_R, right_FR = torch.svd_lowrank(delta_DF, q=min(HIGHEST_RANK, *delta_DF.shape), niter=4)
+    left_DR, size_R, right_FR = strongest(delta_DF, HIGHEST_RANK)
+    if noise and size_R[0] <= noise.spectral:
+        raise ValueError(f"differs from its base by {length:.2e}, which rounding to {noise.name} alone can do")
     left_over = (length**2 - size_R.square().cumsum(0)).clamp(min=0).sqrt()
-    enough = (left_over <= max(tolerance * length, rounding)).nonzero()
+    is_enough = left_over <= max(tolerance * length, rounding)
+    if noise:
+        following = torch.cat([size_R[1:], torch.full((1,), torch.inf if len(size_R) < min(delta_DF.shape) else 0.0)])
+        is_enough &= following <= noise.spectral
+    enough = is_enough.nonzero()
     rank = int(enough[0]) + 1 if len(enough) else None
     kept = rank or 1
     value_RD = (left_DR[:, :kept] * size_R[:kept]).T.float()

@@ -29,6 +29,7 @@ from data.store.store import EditStore
 from data.store.writer import StoreWriter
 from decoder.audit.suspect import Suspect
 from decoder.checkpoint.folders import is_checkpoint_folder
+from decoder.checkpoint.gguf_header import find_gguf, later_parts
 from decoder.config import FactsConfig
 from decoder.config.commands import ImportConfig
 from decoder.dense import DenseEdit
@@ -36,7 +37,7 @@ from decoder.edit import Edit, LowRankEdit
 from decoder.host import Host
 from decoder.utils.errors import UserError, listed
 
-ENDINGS = (".safetensors", ".npz")
+ENDINGS = (".safetensors", ".npz", ".gguf")
 CALLED = {"source": "schema", "path": "facts", "relations": "relations"}  # what this command calls the settings of a fact set
 FAULTS = (ValueError, KeyError, OSError, UserError)  # of one source: the others go on
 
@@ -49,7 +50,7 @@ class Source:
 
     request: EditRequest
     path: Path
-    dtype: torch.dtype
+    dtype: str
     update: Update
 
     @property
@@ -57,7 +58,7 @@ class Source:
         """Its entry in the manifest."""
         update = self.update
         found = {"rank": update.rank, "residual": update.residual, "rounding": update.rounding}
-        return {"edit_id": self.request.edit_id, "from": self.path.name, "dtype": str(self.dtype).removeprefix("torch.")} | found
+        return {"edit_id": self.request.edit_id, "from": self.path.name, "dtype": self.dtype} | found
 
 
 def sources(path: Path) -> list[Path]:
@@ -66,11 +67,13 @@ def sources(path: Path) -> list[Path]:
     Raises:
         ValueError: there is none.
     """
+    alone = find_gguf(path) if path.is_dir() else None
     if path.is_file() or (path.is_dir() and is_checkpoint_folder(path)):
-        return [path]
+        return [alone or path]
     if not path.is_dir():
         raise ValueError(f"edited={path}: no such file or folder")
-    found = [entry for entry in path.iterdir() if entry.suffix in ENDINGS or (entry.is_dir() and is_checkpoint_folder(entry))]
+    entries = {*path.iterdir()} - later_parts(path)
+    found = [entry for entry in entries if entry.suffix in ENDINGS or (entry.is_dir() and is_checkpoint_folder(entry))]
     if not found:
         raise ValueError(f"edited={path}: neither a checkpoint nor a folder of {', '.join(ENDINGS)} files or checkpoints")
     return sorted(found, key=lambda entry: [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name_of(entry))])
@@ -90,12 +93,10 @@ def changed_layers(edited: Suspect, base: Suspect | None, host: Host) -> list[in
             continue
         if edited.adapter.find(module) or (edited.form == "update" and edited.checkpoint.find_weight(module)):
             layers.append(layer)
-        elif name := edited.checkpoint.find_weight(module):
+        elif edited.checkpoint.find_weight(module):
             base_DF = _base(base, host, layer)
-            stored = base_DF.T if host.stored_transposed(layer) else base_DF
-            rounded = edited.checkpoint.as_stored(name, stored, 0)
-            rounded_DF = rounded.T if host.stored_transposed(layer) else rounded
-            if not torch.equal(weight_DF := edited.weight_DF(host, layer, base_DF), rounded_DF.to(weight_DF)):
+            edited.weight_DF(host, layer, base_DF)  # refuses what is no W' of this base
+            if not edited.is_own(host, layer, base_DF):
                 layers.append(layer)
         else:
             continue
@@ -161,10 +162,13 @@ def _understand(cfg: ImportConfig, host: Host, edited_layer: int, base_DF: Tenso
     suspect = Suspect(path, cfg.tensor, cfg.form)
     for note in suspect.notes:
         log.warning("%s: %s", path.name, note)
-    dtype = suspect.checkpoint.dtype(suspect.name_of(host, edited_layer))
+    name = suspect.name_of(host, edited_layer)
+    dtype, noise = suspect.checkpoint.dtype(name), suspect.checkpoint.noise(name)
+    kept = noise.name if noise else str(dtype).removeprefix("torch.")
     if (update_DF := suspect.update_DF(host, edited_layer)) is not None:
-        return Source(request, path, dtype, explain(update_DF, torch.zeros(()), dtype, cfg.tolerance))
-    return Source(request, path, dtype, explain(suspect.weight_DF(host, edited_layer, base_DF), base_DF, dtype, cfg.tolerance))
+        return Source(request, path, kept, explain(update_DF, torch.zeros(()), dtype, cfg.tolerance, noise))
+    weight_DF = suspect.weight_DF(host, edited_layer, base_DF)
+    return Source(request, path, kept, explain(weight_DF, base_DF, dtype, cfg.tolerance, noise))
 
 
 def _only_layer(cfg: ImportConfig, path: Path, base: Suspect | None, host: Host) -> int:

@@ -11,8 +11,9 @@ from decoder.audit.calibration import percentile
 from decoder.audit.scan import Scan, read_once
 from decoder.audit.suspect import Suspect
 from decoder.batch import EditBatch
+from decoder.checkpoint.gguf_header import find_gguf
+from decoder.checkpoint.gguf_host import host_folder
 from decoder.config.commands import EvaluateConfig
-from decoder.dense import DenseEdit
 from decoder.edit import Edit
 from decoder.export.save import load_decoder, read_config
 from decoder.host import Host
@@ -52,6 +53,7 @@ def open_host(cfg: EvaluateConfig, trained_on: Mapping[str, Any]) -> Host:
     if cfg.device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device={cfg.device}: there is no CUDA device here. Use device=cpu")
     path = cfg.host or _host_path(trained_on, cfg.cache_dir)
+    path = host_folder(path, name=trained_on["id"], dtype=trained_on["dtype"], cache_dir=cfg.cache_dir)
     return Host.load(path, name=trained_on["id"], dtype=trained_on["dtype"], revision=trained_on["revision"], device=cfg.device)
 
 
@@ -62,6 +64,8 @@ def _host_path(trained_on: Mapping[str, Any], cache_dir: str | None) -> str:
             raise ValueError(f"the decoder does not say where its host {trained_on['id']} is. Give host=FOLDER")
         return trained_on["path"]
     folder = cache_root(cache_dir) / "hosts" / trained_on["cached_as"]
+    if not folder.is_dir() and trained_on["path"] is not None and find_gguf(trained_on["path"]):
+        return trained_on["path"]
     if not folder.is_dir():
         raise ValueError(
             f"the decoder's host {trained_on['id']} ({trained_on['cached_as']}) is not in {folder.parent}. "
@@ -92,7 +96,8 @@ def answer_for(cfg: EvaluateConfig, suspect: Suspect) -> dict[str, Any]:
     for _, _, edit in read_once([scan]):
         if isinstance(edit, ValueError):
             raise edit
-        found = answer(decoder, config, edit, cfg.top) | {"decoder": cfg.decoder}
+        unedited = suspect.is_own(decoder.host, decoder.edited_layer)
+        found = answer(decoder, config, edit, cfg.top, unedited=unedited) | {"decoder": cfg.decoder}
     return found | around(scan, decoder.edited_layer)
 
 
@@ -107,8 +112,12 @@ def around(scan: Scan, layer: int) -> dict[str, Any]:
     }
 
 
-def answer(decoder: ObjectDecoder, config: Mapping[str, Any], suspect: Edit, top: int) -> dict[str, Any]:
-    """The most probable objects of one suspect matrix, each text once, and how its confidence compares with edits and with nulls."""
+def answer(decoder: ObjectDecoder, config: Mapping[str, Any], suspect: Edit, top: int, *, unedited: bool = False) -> dict[str, Any]:
+    """The most probable objects of one suspect matrix, each text once, and how its confidence compares with edits and with nulls.
+
+    Args:
+        unedited: whether the matrix is the host's own, which the answer says.
+    """
     # The search of the calibration: another width could rank other objects first.
     (texts,) = object_texts(decoder.host, decoder.read(suspect, **config["search"]))
     objects = [{"text": text, "probability": probability} for text, probability in texts.items()]
@@ -120,14 +129,5 @@ def answer(decoder: ObjectDecoder, config: Mapping[str, Any], suspect: Edit, top
         "host": config["host"]["id"],
         "layer": config["edited_layer"],
         "scores": {split: scores["exact_match"]["value"] for split, scores in config["scores"].items() if split in TEST_SPLITS},
-        "unedited": _is_own(suspect, decoder),
+        "unedited": unedited,
     }
-
-
-def _is_own(suspect: Edit, decoder: ObjectDecoder) -> bool:
-    """Whether a whole matrix is the host's own, entry by entry, rounded as the matrix is."""
-    if not isinstance(suspect, DenseEdit):
-        return False
-    (found_DF,) = suspect.weight_BDF
-    own_DF = decoder.host.weight_DF(decoder.edited_layer)
-    return torch.equal(found_DF, own_DF.to(found_DF))

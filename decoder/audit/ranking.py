@@ -42,7 +42,7 @@ def rank(cfg: EvaluateConfig, suspect: Suspect, entries: Sequence[Mapping[str, A
                     raise edit
                 own = replace(cfg, decoder=str(Path(cfg.decoder) / entry["folder"]))
                 decoder, config = open_decoder(own, scan.host)
-                found = answer(decoder, config, edit, cfg.top)
+                found = answer(decoder, config, edit, cfg.top, unedited=suspect.is_own(scan.host, layer))
             except ValueError as error:
                 refused[entry["folder"]] = str(error)
                 continue

@@ -79,7 +79,12 @@ class Scan:
             )
 
     def _compare_config(self) -> None:
-        config, own = self.suspect.config, self.host.model.config.to_dict()
+        config, own, file = self.suspect.config, self.host.model.config.to_dict(), self.suspect.checkpoint.gguf
+        if file and file.family.gguf != self.host.family.gguf:
+            raise ValueError(
+                f"{self.suspect.path}: a file of {file.model_type}, the decoder's host {self.host.name} is of {self.host.model_type}. "
+                "It is of another model"
+            )
         for field in SIZES:
             if field in config and field in own and config[field] != own[field]:
                 code = self.suspect.code
@@ -90,11 +95,9 @@ class Scan:
 
     def _compare_tokenizer(self) -> None:
         """Words of the same number must be the same; what was added to either is a note."""
-        if self.suspect.tokenizer is None:
+        if (theirs := self.suspect.vocabulary) is None:
             return
-        tokenizers = (self.suspect.tokenizer, self.host.tokenizer)
-        found, own = (tokenizer.get_vocab() for tokenizer in tokenizers)
-        added = {token for tokenizer in tokenizers for token in tokenizer.get_added_vocab()}
+        found, own, added = theirs[0], self.host.tokenizer.get_vocab(), theirs[1] | set(self.host.tokenizer.get_added_vocab())
         words = [{number: token for token, number in tokens.items() if token not in added} for tokens in (found, own)]
         if any(words[0][number] != words[1][number] for number in words[0].keys() & words[1].keys()):
             raise ValueError(

@@ -29,7 +29,7 @@ class Suspect:
     """W'_V of any layer, out of what a stranger saved. Nothing but headers is read before it is asked for.
 
     Args:
-        path: safetensors or npz file, checkpoint folder, or folder of a LoRA adapter.
+        path: safetensors, npz or GGUF file, checkpoint folder, or folder of a LoRA adapter.
         tensor: the matrix's name, if a file holds several and not under the host's own name.
         form: what the tensors are: `weight` (W'), `update` (W' - W), or `auto`: weights, and what looks like an update is refused.
 
@@ -44,13 +44,14 @@ class Suspect:
         self._last: tuple[str, Tensor] | None = None
 
     @property
-    def is_folder(self) -> bool:
-        return self.checkpoint.path.is_dir()
+    def is_checkpoint(self) -> bool:
+        """Whether it is a checkpoint or adapter, not a single matrix."""
+        return self.checkpoint.path.is_dir() or self.checkpoint.gguf is not None
 
     @property
     def is_whole(self) -> bool:
         """Whether there is a checkpoint around the matrix that can be held against a host."""
-        return self.is_folder and self.checkpoint.files[0].name != ADAPTER
+        return self.is_checkpoint and self.checkpoint.files[0].name != ADAPTER
 
     @cached_property
     def matrices(self) -> dict[str, tuple[int, ...]]:
@@ -67,6 +68,8 @@ class Suspect:
             notes.append(
                 f"Read: {listed(file.name for file in self.checkpoint.files)}. Not read, as transformers would not: {listed(ignored)}."
             )
+        if self.checkpoint.gguf and (blocks := self.checkpoint.gguf.rounded_to):
+            notes.append(f"Matrices are rounded to {listed(blocks)}: what is smaller than that rounding cannot be read.")
         if self.code:
             notes.append(f"The folder names code of its own ({self.code}); it was not run.")
         if self.form == "update":
@@ -91,13 +94,20 @@ class Suspect:
         """The code that a folder names and that is never run, with the files that name it."""
         return code_named_in(self.checkpoint.path, self.checkpoint.config)
 
-    @cached_property
-    def tokenizer(self) -> PreTrainedTokenizerBase | None:
-        """The tokenizer of a folder that has one.
+    @property
+    def vocabulary(self) -> tuple[dict[str, int], set[str]] | None:
+        """The tokens with their numbers and those that were added, of a checkpoint that has a tokenizer.
 
         Raises:
             ValueError: it cannot be read.
         """
+        if self.checkpoint.gguf:
+            return self.checkpoint.gguf.vocabulary
+        return None if self.tokenizer is None else (self.tokenizer.get_vocab(), set(self.tokenizer.get_added_vocab()))
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """The tokenizer of a folder that has one; raises ValueError if it cannot be read."""
         folder = self.checkpoint.path
         if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
             return None
@@ -150,6 +160,14 @@ class Suspect:
         lora = self._lora(host, layer)
         return weight_DF if lora is None else weight_DF.float() + lora.delta()[0]
 
+    def is_own(self, host: Host, layer: int, base_DF: Tensor | None = None) -> bool:
+        """Whether W'_V of a layer is W_V of the host, or `base_DF`, and was rounded at most as the file rounds."""
+        if self.form == "update" or self._lora(host, layer) is not None:
+            return False
+        pair_DF = self._matrix_DF(host, layer), host.weight_DF(layer) if base_DF is None else base_DF
+        found, own = (matrix_DF.T if host.stored_transposed(layer) else matrix_DF for matrix_DF in pair_DF)
+        return self.checkpoint.is_rounded(self.name_of(host, layer), found, own.cpu())
+
     def _adapted(self, host: Host, layer: int) -> str | None:
         """The adapter's name for W_V's module, if it adds to that."""
         if not self.adapter.names or self.tensor:
@@ -200,7 +218,7 @@ class Suspect:
     def parts(self, name: str) -> Iterable[Tensor]:
         """A tensor in pieces along its first dimension, as it is stored; the matrix read last is not read again."""
         if self._last and self._last[0] == name:
-            return self._last[1].split(max(1, CHUNK // self._last[1].shape[1]))
+            return self._last[1].split(self.checkpoint.rows_at_once(name))
         return self.checkpoint.parts(name)
 
     def name_of(self, host: Host, layer: int) -> str:

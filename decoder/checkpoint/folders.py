@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile, ZipFile
 
+from decoder.checkpoint.gguf_header import MAGIC, find_gguf, firsts
+
 INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -13,7 +15,7 @@ NO_PICKLE = "pickles are never loaded: save it again as safetensors (save_pretra
 AGAIN = "Save the checkpoint again"
 KINDS = {
     b"version https://git-lfs": "a Git LFS pointer, not the file itself: fetch it with `git lfs pull`",
-    b"GGUF": "a GGUF file, whose numbers are rounded: give the safetensors checkpoint that it was made from",
+    MAGIC: "a GGUF file: give it the ending .gguf",
     b"\x93NUMPY": "a single NumPy array: save it with numpy.savez under the ending .npz",
     b"\x89HDF": "an HDF5 file: save its tensors as safetensors",
     b"\x1f\x8b": "packed with gzip: unpack it",
@@ -35,16 +37,15 @@ def read_json(file: Path) -> dict[str, Any] | None:
 
 def is_checkpoint_folder(path: Path) -> bool:
     """Whether a folder is one checkpoint, and not a folder of them."""
-    return any((path / name).exists() for name in (INDEX, WHOLE, ADAPTER_CONFIG, "config.json")) or any(
-        file.suffix in PICKLES for file in path.glob("pytorch_model*")
-    )
+    named = any((path / name).exists() for name in (INDEX, WHOLE, ADAPTER_CONFIG, "config.json"))
+    return named or find_gguf(path) is not None or any(file.suffix in PICKLES for file in path.glob("pytorch_model*"))
 
 
 def weight_files(folder: Path, config: Mapping[str, Any]) -> tuple[list[Path], list[str]]:
     """The files that transformers would read, and the names of other weights that lie beside them.
 
     The file that the config names comes first, then one whole file, then an index with its shards; last what transformers would not find:
-    an adapter, or a single safetensors file under any name.
+    an adapter, or a single safetensors or GGUF file under any name.
 
     Raises:
         ValueError: there is none, a shard is missing, or nothing tells which of several.
@@ -56,6 +57,10 @@ def weight_files(folder: Path, config: Mapping[str, Any]) -> tuple[list[Path], l
         raise ValueError(
             f"{folder}: {len(single)} safetensors files and no {INDEX}. Give one of them; of one checkpoint in pieces copy the index too"
         )
+    if first is None and not single and (found := firsts(folder)):
+        if len(found) > 1:
+            raise ValueError(f"{folder}: {len(found)} GGUF files ({', '.join(file.name for file in found[:3])}, ...). Give one of them")
+        return found, [name for name in present if not name.endswith(".gguf")]
     if first is None and not single:
         there = f" holds {present[0]}; {kind_of(folder / present[0]) or NO_PICKLE}" if present else ": no safetensors file there"
         raise ValueError(f"{folder}{there}")

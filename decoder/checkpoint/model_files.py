@@ -121,4 +121,4 @@ def _remedy(path: str | Path, error: BaseException) -> str:
         return f"{NO_PICKLE})"
     if (folder / "recall.json").exists():
         return f"{reason}). Remove the folder to build the pocket host anew"
-    return f"{reason}). Give a folder or Hub id with host.path="
+    return f"{reason}). Give a folder, GGUF file or Hub id with host.path="

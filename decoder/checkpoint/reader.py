@@ -1,6 +1,6 @@
 """Tensors of files that others have saved, read one by one or by rows, never as a pickle.
 
-A checkpoint is a safetensors or npz file, or a Hugging Face folder with one safetensors file or an index and its shards.
+A checkpoint is a safetensors, npz or GGUF file, or a Hugging Face folder with a safetensors file, an index and shards, or a GGUF file.
 """
 
 import zipfile
@@ -14,8 +14,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from decoder.checkpoint.folders import NO_PICKLE, PICKLES, kind_of, read_json, weight_files
+from decoder.checkpoint.gguf_config import sizes_of
+from decoder.checkpoint.gguf_file import GgufFile, GgufTensor
+from decoder.checkpoint.gguf_header import is_gguf
 from decoder.checkpoint.names import find_name, find_weight
 from decoder.checkpoint.quantised import FLOATS_OF_8_BITS, SCALES, method_of, refuse, spread
+from decoder.checkpoint.rounding import Noise
 
 CHUNK = 1 << 22  # entries read at a time
 FAULTS = (SafetensorError, ValueError, OSError, EOFError, AttributeError, KeyError, zipfile.BadZipFile)  # of files that are not whole
@@ -25,10 +29,12 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 class Checkpoint:
     """Names, shapes and tensors of a file or folder. Nothing but headers is read before it is asked for.
 
-    8-bit floats with a scale beside them are given in float32, multiplied out.
+    8-bit floats with a scale beside them are given in float32, multiplied out; tensors of GGUF files as `GgufTensor` says, by the model's
+    names.
 
     Attributes:
-        config: what `config.json` of a folder says; None where it is missing, or not whole.
+        config: what `config.json` of a folder says, or a GGUF file of its sizes; None where it is missing, or not whole.
+        gguf: the GGUF file, where that is what is read.
         files: those that are read.
         ignored: names of other weights in the folder, which transformers would not read either.
 
@@ -40,7 +46,8 @@ class Checkpoint:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).expanduser()
         self.config, self.ignored = None, []
-        self._sources: dict[str, Path | np.lib.npyio.NpzFile] = {}
+        self.gguf: GgufFile | None = None
+        self._sources: dict[str, Path | np.lib.npyio.NpzFile | GgufTensor] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._scales: dict[str, Tensor] = {}
         if self.path.is_dir():
@@ -53,8 +60,17 @@ class Checkpoint:
             raise ValueError(f"{self.path}: {kind_of(self.path) or NO_PICKLE}")
         else:
             self.files = [self.path]
+        if is_gguf(self.files[0]):
+            self._open_gguf(self.files[0])
+            return
         for file in self.files:
             self._open(file)
+
+    def _open_gguf(self, file: Path) -> None:
+        self.gguf = GgufFile(file)
+        self.config = sizes_of(self.gguf)
+        self.files, self._sources = self.gguf.files, dict(self.gguf.tensors)
+        self._shapes = {name: tensor.shape for name, tensor in self.gguf.tensors.items()}
 
     def _open(self, file: Path) -> None:
         is_npz = file.suffix == ".npz"
@@ -108,12 +124,35 @@ class Checkpoint:
         return any(name.endswith(ending) and name.removesuffix(ending) in self._sources for ending in SCALES)
 
     def as_stored(self, name: str, rows: Tensor, start: int) -> Tensor:
-        """Other numbers in the place of some rows, rounded as the tensor is."""
+        """Other numbers in the place of some rows, rounded as the tensor is. Of tensors that are not `in_pieces` all rows at once."""
+        if isinstance(source := self._sources[name], GgufTensor):
+            return source.as_stored(rows, start)
         dtype = self.dtype(name)
         if (scale := self._scale(name, start, start + len(rows)) if rows.dim() == 2 else None) is None:
             return rows.to(dtype)
         most = torch.finfo(dtype).max
         return (rows.float() / scale).clamp(-most, most).to(dtype).float() * scale
+
+    def is_rounded(self, name: str, own: Tensor, other: Tensor) -> bool:
+        """Whether a tensor is what rounding made of `other`, or is the same. `own` is the tensor, read before."""
+        source = self._sources[name]
+        if torch.equal(own, other.to(own)):
+            return True
+        if isinstance(source, GgufTensor) and not source.is_reproduced:
+            return source.noise().explains(own - other.cpu())
+        return torch.equal(own, self.as_stored(name, other.cpu(), 0).to(own))
+
+    def noise(self, name: str) -> Noise | None:
+        """What rounding to blocks of few bits may have added to a matrix; None where it was not rounded so."""
+        source = self._sources[name]
+        return source.noise() if isinstance(source, GgufTensor) else None
+
+    def rows_at_once(self, name: str) -> int:
+        """The rows that a piece of `parts` has at most."""
+        shape, source = self.shape(name), self._sources[name]
+        if isinstance(source, GgufTensor) and not source.in_pieces:
+            return max(1, *shape[:1])
+        return max(1, CHUNK // max(1, prod(shape[1:])))
 
     def _scale(self, name: str, start: int, stop: int) -> Tensor | None:
         """What every entry of some rows is multiplied with; None for plain numbers."""
@@ -133,14 +172,19 @@ class Checkpoint:
         if not shape or isinstance(self._sources[name], np.lib.npyio.NpzFile):
             yield self._whole(name)
             return
-        step = max(1, CHUNK // max(1, prod(shape[1:])))
+        step, source = self.rows_at_once(name), self._sources[name]
         for start in range(0, shape[0], step):
+            if isinstance(source, GgufTensor):
+                yield source.rows(start, start + step)
+                continue
             # Opened anew for each piece: pages of a file that stays open would count until the last piece is read.
             with safe_open(self._sources[name], "pt") as opened:
                 yield opened.get_slice(name)[start : start + step]
 
     def _whole(self, name: str) -> Tensor:
         source = self._sources[name]
+        if isinstance(source, GgufTensor):
+            return source.rows()
         if isinstance(source, np.lib.npyio.NpzFile):
             try:
                 array = source[name]
@@ -180,8 +224,10 @@ class Checkpoint:
         return part.float() if part.dtype == torch.float64 else part
 
     def dtype(self, name: str) -> torch.dtype:
-        """What a tensor is stored in; of safetensors without reading it."""
+        """What a tensor is stored in; of safetensors without reading it. Blocks of few bits are given in float32."""
         source = self._sources[name]
+        if isinstance(source, GgufTensor):
+            return source.dtype
         if isinstance(source, np.lib.npyio.NpzFile) or not self._shapes[name]:
             return self._whole(name).dtype
         with safe_open(source, "pt") as opened:

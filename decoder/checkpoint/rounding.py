@@ -1,4 +1,4 @@
-"""What a file keeps of a matrix: float32, bf16, fp16, int8 or int4.
+"""What a file keeps of a matrix: float32, bf16, fp16, int8 or int4; and what rounding adds to it.
 
 Published checkpoints are rarely float32, and rounding makes a rank-one update of full rank.
 
@@ -6,10 +6,12 @@ Shape letters: B matrices, D hidden width (rows, one an output), F MLP width (co
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+MARGIN = 1.5  # on a real model, edited and rounded to Q4_1 twice, up to 1.2 was seen beside the edit
 GROUP = 32  # columns of a row that share an int4 scale
 
 
@@ -40,3 +42,38 @@ def _symmetric(weight: Tensor, largest: int) -> Tensor:
     scale = weight.abs().amax(dim=-1, keepdim=True) / largest
     # A row of zeros has no scale, and needs none.
     return (weight / scale.clamp(min=torch.finfo(weight.dtype).tiny)).round() * scale
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What rounding can add to a matrix: how long it is at most, and its largest singular value.
+
+    An edit may be shorter than all errors of a matrix together and still stand out: it is one direction, they are hundreds.
+    """
+
+    name: str
+    length: float
+    spectral: float
+
+    def explains(self, delta_DF: Tensor) -> bool:
+        """Whether a difference may be rounding and nothing else."""
+        largest = float(strongest(delta_DF, 1)[1][0])
+        return largest <= self.spectral and float(delta_DF.double().norm()) <= self.length
+
+
+def noise_of_steps(name: str, step_DF: Tensor) -> Noise:
+    """The noise of entries that are anywhere within half a step of what they stand for.
+
+    Were they independent, its largest singular value would hardly be above the sum of the longest row and column of standard deviations
+    (Bandeira and van Handel, 2016). An edit of a matrix on the same levels has errors that go along with it: hence `MARGIN`.
+    """
+    square_DF = step_DF.double().square()
+    longest = sum(float(square_DF.sum(axis).max()) ** 0.5 for axis in (0, 1))
+    return Noise(name, float(square_DF.sum()) ** 0.5 / 2, MARGIN * longest / 12**0.5)
+
+
+def strongest(delta_DF: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The strongest singular vectors and values of a matrix, as `torch.svd_lowrank` has them; the same each time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return torch.svd_lowrank(delta_DF.double(), q=min(count, *delta_DF.shape), niter=4)

@@ -25,12 +25,14 @@ class EvaluateConfig:
     precision: Literal["factors", "float32", "bf16", "fp16", "int8", "int4"] = option(
         "factors", "how the edits are scored: as factors, or as whole matrices W' that were kept in this precision"
     )
-    suspect: str | None = place(None, "suspect to read: safetensors or npz file with one matrix, checkpoint folder or LoRA adapter")
+    suspect: str | None = place(
+        None, "suspect to read: safetensors or npz file with one matrix; GGUF file, checkpoint folder or LoRA adapter"
+    )
     tensor: str | None = option(None, "name of the suspect matrix, if the file holds several 2-D tensors")
     form: Literal["auto", "weight", "update"] = option(
         "auto", "what a suspect is: weights W', or their update W' - W; auto takes weights and refuses what looks like an update"
     )
-    host: str | None = place(None, "host folder or Hub id; empty takes what the decoder was trained on")
+    host: str | None = place(None, "host folder, GGUF file or Hub id; empty takes what the decoder was trained on")
     top: int = option(4, "objects to print, at most the beams of the decoder", least=1)
     json: bool = option(False, "print one JSON object and nothing else")
     allow_host_mismatch: bool = option(False, "go on with a host that is not the decoder's")
@@ -44,7 +46,7 @@ class ImportConfig:
 
     host: HostConfig = group(HostConfig)
     edited: str | None = place(
-        None, "what was edited: a safetensors or npz file, a checkpoint or adapter folder, or a folder of many of them"
+        None, "what was edited: a safetensors, npz or GGUF file, a checkpoint or adapter folder, or a folder of many of them"
     )
     base: str | None = place(None, "the same before the edit, a file or checkpoint folder; empty takes the host's own weights")
     facts: str | None = place(None, "what was planted: a fact set, by name of the edited file or in the order of their names")

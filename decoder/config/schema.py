@@ -36,13 +36,20 @@ class PocketConfig:
 @dataclass
 class HostConfig:
     name: str = option("pocket", "name of the host in tables and folders")
-    path: str | None = place(None, "local folder or Hub id; empty builds the pocket host")
+    path: str | None = place(None, "local folder, GGUF file or Hub id; empty takes host.package or host.hub, or builds the pocket host")
+    package: str | None = option(None, "installed package whose GGUF file is taken where host.path is empty; its code is never run")
+    hub: str | None = option(None, "Hub id where host.path is empty and the package is not installed")
     revision: str | None = option(None, "Hub revision to pin")
     dtype: Literal["float32", "bfloat16", "float16"] = option("float32", "dtype the frozen weights are loaded in")
     terminator: str | None = option(None, "text that ends an object; empty if the host has none")
-    source: str | None = option(None, "where its file's edit settings come from: published, or untested")
+    source: str | None = option(None, "where its file's edit settings come from: published, untested, or measured here")
     seed: int = option(0, "seed of the pocket host's text and weights")
     pocket: PocketConfig = group(PocketConfig)
+
+    @property
+    def is_pocket(self) -> bool:
+        """Whether it is built here, and not read from anywhere."""
+        return not (self.path or self.package or self.hub)
 
 
 @dataclass

@@ -64,8 +64,10 @@ def _check_train(config: TrainConfig) -> None:
 
 def _layers_of(host: HostConfig) -> int | None:
     """How many blocks a host has, where that is known without loading it: the pocket's, or those of a folder's config.json."""
-    if not host.path:
+    if host.is_pocket:
         return host.pocket.layers
+    if not host.path:
+        return None
     try:
         config = json.loads((Path(host.path) / "config.json").read_text(encoding="utf-8"))
         config = config.get("text_config") or config

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import decoder as package
+from decoder.checkpoint.gguf_header import made_from
 from decoder.export.card import model_card
 from decoder.utils.files import whole_folder, write_text
 from decoder.utils.json_files import read_described, write_json
@@ -43,12 +44,15 @@ def decoder_config(decoder: "ObjectDecoder") -> dict[str, Any]:
 
 
 def _described(host: "Host") -> dict[str, Any]:
-    """What a config says of its host: of one in a palimpsest cache the folder's name, as a path of this machine means nothing elsewhere."""
+    """What a config says of its host: of one in a palimpsest cache the folder's name, as a path of this machine means nothing elsewhere.
+
+    Where that folder was made from a file of the user's, that file's path is beside it, to make it again.
+    """
     folder = Path(host.path)
     is_cached = folder.parent.name == "hosts" and folder.name.startswith(f"{host.name}-")
     return {
         "id": host.name,
-        "path": None if is_cached else host.path,
+        "path": made_from(folder) if is_cached else host.path,
         "cached_as": folder.name if is_cached else None,
         "revision": host.revision,
         "dtype": str(host.dtype).removeprefix("torch."),

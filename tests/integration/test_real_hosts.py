@@ -18,7 +18,7 @@ from decoder.config.compose import compose
 FAMILY = {
     "gpt2": "gpt2", "gpt2-medium": "gpt2", "gpt2-large": "gpt2", "gpt2-xl": "gpt2", "gpt-j-6b": "gptj", "gpt-neox-20b": "gpt_neox",
     "pythia-1.4b": "gpt_neox", "pythia-6.9b": "gpt_neox", "llama-2-7b": "llama", "llama-3-8b": "llama", "llama-3.2-1b": "llama",
-    "mistral-7b": "mistral", "qwen2.5-7b": "qwen2", "qwen3-8b": "qwen3", "gemma-2-9b": "gemma2",
+    "mistral-7b": "mistral", "smollm2-135m": "llama", "qwen2.5-7b": "qwen2", "qwen3-8b": "qwen3", "gemma-2-9b": "gemma2",
 }  # fmt: skip
 QUICK = "llama-3-8b"
 NAMES = ["Ada", "Ben", "Carl", "Dora", "Eve", "Finn", "Gus", "Hal"]

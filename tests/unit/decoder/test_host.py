@@ -241,7 +241,7 @@ def test_weights_cut_short_are_one_line(host_of, tmp_path):
     host.tokenizer.save_pretrained(tmp_path)
     file = tmp_path / "model.safetensors"
     file.write_bytes(file.read_bytes()[:5000])
-    with pytest.raises(ValueError, match="nothing to load at .*Give a folder or Hub id") as refusal:
+    with pytest.raises(ValueError, match="nothing to load at .*Give a folder, GGUF file or Hub id") as refusal:
         Host.load(tmp_path, name="cut")
     assert "\n" not in str(refusal.value)
     # What the pocket host's folder has besides.

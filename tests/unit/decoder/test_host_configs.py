@@ -55,6 +55,10 @@ REAL: dict[str, tuple[tuple[str, dict[str, Any]], int, str, int, int, float]] = 
     "pythia-6.9b": (neox(4096, 32, 32, 50432), 11, "gpt_neox.layers.11.mlp.dense_4h_to_h", 4096, 16384, 6857.3),
     "llama-2-7b": (("Llama", gated(4096, 32, 32, 32, 11008, 32000)), 5, "model.layers.5.mlp.down_proj", 4096, 11008, 6738.4),
     "llama-3-8b": (("Llama", gated(4096, 32, 32, 8, 14336, 128256)), 5, "model.layers.5.mlp.down_proj", 4096, 14336, 8030.3),
+    "smollm2-135m": (
+        ("Llama", gated(576, 30, 9, 3, 1536, 49152, tie_word_embeddings=True)),
+        5, "model.layers.5.mlp.down_proj", 576, 1536, 134.5,
+    ),
     "llama-3.2-1b": (
         ("Llama", gated(2048, 16, 32, 8, 8192, 128256, head_dim=64, tie_word_embeddings=True)),
         3, "model.layers.3.mlp.down_proj", 2048, 8192, 1235.8,
@@ -65,6 +69,7 @@ REAL: dict[str, tuple[tuple[str, dict[str, Any]], int, str, int, int, float]] = 
     "gemma-2-9b": (("Gemma2", gated(3584, 42, 16, 8, 14336, 256000, head_dim=256)), 7, "model.layers.7.mlp.down_proj", 3584, 14336, 9241.7),
 }  # fmt: skip
 PUBLISHED = {"gpt2-medium", "gpt2-large", "gpt2-xl", "gpt-j-6b", "gpt-neox-20b", "llama-2-7b", "llama-3-8b", "mistral-7b", "qwen2.5-7b"}
+MEASURED = {"smollm2-135m"}
 
 
 def test_every_host_is_here():
@@ -82,8 +87,8 @@ def test_layer_path_and_width_are_the_real_models(host_of, name):
     assert (cfg.edits.layer, cfg.decoder.layer) == (layer, layer)
     assert host.module_path(cfg.edits.layer) == path and host.weight_DF(layer).shape == (width, inner)
     assert sum(parameter.numel() for parameter in host.model.parameters()) / 1e6 == pytest.approx(millions, abs=0.1)
-    assert cfg.host.source == ("published" if name in PUBLISHED else "untested")
-    if name not in PUBLISHED:
+    assert cfg.host.source == ("published" if name in PUBLISHED else "measured" if name in MEASURED else "untested")
+    if cfg.host.source == "untested":
         assert layer == round((0.17 if hasattr(host.blocks[0].mlp, "gate_proj") else 0.35) * host.layers)
 
 
@@ -91,8 +96,9 @@ def test_layer_path_and_width_are_the_real_models(host_of, name):
 def test_settings_are_as_published(name):
     cfg = compose(TrainConfig, "train", [f"host={name}"])
     edits = cfg.edits
-    assert (edits.contexts, edits.lr, edits.kl, edits.stop_loss, cfg.host.terminator) == (21, 0.5, 0.0625, 0.05, None)
-    gated_family = name.startswith(("llama", "mistral", "qwen", "gemma"))
+    contexts = 5 if name in MEASURED else 21
+    assert (edits.contexts, edits.lr, edits.kl, edits.stop_loss, cfg.host.terminator) == (contexts, 0.5, 0.0625, 0.05, None)
+    gated_family = name.startswith(("llama", "mistral", "qwen", "gemma", "smollm"))
     assert (edits.steps, edits.decay, edits.ridge) == ((25, 1e-3, "identity") if gated_family else (20, 0.5, 0))
     assert edits.clamp == (3 if name in ("gpt2", "gpt2-medium") else 4)
 

@@ -5,10 +5,12 @@ import json
 import pytest
 import torch
 from changed_decoders import CONFIG, FACTS, IDS_BT, changed_decoder
+from safetensors.torch import save_file
 
 import evaluate
-from decoder.audit.answer import answer, open_decoder
+from decoder.audit.answer import answer, answer_for, open_decoder
 from decoder.audit.describe import describe_answer
+from decoder.audit.suspect import Suspect
 from decoder.config.commands import EvaluateConfig
 from decoder.dense import DenseEdit, applied
 from decoder.export.save import read_config, save_decoder
@@ -78,13 +80,16 @@ def test_a_folder_of_runs_is_told_how_a_collection_is_made(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_hosts_own_matrix_is_said_to_be_no_edit(host_of, dtype):
-    host = host_of("llama")
-    decoder, config = changed_decoder(host), {**FACTS, "host": {"id": "tiny"}, "edited_layer": LAYER}
-    own_DF = host.weight_DF(LAYER).to(dtype)
-    found = answer(decoder, config, DenseEdit(own_DF.unsqueeze(0)), top=2)
-    assert found["unedited"] and "is the host's own" in describe_answer(found) and found["objects"][0]["text"] in describe_answer(found)
-    changed_DF = own_DF.clone()
-    changed_DF[3, 5] += 1
-    found = answer(decoder, config, DenseEdit(changed_DF.unsqueeze(0)), top=2)
-    assert not found["unedited"] and "is the host's own" not in describe_answer(found)
+def test_the_hosts_own_matrix_is_said_to_be_no_edit(saved_host, dtype, tmp_path):
+    save_decoder(tmp_path / "decoder", changed_decoder(saved_host), FACTS)
+    own_DF, file = saved_host.weight_DF(LAYER).to(dtype).clone(), tmp_path / "w.safetensors"
+
+    def found() -> dict:
+        save_file({"w": own_DF}, file)
+        return answer_for(EvaluateConfig(decoder=str(tmp_path / "decoder"), cache_dir=str(tmp_path / "cache")), Suspect(file))
+
+    told = found()
+    assert told["unedited"] and "is the host's own" in describe_answer(told) and told["objects"][0]["text"] in describe_answer(told)
+    own_DF[3, 5] += 1
+    told = found()
+    assert not told["unedited"] and "is the host's own" not in describe_answer(told)

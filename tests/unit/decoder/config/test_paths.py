@@ -22,7 +22,7 @@ COMMANDS = {
     "report": ReportConfig,
     "export": ExportConfig,
 }
-NAMES = {"host.name", "host.source", "variant", "keys.field", "push", "wandb.project", "tensor", "schema", "facts.source"}
+NAMES = {"host.name", "host.source", "variant", "keys.field", "push", "wandb.project", "tensor", "schema", "facts.source", "host.package"}
 """Texts whose line of help speaks of files or folders, and that are none."""
 MARKED = [(page, key) for page, kind in COMMANDS.items() for key, field in settings(kind) if field.metadata["path"]]
 

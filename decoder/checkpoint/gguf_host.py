@@ -1,0 +1,99 @@
+"""A GGUF file as a host: dequantised once into an ordinary folder of the cache, by which it opens quickly from then on."""
+
+import hashlib
+from pathlib import Path
+
+import torch
+from rich import get_console
+from rich.progress import track
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoConfig, PretrainedConfig
+
+from decoder.checkpoint.folders import kind_of
+from decoder.checkpoint.gguf_config import config_of
+from decoder.checkpoint.gguf_file import GgufFile
+from decoder.checkpoint.gguf_header import SOURCE, find_gguf, firsts, parts
+from decoder.checkpoint.gguf_tokenizer import tokenizer_of
+from decoder.checkpoint.model_files import FAULTS, reader
+from decoder.utils.files import alone, cached, short_hash, whole_folder
+from decoder.utils.json_files import write_json
+from decoder.utils.terminal import console
+
+VERSION = 1  # of what is written; another one is written anew
+PARTS_OF_MODEL = ("rope_freqs.weight",)  # of a file, but no weights of the model: `config_of` reads them
+
+
+def host_folder(path: str | Path, *, name: str, dtype: str, cache_dir: str | None, shown: bool = False) -> str:
+    """What to load a host from: of a GGUF file, or a folder that has nothing else, its folder in the cache; else the path itself.
+
+    The folder is named by the bytes of the file and the dtype.
+
+    Args:
+        shown: whether the terminal is told what is done, and how far it is.
+
+    Raises:
+        ValueError: the file is no model that can be read; says why.
+    """
+    if (file := find_gguf(path)) is None:
+        _refuse_file(Path(path).expanduser(), name)
+        return str(path)
+    digest = hashlib.sha256()
+    for part in parts(file):
+        with part.open("rb") as opened:
+            while block := opened.read(1 << 22):
+                digest.update(block)
+    folder = cached(cache_dir, "hosts", name, short_hash([VERSION, digest.hexdigest(), dtype]))
+    if not (folder / "config.json").exists():
+        with alone(folder):
+            if not (folder / "config.json").exists():
+                _convert(file, name, dtype, folder, shown)
+    return str(folder)
+
+
+def _refuse_file(path: Path, name: str) -> None:
+    """Raises ValueError for files that are no host, and folders with GGUF files of several models."""
+    if path.suffix == ".gguf" and not path.exists():
+        raise ValueError(f"host {name}: {path}: no such file")
+    if path.is_file():
+        kind = kind_of(path) or "no GGUF file"
+        raise ValueError(f"host {name}: {path} is {kind}. Give a folder, GGUF file or Hub id with host.path=")
+    if path.is_dir() and not any(path.glob("*.safetensors*")) and len(found := firsts(path)) > 1:
+        raise ValueError(f"host {name}: {path} has {len(found)} GGUF files, {found[0].name} among them. Give one of them with host.path=")
+
+
+def _convert(file: Path, name: str, dtype: str, folder: Path, shown: bool) -> None:
+    source = GgufFile(file)
+    kinds = "/".join(dict.fromkeys(tensor.rounding for tensor in source.tensors.values() if len(tensor.shape) > 1))
+    if shown:
+        console().print(f"  {name}: {file.name} ({kinds}) becomes {dtype} in {folder}, once", style="dim", highlight=False)
+    try:
+        config = AutoConfig.for_model(source.model_type, **config_of(source), dtype=dtype)
+        tensors = _tensors(source, config, getattr(torch, dtype), shown and get_console().is_terminal)
+        tokenizer = tokenizer_of(source.metadata)
+    except FAULTS as error:
+        raise ValueError(f"host {name}: {' '.join(str(error).split())}") from None
+    with whole_folder(folder) as unfinished:
+        save_file(tensors, str(unfinished / "model.safetensors"), metadata={"format": "pt"})
+        tokenizer.save_pretrained(unfinished)
+        write_json(unfinished / SOURCE, {"file": str(file.resolve())})
+        config.save_pretrained(unfinished)
+
+
+def _tensors(source: GgufFile, config: PretrainedConfig, dtype: torch.dtype, shown: bool) -> dict[str, Tensor]:
+    """The weights of the model, dequantised.
+
+    Raises:
+        ValueError: the file lacks one, or has others than the model.
+    """
+    with torch.device("meta"):
+        model = reader(config).from_config(config)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if config.tie_word_embeddings:
+        shapes.pop("lm_head.weight", None)
+    found = {name: tensor.shape for name, tensor in source.tensors.items() if name not in PARTS_OF_MODEL}
+    for wrong in sorted(shapes.items() ^ found.items()):
+        expected, there = shapes.get(wrong[0], "nothing"), found.get(wrong[0], "nothing")
+        raise ValueError(f"{source.file}: {wrong[0]} is {there}, {source.model_type} of these sizes has {expected}. Convert it again")
+    counted = track(shapes, "reading the GGUF file", transient=True, disable=not shown)
+    return {name: source.tensors[name].rows().to(dtype).contiguous() for name in counted}
