@@ -16,7 +16,6 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
 from decoder.batch import PADDING
@@ -126,33 +125,29 @@ class ObjectDecoder(nn.Module):
         self.prior_V.copy_(share * logits_V.float().log_softmax(-1))
 
     @torch.no_grad()
-    def learn_end(self, edits: Edit, object_ids_BT: Tensor, names: Sequence[str]) -> None:
-        """From now on objects end as those of these edits do, and as names do. A host with a terminator needs none.
+    def learn_end(self, edits: Edit, object_ids_BT: Tensor) -> None:
+        """From now on objects end as those of these edits do, of which `ENDS_FROM` at most are looked at.
 
-        Args:
-            edits, object_ids_BT: some edits and what they plant; `ENDS_FROM` at most are looked at.
-            names: are spelt behind the same edits. Most objects are one token or two; names show where one does not end yet.
+        A host with a terminator needs none.
         """
         if self.host.terminator_id is not None:
             return
         spread = slice(None, None, -(-len(edits) // ENDS_FROM))
-        edits, objects = edits[spread], [[token for token in ids if token != PADDING] for ids in object_ids_BT[spread].tolist()]
-        spelt = objects + [self.host.object_ids(name) for name in names[:: max(1, len(names) // len(objects))][: len(objects)]]
-        ids_NT = pad_sequence([torch.tensor(ids) for ids in spelt], True, PADDING).to(self.host.device)
-        planted_NT = ids_NT != PADDING
-        ended_NT = planted_NT & ~torch.nn.functional.pad(planted_NT[:, 1:], (0, 1))
+        edits, object_ids_BT = edits[spread], object_ids_BT[spread].to(self.host.device)
+        planted_BT = object_ids_BT != PADDING
+        ended_BT = planted_BT & ~torch.nn.functional.pad(planted_BT[:, 1:], (0, 1))
         states, words = [], []
-        for start in range(0, len(spelt), CHUNK):
-            rows = torch.arange(start, min(start + CHUNK, len(spelt)))
-            part = self._prepared(edits[rows % len(objects)])
+        for start in range(0, len(edits), CHUNK):
+            part, ids_BT = self._prepared(edits[start : start + CHUNK]), object_ids_BT[start : start + CHUNK]
             _, cache = self._read_prompt(part)
             widen(cache, len(part))
-            logits_NV, state_ND = self._continue(part, ids_NT[rows].clamp(min=0), cache, planted_NT[rows])
+            logits_NV, state_ND = self._continue(part, ids_BT.clamp(min=0), cache, planted_BT[start : start + CHUNK])
             states.append(state_ND)
             words.append(word_ends(logits_NV, self.host.inside_words_V))
         numbers: dict[tuple[int, ...], int] = {}
-        objects_N = [numbers.setdefault(tuple(ids), len(numbers)) for ids in spelt for _ in ids]
-        self.ending = fit_ending(torch.cat(states), torch.cat(words), ended_NT[planted_NT], objects_N, self.host.inside_words_V)
+        numbered_B = torch.tensor([numbers.setdefault(tuple(ids), len(numbers)) for ids in object_ids_BT.tolist()])
+        objects = numbered_B.repeat_interleave(planted_BT.sum(1).cpu()).tolist()
+        self.ending = fit_ending(torch.cat(states), torch.cat(words), ended_BT[planted_BT], objects, self.host.inside_words_V)
 
     def _prepared(self, edits: Edit) -> Edit:
         edits = edits.to(self.host.device)

@@ -64,7 +64,7 @@ def object_prior(evidence: Evidence) -> Reader:
 
 def untrained_prompt(evidence: Evidence) -> Reader:
     """The decoder before training."""
-    evidence.start.learn_end(*evidence.train[:2], evidence.subjects)
+    evidence.start.learn_end(evidence.train.edits, evidence.train.object_ids_BT)
     return lambda batch: _read(evidence, evidence.start, batch.edits, batch)
 
 
@@ -90,7 +90,7 @@ def carrier(evidence: Evidence) -> Reader:
     prompt_MD = max(prompts, key=lambda prompt: first_tokens_right(evidence, says_first(prompt, 5.0 * size)))
     strength = size * max(CARRIER_STRENGTHS, key=lambda times: first_tokens_right(evidence, says_first(prompt_MD, times * size)))
     decoder = behind(prompt_MD)
-    decoder.learn_end(planted(evidence.train, strength), evidence.train.object_ids_BT, evidence.subjects)
+    decoder.learn_end(planted(evidence.train, strength), evidence.train.object_ids_BT)
     return lambda batch: _read(evidence, decoder, planted(batch, strength), batch)
 
 

@@ -100,8 +100,8 @@ class DecoderModule(LightningModule):
         self.decoder.host.model.to(self.device)
         self.decoder.take_prior(self.cfg.decoder.prior)
         if self.decoder.host.terminator_id is None:
-            data = self.trainer.datamodule
-            self.decoder.learn_end(*data.factors("train")[:2], data.training_subjects)
+            train = self.trainer.datamodule.factors("train")
+            self.decoder.learn_end(train.edits, train.object_ids_BT)
         self.readings = {split: [] for split in self.trainer.datamodule.test_splits}
 
     def test_step(self, batch: EditBatch, batch_idx: int, dataloader_idx: int = 0) -> None:

@@ -8,11 +8,10 @@ import math
 import pytest
 import torch
 from changed_decoders import FACTS, changed_decoder
-from decoder_twins import CLOSE, IDS_BT, LAYER, B, decoder_on, put_in
+from decoder_twins import IDS_BT, LAYER, B, decoder_on, put_in
 from torch import nn
 from transformers import DynamicCache
 
-import decoder.model as decoder_model
 from decoder.answers import object_texts, read_batch
 from decoder.audit.answer import answer
 from decoder.batch import EditBatch
@@ -20,7 +19,6 @@ from decoder.ending import Ending, fit_ending, word_ends
 from decoder.export.save import load_decoder, save_decoder
 from decoder.scores import exact_match
 
-NAMES = ["Ada", "dark red", "small light blue"]
 INSIDE = torch.tensor([False, True, True, False, False, True, False])
 
 
@@ -95,7 +93,7 @@ def endless(request, new_host):
 def test_the_probability_of_an_answer_is_that_of_its_tokens_and_its_end(endless, random_edits, in_place):
     """Every beam against one edit written into the weights, token by token, with the host's own last states."""
     edits, decoder = random_edits(endless, B), decoder_on(endless, [LAYER])
-    decoder.learn_end(edits, IDS_BT, NAMES)
+    decoder.learn_end(edits, IDS_BT)
     assert decoder.end_id == len(endless.unembedding_VD)
     found = decoder.read(edits, beams=3, max_object_tokens=4)
     assert any(len(ids) < 4 for objects in found.tokens for ids in objects), "some object ends before it must"
@@ -126,7 +124,7 @@ def log_probability(decoder, in_place, edits, b: int, ids: list[int], most: int)
 
 def test_scores_predictions_and_an_audit_say_the_same_of_an_answer(endless, random_edits, tmp_path):
     edits, decoder = random_edits(endless, B), changed_decoder(endless)
-    decoder.learn_end(edits, IDS_BT, NAMES)
+    decoder.learn_end(edits, IDS_BT)
     search = {"beams": 3, "max_object_tokens": 2}
     texts = object_texts(endless, decoder.read(edits, **search))
     right = [endless.object_ids(next(iter(objects))) for objects in texts]
@@ -141,28 +139,10 @@ def test_scores_predictions_and_an_audit_say_the_same_of_an_answer(endless, rand
         assert reading.exact_match == exact_match(told["text"], endless.tokenizer.decode([i for i in ids_BT[b].tolist() if i >= 0]))
 
 
-def test_names_are_spelt_behind_the_edits_and_end_with_their_last_token(endless, random_edits):
-    """What the regression is given, watched on its way."""
-    given = {}
-    edits, decoder = random_edits(endless, B), decoder_on(endless, [LAYER])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            decoder_model, "fit_ending", lambda *parts: given.update(zip(("state", "words", "ended", "object"), parts, strict=False))
-        )
-        decoder.learn_end(edits, IDS_BT, NAMES)
-    own, names = [3, 2, 1], [len(endless.object_ids(name)) for name in NAMES]
-    assert given["ended"].tolist() == [place == length for length in own + names for place in range(1, length + 1)]
-    assert given["object"] == [number for number, length in enumerate(own + names) for _ in range(length)]
-    # The last name is spelt behind the last edit.
-    last = torch.tensor([endless.object_ids(NAMES[2])])
-    cache = decoder._read_prompt(edits[2])[1]
-    torch.testing.assert_close(given["state"][-names[2] :], decoder._continue(edits[2], last, cache)[1], **CLOSE)
-
-
 def test_a_host_with_a_terminator_learns_no_end(host_of, random_edits):
     host = host_of("llama")
     decoder = decoder_on(host)
-    decoder.learn_end(random_edits(host, B), IDS_BT, NAMES)
+    decoder.learn_end(random_edits(host, B), IDS_BT)
     assert decoder.ending is None and decoder.end_id == host.terminator_id
 
 
