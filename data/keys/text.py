@@ -8,6 +8,7 @@ import json
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 import torch
@@ -102,7 +103,7 @@ def rome_statistics(file: str, mlp_size: int) -> KeyStatistics:
     try:
         with np.load(path, allow_pickle=False) as archive:
             moment, count = archive["mom2.mom2"], int(archive["mom2.count"])
-    except (ValueError, OSError, zipfile.BadZipFile, EOFError, KeyError, TypeError) as error:
+    except (ValueError, OSError, zipfile.BadZipFile, EOFError, KeyError, TypeError, SyntaxError, TokenError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(
             f"keys.statistics={file}: no whole npz with mom2.mom2 and mom2.count ({reason}); pickles are never loaded"

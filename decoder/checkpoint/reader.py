@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Iterator
 from math import prod
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 import torch
@@ -22,7 +23,8 @@ from decoder.checkpoint.quantised import FLOATS_OF_8_BITS, SCALES, method_of, re
 from decoder.checkpoint.rounding import Noise
 
 CHUNK = 1 << 22  # entries read at a time
-FAULTS = (SafetensorError, ValueError, OSError, EOFError, AttributeError, KeyError, zipfile.BadZipFile)  # of files that are not whole
+# What files that are not whole raise. numpy reads the headers of arrays as Python.
+FAULTS = (SafetensorError, ValueError, OSError, EOFError, AttributeError, KeyError, zipfile.BadZipFile, SyntaxError, TokenError)
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 

@@ -1,5 +1,7 @@
 """Headers of files that others saved: names and shapes without the numbers."""
 
+import zipfile
+
 import numpy as np
 import pytest
 import torch
@@ -17,3 +19,17 @@ def test_names_and_shapes_of_matrices(tmp_path):
     (tmp_path / "d.npz").write_bytes((tmp_path / "c.npz").read_bytes()[:-40])
     with pytest.raises(ValueError, match="not a whole npz file"):
         Checkpoint(tmp_path / "d.npz")
+
+
+def test_an_array_whose_header_is_no_python_is_no_whole_file(tmp_path):
+    """numpy parses headers, and a bracket that stays open is no ValueError of its own."""
+    np.save(tmp_path / "w.npy", np.zeros((3, 4)))
+    damaged = (tmp_path / "w.npy").read_bytes().replace(b"(3, 4), }", b"(3, 4 \0\0\0")
+    with zipfile.ZipFile(tmp_path / "w.npz", "w") as archive:
+        archive.writestr("w.npy", damaged)
+    with pytest.raises(ValueError, match="not a whole npz file"):
+        Checkpoint(tmp_path / "w.npz")
+    with zipfile.ZipFile(tmp_path / "open.npz", "w") as archive:
+        archive.writestr("w.npy", (tmp_path / "w.npy").read_bytes().replace(b"(3, 4), }", b"(3, 4,,, "))
+    with pytest.raises(ValueError, match="not a whole npz file"):
+        Checkpoint(tmp_path / "open.npz")
