@@ -223,4 +223,4 @@ def test_made_up_fact_sets(folder, ending):
 @pytest.mark.slow
 @pytest.mark.parametrize("ending", FORMATS)
 def test_twenty_thousand_made_up_fact_sets(folder, ending):
-    fuzz(folder, ending, 2500)
+    fuzz(folder, ending, 2500, derandomize=True)  # the same ones every time; without it looks for more
