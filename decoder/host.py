@@ -199,13 +199,12 @@ class Host:
     @cached_property
     def inside_words_V(self) -> Tensor:
         """Which tokens go on within a word when they follow a letter: letters and digits without a space before them."""
-        rows = len(self.unembedding_VD)
-        letter = self.object_ids(OPENING)[-1:]
+        letter, special = self.object_ids(OPENING)[-1:], set(self.tokenizer.all_special_ids)
         alone = len(self.tokenizer.decode(letter))
-        ids = [id for id in self.tokenizer.get_vocab().values() if id < rows and id not in self.tokenizer.all_special_ids]
-        inside_V = torch.zeros(rows, dtype=torch.bool)
-        for id, text in zip(ids, self.tokenizer.batch_decode([[*letter, id] for id in ids]), strict=True):
-            inside_V[id] = text[alone : alone + 1].isalnum()
+        inside_V = torch.zeros(len(self.unembedding_VD), dtype=torch.bool)
+        ids = [id for id in self.tokenizer.get_vocab().values() if id < len(inside_V) and id not in special]
+        texts = self.tokenizer.batch_decode([[*letter, id] for id in ids])
+        inside_V[ids] = torch.tensor([text[alone : alone + 1].isalnum() for text in texts])
         return inside_V.to(self.device)
 
     def text_ids(self, text: str) -> list[int]:

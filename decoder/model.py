@@ -75,9 +75,7 @@ class ObjectDecoder(nn.Module):
     @property
     def end_id(self) -> int | None:
         """What ends an object: the host's terminator, else the learnt end, whose id is behind the vocabulary's last; None: nothing."""
-        if self.host.terminator_id is not None or self.ending is None:
-            return self.host.terminator_id
-        return len(self.host.unembedding_VD)
+        return self.host.terminator_id if self.ending is None else len(self.host.unembedding_VD)
 
     def forward(self, edits: Edit, object_ids_BT: Tensor) -> Tensor:
         """Logits (B, T, V) of each object token given the ones before it; `PADDING` may follow the objects.
@@ -180,7 +178,7 @@ class ObjectDecoder(nn.Module):
     def _search(self, edits: Edit, first_BV: Tensor, cache: DynamicCache, beams: int, max_object_tokens: int) -> Beams:
         """What `read` gives, after the first pass; the prompt's cache is used up."""
         first_BV = first_BV.float().log_softmax(-1) - self.prior_V.to(first_BV.device)
-        vocabulary, ending = first_BV.shape[1], None if self.host.terminator_id is not None else self.ending
+        vocabulary, ending = first_BV.shape[1], self.ending
         beams = min(beams, vocabulary)
         if ending is not None:
             first_BV = torch.nn.functional.pad(first_BV, (0, 1), value=-torch.inf)

@@ -1,11 +1,10 @@
 """A GGUF file as a host: dequantised once into an ordinary folder of the cache, by which it opens quickly from then on."""
 
 import hashlib
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from rich import get_console
-from rich.progress import track
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig
@@ -18,6 +17,7 @@ from decoder.checkpoint.gguf_tokenizer import tokenizer_of
 from decoder.checkpoint.model_files import FAULTS, reader
 from decoder.utils.files import alone, cached, short_hash, whole_folder
 from decoder.utils.json_files import write_json
+from decoder.utils.progress import progress
 from decoder.utils.terminal import console
 
 VERSION = 1  # of what is written; another one is written anew
@@ -69,7 +69,7 @@ def _convert(file: Path, name: str, dtype: str, folder: Path, shown: bool) -> No
         console().print(f"  {name}: {file.name} ({kinds}) becomes {dtype} in {folder}, once", style="dim", highlight=False)
     try:
         config = AutoConfig.for_model(source.model_type, **config_of(source), dtype=dtype)
-        tensors = _tensors(source, config, getattr(torch, dtype), shown and get_console().is_terminal)
+        tensors = _tensors(source, config, getattr(torch, dtype), shown)
         tokenizer = tokenizer_of(source.metadata)
     except FAULTS as error:
         raise ValueError(f"host {name}: {' '.join(str(error).split())}") from None
@@ -95,5 +95,9 @@ def _tensors(source: GgufFile, config: PretrainedConfig, dtype: torch.dtype, sho
     for wrong in sorted(shapes.items() ^ found.items()):
         expected, there = shapes.get(wrong[0], "nothing"), found.get(wrong[0], "nothing")
         raise ValueError(f"{source.file}: {wrong[0]} is {there}, {source.model_type} of these sizes has {expected}. Convert it again")
-    counted = track(shapes, "reading the GGUF file", transient=True, disable=not shown)
-    return {name: source.tensors[name].rows().to(dtype).contiguous() for name in counted}
+    tensors = {}
+    with progress("tensors of the GGUF file", len(shapes)) if shown else nullcontext(lambda count: None) as advance:
+        for name in shapes:
+            tensors[name] = source.tensors[name].rows().to(dtype).contiguous()
+            advance(1)
+    return tensors

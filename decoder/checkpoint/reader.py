@@ -23,7 +23,7 @@ from decoder.checkpoint.quantised import FLOATS_OF_8_BITS, SCALES, method_of, re
 from decoder.checkpoint.rounding import Noise
 
 CHUNK = 1 << 22  # entries read at a time
-# What files that are not whole raise. numpy reads the headers of arrays as Python.
+# Of files that are not whole; numpy reads the headers of arrays as Python.
 FAULTS = (SafetensorError, ValueError, OSError, EOFError, AttributeError, KeyError, zipfile.BadZipFile, SyntaxError, TokenError)
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
