@@ -16,6 +16,8 @@ from scipy.special import expit
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
+from decoder.host import OPENING, Host
+
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
 FOLDS = 5
 SUREST = 15.0  # log-odds beyond which a word's end is as sure as can be
@@ -27,7 +29,7 @@ class Ending(nn.Module):
 
     Args:
         width: of the host's states.
-        inside_V: which tokens go on within a word (`Host.inside_words_V`).
+        inside_V: which tokens go on within a word (`inside_words`).
     """
 
     def __init__(self, width: int, inside_V: Tensor) -> None:
@@ -51,6 +53,17 @@ def word_ends(logits_NV: Tensor, inside_V: Tensor) -> Tensor:
     goes_on_N = logits_NV.float().masked_fill(~inside_V, -torch.inf).logsumexp(-1)
     ends_N = logits_NV.float().masked_fill(inside_V, -torch.inf).logsumexp(-1)
     return (ends_N - goes_on_N).clamp(-SUREST, SUREST)
+
+
+def inside_words(host: Host) -> Tensor:
+    """Which tokens (V) go on within a word when they follow a letter: letters and digits without a space before them."""
+    letter, special = host.object_ids(OPENING)[-1:], set(host.tokenizer.all_special_ids)
+    alone = len(host.tokenizer.decode(letter))
+    inside_V = torch.zeros(len(host.unembedding_VD), dtype=torch.bool)
+    ids = [id for id in host.tokenizer.get_vocab().values() if id < len(inside_V) and id not in special]
+    texts = host.tokenizer.batch_decode([[*letter, id] for id in ids])
+    inside_V[ids] = torch.tensor([text[alone : alone + 1].isalnum() for text in texts])
+    return inside_V.to(host.device)
 
 
 def fit_ending(state_ND: Tensor, word_ends_N: Tensor, ended_N: Tensor, object_N: Sequence[int], inside_V: Tensor) -> Ending:

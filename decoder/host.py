@@ -196,17 +196,6 @@ class Host:
         """Whether the tokenizer puts a space before every text, also before one that has it, as Llama 2's own file does."""
         return self._plain_ids(f"{OPENING} {OPENING}") != self._plain_ids(OPENING) + self._plain_ids(f" {OPENING}")
 
-    @cached_property
-    def inside_words_V(self) -> Tensor:
-        """Which tokens go on within a word when they follow a letter: letters and digits without a space before them."""
-        letter, special = self.object_ids(OPENING)[-1:], set(self.tokenizer.all_special_ids)
-        alone = len(self.tokenizer.decode(letter))
-        inside_V = torch.zeros(len(self.unembedding_VD), dtype=torch.bool)
-        ids = [id for id in self.tokenizer.get_vocab().values() if id < len(inside_V) and id not in special]
-        texts = self.tokenizer.batch_decode([[*letter, id] for id in ids])
-        inside_V[ids] = torch.tensor([text[alone : alone + 1].isalnum() for text in texts])
-        return inside_V.to(self.device)
-
     def text_ids(self, text: str) -> list[int]:
         return self.tokenizer(text)["input_ids"]
 

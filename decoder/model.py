@@ -22,7 +22,7 @@ from decoder.batch import PADDING
 from decoder.beam import Beams, beam_search
 from decoder.dense import RoundedEdit, WholeEdit
 from decoder.edit import Edit, LowRankEdit, RankOneEdit
-from decoder.ending import Ending, fit_ending, word_ends
+from decoder.ending import Ending, fit_ending, inside_words, word_ends
 from decoder.host import Host
 from decoder.shortcuts import branched, last_state_only, scored_only, widen
 from decoder.swap import exchanged, swapped
@@ -134,18 +134,18 @@ class ObjectDecoder(nn.Module):
         edits, object_ids_BT = edits[spread], object_ids_BT[spread].to(self.host.device)
         planted_BT = object_ids_BT != PADDING
         ended_BT = planted_BT & ~torch.nn.functional.pad(planted_BT[:, 1:], (0, 1))
-        states, words = [], []
+        states, words, inside_V = [], [], inside_words(self.host)
         for start in range(0, len(edits), CHUNK):
             part, ids_BT = self._prepared(edits[start : start + CHUNK]), object_ids_BT[start : start + CHUNK]
             _, cache = self._read_prompt(part)
             widen(cache, len(part))
             logits_NV, state_ND = self._continue(part, ids_BT.clamp(min=0), cache, planted_BT[start : start + CHUNK])
             states.append(state_ND)
-            words.append(word_ends(logits_NV, self.host.inside_words_V))
+            words.append(word_ends(logits_NV, inside_V))
         numbers: dict[tuple[int, ...], int] = {}
         numbered_B = torch.tensor([numbers.setdefault(tuple(ids), len(numbers)) for ids in object_ids_BT.tolist()])
         objects = numbered_B.repeat_interleave(planted_BT.sum(1).cpu()).tolist()
-        self.ending = fit_ending(torch.cat(states), torch.cat(words), ended_BT[planted_BT], objects, self.host.inside_words_V)
+        self.ending = fit_ending(torch.cat(states), torch.cat(words), ended_BT[planted_BT], objects, inside_V)
 
     def _prepared(self, edits: Edit) -> Edit:
         edits = edits.to(self.host.device)

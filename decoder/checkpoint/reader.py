@@ -31,8 +31,7 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 class Checkpoint:
     """Names, shapes and tensors of a file or folder. Nothing but headers is read before it is asked for.
 
-    8-bit floats with a scale beside them are given in float32, multiplied out; tensors of GGUF files as `GgufTensor` says, by the model's
-    names.
+    8-bit floats with a scale beside them are given in float32, multiplied out; tensors of GGUF files by the model's names (`GgufTensor`).
 
     Attributes:
         config: what `config.json` of a folder says, or a GGUF file of its sizes; None where it is missing, or not whole.

@@ -29,7 +29,7 @@ BELOW = {
     "decoder.swap": f"{PARTS} decoder.host decoder.dense",
     "decoder.shortcuts": f"{PARTS} decoder.host decoder.dense",
     "decoder.metrics": f"{PARTS} decoder.host decoder.batch",
-    "decoder.ending": SETTINGS,
+    "decoder.ending": f"{PARTS} decoder.host",
     "decoder.model": f"{PARTS} decoder.ending decoder.host decoder.dense decoder.batch decoder.swap decoder.shortcuts decoder.metrics",
     "decoder.answers": f"{PARTS} decoder.host decoder.dense decoder.batch decoder.swap decoder.shortcuts decoder.metrics decoder.model",
     # pages, from results on disk

@@ -15,7 +15,7 @@ from transformers import DynamicCache
 from decoder.answers import object_texts, read_batch
 from decoder.audit.answer import answer
 from decoder.batch import EditBatch
-from decoder.ending import Ending, fit_ending, word_ends
+from decoder.ending import Ending, fit_ending, inside_words, word_ends
 from decoder.export.save import load_decoder, save_decoder
 from decoder.scores import exact_match
 
@@ -80,7 +80,7 @@ def test_a_vocabulary_without_pieces_of_words_gives_no_infinity():
 def test_pieces_that_go_on_within_a_word(fact_host):
     """The pocket's byte-pair tokenizer has both kinds; `▁` is how it writes a space."""
     names = {id: token for token, id in fact_host.tokenizer.get_vocab().items()}
-    inside = {names[id] for id in fact_host.inside_words_V.nonzero().flatten().tolist()}
+    inside = {names[id] for id in inside_words(fact_host).nonzero().flatten().tolist()}
     assert len(inside) > 50 and fact_host.tokenizer.pad_token not in inside
     assert not [name for name in inside if name.startswith("▁")] and len([name for name in names.values() if name.startswith("▁")]) > 50
 
@@ -111,7 +111,7 @@ def log_probability(decoder, in_place, edits, b: int, ids: list[int], most: int)
     logits_V = twin.model(inputs_embeds=decoder.prompt_MD.unsqueeze(0), **twin.with_cache(cache)).logits[0, -1]
     for layer, block in enumerate(own):
         twin.blocks[layer] = block
-    total, inside_V = 0.0, decoder.host.inside_words_V
+    total, inside_V = 0.0, inside_words(decoder.host)
     for place, token in enumerate(ids, 1):
         total += float(logits_V.log_softmax(-1)[token])
         logits_V = twin.model(torch.tensor([[token]]), **twin.with_cache(cache)).logits[0, -1]
