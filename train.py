@@ -70,6 +70,7 @@ def train(cfg: TrainConfig, folder: Path, workspace: "Workspace | None" = None) 
     with lasting():
         from data.workspace import Workspace
         from decoder.training.trainer import threads_for
+        from launcher.estimate import announce
         from launcher.summary import Clock, describe_edits
 
     clock, workspace = Clock(), workspace or Workspace()
@@ -77,6 +78,8 @@ def train(cfg: TrainConfig, folder: Path, workspace: "Workspace | None" = None) 
         host = workspace.host(cfg)
         for layer in cfg.decoder.layers:
             host.check_layer(layer, "decoder.layer")
+    if not cfg.host.is_pocket and is_first(cfg):
+        announce(cfg, host)
     with clock("edits"):
         datamodule = workspace.edits(cfg)
     describe_edits(datamodule)

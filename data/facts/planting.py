@@ -26,12 +26,12 @@ class OtherObjects:
     Args:
         facts: that the edits are about.
         plan: of the splits.
-        kind: `facts`, objects of all relations; or `words`, in turns one of these, a common noun, and the name of a training subject.
+        kind: `facts`, objects of all relations; `words` or `mixed`, in turns one of these, a common noun and a training subject's name.
     """
 
     def __init__(self, facts: FactSet, plan: "SplitPlan", kind: str, seed: int) -> None:
         pools = [fact_objects(facts, plan)]
-        if kind == "words":
+        if kind != "facts":
             tested = _folded(objects for relation, objects in _objects(facts).items() if plan.relation_role.get(relation) in ("val", "ood"))
             tested |= _folded([plan.held_out])
             subjects = {subject for subject, role in plan.subject_role.items() if role == "train"}
@@ -39,9 +39,9 @@ class OtherObjects:
         self.decks = [deque(random.Random(f"objects {seed} {place}").sample(pool, len(pool))) for place, pool in enumerate(pools)]
         self.turn = 0
 
-    def dealt(self, pairs: Iterable[Pair]) -> list[Pair]:
-        """The same facts, each with another object; one that none is left for keeps its own."""
-        given: set[tuple[str, str]] = set()
+    def dealt(self, pairs: Iterable[Pair], beside: Iterable[Pair] = ()) -> list[Pair]:
+        """The same facts, each with another object that it has not `beside` these; one that none is left for keeps its own."""
+        given = {(fact.fact_id, object) for fact, object in beside}
         return [(fact, self._object(fact, object, given)) for fact, object in pairs]
 
     def _object(self, fact: Fact, object: str, given: set[tuple[str, str]]) -> str:

@@ -113,7 +113,8 @@ def plan_edits(facts: FactSet, plan: SplitPlan, cfg: SplitsConfig, seed: int, ob
             rng = random.Random(f"edits {seed} {relation} {split}")
             chosen = _evenly(pairs, quota[split], rng)
             if split == "train" and others:
-                chosen = others.dealt(chosen)
+                kept = chosen[::2] if objects == "mixed" else []
+                chosen = kept + others.dealt(chosen[1::2] if kept else chosen, beside=kept)
             requests += [EditRequest(f"{fact.fact_id}-{object}", fact, object) for fact, object in chosen]
     return requests
 

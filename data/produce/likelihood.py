@@ -95,6 +95,17 @@ def read(host: Host, questions: Sequence[Question], planted: Planted | None = No
     return answers
 
 
+@torch.no_grad()
+def first_tokens(host: Host, questions: Sequence[Question]) -> list[int]:
+    """What the clean host says first after each prompt."""
+    said = [0] * len(questions)
+    for batch in _batches(questions):
+        prompts = _Prompts.run(host, [questions[n].ids for n in batch])
+        for n, token in zip(batch, prompts.first_NV.argmax(dim=1).tolist(), strict=True):
+            said[n] = token
+    return said
+
+
 def _batches(questions: Sequence[Question]) -> Iterable[list[int]]:
     """Indices of questions of like length, at most `BATCH_TOKENS` padded positions together."""
     batch: list[int] = []

@@ -77,6 +77,10 @@ class ShardMaker:
         """Shards that nobody has made yet."""
         return [index for index in range(self.shards) if not self._writer.has_shard(index)]
 
+    def left(self) -> int:
+        """Edits of the shards that nobody has made yet."""
+        return 0 if self.finished() else sum(len(self._shard(index)) for index in self.missing())
+
     def make(self, index: int, advance: Callable[[int], None] = lambda edits: None) -> None:
         """Makes one shard; if another process was first, its shard stays. `advance` is told of finished edits."""
         shard = self._shard(index)

@@ -19,8 +19,9 @@ class EditsConfig:
     layer: int = option(1, "edited layer: 0-based block whose MLP down-projection carries the edit")
     batch_size: int = option(64, "edits optimised together; halved where memory does not hold them", least=1)
     shard_size: int = option(256, "edits in a shard of the store; a killed run resumes at the next shard", least=1)
-    objects: Literal["relation", "facts", "words"] = option(
-        "relation", "what training edits plant: other objects of their relation, objects of any relation, or also common nouns and names"
+    objects: Literal["relation", "facts", "words", "mixed"] = option(
+        "relation",
+        "training edits plant objects of their relation, of any relation (facts), also common nouns and names (words), or half of each",
     )
     key_tokens: int = option(60000, "tokens of text for the keys' second moment", least=1)
     seed: int = option(0, "seed of contexts, of the text for the keys, and of which objects are planted")

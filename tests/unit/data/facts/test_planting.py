@@ -16,7 +16,7 @@ from data.produce.plan import requested, store_path
 from decoder.config import SplitsConfig, TrainConfig
 from decoder.utils.files import short_hash
 
-KINDS = ["relation", "facts", "words"]
+KINDS = ["relation", "facts", "words", "mixed"]
 
 
 @pytest.fixture(scope="module", params=[0, 1, 2])
@@ -46,13 +46,13 @@ def test_the_default_asks_for_what_it_always_did(pocket_facts):
 def test_other_splits_are_the_same_to_the_edit(drawn):
     _, found = drawn
     for split in SPLITS[1:]:
-        assert found["relation"][split] == found["facts"][split] == found["words"][split] != []
+        assert all(found[kind][split] == found["relation"][split] != [] for kind in KINDS)
 
 
 def test_training_has_as_many_edits_of_the_same_facts(drawn):
     _, found = drawn
-    facts = [[one.fact for one in found[kind]["train"]] for kind in KINDS]
-    assert facts[0] == facts[1] == facts[2]
+    facts = [Counter(one.fact.fact_id for one in found[kind]["train"]) for kind in KINDS]
+    assert all(counted == facts[0] for counted in facts)
     for kind in KINDS:
         training = found[kind]["train"]
         assert len({one.edit_id for one in training}) == len(training)
@@ -105,6 +105,21 @@ def test_words_are_objects_nouns_and_names_in_turns(drawn, pocket_facts):
     assert not [text for text in words if any(f" {one} " in f" {text} " for one in tested)]
 
 
+def test_mixed_is_half_of_each(drawn):
+    _, found = drawn
+    own = {one.edit_id for one in found["relation"]["train"]}
+    kept = sum(one.edit_id in own for one in found["mixed"]["train"]) / len(own)
+    assert 0.5 <= kept < 0.56
+
+
+def test_what_is_dealt_is_not_what_stands_beside_it(tmp_path):
+    facts = load("plain", written(tmp_path, PLAIN, PLAIN | {"subject": "Ben", "object": "baker", "object_true": "singer"}))
+    plan = draw_splits(facts, SplitsConfig(train_relations=1, val_relations=0, ood_relations=0, held_out_objects=0))
+    ben = facts.facts[1]
+    pool = fact_objects(facts, plan)
+    assert len(pool) == 2 and OtherObjects(facts, plan, "facts", 0).dealt([(ben, "x")], beside=[(ben, one) for one in pool]) == [(ben, "x")]
+
+
 def test_seed_decides(pocket_facts):
     plan = draw_splits(pocket_facts, SplitsConfig())
     first, again, other = (plan_edits(pocket_facts, plan, SplitsConfig(), seed, "words") for seed in (0, 0, 1))
@@ -145,4 +160,4 @@ def test_stores_say_what_training_edits_plant_where_it_is_not_the_usual(fact_hos
         paths.append(store_path(cfg, fact_host, asked))
         said.append(asked.get("objects"))
         assert "objects" not in asked["editor"]["settings"]
-    assert said == [None, "facts", "words"] and len(set(paths)) == 3
+    assert said == [None, *KINDS[1:]] and len(set(paths)) == len(KINDS)

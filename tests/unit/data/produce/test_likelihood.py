@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
+from places import ROOT
 from tiny_hosts import POCKET, build_host
 
-from data.produce.likelihood import Question, Tokens, read
+from data.produce.likelihood import Question, Tokens, first_tokens, read
 
 PROMPTS = ["Ada works as", "Ben of the north was born in the city of", "Eve", "small Dora is a"]
 OBJECTS = [("baker", "dark green Paris"), ("red Oslo", "Rome"), ("city", "Bonn"), ("singer from Rome", "light blue")]
@@ -56,6 +57,26 @@ def test_each_question_is_read_with_its_own_edit(any_host, random_edits, in_plac
         for target, answer, other in zip(question.targets, answers, before, strict=True):
             assert answer.nll == pytest.approx(plain(twin, question.ids, target)[2], rel=1e-3)
             assert abs(answer.nll - other.nll) > 1e-4
+
+
+def test_first_tokens_are_those_of_single_prompts(any_host, monkeypatch):
+    monkeypatch.setattr("data.produce.likelihood.BATCH_TOKENS", 8)
+    questions = [Question(ids, [[1]]) for ids in ([3, 4, 5], [6], [7, 8], [9, 3])]
+    alone = [any_host.model(input_ids=torch.tensor([one.ids])).logits[0, -1].argmax().item() for one in questions]
+    assert first_tokens(any_host, questions) == alone
+
+
+def test_paraphrases_are_held_against_what_the_host_says_itself(fact_host, pocket_facts, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from paraphrases import consistency
+
+    facts = [fact for fact in pocket_facts.facts if fact.paraphrases][:6]
+
+    def said(prompt, fact):
+        return fact_host.model(input_ids=torch.tensor([fact_host.prompt_ids(prompt, fact.subject)[0]])).logits[0, -1].argmax().item()
+
+    shares = [[said(text, fact) == said(fact.prompt, fact) for text in fact.paraphrases] for fact in facts]
+    assert consistency(fact_host, facts)["all facts"] == (pytest.approx(sum(sum(one) / len(one) for one in shares) / 6), 6)
 
 
 def test_a_prompt_is_run_once_for_both_objects():
