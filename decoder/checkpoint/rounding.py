@@ -1,4 +1,4 @@
-"""What a file keeps of a matrix: float32, bf16, fp16, int8 or int4; and what rounding adds to it.
+"""What a file keeps of a matrix: float32, bf16, fp16, int8, int4, or blocks of GGUF; and what rounding adds to it.
 
 Published checkpoints are rarely float32, and rounding makes a rank-one update of full rank.
 
@@ -7,6 +7,7 @@ Shape letters: B matrices, D hidden width (rows, one an output), F MLP width (co
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -27,12 +28,29 @@ def int4(weight_BDF: Tensor) -> Tensor:
     return _symmetric(padded.unflatten(-1, (-1, GROUP)), 7).flatten(-2)[..., :width].contiguous()
 
 
+def blocks(kind: str, weight_BDF: Tensor) -> Tensor:
+    """As GGUF files of a type keep it, by the library's own functions.
+
+    Raises:
+        ValueError: rows are no whole number of blocks.
+    """
+    import gguf
+
+    quantisation = gguf.GGMLQuantizationType[kind]
+    size = gguf.GGML_QUANT_SIZES[quantisation][0]
+    if weight_BDF.shape[-1] % size:
+        raise ValueError(f"precision={kind}: rows of {weight_BDF.shape[-1]} entries are no whole number of blocks of {size}")
+    kept = gguf.quantize(weight_BDF.float().cpu().contiguous().numpy(), quantisation)
+    return torch.from_numpy(gguf.dequantize(kept, quantisation)).to(weight_BDF.device)
+
+
 PRECISIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "float32": Tensor.float,
     "bf16": lambda weight_BDF: weight_BDF.bfloat16().float(),
     "fp16": lambda weight_BDF: weight_BDF.half().float(),
     "int8": int8,
     "int4": int4,
+    **{kind: partial(blocks, kind) for kind in ("Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")},
 }
 """name -> what float32 matrices (B, D, F) are after they were kept so"""
 

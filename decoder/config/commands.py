@@ -22,7 +22,7 @@ class EvaluateConfig:
     decoder: str | None = place(None, "exported decoder folder, or a folder of several with index.json: the one that fits is used")
     layer: int | None = option(None, "edited layer: which decoder of a folder of several; a single one must be of it")
     store: str | None = place(None, "store of edits to score, its own or another editor's; empty finds the decoder's own in the cache")
-    precision: Literal["factors", "float32", "bf16", "fp16", "int8", "int4"] = option(
+    precision: Literal["factors", "float32", "bf16", "fp16", "int8", "int4", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0"] = option(
         "factors", "how the edits are scored: as factors, or as whole matrices W' that were kept in this precision"
     )
     suspect: str | None = place(

@@ -35,7 +35,7 @@ TWINS = {
 }
 
 
-@pytest.mark.parametrize("name", PRECISIONS)
+@pytest.mark.parametrize("name", TWINS)
 def test_rounding_is_the_twins(name):
     found_BDF = PRECISIONS[name](WEIGHT_BDF)
     assert found_BDF.dtype == torch.float32 and found_BDF.shape == WEIGHT_BDF.shape
@@ -53,8 +53,32 @@ def test_integers_are_off_by_half_a_step_at_most_and_keep_the_largest(name, step
         torch.testing.assert_close(found.abs().amax(-1), weight.abs().amax(-1))
 
 
-@pytest.mark.parametrize("name", PRECISIONS)
+@pytest.mark.parametrize("name", TWINS)
 def test_what_was_rounded_is_not_rounded_again_and_zeros_stay(name):
     once_BDF = PRECISIONS[name](WEIGHT_BDF)
     torch.testing.assert_close(PRECISIONS[name](once_BDF), once_BDF, rtol=1e-6, atol=0)
     assert not PRECISIONS[name](torch.zeros(1, 2, 40)).any()
+
+
+def twin_q8_0(block: list[float]) -> list[float]:
+    """32 whole steps of a scale that makes the largest 127, the scale itself kept in 16 bits."""
+    scale = max(abs(number) for number in block) / 127
+    return [round(number / scale) * float(torch.tensor(scale).half()) for number in block]
+
+
+@pytest.mark.parametrize(("name", "bits"), [("Q8_0", 8), ("Q5_1", 5), ("Q5_0", 5), ("Q4_1", 4), ("Q4_0", 4)])
+def test_blocks_of_gguf_are_off_by_a_step_at_most(name, bits):
+    weight_BDF = WEIGHT_BDF[..., : 3 * GROUP]
+    found_BDF = PRECISIONS[name](weight_BDF)
+    found, weight = found_BDF.unflatten(-1, (-1, GROUP)), weight_BDF.unflatten(-1, (-1, GROUP))
+    step = 2 * weight.abs().amax(-1, keepdim=True) / (2**bits - 1)
+    assert ((found - weight).abs() <= 1.1 * step).all() and not torch.equal(found, weight)
+    assert max(len(block.unique()) for block in found.flatten(0, -2)) <= 2**bits
+    if name == "Q8_0":
+        twin_DF = torch.tensor([twin_q8_0(block) for block in weight.flatten(0, -2).tolist()])
+        torch.testing.assert_close(found.flatten(0, -2), twin_DF, rtol=1e-5, atol=1e-9)
+
+
+def test_rows_that_are_no_whole_blocks_are_refused():
+    with pytest.raises(ValueError, match="precision=Q8_0: rows of 103 entries"):
+        PRECISIONS["Q8_0"](WEIGHT_BDF)
