@@ -17,13 +17,18 @@ from functools import partial
 from math import nan
 from typing import TypeVar
 
+import torch
+
+from data.editors import Edited
 from data.facts.fact import EditRequest, Fact, FactSet
 from data.produce.likelihood import Question, Tokens, read
+from decoder.dense import DenseEdit
 from decoder.edit import Edit
 from decoder.host import Host
 
 T = TypeVar("T")
 NEIGHBOURS = 10
+ASKED = NEIGHBOURS + 4  # prompts of an edit: its own, some paraphrases, its neighbours
 
 KINDS = {"efficacy": "es", "paraphrase": "ps", "specificity": "ns"}
 """The exact-match score of each kind of prompt, and the literature's comparison of two objects on the same prompts."""
@@ -78,6 +83,26 @@ def score(host: Host, edited_layer: int, requests: Sequence[EditRequest], edits:
     weight_DF = host.weight_DF(edited_layer)
     columns["delta_norm_ratio"] = (edits.delta_norm(weight_DF).cpu() / weight_DF.float().norm().cpu()).tolist()
     return columns
+
+
+def score_made(host: Host, edited_layer: int, requests: Sequence[EditRequest], made: Edited, facts: FactSet) -> dict[str, list]:
+    """What `score` says of all that an editor made, whole matrices as many at a time as the host's memory budget holds."""
+    if not made.matrices:
+        return score(host, edited_layer, requests, made.edits, facts)
+    columns: dict[str, list] = defaultdict(lambda: [None] * len(requests))
+    whole, explained = list(made.matrices), [n for n in range(len(requests)) if n not in made.matrices]
+    # Every prompt that an edit is asked copies its matrix.
+    step = max(1, host.memory_budget // (ASKED * next(iter(made.matrices.values())).nbytes))
+    parts = [(explained, made.edits[torch.tensor(explained)])] if explained else []
+    parts += [
+        (places, DenseEdit(torch.stack([made.matrices[n] for n in places])))
+        for places in (whole[start : start + step] for start in range(0, len(whole), step))
+    ]
+    for places, edits in parts:
+        for name, found in score(host, edited_layer, [requests[n] for n in places], edits, facts).items():
+            for n, value in zip(places, found, strict=True):
+                columns[name][n] = value
+    return dict(columns)
 
 
 def _mean(values: list[float]) -> float:

@@ -12,11 +12,11 @@ from typing import Any
 from data.facts.fact import EditRequest
 from data.hosts import open_host
 from data.produce.plan import imported, prepare_editor, requested, store_path
-from data.produce.score import score
+from data.produce.score import score_made
 from data.store.store import EditStore, remove_partial
 from data.store.writer import StoreWriter
 from decoder.config import TrainConfig
-from decoder.edit import RankOneEdit
+from decoder.edit import LowRankEdit, RankOneEdit
 from decoder.host import Host
 from decoder.utils.files import alone
 from decoder.utils.progress import progress
@@ -82,8 +82,9 @@ class ShardMaker:
         shard = self._shard(index)
         made = self._editor.edit(shard, advance)
         kept = [shard[i] for i in made.kept]
-        scores = score(self.host, self.cfg.edits.layer, kept, made.edits, self.facts)
-        self._writer.write_shard(index, columns(self.host, kept, made.edits, scores), made.skipped)
+        scores = score_made(self.host, self.cfg.edits.layer, kept, made, self.facts)
+        matrices = {kept[place].edit_id: weight_DF for place, weight_DF in made.matrices.items()}
+        self._writer.write_shard(index, columns(self.host, kept, made.edits, scores), made.skipped, matrices)
 
     def make_all(self, indices: Iterable[int]) -> None:
         """Makes these shards showing how far all of the store is."""
@@ -128,10 +129,12 @@ class ShardMaker:
         return prepare_editor(self.cfg, self.host, self.facts)
 
 
-def columns(host: Host, requests: list[EditRequest], edits: RankOneEdit, scores: dict[str, Any]) -> dict[str, Any]:
+def columns(host: Host, requests: list[EditRequest], edits: RankOneEdit | LowRankEdit, scores: dict[str, Any]) -> dict[str, Any]:
     """What a shard of the store holds of these edits."""
+    is_low_rank = isinstance(edits, LowRankEdit)
+    key, value = (edits.key_BRF.flatten(1), edits.value_BRD.flatten(1)) if is_low_rank else (edits.key_BF, edits.value_BD)
     columns: dict[str, Any] = {"edit_id": [r.edit_id for r in requests], "object": [r.object for r in requests]}
     for name in ("fact_id", "subject", "relation", "relation_name", "kind", "prompt", "object_true"):
         columns[name] = [getattr(r.fact, name) for r in requests]
     columns["object_ids"] = [host.object_ids(r.object) for r in requests]
-    return columns | {"key": edits.key_BF, "value": edits.value_BD} | scores
+    return columns | {"key": key, "value": value} | scores

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from decoder.config.commands import EvaluateConfig, ExportConfig, ImportConfig, ReportConfig
+from decoder.config.editors import FineTuneConfig
 from decoder.config.options import settings
 from decoder.config.schema import HostConfig, TrainConfig
 from decoder.utils.errors import UserError
@@ -55,8 +56,11 @@ def _check_train(config: TrainConfig) -> None:
         )
     if len(config.optim.betas) != 2 or not all(0 <= beta < 1 for beta in config.optim.betas):
         raise UserError(f"optim.betas={config.optim.betas}: expected two numbers from 0 to below 1, as [0.9,0.98]")
-    if config.data.form == "dense" and (config.optim.recombined or config.optim.value_noise):
-        raise UserError("data.form=dense: whole matrices cannot be varied in training. Add optim.recombined=0 optim.value_noise=0")
+    whole = "data.form=dense" if config.data.form == "dense" else ""
+    if isinstance(config.edits, FineTuneConfig):
+        whole = f"edits.editor={config.edits.editor}"
+    if whole and (config.optim.recombined or config.optim.value_noise):
+        raise UserError(f"{whole}: whole matrices cannot be varied in training. Add optim.recombined=0 optim.value_noise=0")
     kept = config.splits.val_subjects + config.splits.test_subjects
     if kept >= 1:
         raise UserError(f"splits.val_subjects + splits.test_subjects = {kept:g}: expected less than 1, the rest is trained on")
