@@ -57,6 +57,8 @@ class Editor(Protocol):
     def edit(self, requests: "Sequence[EditRequest]", advance: Callable[[int], None]) -> Edited:
         """Makes the edits; `advance` is told how many more requests are done."""
 
+    # An editor whose settings say `plants_several` has `edit_together(hosts, advance)` too, with the requests of each host.
+
 
 def load_editor(name: str) -> type[Editor]:
     """The class of an editor.

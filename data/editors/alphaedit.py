@@ -1,7 +1,7 @@
-"""AlphaEdit (Fang et al. 2025) of one fact at one layer: MEMIT in the space that the keys of a text leave empty.
+"""AlphaEdit (Fang et al. 2025) at one layer: MEMIT in the space that the keys of a text leave empty.
 
     P      onto the eigenvectors of C whose eigenvalues are below a threshold
-    ΔW     δ (Pk)ᵀ / (λ + kᵀPk), which is δ kᵀP (kkᵀP + λI)⁻¹: what C counts as keys gives what it gave, as ΔW (I - P) = 0
+    ΔW     Δ KᵀP (KKᵀP + λI)⁻¹ = Δ (λI + KᵀPK)⁻¹ (PK)ᵀ: what C counts as keys gives what it gave, as ΔW (I - P) = 0
 
 Key and δ are MEMIT's.
 """

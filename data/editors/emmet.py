@@ -1,8 +1,8 @@
-"""EMMET (Gupta et al. 2024) of one fact: MEMIT's key and ROME's equality, ΔW k = δ at that key.
+"""EMMET (Gupta et al. 2024): MEMIT's keys and ROME's equality, ΔW k = δ at the key of every fact of a host.
 
-    ΔW = δ (C⁻¹k)ᵀ / (kᵀC⁻¹k)
+    ΔW = Δ (KᵀC⁻¹K)⁻¹ (C⁻¹K)ᵀ
 
-One key is the direction of the edit and the place where it holds, as in r-ROME.
+Of one fact, one key is the direction of the edit and the place where it holds, as in r-ROME.
 """
 
 from data.editors.memit import Memit

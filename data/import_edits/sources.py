@@ -213,7 +213,7 @@ def _write(
             weight_DF = Suspect(source.path, cfg.tensor, cfg.form).whole_DF(host, edited_layer, base_DF)
             write_matrices(writer.partial, n, {source.request.edit_id: weight_DF})
             scored([n], DenseEdit(weight_DF.unsqueeze(0)))
-    writer.write_shard(0, columns(host, requests, edits, scores), skipped)
+    writer.write_shard(0, columns(host, [[request] for request in requests], edits, scores), skipped)
     return writer.finish(1, skipped)
 
 

@@ -9,6 +9,7 @@ from data.editors import Editor, load_editor
 from data.facts.fact import EditRequest, FactSet
 from data.facts.load import load_facts
 from data.facts.splits import draw_splits, plan_edits
+from data.facts.together import grouped
 from data.hosts import is_host_there
 from data.keys.moments import second_moments
 from data.keys.sampled import SELF, context_texts, made_with
@@ -54,11 +55,19 @@ def imported(cfg: TrainConfig, host: Host) -> EditStore | None:
     return store
 
 
-def requested(cfg: TrainConfig, host: Host) -> tuple[FactSet, list[EditRequest], dict[str, Any]]:
-    """The facts, the edits to make, and what the manifest of their store says."""
-    facts = load_facts(cfg.facts)
-    requests = plan_edits(facts, draw_splits(facts, cfg.splits), cfg.splits, cfg.edits.seed, cfg.edits.objects)
-    return facts, requests, request_manifest(cfg, host, facts, requests)
+def requested(cfg: TrainConfig, host: Host) -> tuple[FactSet, list[list[EditRequest]], dict[str, Any]]:
+    """The facts, what to plant in each edited host, and what the manifest of their store says.
+
+    Raises:
+        ValueError: the facts fill no host.
+    """
+    facts, count = load_facts(cfg.facts), cfg.edits.facts_per_host
+    plan = draw_splits(facts, cfg.splits)
+    requests = plan_edits(facts, plan, cfg.splits, cfg.edits.seed, cfg.edits.objects)
+    hosts = grouped(requests, plan, count, cfg.edits.seed)
+    if requests and not hosts:
+        raise ValueError(f"edits.facts_per_host={count}: no split has so many facts of different subjects. Ask for fewer")
+    return facts, hosts, request_manifest(cfg, host, facts, [request for together in hosts for request in together])
 
 
 def store_path(cfg: TrainConfig, host: Host, asked: dict[str, Any]) -> Path:
@@ -76,6 +85,8 @@ def request_manifest(cfg: TrainConfig, host: Host, facts: FactSet, requests: lis
     made = made_of(host, cfg.edits.layer, editor, cfg.edits.seed, facts, requests) | _keys_of(cfg)
     if isinstance(cfg.edits, FineTuneConfig):
         made["rank"] = cfg.edits.rank
+    if (count := cfg.edits.facts_per_host) > 1:
+        made |= {"facts_per_host": count, "rank": count}
     # Stores of before do not say what their training edits plant.
     return made if cfg.edits.objects == "relation" else made | {"objects": cfg.edits.objects}
 

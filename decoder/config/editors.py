@@ -14,6 +14,8 @@ class EditsConfig:
 
     module: ClassVar[str]
     """File of data/editors that has the editor's code."""
+    plants_several: ClassVar[bool] = False
+    """Whether the editor can plant several facts in one host."""
 
     editor: str = option("rome", "method that plants the edits", lambda: "|".join(EDITORS))
     layer: int = option(1, "edited layer: 0-based block whose MLP down-projection carries the edit")
@@ -23,10 +25,14 @@ class EditsConfig:
         "relation", "what training edits plant: other objects of their relation, objects of any relation, or also common nouns and names"
     )
     key_tokens: int = option(60000, "tokens of text for the keys' second moment", least=1)
+    facts_per_host: int = option(1, "facts planted in one host, of one split and without a subject twice", least=1)
     seed: int = option(0, "seed of contexts, of the text for the keys, and of which objects are planted")
 
     def check(self) -> None:
         """Raises UserError on what bounds cannot say."""
+        if self.facts_per_host > 1 and not self.plants_several:
+            able = ", ".join(name for name, kind in EDITORS.items() if kind.plants_several)
+            raise UserError(f"edits.facts_per_host={self.facts_per_host}: {self.editor} plants one fact a host; several: {able}")
 
 
 @dataclass
@@ -41,6 +47,7 @@ class WhitenedConfig(CountedConfig):
     ridge: Any = option(0.03, "added to the keys' second moment: 0, a fraction of its largest eigenvalue, or `identity`", "float|identity")
 
     def check(self) -> None:
+        super().check()
         if self.ridge != "identity" and (isinstance(self.ridge, bool) or not isinstance(self.ridge, int | float)):
             raise UserError(f"edits.ridge={self.ridge}: expected `identity` or a number from 0 up")
 
@@ -48,6 +55,8 @@ class WhitenedConfig(CountedConfig):
 @dataclass
 class SearchConfig(EditsConfig):
     """Of editors that search for a value which makes the host say the object."""
+
+    plants_several = True
 
     contexts: int = option(5, "contexts a key is averaged over, the bare prompt among them", least=1)
     steps: int = option(30, "most Adam steps of the value optimisation", least=1)

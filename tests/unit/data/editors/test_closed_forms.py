@@ -3,17 +3,16 @@
 Shape letters: B edits, N rows, D hidden width, F MLP width.
 """
 
-from dataclasses import fields, replace
-
 import pytest
 import torch
-from rome_twin import CFG, CONTEXTS, LAYER, REQUESTS, TEXTS, delta_weight, plain_rome, relative, second_moment
+from closed_forms import key_of, make, moment, ridged
+from rome_twin import CFG, CONTEXTS, LAYER, REQUESTS, TEXTS, delta_weight, plain_rome, relative
 from tiny_hosts import build_host
 
 from data.editors import load_editor
 from data.keys.cache import KeyStatistics
 from data.keys.moments import keys_of
-from decoder.config.editors import EDITORS, SearchConfig
+from decoder.config.editors import EDITORS
 from decoder.edit import RankOneEdit
 from decoder.swap import swapped
 
@@ -24,31 +23,6 @@ FEW = REQUESTS[:3]
 def host():
     # Attention over all of the text from the first block on: keys differ from context to context.
     return build_host("llama")
-
-
-def make(name: str, host, contexts=CONTEXTS, **settings):
-    kind = EDITORS[name]
-    shared = {field.name: getattr(CFG, field.name) for field in fields(SearchConfig) if field.name != "editor"}
-    cfg = replace(kind(editor=name, **shared), **settings)
-    return load_editor(name)(host, LAYER, cfg, second_moment(host, LAYER, TEXTS, 1000), contexts)
-
-
-def moment(host) -> torch.Tensor:
-    return second_moment(host, LAYER, TEXTS, 1000).moment_FF.double()
-
-
-def ridged(host, ridge: float) -> torch.Tensor:
-    moment_FF = moment(host)
-    return moment_FF + ridge * torch.linalg.eigvalsh(moment_FF)[-1] * torch.eye(len(moment_FF), dtype=torch.float64)
-
-
-def key_of(host, one) -> torch.Tensor:
-    """Half the bare prompt's key, half the mean of the others, one plain forward each."""
-    found = []
-    for context in CONTEXTS:
-        ids, lookup = host.prompt_ids(context.replace("{}", one.fact.prompt), one.fact.subject)
-        found.append(keys_of(host, LAYER, input_ids=torch.tensor([ids]))[lookup].double())
-    return found[0] / 2 + torch.stack(found[1:]).mean(0) / 2
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.5, 40.0])
