@@ -18,7 +18,9 @@ from data.facts.together import grouped, host_id
 from data.keys.moments import keys_of
 from data.produce.score import score
 from data.produce.shards import produce
+from data.store.fact_rows import one_fact_a_row
 from decoder.config import TrainConfig
+from decoder.config.commands import ProduceConfig
 from decoder.config.compose import compose
 from decoder.edit import LowRankEdit
 from decoder.host import Host
@@ -117,7 +119,7 @@ def test_hosts_have_facts_of_one_split_and_no_subject_twice(pocket_facts):
 def test_a_store_row_is_an_edited_host_with_its_facts(fact_host, pocket_facts, tmp_path):
     quick = ["splits.train_relations=2", "splits.val_relations=1", "splits.ood_relations=1", "edits.shard_size=3", "edits.steps=2"]
     quick.append("experiment=smoke")
-    cfg = compose(TrainConfig, "train", ["edits=memit", "edits.facts_per_host=2", *quick, f"store={tmp_path / 'store'}"])
+    cfg = compose(ProduceConfig, "train", ["edits=memit", "edits.facts_per_host=2", *quick, f"store={tmp_path / 'store'}"])
     store = produce(cfg, fact_host)
     assert (store.manifest["facts_per_host"], store.manifest["rank"], store.manifest["counts"]["rows"]) == (2, 2, len(store))
     edits, table = store.edits(torch.arange(len(store))), store.table()
@@ -136,7 +138,16 @@ def test_a_store_row_is_an_edited_host_with_its_facts(fact_host, pocket_facts, t
         assert table["paraphrase"][row] == pytest.approx(sum(columns["paraphrase"][2 * b : 2 * b + 2]) / 2)
         assert table["delta_norm_ratio"][row] == pytest.approx(columns["delta_norm_ratio"][2 * b])
     assert produce(cfg, fact_host).fingerprint == store.fingerprint
-    alone = produce(compose(TrainConfig, "train", ["edits=emmet", *quick, f"store={tmp_path / 'one'}"]), fact_host)
+    facts = one_fact_a_row(store)
+    planted = [fact for row in range(len(store)) for fact in store.facts(row)]
+    assert len(facts) == 2 * len(store) == len(facts.edits(torch.arange(len(facts))))
+    assert torch.equal(facts.edits(torch.tensor([3, 0])).key_BRF, edits.key_BRF[[1, 0]])
+    assert facts.object_ids == [fact["object_ids"] for fact in planted]
+    assert facts.table()["edit_id"].tolist() == [fact["edit_id"] for fact in planted]
+    assert facts.table()["success"].tolist() == [fact["efficacy"] == 1 for fact in planted]
+    assert list(facts.table()) == list(table) and facts.fingerprint == store.fingerprint
+    alone = produce(compose(ProduceConfig, "train", ["edits=emmet", *quick, f"store={tmp_path / 'one'}"]), fact_host)
+    assert one_fact_a_row(alone) is alone
     assert [fact["edit_id"] for fact in alone.facts(1)] == [alone.table()["edit_id"][1]] and "facts_per_host" not in alone.manifest
 
 
@@ -146,8 +157,8 @@ def request_of(facts, planted):
 
 def test_more_facts_than_there_are_and_editors_of_one_fact_are_one_line(fact_host, tmp_path):
     with pytest.raises(UserError, match="edits.facts_per_host=2: ft plants one fact a host; several: rome, r-rome"):
-        compose(TrainConfig, "train", ["edits=ft", "edits.facts_per_host=2"])
-    cfg = compose(TrainConfig, "train", ["edits.facts_per_host=5000", f"store={tmp_path / 'store'}"])
+        compose(ProduceConfig, "train", ["edits=ft", "edits.facts_per_host=2"])
+    cfg = compose(ProduceConfig, "train", ["edits.facts_per_host=5000", f"store={tmp_path / 'store'}"])
     with pytest.raises(ValueError, match="edits.facts_per_host=5000: no split has so many facts of different subjects. Ask for fewer"):
         produce(cfg, fact_host)
     assert not list(tmp_path.iterdir())
