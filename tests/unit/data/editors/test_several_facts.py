@@ -129,14 +129,12 @@ def test_a_store_row_is_an_edited_host_with_its_facts(fact_host, pocket_facts, t
         assert len(facts) == 2 and facts[0]["subject"] == table["subject"][row] != facts[1]["subject"]
         assert [fact_host.object_ids(fact["object"]) for fact in facts] == [fact["object_ids"] for fact in facts]
     found = {fact.fact_id: fact for fact in pocket_facts.facts}
-    rows = [0, len(store) - 1]
-    planted = [request_of(found, fact) for row in rows for fact in store.facts(row)]
-    columns = score(fact_host, 1, planted, edits[torch.tensor(rows)], pocket_facts, owners=[0, 0, 1, 1])
-    for b, row in enumerate(rows):
-        for n, fact in enumerate(store.facts(row)):
-            assert fact["paraphrase"] == pytest.approx(columns["paraphrase"][2 * b + n])
-        assert table["paraphrase"][row] == pytest.approx(sum(columns["paraphrase"][2 * b : 2 * b + 2]) / 2)
-        assert table["delta_norm_ratio"][row] == pytest.approx(columns["delta_norm_ratio"][2 * b])
+    for row in (0, len(store) - 1):
+        alone = [score(fact_host, 1, [request_of(found, fact)], edits[row], pocket_facts) for fact in store.facts(row)]
+        for name in ("efficacy_probability", "paraphrase_probability", "ps"):
+            assert table[name][row] == pytest.approx((alone[0][name][0] + alone[1][name][0]) / 2, rel=1e-3)
+        assert [fact["paraphrase"] for fact in store.facts(row)] == pytest.approx([one["paraphrase"][0] for one in alone])
+        assert table["delta_norm_ratio"][row] == pytest.approx(alone[0]["delta_norm_ratio"][0], rel=1e-4)
     assert produce(cfg, fact_host).fingerprint == store.fingerprint
     facts = one_fact_a_row(store)
     planted = [fact for row in range(len(store)) for fact in store.facts(row)]
