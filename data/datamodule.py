@@ -19,6 +19,7 @@ from data.facts.splits import assign, draw_splits
 from data.keys.probe import probe_keys
 from data.produce.plan import prepare_editor, requested
 from data.produce.shards import produce
+from data.store.fact_rows import one_fact_a_row
 from data.store.manifest import IMPORTED
 from data.store.parquet import EditStream
 from data.store.store import EditStore
@@ -64,7 +65,7 @@ class EditDataModule(LightningDataModule):
         mark_seen(self.table, self.rows["train"])
 
     def _open(self) -> EditStore | EditStream:
-        return open_stream(self.cfg, self.host) if self.cfg.data.streaming else produce(self.cfg, self.host)
+        return open_stream(self.cfg, self.host) if self.cfg.data.streaming else one_fact_a_row(produce(self.cfg, self.host))
 
     @property
     def val_splits(self) -> list[str]:

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from data.batches import EditRows, as_is
 from data.datamodule import mark_seen
+from data.store.fact_rows import one_fact_a_row
 from data.store.manifest import IMPORTED
 from data.store.store import EditStore
 from decoder.batch import EditBatch
@@ -47,6 +48,7 @@ def exported_splits(
     Raises:
         ValueError: the decoder's own store lacks edits of the list, or another store has none of them.
     """
+    store = one_fact_a_row(store)
     table, splits = store.table(), config["splits"]
     own = store.fingerprint == config["store"]
     if store.manifest["editor"]["name"] == IMPORTED and not own:

@@ -25,6 +25,8 @@ class Reading(NamedTuple):
     """Whether the most probable first token is the planted object's."""
     exact_match: bool
     """Whether `predicted` is the planted object (`scores.exact_match`)."""
+    recalled: bool | None = None
+    """Where the edit plants several facts, whether this one's object is among as many answers."""
 
 
 def text_of(host: Host, ids: Sequence[int]) -> str:
@@ -61,11 +63,14 @@ def best_texts(host: Host, beams: Beams) -> list[tuple[str, float]]:
     return [next(iter(texts.items())) for texts in object_texts(host, beams)]
 
 
-def read_batch(host: Host, beams: Beams, batch: EditBatch) -> list[Reading]:
-    """Compares what was read with what was planted."""
-    first_token = first_token_correct(beams, batch.object_ids_BT)
-    parts = zip(batch.row_B.tolist(), best_texts(host, beams), first_token, planted_texts(host, batch), strict=True)
-    return [Reading(row, *best, first, exact_match(best[0], planted)) for row, best, first, planted in parts]
+def read_batch(host: Host, beams: Beams, batch: EditBatch, facts: int = 1) -> list[Reading]:
+    """Compares what was read with what was planted; `facts` is how many facts an edit plants, of which the batch has one a row."""
+    first_token, texts_B, planted_B = first_token_correct(beams, batch.object_ids_BT), object_texts(host, beams), planted_texts(host, batch)
+    found = []
+    for row, texts, first, planted in zip(batch.row_B.tolist(), texts_B, first_token, planted_B, strict=True):
+        right = [exact_match(text, planted) for text in list(texts)[:facts]]
+        found.append(Reading(row, *next(iter(texts.items())), first, right[0], any(right) if facts > 1 else None))
+    return found
 
 
 def readings_table(readings: dict[str, list[Reading]], edits: pd.DataFrame) -> pd.DataFrame:

@@ -1,7 +1,7 @@
 """The editors by name, and what every one of them can do. An editor's code is imported when it is asked for."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Protocol
 
@@ -9,10 +9,12 @@ from decoder.config.editors import EDITORS, EditsConfig
 from decoder.utils.errors import did_you_mean
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from data.facts.fact import EditRequest
     from data.keys.cache import KeyStatistics
     from data.keys.whiten import Solver
-    from decoder.edit import RankOneEdit
+    from decoder.edit import LowRankEdit, RankOneEdit
     from decoder.host import Host
 
 
@@ -22,13 +24,15 @@ class Edited:
 
     Attributes:
         kept: index into the requests of each edit.
-        edits: the factors, float32 on the CPU.
+        edits: the factors, float32 on the CPU; of an edit that they do not explain, the strongest.
         skipped: (edit_id, reason) of the requests that could not be made.
+        matrices: place of each edit that its factors do not explain -> W'_V.
     """
 
     kept: list[int]
-    edits: "RankOneEdit"
+    edits: "RankOneEdit | LowRankEdit"
     skipped: list[tuple[str, str]]
+    matrices: "dict[int, Tensor]" = field(default_factory=dict, kw_only=True)
 
 
 class Editor(Protocol):
@@ -52,6 +56,8 @@ class Editor(Protocol):
 
     def edit(self, requests: "Sequence[EditRequest]", advance: Callable[[int], None]) -> Edited:
         """Makes the edits; `advance` is told how many more requests are done."""
+
+    # An editor whose settings say `plants_several` has `edit_together(hosts, advance)` too, with the requests of each host.
 
 
 def load_editor(name: str) -> type[Editor]:

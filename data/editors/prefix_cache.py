@@ -74,6 +74,7 @@ class Suffixes:
         """Final hidden states (N, S, D), after the last norm, with delta added at the lookup.
 
         Args:
+            delta_ND: or delta (N, S, D), which is added from the lookup on.
             read_R2: row and column of the only states that will be read, none twice; the others may be wrong.
         """
         inputs = {"input_ids": self.ids_NS, "attention_mask": self.mask_NT, "position_ids": self.positions_NS}
@@ -81,15 +82,12 @@ class Suffixes:
             return self.host.model.base_model(**inputs, **self.host.with_cache(branched(self.cache))).last_hidden_state
 
     def _above(self, delta_ND: Tensor) -> AbstractContextManager[None]:
-        state_NSD = torch.cat([self.state_NSD[:, :1] + delta_ND.to(self.state_NSD.dtype)[:, None], self.state_NSD[:, 1:]], dim=1)
-        given = _Given(self.host.blocks[self.edited_layer], state_NSD, self.as_tuple)
+        given = _Given(self.host.blocks[self.edited_layer], _sum(self.state_NSD, delta_ND), self.as_tuple)
         return exchanged(self.host, dict.fromkeys(range(self.edited_layer + 1), given))
 
     def _added(self, delta_ND: Tensor) -> AbstractContextManager:
         def add(module: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
-            output_NSD = output.reshape(*self.ids_NS.shape, -1)
-            first_N1D = output_NSD[:, :1] + delta_ND.to(output.dtype)[:, None]
-            return torch.cat([first_N1D, output_NSD[:, 1:]], dim=1).reshape(output.shape)
+            return _sum(output.reshape(*self.ids_NS.shape, -1), delta_ND).reshape(output.shape)
 
         return self.host.down_proj(self.edited_layer).register_forward_hook(add)
 
@@ -141,6 +139,12 @@ class Suffixes:
         delta_ND *= self.output_ND.norm() / delta_ND.norm()
         short_NSD, whole_NSD = (replace(self, shortcut=flag).hidden(delta_ND)[:, 0].float() for flag in (True, False))
         return bool((short_NSD - whole_NSD).norm() <= SHORTCUT_ERROR * whole_NSD.norm())
+
+
+def _sum(state_NSD: Tensor, delta: Tensor) -> Tensor:
+    """States with delta (N, D) added at the lookup, or delta (N, S, D) everywhere."""
+    delta = delta.to(state_NSD.dtype)
+    return state_NSD + delta if delta.dim() == 3 else torch.cat([state_NSD[:, :1] + delta[:, None], state_NSD[:, 1:]], dim=1)
 
 
 @torch.no_grad()

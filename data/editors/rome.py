@@ -12,12 +12,9 @@ ROME so has two keys. Gupta et al. 2024 (r-ROME, p-ROME) take one everywhere, wh
 Shape letters: B edits, D hidden width, F MLP width.
 """
 
-import gc
-import logging
 import random
 import re
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,22 +22,22 @@ import torch
 from torch import Tensor
 
 from data.editors import Edited
-from data.editors.half import HalfProducts
+from data.editors.batched import Batched
 from data.editors.prefix_cache import Suffixes, clean_pass
 from data.editors.prompts import Row, prompt_row, target_ids
 from data.editors.value_search import Job, optimise, row_starts
 from data.facts.fact import EditRequest
+from data.facts.together import host_id
 from data.keys.cache import KeyStatistics
-from data.keys.whiten import whitener
+from data.keys.whiten import Solver, whitener
 from decoder.config import RomeConfig
-from decoder.edit import RankOneEdit
+from decoder.edit import LowRankEdit, RankOneEdit
 from decoder.host import Host
+from decoder.swap import swapped
 
 BARE = "{}"
 ESSENCE = "{} is a"
 CONTEXT_WORDS = range(3, 16)
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -58,7 +55,7 @@ class RomeResult(Edited):
     loss_B: Tensor
 
 
-class Rome:
+class Rome(Batched):
     """ROME on one layer of a host. The host is bit-identical after every call.
 
     Args:
@@ -84,13 +81,14 @@ class Rome:
     def __init__(self, host: Host, edited_layer: int, cfg: RomeConfig, statistics: KeyStatistics | None, contexts: Sequence[str]) -> None:
         if not contexts or contexts[0] != BARE or any(context.count(BARE) != 1 for context in contexts):
             raise ValueError(f"contexts {list(contexts)!r}: expected the bare {{}} first and one {{}} in each")
-        if cfg.precision == "tf32" and host.device.type != "cuda":
-            raise ValueError(f"edits.precision=tf32 is a mode of NVIDIA GPUs, the host is on {host.device.type}. Use float32 or bf16")
-        self.host, self.edited_layer, self.cfg, self.contexts = host, edited_layer, cfg, list(contexts)
-        self.whiten = whitener(statistics, cfg.ridge)
-        self.batch_size = cfg.batch_size
-        self._shortcut: bool | None = None
-        self._half: HalfProducts | None = None
+        super().__init__(host, edited_layer, cfg)
+        self.contexts, self.whiten = list(contexts), self.solver(statistics, cfg)
+        self._before: LowRankEdit | None = None
+
+    @staticmethod
+    def solver(statistics: KeyStatistics | None, cfg: RomeConfig) -> Solver:
+        """What turns a key into the direction of its edit."""
+        return whitener(statistics, cfg.ridge)
 
     @classmethod
     def prepare(cls, host: Host, cfg: RomeConfig, texts: Sequence[str], statistics: KeyStatistics | None) -> "Rome":
@@ -108,38 +106,60 @@ class Rome:
             RuntimeError, MemoryError: what the device raises if not even one edit fits.
         """
         jobs, skipped = self.jobs(requests)
-        # Neighbours of like length share a batch, so that little of it is padding.
-        jobs.sort(key=lambda job: job.size)
-        solved: list[tuple[Tensor, ...]] = []
-        start = 0
-        while start < len(jobs):
-            batch = jobs[start : start + self.batch_size]
-            # Tried in a call of its own: what a failed batch has taken is free again before the next one starts.
-            if (found := self._try(batch)) is None:
-                self._halve(len(batch))
-                continue
-            solved.append(found)
-            start += len(batch)
-            if advance:
-                advance(len(batch))
-        if not solved:
+        if (found := self.solved(jobs, advance)) is None:
             empty = RankOneEdit(torch.empty(0, self.host.mlp_size(self.edited_layer)), torch.empty(0, self.host.hidden_size))
             return RomeResult([], empty, skipped, empty.value_BD, torch.empty(0, dtype=torch.long), torch.empty(0))
-        key_BF, value_BD, delta_BD, steps_B, loss_B = (torch.cat(parts) for parts in zip(*solved, strict=True))
+        key_BF, value_BD, delta_BD, steps_B, loss_B, _ = found
         finite_B = (key_BF.isfinite().all(dim=1) & value_BD.isfinite().all(dim=1)).tolist()
         skipped += [(requests[job.index].edit_id, "key or value is not finite") for job, ok in zip(jobs, finite_B, strict=True) if not ok]
         order = sorted((b for b, ok in enumerate(finite_B) if ok), key=lambda b: jobs[b].index)
         kept = [jobs[b].index for b in order]
         return RomeResult(kept, RankOneEdit(key_BF[order], value_BD[order]), skipped, delta_BD[order], steps_B[order], loss_B[order])
 
-    def jobs(self, requests: Sequence[EditRequest]) -> tuple[list[Job], list[tuple[str, str]]]:
-        jobs, skipped = [], []
-        for index, request in enumerate(requests):
+    def edit_together(self, hosts: Sequence[Sequence[EditRequest]], advance: Callable[[int], None] | None = None) -> Edited:
+        """Plants several facts in each host, one after the other, each on what those before it left.
+
+        Args:
+            hosts: the requests of each, as many in all. A host that one of them cannot be made in is skipped and listed.
+            advance: is told how many more requests are done.
+
+        Raises:
+            ValueError: the host's blocks do more with the projection's output than add it, so that the clean matrix would be needed.
+        """
+        jobs_BN, kept, skipped = [], [], []
+        for b, requests in enumerate(hosts):
             try:
-                jobs.append(self._job(index, request))
+                jobs_BN.append([self._job(len(kept), request) for request in requests])
+                kept.append(b)
             except ValueError as error:
-                skipped.append((request.edit_id, str(error)))
-        return jobs, skipped
+                skipped.append((host_id(requests), str(error)))
+        if not kept:
+            widths = self.host.mlp_size(self.edited_layer), self.host.hidden_size
+            return Edited([], LowRankEdit(*(torch.empty(0, 1, width) for width in widths)), skipped)
+        edits = self._terms(jobs_BN, advance)
+        finite_B = (edits.key_BRF.isfinite().flatten(1).all(dim=1) & edits.value_BRD.isfinite().flatten(1).all(dim=1)).tolist()
+        skipped += [(host_id(hosts[b]), "key or value is not finite") for b, ok in zip(kept, finite_B, strict=True) if not ok]
+        edits = edits[torch.tensor(finite_B)]
+        order_BR1 = edits.value_BRD.norm(dim=2).argsort(dim=1, descending=True)[:, :, None]
+        strongest = LowRankEdit(edits.key_BRF.take_along_dim(order_BR1, 1), edits.value_BRD.take_along_dim(order_BR1, 1))
+        return Edited([b for b, ok in zip(kept, finite_B, strict=True) if ok], strongest, skipped)
+
+    def _terms(self, jobs_BN: list[list[Job]], advance: Callable[[int], None] | None) -> LowRankEdit:
+        """A term a fact, keys of length 1."""
+        terms: list[tuple[Tensor, ...]] = []
+        try:
+            for turn in zip(*jobs_BN, strict=True):
+                terms.append(self._in_order(list(turn), advance))
+                self._before = LowRankEdit(*(torch.stack([term[part] for term in terms], dim=1) for part in (0, 1)))
+            return self._before
+        finally:
+            self._before = None
+
+    def _in_order(self, jobs: list[Job], advance: Callable[[int], None] | None) -> tuple[Tensor, ...]:
+        """What `_solve` finds for jobs numbered from 0 up, in the order of these numbers."""
+        found = self.solved(jobs, advance)
+        order = torch.tensor([job.index for job in jobs]).argsort()
+        return tuple(part[order] for part in found)
 
     def _job(self, index: int, request: EditRequest) -> Job:
         fact, targets = request.fact, target_ids(self.host, request.object)
@@ -151,64 +171,45 @@ class Rome:
             return Job(index, rows, essence=0)
         return Job(index, [*rows, Row(seen, lookup, [])], essence=len(rows))
 
-    def _try(self, jobs: Sequence[Job]) -> tuple[Tensor, ...] | None:
-        """What `_solve` gives, or None if several jobs are too many for the memory."""
-        try:
-            return self._solve(jobs)
-        except (RuntimeError, MemoryError) as error:
-            if len(jobs) == 1 or not out_of_memory(error):
-                raise
-            return None
-
-    def _halve(self, failed: int) -> None:
-        self.batch_size = failed // 2
-        gc.collect()
-        if self.host.device.type == "cuda":
-            torch.cuda.empty_cache()
-        log.warning("edits.batch_size: %d edits together do not fit into memory, %d from here on", failed, self.batch_size)
-
     def _solve(self, jobs: Sequence[Job]) -> tuple[Tensor, ...]:
-        """Keys, values, deltas, steps and losses of a batch of jobs."""
-        suffixes = self._clean(jobs)
-        starts = row_starts(jobs)
+        """Keys, values, deltas, steps, losses, and the keys k that the constraint is about, of a batch of jobs."""
+        suffixes, starts = self._clean(jobs), row_starts(jobs)
+        with self._products():
+            delta_BD, steps_B, loss_B = optimise(suffixes, jobs, self.cfg)
+        unit_BF, value_BD, key_BF = self._factors(suffixes, starts, delta_BD.double())
+        return unit_BF.float(), value_BD.float(), delta_BD, steps_B, loss_B, key_BF
+
+    def _factors(self, suffixes: Suffixes, starts: Sequence[int], delta_BD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys of length 1 and values of edits that add δ to the output at the keys k, which come last; all in float64."""
         key_BF = {"bare": suffixes.key_NF[starts].double().cpu(), "mean": self._mean(suffixes.key_NF, starts)}
         whitened_BF = self.whiten(key_BF[self.direction])
         unit_BF = whitened_BF / whitened_BF.norm(dim=1, keepdim=True)
-        with self._products():
-            delta_BD, steps_B, loss_B = optimise(suffixes, jobs, self.cfg)
-        missing_BD = delta_BD.double()
         if self.constraint == "mean":
-            missing_BD = missing_BD + suffixes.output_ND[starts].double().cpu() - self._mean(suffixes.output_ND, starts)
-        value_BD = missing_BD / (key_BF[self.constraint] * unit_BF).sum(dim=1, keepdim=True)
-        return unit_BF.float(), value_BD.float(), delta_BD, steps_B, loss_B
+            delta_BD = delta_BD + suffixes.output_ND[starts].double().cpu() - self._mean(suffixes.output_ND, starts)
+        value_BD = delta_BD / (key_BF[self.constraint] * unit_BF).sum(dim=1, keepdim=True)
+        return unit_BF, value_BD, key_BF[self.constraint]
 
-    def _products(self) -> AbstractContextManager[None]:
-        """The arithmetic of the search for δ; keys and clean outputs stay exact."""
-        if self.cfg.precision != "bf16":
-            return nullcontext()
-        self._half = self._half or HalfProducts(self.host, self.edited_layer)
-        return self._half.in_place()
-
-    def _mean(self, rows_NX: Tensor, starts: Sequence[int]) -> Tensor:
-        """The mean over each job's contexts, float64 on the CPU."""
-        return torch.stack([rows_NX[n : n + len(self.contexts)].double().mean(dim=0) for n in starts]).cpu()
+    def _mean(self, rows_NX: Tensor, starts: Sequence[int], first: int = 0) -> Tensor:
+        """The mean over each job's contexts from the `first` on, float64 on the CPU."""
+        return torch.stack([rows_NX[n + first : n + len(self.contexts)].double().mean(dim=0) for n in starts]).cpu()
 
     def _clean(self, jobs: Sequence[Job]) -> Suffixes:
         rows = [row for job in jobs for row in job.rows]
+        if self._before is not None:
+            return self._on_what_is_there(jobs, rows)
         # Rows of one context begin alike in all jobs.
         suffixes = clean_pass(self.host, self.edited_layer, rows, [context for job in jobs for context in range(len(job.rows))])
-        if self._shortcut is None:
-            self._shortcut = suffixes.select(range(len(jobs[0].rows))).shortcut_holds()
-            if not self._shortcut:
-                log.warning(
-                    "%s: adding a value above block %d changes more; every block runs at each step", self.host.name, self.edited_layer
-                )
-        return suffixes.above() if self._shortcut else suffixes
+        return self._by_shortcut(suffixes, len(jobs[0].rows))
 
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on any device; on the CPU torch has no class for it."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    def _on_what_is_there(self, jobs: Sequence[Job], rows: list[Row]) -> Suffixes:
+        """The rows, each on the host as the facts before have left it."""
+        if not self._shortcut:
+            raise ValueError(
+                f"edits.facts_per_host: {self.host.name} has a norm behind W_V, so facts cannot follow each other. Use memit or emmet"
+            )
+        before = self._before[torch.tensor([job.index for job in jobs for _ in job.rows])].to(self.host.device)
+        with swapped(self.host, before, self.edited_layer):
+            return clean_pass(self.host, self.edited_layer, rows).above()
 
 
 class RRome(Rome):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from data.editors.prefix_cache import Suffixes
 from data.editors.prompts import Row
-from decoder.config import RomeConfig
+from decoder.config.editors import FineTuneConfig, SearchConfig
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
@@ -85,7 +85,7 @@ class _Scored:
 
 
 class _Adam:
-    """Adam with torch's defaults on a stack of vectors from which some can be taken."""
+    """Adam with torch's defaults on a stack of vectors, or of matrices, from which some can be taken."""
 
     def __init__(self, like_BD: Tensor, lr: float) -> None:
         self.lr, self.time = lr, 0
@@ -103,7 +103,7 @@ class _Adam:
         return -self.lr / (1 - BETA1**self.time) * self.mean_BD / scale_BD
 
 
-def optimise(suffixes: Suffixes, jobs: Sequence[Job], cfg: RomeConfig) -> tuple[Tensor, Tensor, Tensor]:
+def optimise(suffixes: Suffixes, jobs: Sequence[Job], cfg: SearchConfig) -> tuple[Tensor, Tensor, Tensor]:
     """The vectors δ of the jobs, by at most `cfg.steps` forwards and one update fewer.
 
     An edit stops where its loss falls below `cfg.stop_loss`; after each update δ is projected on the ball of `cfg.clamp` times the
@@ -112,11 +112,7 @@ def optimise(suffixes: Suffixes, jobs: Sequence[Job], cfg: RomeConfig) -> tuple[
     Returns:
         delta_BD, steps_B (updates) and loss_B (last forward), on the CPU.
     """
-    search = DeltaSearch(suffixes, jobs, cfg)
-    for step in range(cfg.steps):
-        if not search.step(last=step == cfg.steps - 1):
-            break
-    return search.found_BD, search.steps_B, search.loss_B
+    return DeltaSearch(suffixes, jobs, cfg).run()
 
 
 class DeltaSearch:
@@ -126,14 +122,21 @@ class DeltaSearch:
         found_BD, steps_B, loss_B: of the edits that are done: δ, updates made, loss at the last forward; on the CPU.
     """
 
-    def __init__(self, suffixes: Suffixes, jobs: Sequence[Job], cfg: RomeConfig) -> None:
+    def __init__(self, suffixes: Suffixes, jobs: Sequence[Job], cfg: SearchConfig | FineTuneConfig) -> None:
         self.device = suffixes.output_ND.device
-        self.found_BD = torch.zeros(len(jobs), suffixes.output_ND.shape[1])
+        self.found_BD = torch.zeros(len(jobs), *self._shape(suffixes))
         self.steps_B, self.loss_B = torch.zeros(len(jobs), dtype=torch.long), torch.zeros(len(jobs))
         self._suffixes, self._jobs, self._active, self._cfg = suffixes, list(jobs), list(range(len(jobs))), cfg
         self._norm_B = suffixes.output_ND[row_starts(jobs)].float().norm(dim=1)
         self._delta_BD, self._clean_BV = torch.zeros_like(self.found_BD, device=self.device), None
         self._adam, self._scored = _Adam(self._delta_BD, cfg.lr), _Scored.of(jobs, self.device)
+
+    def run(self) -> tuple[Tensor, Tensor, Tensor]:
+        """`found_BD`, `steps_B` and `loss_B` after at most `cfg.steps` forwards."""
+        for step in range(self._cfg.steps):
+            if not self.step(last=step == self._cfg.steps - 1):
+                break
+        return self.found_BD, self.steps_B, self.loss_B
 
     def step(self, last: bool = False) -> bool:
         """One forward, and an update of the edits that go on; all are done after the last one. Returns whether any goes on."""
@@ -147,11 +150,19 @@ class DeltaSearch:
             (grad_BD,) = torch.autograd.grad(loss_B[[b for b, flag in enumerate(stop) if not flag]].sum(), self._delta_BD)
         self._delta_BD = self._delta_BD.detach()
         if any(stop):
-            grad_BD = self._leave(stop, grad_BD)
-        delta_BD = self._delta_BD + self._adam.step(grad_BD)
-        over_B = delta_BD.norm(dim=1) / (self._cfg.clamp * self._norm_B)
-        self._delta_BD = delta_BD / over_B.clamp(min=1)[:, None]
+            keep = [b for b, flag in enumerate(stop) if not flag]
+            self._keep(keep)
+            grad_BD = grad_BD[keep]
+        self._delta_BD = self._bounded(self._delta_BD + self._adam.step(grad_BD))
         return True
+
+    def _shape(self, suffixes: Suffixes) -> tuple[int, ...]:
+        """Of what is searched for, for each edit."""
+        return suffixes.output_ND.shape[1:]
+
+    def _bounded(self, delta_BD: Tensor) -> Tensor:
+        over_B = delta_BD.norm(dim=1) / (self._cfg.clamp * self._norm_B)
+        return delta_BD / over_B.clamp(min=1)[:, None]
 
     def _finish(self, stop: list[bool], loss_B: Tensor) -> None:
         done = [b for b, flag in enumerate(stop) if flag]
@@ -159,35 +170,39 @@ class DeltaSearch:
         self.found_BD[places], self.loss_B[places] = self._delta_BD.detach()[done].cpu(), loss_B[done].cpu()
         self.steps_B[places] = self._adam.time
 
-    def _leave(self, stop: list[bool], grad_BD: Tensor) -> Tensor:
-        """Takes the edits that are done out of the batch; returns the others' gradients."""
-        keep = [b for b, flag in enumerate(stop) if not flag]
+    def _keep(self, keep: list[int]) -> list[int]:
+        """Takes the edits that are done out of the batch; returns the rows of those that stay."""
         starts = row_starts(self._jobs)
-        self._suffixes = self._suffixes.select([starts[b] + n for b in keep for n in range(len(self._jobs[b].rows))])
+        rows = [starts[b] + n for b in keep for n in range(len(self._jobs[b].rows))]
+        self._suffixes = self._suffixes.select(rows)
         self._jobs, self._active = [self._jobs[b] for b in keep], [self._active[b] for b in keep]
         self._scored = _Scored.of(self._jobs, self.device)
-        self._delta_BD, self._clean_BV, self._norm_B = self._delta_BD[keep], self._clean_BV[keep], self._norm_B[keep]
+        self._delta_BD, self._norm_B = self._delta_BD[keep], self._norm_B[keep]
+        self._clean_BV = None if self._clean_BV is None else self._clean_BV[keep]
         self._adam.select(keep)
-        return grad_BD[keep]
+        return rows
 
     def _loss(self) -> Tensor:
         """Loss of each edit; the first call, where δ = 0, keeps the log-probabilities at the essence row's lookup before the edit."""
-        scored, norm_B, cfg = self._scored, self._norm_B, self._cfg
-        hidden_NSD = self._suffixes.hidden(self._delta_BD.index_select(0, scored.edit_N), scored.read_R2)
-        columns = hidden_NSD.shape[1]
-        places = torch.cat([scored.row_K * columns + scored.column_K, scored.essence_B * columns])
-        picked = hidden_NSD.flatten(0, 1).index_select(0, places)
-        logits = self._suffixes.host.head(picked)
-        logprobs = logits.float().log_softmax(dim=-1)
-        token_KV, essence_BV = logprobs.split([len(scored.row_K), len(norm_B)])
+        norm_B, cfg = self._norm_B, self._cfg
+        nll_B, essence_BV = self._read(self._delta_BD.index_select(0, self._scored.edit_N))
         if self._clean_BV is None:
             self._clean_BV = essence_BV.detach()
-        nll_K = -token_KV.gather(1, scored.label_K[:, None]).squeeze(1)
-        nll_B = torch.zeros_like(norm_B).index_add(0, scored.edit_K, nll_K * scored.weight_K)
         kl_B = (essence_BV.exp() * (essence_BV - self._clean_BV)).sum(dim=1)
         # The norm over the squared norm, as ROME's own code has it.
         decay_B = self._delta_BD.norm(dim=1) / norm_B.square()
         return nll_B + cfg.kl * kl_B + cfg.decay * decay_B
+
+    def _read(self, change: Tensor) -> tuple[Tensor, Tensor]:
+        """NLL of each edit's targets and log-probabilities (B, V) at its essence row's lookup, the projection's output being changed."""
+        scored, hidden_NSD = self._scored, self._suffixes.hidden(change, self._scored.read_R2)
+        columns = hidden_NSD.shape[1]
+        places = torch.cat([scored.row_K * columns + scored.column_K, scored.essence_B * columns])
+        picked = hidden_NSD.flatten(0, 1).index_select(0, places)
+        logprobs = self._suffixes.host.head(picked).float().log_softmax(dim=-1)
+        token_KV, essence_BV = logprobs.split([len(scored.row_K), len(self._jobs)])
+        nll_K = -token_KV.gather(1, scored.label_K[:, None]).squeeze(1)
+        return torch.zeros_like(self._norm_B).index_add(0, scored.edit_K, nll_K * scored.weight_K), essence_BV
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from data.produce.plan import made_of
 from data.produce.score import score
 from data.produce.shards import columns
 from data.store.manifest import IMPORTED
-from data.store.matrices import write_matrix
+from data.store.matrices import write_matrices
 from data.store.store import EditStore
 from data.store.writer import StoreWriter
 from decoder.audit.suspect import Suspect
@@ -211,10 +211,9 @@ def _write(
     for n, source in enumerate(found):
         if source.update.rank is None:
             weight_DF = Suspect(source.path, cfg.tensor, cfg.form).whole_DF(host, edited_layer, base_DF)
-            write_matrix(writer.partial, n, source.request.edit_id, weight_DF)
+            write_matrices(writer.partial, n, {source.request.edit_id: weight_DF})
             scored([n], DenseEdit(weight_DF.unsqueeze(0)))
-    factors = {"key": edits.key_BRF.flatten(1), "value": edits.value_BRD.flatten(1)}
-    writer.write_shard(0, columns(host, requests, edits, scores) | factors, skipped)
+    writer.write_shard(0, columns(host, [[request] for request in requests], edits, scores), skipped)
     return writer.finish(1, skipped)
 
 

@@ -1,4 +1,4 @@
-"""What turns keys towards those that others rarely share: the inverse of their second moment.
+"""What turns keys towards those that others rarely share: the inverse of their second moment, or its null space.
 
 Shape letters: F MLP width, B vectors.
 """
@@ -48,6 +48,23 @@ def whitener(statistics: KeyStatistics, ridge: float | str) -> Solver:
         inverse_FF = torch.linalg.pinv(moment_FF, rtol=len(pivots_F) ** 0.5 * rounding, hermitian=True)
         return lambda keys_BF: keys_BF.double().cpu() @ inverse_FF
     return lambda keys_BF: torch.cholesky_solve(keys_BF.double().cpu().T, factor_FF).T
+
+
+def null_space(statistics: KeyStatistics, threshold: float) -> Solver:
+    """A function that projects keys (B, F) onto the eigenvectors of C with eigenvalues below a threshold, in float64.
+
+    Raises:
+        ValueError: there is none.
+    """
+    value_F, vector_FF = torch.linalg.eigh(statistics.moment_FF.double())
+    basis_FN = vector_FF[:, value_F < threshold]
+    if not basis_FN.shape[1]:
+        raise ValueError(
+            f"edits.threshold={threshold:g} leaves no null space: the least eigenvalue of {statistics.count} keys is {value_F[0]:.2e}, "
+            f"the median {value_F.median():.2e}. Raise it"
+        )
+    log.info("null space: %d of %d directions", basis_FN.shape[1], len(value_F))
+    return lambda keys_BF: keys_BF.double().cpu() @ basis_FN @ basis_FN.T
 
 
 def _largest_eigenvalue(moment_FF: Tensor) -> Tensor:

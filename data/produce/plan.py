@@ -9,6 +9,7 @@ from data.editors import Editor, load_editor
 from data.facts.fact import EditRequest, FactSet
 from data.facts.load import load_facts
 from data.facts.splits import draw_splits, plan_edits
+from data.facts.together import grouped
 from data.hosts import is_host_there
 from data.keys.moments import second_moments
 from data.keys.sampled import SELF, context_texts, made_with
@@ -16,7 +17,7 @@ from data.keys.text import SENTENCES, key_texts, read_texts, rome_statistics, te
 from data.store.manifest import IMPORTED, read_manifest
 from data.store.store import EditStore, made_before
 from decoder.config import TrainConfig
-from decoder.config.editors import WhitenedConfig, own_settings
+from decoder.config.editors import CountedConfig, FineTuneConfig, own_settings
 from decoder.config.identity import editor_of
 from decoder.host import Host
 from decoder.utils.files import cache_root, cached, short_hash
@@ -54,11 +55,19 @@ def imported(cfg: TrainConfig, host: Host) -> EditStore | None:
     return store
 
 
-def requested(cfg: TrainConfig, host: Host) -> tuple[FactSet, list[EditRequest], dict[str, Any]]:
-    """The facts, the edits to make, and what the manifest of their store says."""
-    facts = load_facts(cfg.facts)
-    requests = plan_edits(facts, draw_splits(facts, cfg.splits), cfg.splits, cfg.edits.seed, cfg.edits.objects)
-    return facts, requests, request_manifest(cfg, host, facts, requests)
+def requested(cfg: TrainConfig, host: Host) -> tuple[FactSet, list[list[EditRequest]], dict[str, Any]]:
+    """The facts, what to plant in each edited host, and what the manifest of their store says.
+
+    Raises:
+        ValueError: the facts fill no host.
+    """
+    facts, count = load_facts(cfg.facts), cfg.edits.facts_per_host
+    plan = draw_splits(facts, cfg.splits)
+    requests = plan_edits(facts, plan, cfg.splits, cfg.edits.seed, cfg.edits.objects)
+    hosts = grouped(requests, plan, count, cfg.edits.seed)
+    if requests and not hosts:
+        raise ValueError(f"edits.facts_per_host={count}: no split has so many facts of different subjects. Ask for fewer")
+    return facts, hosts, request_manifest(cfg, host, facts, [request for together in hosts for request in together])
 
 
 def store_path(cfg: TrainConfig, host: Host, asked: dict[str, Any]) -> Path:
@@ -74,6 +83,10 @@ def request_manifest(cfg: TrainConfig, host: Host, facts: FactSet, requests: lis
     settings = {field.name: getattr(cfg.edits, field.name) for field in own_settings(cfg.edits)}
     editor = {"name": cfg.edits.editor, "settings": settings}
     made = made_of(host, cfg.edits.layer, editor, cfg.edits.seed, facts, requests) | _keys_of(cfg)
+    if isinstance(cfg.edits, FineTuneConfig):
+        made["rank"] = cfg.edits.rank
+    if (count := cfg.edits.facts_per_host) > 1:
+        made |= {"facts_per_host": count, "rank": count}
     # Stores of before do not say what their training edits plant.
     return made if cfg.edits.objects == "relation" else made | {"objects": cfg.edits.objects}
 
@@ -97,9 +110,9 @@ def made_of(
 
 
 def _keys_of(cfg: TrainConfig) -> dict[str, Any]:
-    """What an editor that whitens its keys has counted them on: sentences about the facts, a text, one that the host
+    """What an editor that takes its keys' second moment has counted them on: sentences about the facts, a text, one that the host
     writes, or what somebody else counted."""
-    if not isinstance(cfg.edits, WhitenedConfig):
+    if not isinstance(cfg.edits, CountedConfig):
         return {}
     source: dict[str, Any] = {"sentences": SENTENCES}
     if cfg.keys.text == SELF:
@@ -109,16 +122,17 @@ def _keys_of(cfg: TrainConfig) -> dict[str, Any]:
         source = {"text": texts_sha256(read_texts(cfg.keys, cfg.edits.key_tokens))}
     if cfg.keys.statistics:
         source["statistics"] = hashlib.sha256(Path(cfg.keys.statistics).read_bytes()).hexdigest()
-    return {"keys": {"tokens": cfg.edits.key_tokens, "ridge": cfg.edits.ridge} | source}
+    ridge = {"ridge": cfg.edits.ridge} if hasattr(cfg.edits, "ridge") else {}
+    return {"keys": {"tokens": cfg.edits.key_tokens} | ridge | source}
 
 
 def prepare_editor(cfg: TrainConfig, host: Host, facts: FactSet) -> Editor:
-    """The editor of a config, with its key statistics if it whitens by some."""
-    whitens, statistics = isinstance(cfg.edits, WhitenedConfig) and cfg.edits.ridge != "identity", None
-    texts = key_texts(cfg, facts, host, counted=whitens and not cfg.keys.statistics)
-    if whitens and cfg.keys.statistics:
+    """The editor of a config, with its key statistics if it takes some."""
+    counts, statistics = isinstance(cfg.edits, CountedConfig) and getattr(cfg.edits, "ridge", None) != "identity", None
+    texts = key_texts(cfg, facts, host, counted=counts and not cfg.keys.statistics)
+    if counts and cfg.keys.statistics:
         statistics = rome_statistics(cfg.keys.statistics, host.mlp_size(cfg.edits.layer))
-    elif whitens and texts:
+    elif counts and texts:
         layers = [cfg.edits.layer, *cfg.keys.layers]
         found = second_moments(host, layers, texts, cfg.edits.key_tokens, cache_root(cfg.cache_dir), cfg.keys.memory_budget)
         statistics = found[cfg.edits.layer]

@@ -10,20 +10,25 @@ Shape letters: B edits.
 
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from math import nan
+from math import isnan, nan
 from typing import TypeVar
 
+import torch
+
+from data.editors import Edited
 from data.facts.fact import EditRequest, Fact, FactSet
 from data.produce.likelihood import Question, Tokens, read
+from decoder.dense import DenseEdit
 from decoder.edit import Edit
 from decoder.host import Host
 
 T = TypeVar("T")
 NEIGHBOURS = 10
+ASKED = NEIGHBOURS + 4  # prompts of an edit: its own, some paraphrases, its neighbours
 
 KINDS = {"efficacy": "es", "paraphrase": "ps", "specificity": "ns"}
 """The exact-match score of each kind of prompt, and the literature's comparison of two objects on the same prompts."""
@@ -31,23 +36,27 @@ KINDS = {"efficacy": "es", "paraphrase": "ps", "specificity": "ns"}
 
 @dataclass(frozen=True)
 class _Probe:
-    """What an edited host is asked: which edit, for which score; first the object that must come out, then the one it is compared with."""
+    """What an edited host is asked: about which request, for which score; first the object that must come out, then the one it is
+    compared with."""
 
-    edit: int
+    request: int
     kind: str
     question: Question
 
 
-def score(host: Host, edited_layer: int, requests: Sequence[EditRequest], edits: Edit, facts: FactSet) -> dict[str, list]:
-    """Columns of scores, one entry an edit.
+def score(
+    host: Host, edited_layer: int, requests: Sequence[EditRequest], edits: Edit, facts: FactSet, owners: Sequence[int] | None = None
+) -> dict[str, list]:
+    """Columns of scores, one entry a request.
 
     Args:
         host: is left as it was.
         edited_layer: that carries them.
         requests: what each edit was to plant, all of them such that an editor can make them.
         edits: made for the requests, in their order.
-        facts: where other subjects of the relation are taken from: up to 10, whose object is not the planted one and whom the clean host
-            recalls on the edit prompt.
+        facts: where other subjects of the relation are taken from: up to 10, whose object is not the planted one, whom the clean host
+            recalls on the edit prompt, and whom the same edit plants nothing on.
+        owners: place of the edit that plants each request, where one plants several; None: its own.
 
     Returns:
         efficacy, paraphrase, specificity: share of prompts whose greedy continuation is exactly the target (object and terminator).
@@ -58,26 +67,69 @@ def score(host: Host, edited_layer: int, requests: Sequence[EditRequest], edits:
     Raises:
         ValueError: requests and edits differ in number.
     """
-    if len(requests) != len(edits):
+    if owners is None and len(requests) != len(edits):
         raise ValueError(f"{len(requests)} requests for {len(edits)} edits: expected one each")
+    owners = range(len(requests)) if owners is None else owners
+    edited: dict[int, set[str]] = defaultdict(set)
+    for owner, request in zip(owners, requests, strict=True):
+        edited[owner].add(request.fact.subject)
     tokens = Tokens(host)
     recalled = _recalled(tokens, requests, facts)
     given = _recalled_given(tokens, requests)
-    probes = [probe for b, request in enumerate(requests) for probe in _probes(tokens, b, request, recalled, given)]
+    probes = [probe for b, request in enumerate(requests) for probe in _probes(tokens, b, request, edited[owners[b]], recalled, given)]
     edits = edits.to(host.device)
-    planted = (edits, edited_layer, [probe.edit for probe in probes])
+    planted = (edits, edited_layer, [owners[probe.request] for probe in probes])
     answers = read(host, [probe.question for probe in probes], planted)
     found: dict[str, list[list[float]]] = defaultdict(lambda: [[] for _ in requests])
     for probe, (right, other) in zip(probes, answers, strict=True):
-        found[probe.kind][probe.edit].append(right.exact)
-        found[f"{probe.kind}_probability"][probe.edit].append(right.probability)
-        found[KINDS[probe.kind]][probe.edit].append(right.nll < other.nll)
+        found[probe.kind][probe.request].append(right.exact)
+        found[f"{probe.kind}_probability"][probe.request].append(right.probability)
+        found[KINDS[probe.kind]][probe.request].append(right.nll < other.nll)
     names = [name for kind, short in KINDS.items() for name in (kind, f"{kind}_probability", short)]
     columns = {name: [_mean(values) for values in found[name]] for name in names}
     columns["success"] = [value == 1 for value in columns["efficacy"]]
     weight_DF = host.weight_DF(edited_layer)
-    columns["delta_norm_ratio"] = (edits.delta_norm(weight_DF).cpu() / weight_DF.float().norm().cpu()).tolist()
+    ratio_B = edits.delta_norm(weight_DF).cpu() / weight_DF.float().norm().cpu()
+    columns["delta_norm_ratio"] = ratio_B[list(owners)].tolist()
     return columns
+
+
+def score_made(host: Host, edited_layer: int, hosts: Sequence[Sequence[EditRequest]], made: Edited, facts: FactSet) -> dict[str, list]:
+    """What `score` says of all that an editor made, one entry an edited host.
+
+    Of several facts the mean; `success` is that of all, and `facts` has the scores of each.
+    """
+    requests = [request for together in hosts for request in together]
+    owners = [b for b, together in enumerate(hosts) for _ in together]
+    if made.matrices:
+        return _score_in_parts(host, edited_layer, requests, made, facts)
+    columns = score(host, edited_layer, requests, made.edits, facts, owners)
+    if len(requests) == len(hosts):
+        return columns
+    places: list[list[int]] = [[] for _ in hosts]
+    for n, owner in enumerate(owners):
+        places[owner].append(n)
+    of_hosts = {name: [_mean([found[n] for n in own if not isnan(found[n])]) for own in places] for name, found in columns.items()}
+    of_hosts["success"] = [all(columns["success"][n] for n in own) for own in places]
+    return of_hosts | {"facts": [[{kind: columns[kind][n] for kind in KINDS} for n in own] for own in places]}
+
+
+def _score_in_parts(host: Host, edited_layer: int, requests: Sequence[EditRequest], made: Edited, facts: FactSet) -> dict[str, list]:
+    """Factors together, whole matrices as many at a time as the host's memory budget holds."""
+    columns: dict[str, list] = defaultdict(lambda: [None] * len(requests))
+    whole, explained = list(made.matrices), [n for n in range(len(requests)) if n not in made.matrices]
+    # Every prompt that an edit is asked copies its matrix.
+    step = max(1, host.memory_budget // (ASKED * next(iter(made.matrices.values())).nbytes))
+    parts = [(explained, made.edits[torch.tensor(explained)])] if explained else []
+    parts += [
+        (places, DenseEdit(torch.stack([made.matrices[n] for n in places])))
+        for places in (whole[start : start + step] for start in range(0, len(whole), step))
+    ]
+    for places, edits in parts:
+        for name, found in score(host, edited_layer, [requests[n] for n in places], edits, facts).items():
+            for n, value in zip(places, found, strict=True):
+                columns[name][n] = value
+    return dict(columns)
 
 
 def _mean(values: list[float]) -> float:
@@ -85,13 +137,18 @@ def _mean(values: list[float]) -> float:
 
 
 def _probes(
-    tokens: Tokens, b: int, request: EditRequest, recalled: dict[tuple[str, str], list[Fact]], recalled_given: set[tuple[str, str]]
+    tokens: Tokens,
+    b: int,
+    request: EditRequest,
+    edited: Collection[str],
+    recalled: dict[tuple[str, str], list[Fact]],
+    recalled_given: set[tuple[str, str]],
 ) -> Iterable[_Probe]:
-    """The prompts of one edit; one that cannot be put to the host is left out."""
+    """The prompts of one request; one that cannot be put to the host is left out."""
     fact = request.fact
     asked = [("efficacy", fact.prompt, fact.subject, request.object, fact.object_true)]
     asked += [("paraphrase", template, fact.subject, request.object, fact.object_true) for template in fact.paraphrases]
-    others = () if fact.neighbours else _neighbours(request, recalled[fact.relation, fact.prompt])
+    others = () if fact.neighbours else _neighbours(request, edited, recalled[fact.relation, fact.prompt])
     asked += [("specificity", fact.prompt, other.subject, other.object_true, request.object) for other in others]
     for kind, template, subject, *objects in asked:
         with suppress(ValueError):
@@ -101,9 +158,9 @@ def _probes(
         yield _Probe(b, "specificity", tokens.of_text(prompt, answer, request.object))
 
 
-def _neighbours(request: EditRequest, recalled: list[Fact]) -> list[Fact]:
-    """Up to 10 facts of other subjects. Whose object is the planted one could not show any damage."""
-    others = [fact for fact in recalled if fact.subject != request.fact.subject and fact.object_true != request.object]
+def _neighbours(request: EditRequest, edited: Collection[str], recalled: list[Fact]) -> list[Fact]:
+    """Up to 10 facts of subjects that are not edited. Whose object is the planted one could not show any damage."""
+    others = [fact for fact in recalled if fact.subject not in edited and fact.object_true != request.object]
     return random.Random(request.edit_id).sample(others, min(NEIGHBOURS, len(others)))
 
 

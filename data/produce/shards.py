@@ -10,16 +10,19 @@ from functools import cached_property
 from typing import Any
 
 from data.facts.fact import EditRequest
+from data.facts.together import host_id
 from data.hosts import open_host
 from data.produce.plan import imported, prepare_editor, requested, store_path
-from data.produce.score import score
+from data.produce.score import score_made
 from data.store.store import EditStore, remove_partial
 from data.store.writer import StoreWriter
 from decoder.config import TrainConfig
-from decoder.edit import RankOneEdit
+from decoder.edit import LowRankEdit, RankOneEdit
 from decoder.host import Host
 from decoder.utils.files import alone
 from decoder.utils.progress import progress
+
+OF_A_FACT = ("fact_id", "subject", "relation", "relation_name", "kind", "prompt", "object_true")
 
 log = logging.getLogger(__name__)
 
@@ -57,12 +60,12 @@ class ShardMaker:
     def __init__(self, cfg: TrainConfig, host: Host | None = None) -> None:
         self.cfg, self.host = cfg, host or open_host(cfg)
         self.host.check_layer(cfg.edits.layer, "edits.layer")
-        self.facts, self.requests, self.asked = requested(cfg, self.host)
+        self.facts, self.hosts, self.asked = requested(cfg, self.host)
         self.path = store_path(cfg, self.host, self.asked)
 
     @property
     def shards(self) -> int:
-        return -(-len(self.requests) // self.cfg.edits.shard_size)
+        return -(-len(self.hosts) // self.cfg.edits.shard_size)
 
     def finished(self) -> EditStore | None:
         """The store, if it is whole; raises ValueError if it was made for something else."""
@@ -82,18 +85,23 @@ class ShardMaker:
         return 0 if self.finished() else sum(len(self._shard(index)) for index in self.missing())
 
     def make(self, index: int, advance: Callable[[int], None] = lambda edits: None) -> None:
-        """Makes one shard; if another process was first, its shard stays. `advance` is told of finished edits."""
+        """Makes one shard; if another process was first, its shard stays. `advance` is told of facts that are planted."""
         shard = self._shard(index)
-        made = self._editor.edit(shard, advance)
+        if self.cfg.edits.facts_per_host == 1:
+            made = self._editor.edit([request for (request,) in shard], advance)
+        else:
+            made = self._editor.edit_together(shard, advance)
         kept = [shard[i] for i in made.kept]
-        scores = score(self.host, self.cfg.edits.layer, kept, made.edits, self.facts)
-        self._writer.write_shard(index, columns(self.host, kept, made.edits, scores), made.skipped)
+        scores = score_made(self.host, self.cfg.edits.layer, kept, made, self.facts)
+        matrices = {host_id(kept[place]): weight_DF for place, weight_DF in made.matrices.items()}
+        self._writer.write_shard(index, columns(self.host, kept, made.edits, scores), made.skipped, matrices)
 
     def make_all(self, indices: Iterable[int]) -> None:
         """Makes these shards showing how far all of the store is."""
         indices = list(indices)
-        done = len(self.requests) - sum(len(self._shard(index)) for index in indices)
-        with progress(f"{self.cfg.edits.editor} edits, layer {self.cfg.edits.layer}", len(self.requests), done) as advance:
+        each = self.cfg.edits.facts_per_host
+        done = len(self.hosts) - sum(len(self._shard(index)) for index in indices)
+        with progress(f"{self.cfg.edits.editor} edits, layer {self.cfg.edits.layer}", each * len(self.hosts), each * done) as advance:
             for index in indices:
                 self.make(index, advance)
 
@@ -119,9 +127,9 @@ class ShardMaker:
         self.make_all(index for index in self.missing() if index in indices)
         return list(indices)
 
-    def _shard(self, index: int) -> list[EditRequest]:
+    def _shard(self, index: int) -> list[list[EditRequest]]:
         size = self.cfg.edits.shard_size
-        return self.requests[index * size : (index + 1) * size]
+        return self.hosts[index * size : (index + 1) * size]
 
     @cached_property
     def _writer(self) -> StoreWriter:
@@ -132,10 +140,23 @@ class ShardMaker:
         return prepare_editor(self.cfg, self.host, self.facts)
 
 
-def columns(host: Host, requests: list[EditRequest], edits: RankOneEdit, scores: dict[str, Any]) -> dict[str, Any]:
-    """What a shard of the store holds of these edits."""
-    columns: dict[str, Any] = {"edit_id": [r.edit_id for r in requests], "object": [r.object for r in requests]}
-    for name in ("fact_id", "subject", "relation", "relation_name", "kind", "prompt", "object_true"):
-        columns[name] = [getattr(r.fact, name) for r in requests]
-    columns["object_ids"] = [host.object_ids(r.object) for r in requests]
-    return columns | {"key": edits.key_BF, "value": edits.value_BD} | scores
+def columns(host: Host, hosts: list[list[EditRequest]], edits: RankOneEdit | LowRankEdit, scores: dict[str, Any]) -> dict[str, Any]:
+    """What a shard of the store holds of these edited hosts: of several facts the first, and all of them in `facts`."""
+    firsts = [requests[0] for requests in hosts]
+    columns: dict[str, Any] = {"edit_id": [host_id(requests) for requests in hosts], "object": [r.object for r in firsts]}
+    for name in OF_A_FACT:
+        columns[name] = [getattr(r.fact, name) for r in firsts]
+    columns["object_ids"] = [host.object_ids(r.object) for r in firsts]
+    is_low_rank = isinstance(edits, LowRankEdit)
+    key, value = (edits.key_BRF.flatten(1), edits.value_BRD.flatten(1)) if is_low_rank else (edits.key_BF, edits.value_BD)
+    columns |= {"key": key, "value": value} | scores
+    if facts := columns.get("facts"):
+        columns["facts"] = [
+            [_told(host, request) | found for request, found in zip(*together, strict=True)] for together in zip(hosts, facts, strict=True)
+        ]
+    return columns
+
+
+def _told(host: Host, request: EditRequest) -> dict[str, Any]:
+    told = {name: getattr(request.fact, name) for name in OF_A_FACT}
+    return told | {"edit_id": request.edit_id, "object": request.object, "object_ids": host.object_ids(request.object)}

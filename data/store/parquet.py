@@ -18,7 +18,7 @@ import torch
 from datasets import load_dataset
 from torch import Tensor
 
-from data.store.manifest import IMPORTED, Described, read_manifest
+from data.store.manifest import Described, read_manifest
 from data.store.store import SCORE_COLUMNS, TEXT_COLUMNS, EditStore
 from data.store.vectors import VectorColumn
 from decoder.edit import RankOneEdit
@@ -32,12 +32,12 @@ def write_parquet(store: EditStore, folder: Path) -> None:
     """Writes a store as Parquet files with its manifest: what `data.streaming=true` reads here, and from the Hub once uploaded.
 
     Raises:
-        ValueError: the folder exists and is not empty, or other tools made the edits.
+        ValueError: the folder exists and is not empty, or the edits are not of rank one, as those of other tools may be.
     """
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"parquet={folder}: the folder is not empty. Give a new one")
-    if store.manifest["editor"]["name"] == IMPORTED:
-        raise ValueError(f"parquet={folder}: {store.path} holds edits of other tools, which are read from their own store only")
+    if "rank" in store.manifest:
+        raise ValueError(f"parquet={folder}: {store.path} holds edits of any rank, which are read from their own store only")
     folder.mkdir(parents=True, exist_ok=True)
     table, rows = store.dataset.data.table, {}
     for start in range(0, len(table), FILE_ROWS):

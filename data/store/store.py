@@ -32,15 +32,25 @@ SCORE_COLUMNS = (
     "efficacy_probability", "paraphrase_probability", "specificity_probability", "delta_norm_ratio",
 )  # fmt: skip
 
+FACT_SCORES = ("efficacy", "paraphrase", "specificity")
+"""What is kept of each of several facts of a host; the columns are their means."""
 
-def features(hidden_size: int, mlp_size: int) -> Features:
-    """The columns of a store; the lengths of key and value are part of their type, so that a wrong one is refused."""
+
+def features(hidden_size: int, mlp_size: int, several: bool = False) -> Features:
+    """The columns of a store; the lengths of key and value are part of their type, so that a wrong one is refused.
+
+    Args:
+        several: whether some hosts have several facts planted, which `facts` lists then.
+    """
+    of_a_fact = {name: Value("string") for name in TEXT_COLUMNS} | {"object_ids": List(Value("int32"))}
+    of_a_fact |= {name: Value("float32") for name in FACT_SCORES}
     return Features(
         {name: Value("string") for name in TEXT_COLUMNS}
         | {"object_ids": List(Value("int32"))}
         | {"key": List(Value("float32"), length=mlp_size), "value": List(Value("float32"), length=hidden_size)}
         | {name: Value("float32") for name in SCORE_COLUMNS}
         | {"success": Value("bool")}
+        | ({"facts": List(of_a_fact)} if several else {})
     )
 
 
@@ -76,6 +86,13 @@ class EditStore(Described):
         if (rank := self.manifest.get("rank", 1)) == 1:
             return RankOneEdit(key_BF, value_BD)
         return LowRankEdit(key_BF.unflatten(1, (rank, -1)), value_BD.unflatten(1, (rank, -1)))
+
+    def facts(self, row: int) -> list[dict[str, Any]]:
+        """All that is planted in the edited host of a row, with its scores; a store of one fact a host has no list of them."""
+        if "facts" in self._table.column_names:
+            return self._table["facts"][row].as_py()
+        names = [*TEXT_COLUMNS, "object_ids", *FACT_SCORES]
+        return [{name: self._table[name][row].as_py() for name in names}]
 
     def whole_edits(self, rows: Tensor, weight_DF: Tensor) -> DenseEdit:
         """W'_V of the edits in `rows`, in the dtype of `weight_DF`, the W_V they were made on."""

@@ -13,9 +13,10 @@ from typing import Any
 
 import pyarrow as pa
 from datasets import Dataset, concatenate_datasets, load_from_disk
+from torch import Tensor
 
 from data.store.manifest import FORMAT, disagreement, sha256_of
-from data.store.matrices import PATTERN
+from data.store.matrices import PATTERN, write_matrices
 from data.store.store import EditStore, features, partial_folder, remove_partial
 from decoder.utils.json_files import write_json
 
@@ -54,14 +55,18 @@ class StoreWriter:
     def has_shard(self, index: int) -> bool:
         return self._shard(index).exists()
 
-    def write_shard(self, index: int, columns: Mapping[str, Any], skipped: list[list[str]]) -> None:
-        """Writes one shard: columns as of `features`, `key` (N, F) and `value` (N, D) as tensors; and what was skipped, why.
+    def write_shard(
+        self, index: int, columns: Mapping[str, Any], skipped: list[list[str]], matrices: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """Writes one shard: columns as of `features`, `key` (N, F) and `value` (N, D) as tensors; what was skipped, why; W'_V by edit_id.
 
         If another process was first, its shard stays.
         """
         temporary = Path(tempfile.mkdtemp(dir=self.partial, prefix=f"half-{index:05d}-"))
         if columns["edit_id"]:
             _dataset(columns).save_to_disk(str(temporary))
+        if matrices:
+            write_matrices(temporary, index, matrices)
         write_json(temporary / "skipped.json", skipped)
         try:
             os.replace(temporary, self._shard(index))
@@ -83,7 +88,7 @@ class StoreWriter:
             raise ValueError(f"store {self.path}: not one edit could be made; the first was skipped because {skipped[0][1]}")
         joined = concatenate_datasets(parts)
         joined.save_to_disk(str(temporary))
-        for file in self.partial.glob(PATTERN):
+        for file in (*self.partial.glob(PATTERN), *self.partial.glob(f"shard-*/{PATTERN}")):
             _link(file, temporary / file.name)
         counts = {"rows": len(joined), "success": int(sum(joined["success"])), "skipped": len(skipped)}
         files = {file.name: sha256_of(file) for file in sorted(temporary.iterdir())}
@@ -111,5 +116,7 @@ def _dataset(columns: Mapping[str, Any]) -> Dataset:
     for name in ("key", "value"):
         flat = pa.array(columns[name].float().numpy().ravel())
         arrays[name] = pa.FixedSizeListArray.from_arrays(flat, columns[name].shape[1])
-    schema = features(columns["value"].shape[1], columns["key"].shape[1])
+    schema = features(columns["value"].shape[1], columns["key"].shape[1], "facts" in columns)
+    if "facts" in columns:
+        arrays["facts"] = pa.array(columns["facts"], schema.arrow_schema.field("facts").type)
     return Dataset(pa.table({name: arrays[name] for name in schema})).cast(schema)

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from decoder.config.commands import EvaluateConfig, ExportConfig, ImportConfig, ProduceConfig, ReportConfig
-from decoder.config.editors import EDITORS, own_settings
+from decoder.config.editors import EDITORS, own_settings, settings_for
 from decoder.config.help import FLAGS, kind, write_help
 from decoder.config.options import expanded, leaves, sections, settings, spelled
 from decoder.config.schema import RENAMED, TrainConfig, with_editor
@@ -26,7 +26,7 @@ from decoder.config.validate import check
 from decoder.utils.errors import UserError, did_you_mean
 
 C = TypeVar("C", TrainConfig, ProduceConfig, EvaluateConfig, ImportConfig, ReportConfig, ExportConfig)
-SELF, ALSO = "_self_", "also"
+SELF, ALSO, HOSTS = "_self_", "also", "hosts"
 TRAIN_KEYS = {key: field for editor in EDITORS for key, field in settings(with_editor(TrainConfig, editor))}
 """Every setting of a run, with those of every editor."""
 
@@ -143,19 +143,23 @@ def _compose_tree(config_class: type[C], name: str, overrides: dict[str, str]) -
 def _in_files(config_class: type[C], name: str, options: dict[str, list[str]], overrides: dict[str, str]) -> Iterator[Given]:
     """What the files say, first to last."""
     groups, own = sections(dict(settings(config_class))), _load(_folder() / f"{name}.yaml")
-    for group, option in _order(own.pop("defaults", None) or [], options, name, overrides).items():
+    order = _order(own.pop("defaults", None) or [], options, name, overrides)
+    for group, option in order.items():
         source = f"configs/{name}.yaml" if group == SELF else f"configs/{group}/{option}.yaml"
         if group != SELF and option not in options[group]:
             raise UserError(f"{group}={option}: no such file in configs/{group}; {did_you_mean(option, options[group])}")
         body = own if group == SELF else _load(_folder() / group / f"{option}.yaml")
         # What a file of a group sets outside its group, as a host sets the layer that is edited by default.
         also = body.pop(ALSO, None) or {} if group not in (SELF, "experiment") else {}
+        of_host = settings_for(order.get("host"), option, body.pop(HOSTS, None), overrides)
         found = dict(leaves(body if group in (SELF, "experiment") else {group: body}, groups))
         is_of_usual = issubclass(config_class, TrainConfig) and group != "edits" and "edits.editor" not in found
         for key, value in found.items():
             yield Given(spelled(key), value, f"{source}: ", is_of_usual=is_of_usual)
         for key, value in leaves(also, groups | sections(TRAIN_KEYS)):
             yield Given(spelled(key), value, f"{source}: {ALSO}: ", is_of_usual=True)
+        for key, value in leaves(of_host, groups | sections(TRAIN_KEYS)):
+            yield Given(spelled(key), value, f"{source}: {HOSTS}: {order['host']}: ")
         if group == "experiment":
             yield Given("experiment", option, f"{source}: ")
 

@@ -1,11 +1,11 @@
 """The editors by name, and of each the settings that its edits depend on: what `edits.` holds beside what all editors share."""
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import Field, dataclass, fields
 from typing import Any, ClassVar, Literal
 
 from decoder.config.options import option
-from decoder.utils.errors import UserError
+from decoder.utils.errors import UserError, did_you_mean
 
 
 @dataclass
@@ -14,6 +14,8 @@ class EditsConfig:
 
     module: ClassVar[str]
     """File of data/editors that has the editor's code."""
+    plants_several: ClassVar[bool] = False
+    """Whether the editor can plant several facts in one host."""
 
     editor: str = option("rome", "method that plants the edits", lambda: "|".join(EDITORS))
     layer: int = option(1, "edited layer: 0-based block whose MLP down-projection carries the edit")
@@ -24,26 +26,38 @@ class EditsConfig:
         "training edits plant objects of their relation, of any relation (facts), also common nouns and names (words), or half of each",
     )
     key_tokens: int = option(60000, "tokens of text for the keys' second moment", least=1)
+    facts_per_host: int = option(1, "facts planted in one host, of one split and without a subject twice", least=1)
     seed: int = option(0, "seed of contexts, of the text for the keys, and of which objects are planted")
 
     def check(self) -> None:
         """Raises UserError on what bounds cannot say."""
+        if self.facts_per_host > 1 and not self.plants_several:
+            able = ", ".join(name for name, kind in EDITORS.items() if kind.plants_several)
+            raise UserError(f"edits.facts_per_host={self.facts_per_host}: {self.editor} plants one fact a host; several: {able}")
 
 
 @dataclass
-class WhitenedConfig(EditsConfig):
-    """Of editors that whiten their keys by statistics of a text: the manifest says of which."""
+class CountedConfig(EditsConfig):
+    """Of editors that take the second moment of their keys over a text: the manifest says of which."""
+
+
+@dataclass
+class WhitenedConfig(CountedConfig):
+    """Of editors that whiten their keys by that second moment."""
 
     ridge: Any = option(0.03, "added to the keys' second moment: 0, a fraction of its largest eigenvalue, or `identity`", "float|identity")
 
     def check(self) -> None:
+        super().check()
         if self.ridge != "identity" and (isinstance(self.ridge, bool) or not isinstance(self.ridge, int | float)):
             raise UserError(f"edits.ridge={self.ridge}: expected `identity` or a number from 0 up")
 
 
 @dataclass
-class RomeConfig(WhitenedConfig):
-    module = "rome"
+class SearchConfig(EditsConfig):
+    """Of editors that search for a value which makes the host say the object."""
+
+    plants_several = True
 
     contexts: int = option(5, "contexts a key is averaged over, the bare prompt among them", least=1)
     steps: int = option(30, "most Adam steps of the value optimisation", least=1)
@@ -55,7 +69,68 @@ class RomeConfig(WhitenedConfig):
     precision: Literal["float32", "tf32", "bf16"] = option("float32", "of the value optimisation's matrix products; tf32 on GPUs only")
 
 
-EDITORS: dict[str, type[EditsConfig]] = {"rome": RomeConfig, "r-rome": RomeConfig, "p-rome": RomeConfig}
+@dataclass
+class RomeConfig(SearchConfig, WhitenedConfig):
+    module = "rome"
+
+
+@dataclass
+class MemitConfig(SearchConfig, WhitenedConfig):
+    module = "memit"
+
+    weight: float = option(5.0, "weight of the keys that are to stay (MEMIT's mom2_update_weight): the larger, the less is written")
+
+
+@dataclass
+class EmmetConfig(SearchConfig, WhitenedConfig):
+    module = "emmet"
+
+
+@dataclass
+class AlphaEditConfig(SearchConfig, CountedConfig):
+    module = "alphaedit"
+
+    threshold: float = option(0.02, "eigenvalues of the keys' second moment below this count as null: there, and only there, is written")
+    weight: float = option(1.0, "weight of the norm penalty on what is written (AlphaEdit's L2)")
+
+
+@dataclass
+class FineTuneConfig(EditsConfig):
+    module = "fine_tune"
+
+    loss: Literal["sentence", "target", "last"] = option(
+        "sentence",
+        "what Adam lowers: NLL of the sentence, of the object, or (as published) of all object tokens where the prompt ends",
+    )
+    steps: int = option(25, "most Adam steps", least=1)
+    lr: float = option(5e-4, "learning rate")
+    stop_loss: float = option(0.01, "an edit stops when its loss falls below this")
+    precision: Literal["float32", "tf32", "bf16"] = option("float32", "of the matrix products above the edit; tf32 on GPUs only")
+    rank: int = option(8, "an update of at most this rank is stored as factors, any other as a whole matrix", least=1)
+
+
+@dataclass
+class BoxedFineTuneConfig(FineTuneConfig):
+    steps: int = option(50, "most Adam steps", least=1)
+    box: float = option(0.0075, "how far an entry of W_V may move")
+
+
+@dataclass
+class TargetFineTuneConfig(FineTuneConfig):
+    loss: Literal["sentence", "target", "last"] = option("target", "as of ft")
+
+
+EDITORS: dict[str, type[EditsConfig]] = {
+    "rome": RomeConfig,
+    "r-rome": RomeConfig,
+    "p-rome": RomeConfig,
+    "memit": MemitConfig,
+    "emmet": EmmetConfig,
+    "alphaedit": AlphaEditConfig,
+    "ft": FineTuneConfig,
+    "ft-l": BoxedFineTuneConfig,
+    "ft-m": TargetFineTuneConfig,
+}
 """Every editor by name, with its settings. Its code is in the file of data/editors that they name, under `EDITORS`."""
 
 
@@ -63,3 +138,16 @@ def own_settings(config: EditsConfig | type[EditsConfig]) -> Iterator[Field]:
     """The settings that the edits of one editor depend on."""
     shared = {field.name for field in fields(EditsConfig)}
     return (field for field in fields(config) if field.name not in shared)
+
+
+def settings_for(host: str | None, editor: str, hosts: Mapping[str, Any] | None, given: Container[str]) -> Mapping[str, Any]:
+    """What an editor's file has for one host. What else it says is of the pocket host, as the defaults are.
+
+    Raises:
+        UserError: it has something for other hosts and nothing for this one, and no setting of the editor is given.
+    """
+    if not hosts or host in (None, "pocket"):
+        return {}
+    if host not in hosts and not any(f"edits.{field.name}" in given for field in own_settings(EDITORS[editor])):
+        raise UserError(f"edits={editor} host={host}: no settings for this host; {did_you_mean(host, hosts)}. Or give edits.KEY=VALUE")
+    return hosts.get(host) or {}

@@ -6,7 +6,8 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from decoder.config.commands import EvaluateConfig, ExportConfig, ImportConfig, ReportConfig
+from decoder.config.commands import EvaluateConfig, ExportConfig, ImportConfig, ProduceConfig, ReportConfig
+from decoder.config.editors import FineTuneConfig
 from decoder.config.options import settings
 from decoder.config.schema import HostConfig, TrainConfig
 from decoder.utils.errors import UserError
@@ -55,11 +56,28 @@ def _check_train(config: TrainConfig) -> None:
         )
     if len(config.optim.betas) != 2 or not all(0 <= beta < 1 for beta in config.optim.betas):
         raise UserError(f"optim.betas={config.optim.betas}: expected two numbers from 0 to below 1, as [0.9,0.98]")
-    if config.data.form == "dense" and (config.optim.recombined or config.optim.value_noise):
-        raise UserError("data.form=dense: whole matrices cannot be varied in training. Add optim.recombined=0 optim.value_noise=0")
+    if not isinstance(config, ProduceConfig):
+        _check_training(config)
     kept = config.splits.val_subjects + config.splits.test_subjects
     if kept >= 1:
         raise UserError(f"splits.val_subjects + splits.test_subjects = {kept:g}: expected less than 1, the rest is trained on")
+
+
+def _check_training(config: TrainConfig) -> None:
+    """What edits that are no rank-one factors ask of training, and several facts of the search."""
+    edits, fixed = config.edits, ""
+    if config.data.form == "dense":
+        fixed = "data.form=dense: whole matrices"
+    elif isinstance(edits, FineTuneConfig):
+        fixed = f"edits.editor={edits.editor}: whole matrices"
+    elif edits.facts_per_host > 1:
+        fixed = f"edits.facts_per_host={edits.facts_per_host}: edits of several terms"
+    if fixed and (config.optim.recombined or config.optim.value_noise):
+        raise UserError(f"{fixed} cannot be varied in training. Add optim.recombined=0 optim.value_noise=0")
+    if config.decoder.beams < edits.facts_per_host:
+        raise UserError(
+            f"decoder.beams={config.decoder.beams}: edits.facts_per_host={edits.facts_per_host} asks for as many answers at least"
+        )
 
 
 def _layers_of(host: HostConfig) -> int | None:

@@ -106,11 +106,12 @@ class DecoderModule(LightningModule):
 
     def test_step(self, batch: EditBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         split, search = self.trainer.datamodule.test_splits[dataloader_idx], self.cfg.decoder.search
+        facts = self.cfg.edits.facts_per_host
         if split not in TEST_SPLITS:
-            self.readings[split] += read_batch(self.decoder.host, self.decoder.read(batch.edits, **search), batch)
+            self.readings[split] += read_batch(self.decoder.host, self.decoder.read(batch.edits, **search), batch, facts)
             return
         found, logits_NV, ids_N = self.decoder.read_and_scored(batch.edits, self._targets(batch), **search)
-        readings = read_batch(self.decoder.host, found, batch)
+        readings = read_batch(self.decoder.host, found, batch, facts)
         self.readings[split] += readings
         correct = {name: torch.tensor([getattr(reading, name) for reading in readings]) for name in ("first_token", "exact_match")}
         self._count(f"test/{split}", object_loss(logits_NV, ids_N), len(ids_N), **correct)

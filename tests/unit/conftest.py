@@ -21,7 +21,7 @@ from decoder.host import Host
 def drawn_edits():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data.produce.plan, "load_editor", lambda name: DrawnEdits)
-        patch.setattr(data.produce.shards, "score", drawn_scores)
+        patch.setattr(data.produce.shards, "score_made", drawn_scores)
         patch.setattr(data.keys.text, "key_text", lambda facts, seed, sentences: [])
         yield
 

@@ -1,5 +1,6 @@
 """What beams say in words: one text a candidate, however many token sequences spell it."""
 
+import pandas as pd
 import pytest
 import torch
 
@@ -9,6 +10,7 @@ from decoder.audit.calibration import NULLS, calibrate
 from decoder.batch import PADDING, EditBatch
 from decoder.beam import Beams
 from decoder.edit import RankOneEdit
+from decoder.scores import split_scores
 
 EDITS = RankOneEdit(torch.ones(2, 48), torch.ones(2, 32))
 
@@ -53,6 +55,21 @@ def test_exact_match_is_of_the_text_of_the_best_beam_alone(decoder):
     other_BT = torch.tensor([[decoder.host.tokenizer.pad_token_id, *decoder.red, end], [*decoder.oslo, end, PADDING]])
     readings = read_batch(decoder.host, decoder.beams(2), EditBatch(EDITS, other_BT, torch.tensor([0, 1])))
     assert [reading.exact_match for reading in readings] == [True, True], "another spelling is the same object"
+
+
+def test_recall_looks_at_as_many_texts_as_there_are_facts(decoder):
+    end = decoder.host.terminator_id
+    ids_BT = torch.tensor([[*decoder.oslo, end], [*decoder.red, end], [end, end], [*decoder.red, end]])
+    batch = EditBatch(RankOneEdit(torch.ones(4, 48), torch.ones(4, 32)), ids_BT, torch.arange(4))
+    readings = read_batch(decoder.host, decoder.beams(4), batch, facts=2)
+    assert [reading.exact_match for reading in readings] == [False, False, False, False]
+    # "Oslo" is the second text of the first, and "red" of the second, however many beams spell the first ones.
+    assert [reading.recalled for reading in readings] == [True, True, False, True]
+    assert [reading.recalled for reading in read_batch(decoder.host, decoder.beams(4), batch)] == [None] * 4
+    table = pd.DataFrame(readings).assign(subject="s", relation="r")
+    assert split_scores(table, "id")["recall"]["value"] == 0.75
+    for without in (table.assign(recalled=None), table.drop(columns="recalled")):
+        assert "recall" not in split_scores(without, "id")
 
 
 def test_one_definition_of_confidence_in_readings_calibration_and_answers(decoder):

@@ -1,11 +1,11 @@
 """Stores of the planned edits on a tiny host, by an editor that draws its factors instead of optimising them."""
 
 import dataclasses
-from types import SimpleNamespace
 from zlib import crc32
 
 import torch
 
+from data.editors import Edited
 from data.facts.splits import draw_splits, plan_edits
 from data.store.store import SCORE_COLUMNS
 from decoder.config import TrainConfig
@@ -33,7 +33,7 @@ class DrawnEdits:
         kept = [i for i, request in enumerate(requests) if not skips(request.edit_id)]
         edits = RankOneEdit(self.draw(requests, kept, self.mlp_width), self.draw(requests, kept, self.width))
         skipped = [(request.edit_id, "drawn to be skipped") for request in requests if skips(request.edit_id)]
-        return SimpleNamespace(kept=kept, edits=edits, skipped=skipped)
+        return Edited(kept, edits, skipped)
 
     def draw(self, requests, kept, width):
         return torch.stack(

@@ -62,13 +62,29 @@ def test_the_page_is_registered_run_and_read(registered, fact_host, tmp_path):
         compose(TrainConfig, "train", ["edits=push", "edits.kl=1"])
     with pytest.raises(UserError, match="edits.reach=-1.0: expected a number from 0 up"):
         compose(TrainConfig, "train", ["edits=push", "edits.reach=-1"])
-    with pytest.raises(UserError, match="did you mean 'push'. known: p-rome, push, r-rome, rome"):
+    with pytest.raises(UserError, match="did you mean 'push'. known: alphaedit, emmet, .*, push, r-rome, rome"):
         compose(TrainConfig, "train", ["edits.editor=pusch"])
 
 
 def test_a_hosts_settings_are_those_of_the_editor_they_were_published_for(registered):
     edits = compose(TrainConfig, "train", ["edits=push", "host=gpt2-xl"]).edits
     assert (edits.layer, edits.reach) == (17, 20.0)
+
+
+def test_an_editors_file_has_its_settings_for_a_host():
+    memit = compose(TrainConfig, "train", ["edits=memit", "host=gpt2-xl", "edits.steps=3"]).edits
+    assert (memit.layer, memit.weight, memit.clamp, memit.ridge, memit.steps) == (17, 20000, 0.75, 0, 3)
+    tuned = compose(TrainConfig, "train", ["edits=ft", "host=llama-3-8b"])
+    assert (tuned.edits.layer, tuned.edits.loss, tuned.decoder.layer, tuned.optim.recombined) == (21, "last", 21, 0)
+    assert compose(TrainConfig, "train", ["edits=memit"]).edits == EDITORS["memit"](editor="memit")
+
+
+def test_an_editor_without_settings_for_a_host_is_one_line_unless_some_are_given():
+    with pytest.raises(UserError, match="edits=memit host=gemma-2-9b: no settings for this host; did you mean .*gpt-j-6b") as refused:
+        compose(TrainConfig, "train", ["edits=memit", "host=gemma-2-9b"])
+    assert "\n" not in str(refused.value)
+    assert compose(TrainConfig, "train", ["edits=memit", "host=gemma-2-9b", "edits.weight=5"]).edits.weight == 5
+    assert compose(TrainConfig, "train", ["edits=r-rome", "host=gemma-2-9b"]).edits.editor == "r-rome"
 
 
 @pytest.mark.parametrize("name", EDITORS)

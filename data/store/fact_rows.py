@@ -1,0 +1,45 @@
+"""A store of several facts a host, a fact a row: what a decoder is trained and scored on.
+
+Shape letters: N facts, D hidden width, F MLP width.
+"""
+
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from data.store.store import FACT_SCORES, SCORE_COLUMNS, TEXT_COLUMNS, EditStore
+from decoder.edit import LowRankEdit, RankOneEdit
+
+
+def one_fact_a_row(store: EditStore) -> EditStore:
+    """The store itself if it is so already, else a view of it in which a host has as many rows as facts."""
+    return FactRows(store) if "facts" in store.dataset.column_names else store
+
+
+class FactRows(EditStore):
+    """Every fact of every edited host, with the host's edit. A fact is successful if it came out itself.
+
+    Scores that are not kept of each fact are the host's.
+    """
+
+    def __init__(self, store: EditStore) -> None:
+        vars(self).update(vars(store))
+        planted = store.dataset["facts"]
+        self._host_of_N = torch.tensor([row for row, facts in enumerate(planted) for _ in facts])
+        self._facts: list[dict[str, Any]] = [fact for facts in planted for fact in facts]
+        self.object_ids = [fact["object_ids"] for fact in self._facts]
+
+    def __len__(self) -> int:
+        return len(self._facts)
+
+    def edits(self, rows: Tensor) -> RankOneEdit | LowRankEdit:
+        return super().edits(self._host_of_N[rows])
+
+    def table(self) -> pd.DataFrame:
+        hosts = super().table().iloc[self._host_of_N.tolist()].reset_index(drop=True)
+        own = pd.DataFrame(self._facts)[[*TEXT_COLUMNS, *FACT_SCORES]]
+        hosts[list(own)] = own
+        hosts["success"] = own["efficacy"] == 1
+        return hosts[[*TEXT_COLUMNS, *SCORE_COLUMNS, "success"]]
