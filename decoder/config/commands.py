@@ -63,6 +63,37 @@ class ImportConfig:
 
 
 @dataclass
+class PerturbConfig:
+    """What `python -m data.perturb` reads. Settings of single kinds are empty: a kind that takes one has its own default."""
+
+    host: HostConfig = group(HostConfig)
+    kind: Literal["none", "finetune", "lora", "prune", "average", "noise", "decoys", "turn"] = option(
+        "none", "what is done to the checkpoint, after an edit if one is given"
+    )
+    out: str | None = place(None, "folder to write; nothing is ever written over")
+    store: str | None = place(None, "store of the edit that comes first")
+    edit: str | None = option(None, "the edit that comes first: its row in the store, or its edit_id")
+    scale: float = option(1.0, "how much of the edit is planted")
+    precision: Literal["float32", "bf16", "fp16", "Q8_0", "Q4_0", "Q4_1", "int8", "int4"] = option(
+        "bf16", "what the weights are rounded to in the end; what is coarser than 16 bits is written as the numbers that it leaves"
+    )
+    seed: int = option(0, "seed of everything that is drawn")
+    text: str | None = place(None, "file of lines to train on; empty takes sentences about the facts of five relations")
+    lr: float | None = option(None, "finetune, average (1e-5), lora (1e-3): learning rate")
+    steps: int | None = option(None, "finetune, average, lora (50): steps", least=1)
+    batch_size: int | None = option(None, "finetune, average, lora (8): rows of 32 tokens in a step", least=1)
+    optimizer: str | None = option(None, "finetune, average, lora: adamw (the default) or sgd")
+    rank: int | None = option(None, "lora (8): rank of the updates", least=1)
+    modules: str | None = option(None, "lora: all (the default) projections, those of mlp, or those of attention")
+    share: float | None = option(None, "prune (0.3): share of every matrix that becomes zero", most=1)
+    weight: float | None = option(None, "average (0.5): what the fine-tune counts", most=1)
+    size: float | None = option(None, "noise (0.01): in spreads of a matrix's entries; decoys (1): in lengths of the edit")
+    count: int | None = option(None, "decoys (3): layers that get one", least=1)
+    cosine: float | None = option(None, "turn (0.5): of the edit's key with what it was", least=0.01, most=1)
+    cache_dir: str | None = place(None, "cache of hosts")
+
+
+@dataclass
 class ReportConfig:
     """What `python -m decoder.report` reads."""
 
