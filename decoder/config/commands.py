@@ -19,7 +19,9 @@ class ProduceConfig(TrainConfig):
 class EvaluateConfig:
     """What `evaluate.py` reads."""
 
-    decoder: str | None = place(None, "exported decoder folder, or a folder of several with index.json: the one that fits is used")
+    decoder: str | None = place(
+        None, "exported decoder folder, or a folder of several with index.json: the one that fits is used; empty audits a whole checkpoint"
+    )
     layer: int | None = option(None, "edited layer: which decoder of a folder of several; a single one must be of it")
     store: str | None = place(None, "store of edits to score, its own or another editor's; empty finds the decoder's own in the cache")
     precision: Literal["factors", "float32", "bf16", "fp16", "int8", "int4"] = option(
@@ -27,6 +29,10 @@ class EvaluateConfig:
     )
     suspect: str | None = place(
         None, "suspect to read: safetensors or npz file with one matrix; GGUF file, checkpoint folder or LoRA adapter"
+    )
+    base: str | None = place(None, "audit: the unedited checkpoint, folder or GGUF file, if it is at hand")
+    subjects: str | None = place(
+        None, "audit: whom an edit may be about, one a line or a JSON list; empty takes the subjects of the built-in facts"
     )
     tensor: str | None = option(None, "name of the suspect matrix, if the file holds several 2-D tensors")
     form: Literal["auto", "weight", "update"] = option(
