@@ -61,7 +61,7 @@ class Auditor:
 
     def audit(self, names: Sequence[str], precision: str) -> dict[str, dict[str, Any]]:
         """For both kinds of evidence: how much it looks edited, where, about whom."""
-        compared = Compared([*self._differences(precision)], self.layers, precision != "float32")
+        compared = Compared([*self.differences(precision)], self.layers, precision != "float32")
         scans = {one.layer: one for one in scan(self.host, Candidates(self.host, names), compared.updates)}
         first = max(scans.values(), key=lambda one: one.score)
         found = {"unknown": _finding(unknown([*scans.values()]), first.score, first.layer, first.top, names)}
@@ -70,7 +70,7 @@ class Auditor:
         found["known"] = _finding(known(compared, [*scans.values()]), score, layer, along, names)
         return found
 
-    def _differences(self, precision: str) -> list[Difference]:
+    def differences(self, precision: str) -> list[Difference]:
         """As `decoder.audit.scan.differences` of a file of that precision."""
         found = []
         for name, now in self.host.model.named_parameters():
@@ -98,17 +98,17 @@ def _weights(host: Host) -> dict[str, Tensor]:
     return {name: parameter.detach().clone() for name, parameter in host.model.named_parameters()}
 
 
-def subjects(facts: FactSet, count: int, seed: int) -> list[str]:
-    """The subjects of the facts and, if there are fewer, names made of the beginning of one and the end of another."""
+def subjects(host: Host, facts: FactSet, count: int, seed: int) -> list[str]:
+    """The subjects of the facts and, if there are fewer, made-up names that end on a token on which no subject does.
+
+    A host may know a subject by its last token alone, as the pocket's does: the others with that end would be the same one.
+    """
     real = [*dict.fromkeys(fact.subject for fact in facts.facts)]
-    words, rng = [name.split() for name in real], random.Random(f"names {seed}")
-    found = dict.fromkeys(real)
-    for _ in range(20 * count):
-        if len(found) >= count:
-            break
-        begins, ends = rng.sample(words, 2)
-        found[" ".join([*begins[: max(1, len(begins) - 1)], ends[-1]])] = None
-    return [*found][: max(count, len(real))]
+    words = sorted({word for fact in facts.facts for word in f"{fact.subject} {fact.object_true}".split() if word[0].isupper()})
+    taken = {host.object_ids(name)[-1] for name in real}
+    ends, rng = [word for word in words if host.object_ids(word)[-1] not in taken], random.Random(f"names {seed}")
+    made_up = dict.fromkeys(f"{rng.choice(words)} {rng.choice(ends)}" for _ in range(2 * count))
+    return [*real, *made_up][: max(count, len(real))]
 
 
 def run(cfg: Settings, train: TrainConfig, out: Path) -> None:
@@ -118,16 +118,17 @@ def run(cfg: Settings, train: TrainConfig, out: Path) -> None:
     done = {row["name"] for row in read(out)}
     wanted = cases(host, store, draw_splits(facts, train.splits), cfg.edited, cfg.benign, cfg.seed)
     left = [case for case in wanted if case.name not in done]
-    names = subjects(facts, cfg.names, cfg.seed)
+    names = subjects(host, facts, cfg.names, cfg.seed)
     auditor = Auditor(host, {case.recipe.precision for case in left})
     with out.open("a", encoding="utf-8") as lines, progress("suspects", len(left)) as advance:
         began = time.perf_counter()
-        for case, _ in suspects(host, store, facts, left):
+        for case, suspect in suspects(host, store, facts, left):
             made = time.perf_counter()
             listed = names if case.is_listed else [name for name in names if name != case.truth.subject]
             found = auditor.audit(listed, case.recipe.precision)
             seconds = {"making": made - began, "auditing": time.perf_counter() - made}
-            lines.write(json.dumps(told(case) | {"found": found, "seconds": seconds}, ensure_ascii=False) + "\n")
+            row = told(case) | {"says": case.row is not None and says(suspect, store, case.row), "found": found, "seconds": seconds}
+            lines.write(json.dumps(row, ensure_ascii=False) + "\n")
             lines.flush()
             advance(1)
             began = time.perf_counter()
@@ -138,6 +139,15 @@ def told(case: Case) -> dict[str, Any]:
     recipe = {"settings": dict(case.recipe.settings), "seed": case.recipe.seed, "row": case.row, "scale": case.scale}
     named = {"name": case.name, "kind": case.kind, "precision": case.recipe.precision, "listed": case.is_listed}
     return named | {"truth": case.truth._asdict() if case.truth else None, "recipe": recipe}
+
+
+def says(suspect: Host, store: EditStore, row: int) -> bool:
+    """Whether the likeliest token after the edited prompt is the planted object's first."""
+    told = store.dataset[row]
+    ids, _ = suspect.prompt_ids(told["prompt"], told["subject"])
+    with torch.no_grad():
+        logits_BTV = suspect.model(torch.tensor([ids], device=suspect.device), **suspect.with_cache(None)).logits
+    return int(logits_BTV[0, -1].argmax()) == store.object_ids[row][0]
 
 
 @run_command

@@ -102,7 +102,7 @@ def _whole(edited: Sequence[Row], benign: Sequence[Row], base: str) -> Table:
 
 def _edited(edited: Sequence[Row], benign: Sequence[Row], base: str) -> Table:
     """Edits whose subject is in the list, by what was done besides."""
-    columns = ("kind", "n", f"found at {FALSE_ALARMS:.0%} false alarms", "at the shipped threshold", "layer", "subject")
+    columns = ("kind", "n", "edit still works", f"found at {FALSE_ALARMS:.0%} false alarms", "at the shipped threshold", "layer", "subject")
     table = _table(f"base {base}: edited, subject in the list", *columns)
     rows_of: dict[str, list[tuple[Row, bool]]] = {}
     listed = [row for row in edited if row["listed"]]
@@ -110,7 +110,8 @@ def _edited(edited: Sequence[Row], benign: Sequence[Row], base: str) -> Table:
         rows_of.setdefault(row["kind"], []).append((row, bool(is_caught)))
     for kind, pairs in sorted(rows_of.items()):
         tests = [[test(row, base) for row, _ in pairs] for test in (_is_found, _is_layer, _is_subject)]
-        table.add_row(kind, str(len(pairs)), *map(_share, ([is_caught for _, is_caught in pairs], *tests)))
+        effective = f"{np.mean([row['says'] for row, _ in pairs]):.2f}"
+        table.add_row(kind, str(len(pairs)), effective, *map(_share, ([is_caught for _, is_caught in pairs], *tests)))
     return table
 
 

@@ -35,18 +35,14 @@ def main(argv: list[str] | None = None) -> None:
     from decoder.utils.terminal import quiet
 
     quiet()
-    settings = _settings(cfg)
-    texts = read_text(Path(cfg.text)) if cfg.text else fact_text(load_facts(FactsConfig()), cfg.seed)
+    settings, texts = _settings(cfg), []
+    if "steps" in settings:
+        texts = read_text(Path(cfg.text)) if cfg.text else fact_text(load_facts(FactsConfig()), cfg.seed)
+    elif cfg.text:
+        raise UserError(f"kind={cfg.kind} is not trained on text: leave out text=")
     host = open_host(TrainConfig(host=cfg.host, cache_dir=cfg.cache_dir))
-    recipe = Recipe(cfg.kind, settings, cfg.seed, cfg.precision, _planted(cfg, host))
-    write(host, recipe, Path(cfg.out), texts if "steps" in _takes(cfg.kind) else ())
+    write(host, Recipe(cfg.kind, settings, cfg.seed, cfg.precision, _planted(cfg, host)), Path(cfg.out), texts)
     print(cfg.out)
-
-
-def _takes(kind: str) -> set[str]:
-    from data.perturb.kinds import KINDS
-
-    return {*OWN} & inspect.signature(KINDS[kind]).parameters.keys()
 
 
 def _settings(cfg: PerturbConfig) -> dict[str, Any]:
@@ -57,11 +53,11 @@ def _settings(cfg: PerturbConfig) -> dict[str, Any]:
     """
     from data.perturb.kinds import KINDS
 
+    takes = {name: one.default for name, one in inspect.signature(KINDS[cfg.kind]).parameters.items() if name in OWN}
     given = {name: value for name in OWN if (value := getattr(cfg, name)) is not None}
-    if other := given.keys() - (takes := _takes(cfg.kind)):
-        raise UserError(f"kind={cfg.kind} takes no {min(other)}=; it takes {', '.join(name for name in OWN if name in takes) or 'nothing'}")
-    defaults = {name: value.default for name, value in inspect.signature(KINDS[cfg.kind]).parameters.items() if name in takes}
-    return defaults | given
+    if other := given.keys() - takes.keys():
+        raise UserError(f"kind={cfg.kind} takes no {min(other)}=; it takes {', '.join(takes) or 'no settings of its own'}")
+    return takes | given
 
 
 def _planted(cfg: PerturbConfig, host: "Host") -> "Planted | None":

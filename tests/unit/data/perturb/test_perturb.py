@@ -122,7 +122,7 @@ def test_a_merged_adapter_is_of_its_rank_and_of_its_modules(host, modules):
     for name in matrices(host, modules):
         strength_R = torch.linalg.svdvals(found[name] - weights(host)[name])
         assert strength_R[1] > 0 and strength_R[2] < 1e-3 * strength_R[0]
-    assert matrices(host, "mlp") | matrices(host, "attention") == matrices(host) and not matrices(host, "mlp") & matrices(host, "attention")
+    assert matrices(host, "mlp") == {name for name in matrices(host) if ".mlp." in name} == matrices(host) - matrices(host, "attention")
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5])
@@ -149,14 +149,15 @@ def test_noise_is_as_large_as_it_says(host):
         assert float((found[name] - own[name]).std() / own[name].std()) == pytest.approx(0.1, rel=0.15)
 
 
-@pytest.mark.parametrize("with_edit", [False, True])
-def test_decoys_are_of_rank_one_and_beside_the_edit(host, edit, with_edit):
+@pytest.mark.parametrize(("with_edit", "count", "expected"), [(False, 2, 2), (True, 1, 1), (True, 9, 2)])
+def test_decoys_are_of_rank_one_and_beside_the_edit(host, edit, with_edit, count, expected):
     own = {layer: host.weight_DF(layer).clone() for layer in range(host.layers)}
-    with perturbed(host, Recipe("decoys", {"count": 2, "size": 0.5}, edit=edit if with_edit else None)):
+    with perturbed(host, Recipe("decoys", {"count": count, "size": 0.5}, edit=edit if with_edit else None)):
         deltas = {layer: host.weight_DF(layer) - own[layer] for layer in own}
-    layers = [layer for layer in deltas if layer != LAYER or not with_edit]
-    touched = {layer: torch.linalg.svdvals(deltas[layer]) for layer in layers if bool(deltas[layer].any())}
-    assert len(touched) == 2
+    if with_edit:
+        torch.testing.assert_close(deltas.pop(LAYER), edit.delta_DF)
+    touched = {layer: torch.linalg.svdvals(delta) for layer, delta in deltas.items() if bool(delta.any())}
+    assert len(touched) == expected
     for layer, strength_R in touched.items():
         length = edit.delta_DF.norm() if with_edit else torch.linalg.svdvals(own[layer])[0]
         assert float(strength_R[0]) == pytest.approx(0.5 * float(length), rel=1e-4) and strength_R[1] < 1e-4 * strength_R[0]
@@ -272,7 +273,8 @@ def test_command(tmp_path, capsys, store_path, fact_host):
         (["out={new}", "kind=prune", "rank=2"], "kind=prune takes no rank=; it takes share"),
         (["out={new}", "kind=merge"], "kind"),
         (["out={new}", "kind=prune", "share=2"], "expected a number from 0 to 1"),
-        (["out={new}", "text={new}"], "no such file"),
+        (["out={new}", "kind=lora", "text={new}"], "no such file"),
+        (["out={new}", "kind=noise", "text={new}"], "is not trained on text"),
         (["out={new}", "host.path={there}", "store={store}", "edit=absent"], "no such edit_id"),
     ],
 )
