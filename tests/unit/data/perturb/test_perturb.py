@@ -282,6 +282,7 @@ def test_mistakes_are_one_line(tmp_path, capsys, argv, said, store_path, fact_ho
     places = {"there": tmp_path / "there", "new": tmp_path / "new", "store": store_path}
     fact_host.model.save_pretrained(places["there"])
     fact_host.tokenizer.save_pretrained(places["there"])
+    capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
         main([word.format(**places) for word in argv])
     told = capsys.readouterr().err
