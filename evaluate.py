@@ -1,5 +1,6 @@
-"""Use an exported decoder: score it again on its store, or read one suspect matrix.
+"""Audit a checkpoint, or use an exported decoder: score it again on its store, or read one suspect matrix.
 
+python evaluate.py suspect=CHECKPOINT [base=CHECKPOINT] [subjects=FILE]     was it edited, where, about whom: needs no decoder
 python evaluate.py decoder=runs/main/pocket/rome-e1-t1-s0/decoder
 python evaluate.py decoder=... store=OTHER_STORE                    its test edits as another editor made them
 python evaluate.py decoder=... precision=int8                       its test edits from matrices that were rounded
@@ -26,22 +27,44 @@ from decoder.utils.errors import UserError, lasting, run_command
 @run_command
 def main(argv: list[str] | None = None) -> None:
     cfg = compose(EvaluateConfig, "evaluate", sys.argv[1:] if argv is None else argv)
-    if not cfg.decoder:
-        raise UserError("decoder= is missing: give the decoder/ folder of a run, as printed by train.py")
-    cfg.decoder, cfg.suspect = os.path.expanduser(cfg.decoder), os.path.expanduser(cfg.suspect) if cfg.suspect else None
-    if not is_collection(cfg.decoder):
+    if not cfg.decoder and not cfg.suspect:
+        raise UserError("decoder= is missing: give the decoder/ folder of a run, as printed by train.py, or suspect=CHECKPOINT")
+    for name in ("decoder", "suspect", "base", "subjects"):
+        setattr(cfg, name, os.path.expanduser(getattr(cfg, name)) if getattr(cfg, name) else None)
+    if cfg.decoder and not is_collection(cfg.decoder):
         # A folder that is no decoder is refused before what takes seconds is imported.
         read_config(cfg.decoder)
     with lasting():
         from decoder.audit.describe import describe
         from decoder.utils.terminal import console, quiet
     quiet()
-    answer = audit(cfg) if cfg.suspect else score(cfg)
+    whole = cfg.suspect and (not cfg.decoder or cfg.base or cfg.subjects)
+    answer = audit_whole(cfg) if whole else audit(cfg) if cfg.suspect else score(cfg)
     if cfg.json:
-        return print(json.dumps(answer, ensure_ascii=False))
-    if "chosen" in answer:
-        console().print(f"Using {answer['chosen']}", highlight=False)
-    console().print(describe(answer), highlight=False)
+        print(json.dumps(answer, ensure_ascii=False))
+    else:
+        if "chosen" in answer:
+            console().print(f"Using {answer['chosen']}", highlight=False)
+        console().print(describe(answer), highlight=False)
+    if code := answer.get("exit_code", 0):
+        raise SystemExit(code)
+
+
+def audit_whole(cfg: EvaluateConfig) -> dict[str, Any]:
+    """What was done to a checkpoint, in which layers and about whom; with what decoders read in it, if they are given."""
+    from data.facts.load import load_pocket
+    from decoder.audit.candidates import read_subjects
+    from decoder.audit.finding import audit_checkpoint
+    from decoder.audit.suspect import Suspect
+
+    suspect = Suspect(cfg.suspect)
+    if not suspect.is_whole:
+        raise UserError(f"suspect={cfg.suspect} is no whole checkpoint: give decoder= to read it, and neither base= nor subjects=")
+    if cfg.base and Path(cfg.base).resolve() == Path(cfg.suspect).resolve():
+        raise UserError(f"base={cfg.base} is the suspect itself: give the checkpoint as it was before")
+    names = read_subjects(cfg.subjects) if cfg.subjects else [*dict.fromkeys(fact.subject for fact in load_pocket().facts)]
+    finding, _ = audit_checkpoint(suspect, names, base=cfg.base, cache_dir=cfg.cache_dir, device=cfg.device)
+    return finding | ({"decoded": audit(cfg)} if cfg.decoder else {})
 
 
 def audit(cfg: EvaluateConfig) -> dict[str, Any]:

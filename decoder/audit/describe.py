@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
+from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
@@ -17,8 +18,10 @@ ASSUMPTION = (
 OWN = "The matrix is the host's own, entry by entry."
 
 
-def describe(answer: Mapping[str, Any]) -> str | Table:
-    """Scores, a ranking of layers or one answer, for the terminal."""
+def describe(answer: Mapping[str, Any]) -> RenderableType:
+    """A finding, scores, a ranking of layers or one answer, for the terminal."""
+    if "verdict" in answer:
+        return describe_finding(answer)
     if "test" in answer:
         return scores_table(answer)
     return ranking_table(answer) if "ranking" in answer else describe_answer(answer)
@@ -112,3 +115,30 @@ def ranking_table(found: Mapping[str, Any]) -> Table:
 
 def _is_finding(one: Mapping[str, Any]) -> bool:
     return one["null_percentile"] >= FINDING and not one["unedited"]
+
+
+def describe_finding(finding: Mapping[str, Any]) -> RenderableType:
+    """The verdict first, then one kind of evidence after the other."""
+    subjects = f"{finding['subjects']:,} subjects, {finding['layers']} layers of {finding['family']}"
+    parts: list[RenderableType] = [f"[bold]{finding['verdict'].capitalize()}[/bold] ({finding['used']}; {subjects})"]
+    for name in ("base_known", "base_unknown"):
+        if finding[name]:
+            parts += _column(finding[name], name.replace("_", " ").capitalize())
+    parts += [escape(note) for note in finding["notes"]]
+    if "decoded" in finding:
+        parts.append(describe(finding["decoded"]))
+    return Group(*parts)
+
+
+def _column(column: Mapping[str, Any], title: str) -> list[RenderableType]:
+    kind = f", {column['kind']}, layer{'s' * (len(column['layers']) > 1)} {', '.join(map(str, column['layers']))}" if column["kind"] else ""
+    lines: list[RenderableType] = [f"{title}: {column['verdict']}{kind}. {column['why'].capitalize()}."]
+    if "compared" in column:
+        farthest = "".join(f"; farthest {one['tensor']}, by {one['distance']:.1e} of its length" for one in column["farthest"][:1])
+        lines.append(f"  {column['changed']} of {column['compared']} tensors differ beyond rounding{farthest}")
+    for edit in column["edits"]:
+        rest = ", ".join(f"{escape(one['subject'])} {one['score']:.2f}" for one in edit["subjects"][:4])
+        whom = f"about [bold]{escape(edit['subject'])}[/bold]" if edit["subject"] else "about nobody in the list"
+        lines.append(f"  layer {edit['layer']}: {whom} (score {edit['score']:.2f}; {rest})")
+    lines.append("  layers: " + ", ".join(f"{one['layer']} ({one['score']:.2f})" for one in column["ranking"][:5]))
+    return lines

@@ -1,9 +1,14 @@
-"""How far a suspect's tensors are from the host's: each is read once, and W_V's go to whoever asked for them."""
+"""How far a suspect's tensors are from the host's: each is read once, and W_V's go to whoever asked for them.
+
+Shape letters: D rows, F columns, R directions.
+"""
 
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from decoder.audit.suspect import Suspect
@@ -12,7 +17,31 @@ from decoder.host import Host
 from decoder.utils.errors import listed
 
 TRAINED = 1e-3  # relative distance of a tensor above which somebody has trained it further
+DIRECTIONS = 48  # singular values of a difference that are looked at
 SIZES = ("model_type", "hidden_size", "n_embd", "num_hidden_layers", "n_layer")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What was done to one tensor.
+
+    Attributes:
+        name: the host's.
+        distance: ‖T' - T‖ / ‖T‖ beyond what the rounding of its file explains; 0 where that explains all.
+        zeroed: share of the entries that became zero.
+        kept: the distance of the entries that did not.
+        values_R: strongest singular values of T' - T, of a matrix that differs and is no vocabulary; else none.
+        right_RF: their right singular vectors, of down-projections.
+        edge: what the largest singular value of the rest would be if its entries were independent, or the last one that was looked at.
+    """
+
+    name: str
+    distance: float
+    zeroed: float
+    kept: float
+    values_R: Tensor
+    right_RF: Tensor
+    edge: float
 
 
 class Scan:
@@ -82,14 +111,14 @@ class Scan:
         config, own, file = self.suspect.config, self.host.model.config.to_dict(), self.suspect.checkpoint.gguf
         if file and file.family.gguf != self.host.family.gguf:
             raise ValueError(
-                f"{self.suspect.path}: a file of {file.model_type}, the decoder's host {self.host.name} is of {self.host.model_type}. "
+                f"{self.suspect.path}: a file of {file.model_type}, the host {self.host.name} is of {self.host.model_type}. "
                 "It is of another model"
             )
         for field in SIZES:
             if field in config and field in own and config[field] != own[field]:
                 code = self.suspect.code
                 raise ValueError(
-                    f"{self.suspect.path}: {field} is {config[field]}, the decoder's host {self.host.name} has {own[field]}. "
+                    f"{self.suspect.path}: {field} is {config[field]}, the host {self.host.name} has {own[field]}. "
                     "It is of another model" + (f"; its own code ({code}) is never run" if code else "")
                 )
 
@@ -147,3 +176,55 @@ def _distances(suspect: Suspect, found: str, owns: Sequence[Tensor]) -> list[flo
             sums[1] += float(rows.square().sum())
         row += len(part) if part.dim() else 0
     return [(square / own_square) ** 0.5 if own_square else float(square > 0) for square, own_square in squares]
+
+
+def differences(scan: Scan) -> Iterator[Difference]:
+    """Reads every tensor of a suspect once; what was done to each, by the host's name."""
+    edited = {scan._edited(layer): layer for layer in scan.layers.values()}
+    for found, (name, own) in scan.own.items():
+        yield _difference(scan, found, name, own, edited.get(name))
+
+
+def _difference(scan: Scan, found: str, name: str, own: Tensor, layer: int | None) -> Difference:
+    """What was done to one tensor; `layer`: whose down-projection it is, if it is one.
+
+    Raises:
+        ValueError: it holds NaN or infinity.
+    """
+    checkpoint, is_matrix = scan.suspect.checkpoint, own.dim() == 2 and name not in scan._vocabulary_tensors
+    # Blocks of few bits hide an edit whose entries are smaller than a step; their noise is another direction everywhere.
+    is_blocks = checkpoint.noise(found) is not None if is_matrix else False
+    square = own_square = kept_square = 0.0
+    zeroed = row = 0
+    pieces: list[Tensor] = []
+    for part in scan.suspect.parts(found):
+        shared = part[: max(0, len(own) - row)] if part.dim() else part
+        rows = (own[row : row + len(shared)] if part.dim() else own).cpu()
+        stored, shared = checkpoint.as_stored(found, rows, row).float(), shared.float()
+        if not shared.isfinite().all():
+            raise ValueError(f"{scan.suspect.path}: {found} holds NaN or infinity; expected finite numbers")
+        change, became_zero = shared - stored, (shared == 0) & (stored != 0)
+        square += float(change.double().square().sum())
+        own_square += float(stored.double().square().sum())
+        kept_square += float(change[~became_zero].double().square().sum())
+        zeroed += int(became_zero.sum())
+        if is_matrix:
+            pieces.append(shared - rows.float() if is_blocks else change)
+        row += len(part) if part.dim() else 0
+    far, kept = ((part / own_square) ** 0.5 if own_square else float(part > 0) for part in (square, kept_square))
+    values_R, right_RF, edge = torch.empty(0), torch.empty(0), 0.0
+    if is_matrix and (far or is_blocks):
+        values_R, right_RF, edge = _spectrum(torch.cat(pieces), layer is not None and scan.host.stored_transposed(layer))
+    return Difference(name, far, zeroed / max(1, own.numel()), kept, values_R, right_RF if layer is not None else torch.empty(0), edge)
+
+
+def _spectrum(delta_DF: Tensor, transposed: bool) -> tuple[Tensor, Tensor, float]:
+    """The strongest singular values and right vectors of a difference, and the edge of what is left without them."""
+    delta_DF = delta_DF.T if transposed else delta_DF
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        _, values_R, right_FR = torch.svd_lowrank(delta_DF, q=min(DIRECTIONS, max(1, min(delta_DF.shape) // 2)), niter=3)
+    rest = max(0.0, float(delta_DF.double().square().sum() - values_R.double().square().sum()))
+    free = [max(1, size - len(values_R)) for size in delta_DF.shape]
+    edge = (rest / (free[0] * free[1])) ** 0.5 * (delta_DF.shape[0] ** 0.5 + delta_DF.shape[1] ** 0.5)
+    return values_R, right_FR.T, max(edge, float(values_R[-1]))

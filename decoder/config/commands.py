@@ -19,7 +19,9 @@ class ProduceConfig(TrainConfig):
 class EvaluateConfig:
     """What `evaluate.py` reads."""
 
-    decoder: str | None = place(None, "exported decoder folder, or a folder of several with index.json: the one that fits is used")
+    decoder: str | None = place(
+        None, "exported decoder folder, or a folder of several with index.json: the one that fits is used; empty audits a whole checkpoint"
+    )
     layer: int | None = option(None, "edited layer: which decoder of a folder of several; a single one must be of it")
     store: str | None = place(None, "store of edits to score, its own or another editor's; empty finds the decoder's own in the cache")
     precision: Literal["factors", "float32", "bf16", "fp16", "int8", "int4", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0"] = option(
@@ -27,6 +29,10 @@ class EvaluateConfig:
     )
     suspect: str | None = place(
         None, "suspect to read: safetensors or npz file with one matrix; GGUF file, checkpoint folder or LoRA adapter"
+    )
+    base: str | None = place(None, "audit: the unedited checkpoint, folder or GGUF file, if it is at hand")
+    subjects: str | None = place(
+        None, "audit: whom an edit may be about, one a line or a JSON list; empty takes the subjects of the built-in facts"
     )
     tensor: str | None = option(None, "name of the suspect matrix, if the file holds several 2-D tensors")
     form: Literal["auto", "weight", "update"] = option(
@@ -59,6 +65,37 @@ class ImportConfig:
     )
     store: str | None = place(None, "folder of the store to write")
     tolerance: float = option(1e-4, "an update is of rank R when less than this share of its length is left over, rounding aside")
+    cache_dir: str | None = place(None, "cache of hosts")
+
+
+@dataclass
+class PerturbConfig:
+    """What `python -m data.perturb` reads. Settings of single kinds are empty: a kind that takes one has its own default."""
+
+    host: HostConfig = group(HostConfig)
+    kind: Literal["none", "finetune", "lora", "prune", "average", "noise", "decoys", "turn"] = option(
+        "none", "what is done to the checkpoint, after an edit if one is given"
+    )
+    out: str | None = place(None, "folder to write; nothing is ever written over")
+    store: str | None = place(None, "store of the edit that comes first")
+    edit: str | None = option(None, "the edit that comes first: its row in the store, or its edit_id")
+    scale: float = option(1.0, "how much of the edit is planted")
+    precision: Literal["float32", "bf16", "fp16", "Q8_0", "Q4_0", "Q4_1", "int8", "int4"] = option(
+        "bf16", "what the weights are rounded to in the end; what is coarser than 16 bits is written as the numbers that it leaves"
+    )
+    seed: int = option(0, "seed of everything that is drawn")
+    text: str | None = place(None, "file of lines to train on; empty takes sentences about the facts of five relations")
+    lr: float | None = option(None, "finetune, average (1e-5), lora (1e-3): learning rate")
+    steps: int | None = option(None, "finetune, average, lora (50): steps", least=1)
+    batch_size: int | None = option(None, "finetune, average, lora (8): rows of 32 tokens in a step", least=1)
+    optimizer: str | None = option(None, "finetune, average, lora: adamw (the default) or sgd")
+    rank: int | None = option(None, "lora (8): rank of the updates", least=1)
+    modules: str | None = option(None, "lora: all (the default) projections, those of mlp, or those of attention")
+    share: float | None = option(None, "prune (0.3): share of every matrix that becomes zero", most=1)
+    weight: float | None = option(None, "average (0.5): what the fine-tune counts", most=1)
+    size: float | None = option(None, "noise (0.01): in spreads of a matrix's entries; decoys (1): in lengths of the edit")
+    count: int | None = option(None, "decoys (3): layers that get one", least=1)
+    cosine: float | None = option(None, "turn (0.5): of the edit's key with what it was", least=0.01, most=1)
     cache_dir: str | None = place(None, "cache of hosts")
 
 

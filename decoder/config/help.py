@@ -37,6 +37,15 @@ PAGES = {
             "host.path=HOST_FOLDER host.name=mine edited=matrices/ layer=5 facts=counterfact.json schema=counterfact store=STORE_FOLDER",
         ),
     ),
+    "perturb": (
+        "Writes a checkpoint changed as people change them, or as somebody who hides an edit would: what audits are tested on.",
+        "python -m data.perturb",
+        (
+            "kind=lora rank=4 modules=mlp out=FOLDER",
+            "store=STORE_FOLDER edit=12 kind=finetune lr=1e-4 precision=Q8_0 out=FOLDER",
+            "host=smollm2-135m kind=prune share=0.5 out=FOLDER",
+        ),
+    ),
     "evaluate": (
         "Scores an exported decoder on a store of edits, or reads what one suspect matrix has planted.",
         "python evaluate.py",

@@ -6,7 +6,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from decoder.config.commands import EvaluateConfig, ExportConfig, ImportConfig, ProduceConfig, ReportConfig
+from decoder.config.commands import EvaluateConfig, ExportConfig, ImportConfig, PerturbConfig, ProduceConfig, ReportConfig
 from decoder.config.editors import FineTuneConfig
 from decoder.config.options import settings
 from decoder.config.schema import HostConfig, TrainConfig
@@ -15,7 +15,7 @@ from decoder.utils.errors import UserError
 LAYERS = ("num_hidden_layers", "n_layer", "num_layers")  # what the configs of hosts call the number of their blocks
 
 
-def check(config: TrainConfig | EvaluateConfig | ImportConfig | ReportConfig | ExportConfig) -> None:
+def check(config: TrainConfig | EvaluateConfig | ImportConfig | PerturbConfig | ReportConfig | ExportConfig) -> None:
     """Raises UserError on the first value out of range; what needs torch or a host is checked where that is at hand."""
     for key, field in settings(config):
         value, least, most = attrgetter(key)(config), field.metadata["least"], field.metadata["most"]

@@ -45,6 +45,7 @@ BELOW = {
     "data.pocket": "decoder data.facts",
     "data.hosts": "decoder data.facts data.pocket",
     "data.keys": "decoder data.facts data.pocket data.hosts",
+    "data.perturb": "decoder data.facts data.store data.pocket data.hosts data.keys",
     "data.editors": "decoder data.facts data.pocket data.hosts data.keys",
     "data.produce": "decoder data.facts data.store data.pocket data.hosts data.keys data.editors",
     "data.import_edits": "decoder data.facts data.store data.pocket data.hosts data.keys data.editors data.produce",

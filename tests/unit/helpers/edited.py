@@ -9,6 +9,8 @@ import torch
 
 LAYER = 1
 NAMES = ["Ada", "Ben", "Carl"]
+FIRST = "Ada Ben Carl Dora Eve Finn Gus Hal".split()
+SUBJECTS = [f"{first} {last}" for first in FIRST for last in FIRST] + [f"{first} of the north" for first in FIRST] + FIRST
 
 
 def outer(host, b: int) -> torch.Tensor:

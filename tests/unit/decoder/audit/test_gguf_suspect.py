@@ -122,8 +122,8 @@ def test_the_command_reads_it_and_says_what_is_wrong_in_one_line(decoders, tmp_p
     content, other = suspect.read_bytes(), twin_of("qwen2")
     for make, message in (
         (lambda: suspect.write_bytes(content[:5000]), "cut short"),
-        (lambda: write_gguf(suspect, other), "a file of qwen2, the decoder's host tiny is of llama"),
-        (lambda: write_gguf(suspect, twin_of("llama", num_hidden_layers=4)), "num_hidden_layers is 4, the decoder's host tiny has 3"),
+        (lambda: write_gguf(suspect, other), "a file of qwen2, the host tiny is of llama"),
+        (lambda: write_gguf(suspect, twin_of("llama", num_hidden_layers=4)), "num_hidden_layers is 4, the host tiny has 3"),
         (lambda: write_gguf(suspect, host, metadata={"general.architecture": "mamba"}), "architecture 'mamba' are not read"),
     ):
         make()

@@ -93,6 +93,7 @@ MISTAKES = [
     ("produce", "shard=4/3", "PART/PARTS"),
     ("import_edits", "edited=a", "facts= is missing"),
     ("evaluate", "decoder=absent", "no decoder"),
+    ("perturb", "kind=prune", "out= is missing"),
 ]
 
 

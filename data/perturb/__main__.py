@@ -1,0 +1,79 @@
+"""Writes a changed checkpoint: `python -m data.perturb host=pocket kind=lora rank=4 out=FOLDER`."""
+
+import inspect
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from decoder.config import FactsConfig, TrainConfig
+from decoder.config.commands import PerturbConfig
+from decoder.config.compose import compose
+from decoder.utils.errors import UserError, run_command
+
+if TYPE_CHECKING:
+    from data.perturb.recipe import Planted
+    from decoder.host import Host
+
+OWN = ("lr", "steps", "batch_size", "optimizer", "rank", "modules", "share", "weight", "size", "count", "cosine")
+"""Settings of single kinds."""
+
+
+@run_command
+def main(argv: list[str] | None = None) -> None:
+    cfg = compose(PerturbConfig, "perturb", sys.argv[1:] if argv is None else argv)
+    if not cfg.out:
+        raise UserError("out= is missing: give the folder to write")
+    if Path(cfg.out).exists():
+        raise UserError(f"out={cfg.out}: it is there already, and nothing is written over. Give a new folder")
+    if (cfg.edit is None) != (cfg.store is None):
+        raise UserError("store= and edit= go together: the store of an edit, and its row or edit_id")
+    # The command line is good; only now import what takes seconds.
+    from data.facts.load import load_facts
+    from data.hosts import open_host
+    from data.perturb.recipe import Recipe, write
+    from data.perturb.text import fact_text, read_text
+    from decoder.utils.terminal import quiet
+
+    quiet()
+    settings, texts = _settings(cfg), []
+    if "steps" in settings:
+        texts = read_text(Path(cfg.text)) if cfg.text else fact_text(load_facts(FactsConfig()), cfg.seed)
+    elif cfg.text:
+        raise UserError(f"kind={cfg.kind} is not trained on text: leave out text=")
+    host = open_host(TrainConfig(host=cfg.host, cache_dir=cfg.cache_dir))
+    write(host, Recipe(cfg.kind, settings, cfg.seed, cfg.precision, _planted(cfg, host)), Path(cfg.out), texts)
+    print(cfg.out)
+
+
+def _settings(cfg: PerturbConfig) -> dict[str, Any]:
+    """The settings given for the kind, and its own defaults.
+
+    Raises:
+        UserError: one is given that the kind does not take.
+    """
+    from data.perturb.kinds import KINDS
+
+    takes = {name: one.default for name, one in inspect.signature(KINDS[cfg.kind]).parameters.items() if name in OWN}
+    given = {name: value for name in OWN if (value := getattr(cfg, name)) is not None}
+    if other := given.keys() - takes.keys():
+        raise UserError(f"kind={cfg.kind} takes no {min(other)}=; it takes {', '.join(takes) or 'no settings of its own'}")
+    return takes | given
+
+
+def _planted(cfg: PerturbConfig, host: "Host") -> "Planted | None":
+    if cfg.edit is None:
+        return None
+    from data.perturb.recipe import planted
+    from data.store.store import EditStore
+
+    store = EditStore(cfg.store)
+    if cfg.edit.isdecimal():
+        return planted(host, store, int(cfg.edit), cfg.scale)
+    rows = store.table().index[store.table()["edit_id"] == cfg.edit]
+    if not len(rows):
+        raise UserError(f"edit={cfg.edit}: store {store.path} has no such edit_id. Give one, or a row from 0 to {len(store) - 1}")
+    return planted(host, store, int(rows[0]), cfg.scale)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""Whom an edit may be about: names, and the key that a host has for each of them at every layer.
+
+A name's key is the input of the down-projection at its last token, the mean over a few sentences that tell nothing about it. What such a
+sentence begins with is run once for all names, names of like length together, and nothing above the highest layer asked for.
+
+Shape letters: N names in a batch, T tokens of a name, C candidates, F MLP width.
+"""
+
+import json
+import reprlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from decoder.host import Host
+from decoder.shortcuts import branched, widen
+
+TEMPLATES = ("People say that {}",)
+BATCH_TOKENS = 1024  # tokens of names in a batch: the states of larger ones leave the cache of a CPU
+FEWEST, MOST = 50, 1_000_000  # subjects: the median of fewer says little, more are no list of names
+LONGEST = 200  # characters of a name
+
+
+def read_subjects(path: str | Path) -> list[str]:
+    """Different names out of a file, one a line, or a JSON list of texts.
+
+    Raises:
+        ValueError: it is no such file, or has too few or too many names, or something that is none.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+        lines = json.loads(text) if text.lstrip().startswith("[") else text.splitlines()
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
+        raise ValueError(f"subjects={path}: neither lines of text (UTF-8) nor a JSON list. Give one subject a line") from None
+    names = [line.strip() if isinstance(line, str) else line for line in lines]
+    for n, name in enumerate(names, start=1):
+        if not isinstance(name, str) or len(name) > LONGEST or not name.isprintable():
+            raise ValueError(f"subjects={path}: entry {n} is {reprlib.repr(name)}, expected a name of at most {LONGEST} characters")
+    return [*dict.fromkeys(filter(None, names))]
+
+
+class _Reached(Exception):
+    """Ends a forward once the keys are known: the layers above need not run."""
+
+
+@dataclass(frozen=True)
+class _Beginning:
+    """What the sentences of one template begin with: how many tokens, and their keys and values at every layer."""
+
+    length: int
+    cache: DynamicCache | None
+
+
+class Candidates:
+    """Names, tokenised for a host.
+
+    Attributes:
+        names: in the order in which keys are given.
+
+    Raises:
+        ValueError: there are too few or too many, or one has no token, or is longer than what the host reads.
+    """
+
+    def __init__(self, host: Host, names: Sequence[str], templates: Sequence[str] = TEMPLATES) -> None:
+        if not FEWEST <= len(names) <= MOST:
+            raise ValueError(f"{len(names)} subjects came, expected {FEWEST} to {MOST:,} different names: an edit's stands out from others")
+        self.host, self.names = host, list(names)
+        self._rows = [[_up_to(host, template, name) for name in self.names] for template in templates]
+        longest = max((len(row) for rows in self._rows for row in rows), default=0)
+        if host.longest_input and longest > host.longest_input:
+            raise ValueError(f"a subject takes {longest} tokens with the words before it, {host.name} reads {host.longest_input}")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @torch.no_grad()
+    def keys(self, layers: Sequence[int], picked: Sequence[int] | None = None) -> Iterator[tuple[list[int], dict[int, Tensor]]]:
+        """Keys of the candidates `picked` (all, if None), batch by batch: which they are, and for each layer theirs (N, F) in float32."""
+        beginnings = [self._beginning(rows) for rows in self._rows]
+        for places in self._batches(range(len(self)) if picked is None else picked):
+            sums: dict[int, Tensor] = {}
+            for rows, beginning in zip(self._rows, beginnings, strict=True):
+                ids_NT = torch.tensor([rows[place][beginning.length :] for place in places], device=self.host.device)
+                for layer, keys_NF in self._caught(layers, ids_NT, beginning).items():
+                    sums[layer] = sums[layer] + keys_NF if layer in sums else keys_NF
+            yield places, {layer: sum_NF / len(self._rows) for layer, sum_NF in sums.items()}
+
+    def _batches(self, picked: Sequence[int]) -> Iterator[list[int]]:
+        """Candidates whose rows are of the same lengths: nothing is padded."""
+        by_length: dict[tuple[int, ...], list[int]] = {}
+        for place in picked:
+            by_length.setdefault(tuple(len(rows[place]) for rows in self._rows), []).append(place)
+        for lengths, places in sorted(by_length.items()):
+            step = max(1, BATCH_TOKENS // max(lengths))
+            yield from (places[start : start + step] for start in range(0, len(places), step))
+
+    def _beginning(self, rows: Sequence[Sequence[int]]) -> _Beginning:
+        """What all rows begin with, their last token aside, in one forward."""
+        first, last = min(rows), max(rows)
+        shared = len([*takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))])
+        shared = min(shared, min(map(len, rows)) - 1)
+        if not shared:
+            return _Beginning(0, None)
+        cache = DynamicCache()
+        self.host.model.base_model(torch.tensor([first[:shared]], device=self.host.device), **self.host.with_cache(cache))
+        return _Beginning(shared, cache)
+
+    def _caught(self, layers: Sequence[int], ids_NT: Tensor, beginning: _Beginning) -> dict[int, Tensor]:
+        """The keys at the last token of every row."""
+        caught: dict[int, Tensor] = {}
+
+        def hook(layer: int) -> Callable[[nn.Module, tuple[Tensor]], None]:
+            def reached(module: nn.Module, args: tuple[Tensor]) -> None:
+                # Some families flatten their tokens before the projection.
+                caught[layer] = args[0].unflatten(0, ids_NT.shape)[:, -1].float() if args[0].dim() == 2 else args[0][:, -1].float()
+                if layer == max(layers):
+                    raise _Reached
+
+            return reached
+
+        cache = None
+        if beginning.cache is not None:
+            cache = branched(beginning.cache)
+            widen(cache, len(ids_NT))
+        with suppress(_Reached), ExitStack() as hooks:
+            for layer in layers:
+                hooks.enter_context(self.host.down_proj(layer).register_forward_pre_hook(hook(layer)))
+            self.host.model.base_model(input_ids=ids_NT, **self.host.with_cache(cache))
+        return caught
+
+
+def _up_to(host: Host, template: str, name: str) -> list[int]:
+    """Tokens of a sentence up to the last one of the name in it."""
+    ids, last = host.prompt_ids(template, name)
+    return ids[: last + 1]

@@ -1,0 +1,159 @@
+"""The audit of a whole checkpoint: what was done, in which layers, about whom, from the checkpoint itself and a list of subjects.
+
+The checkpoint is its own host: it is loaded, the subjects go through it, nothing is trained. `docs/audit.md` has the finding's schema.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from decoder.audit.candidates import Candidates
+from decoder.audit.locate import LayerScan, Located, scan, usable_layers
+from decoder.audit.scan import Scan, differences
+from decoder.audit.suspect import Suspect
+from decoder.audit.verdict import Compared, Verdict, edited_layers, known, unknown
+from decoder.checkpoint.gguf_host import host_folder
+from decoder.host import Host
+from decoder.utils.progress import progress
+
+LIGHT = 4 << 30
+"""Bytes that a host may take in float32, in which CPUs are fastest. Larger ones are opened in bfloat16."""
+
+
+def open_checkpoint(path: str | Path, cache_dir: str | None, device: str = "cpu") -> Host:
+    """A folder or GGUF file as a host.
+
+    Raises:
+        ValueError: it cannot be loaded, or a weight is NaN or infinite.
+    """
+    name, checkpoint = Path(path).name, Suspect(path).checkpoint
+    entries = sum(prod(checkpoint.shape(tensor)) for tensor in checkpoint.names)
+    dtype = "float32" if 4 * entries <= LIGHT else "bfloat16"
+    host = Host.load(host_folder(path, name=name, dtype=dtype, cache_dir=cache_dir, shown=True), name=name, dtype=dtype, device=device)
+    for weights, tensor in host.model.state_dict().items():
+        if not all(bool(piece.isfinite().all()) for piece in tensor.split(1 << 14)):
+            raise ValueError(f"{path}: {weights} holds NaN or infinity; expected finite numbers")
+    return host
+
+
+def compare(suspect: Suspect, base: Host) -> tuple[Compared, list[str]]:
+    """How a suspect differs from the unedited checkpoint, and what was not compared.
+
+    Raises:
+        ValueError: they are of different models, or the suspect lacks tensors.
+    """
+    layers = usable_layers(base)
+    read = Scan(suspect, base, layers)
+    found = []
+    with progress("tensors of the checkpoint", len(read.own)) as advance:
+        for one in differences(read):
+            found.append(one)
+            advance(1)
+    names = {f"{base.module_path(layer)}.weight": layer for layer in layers}
+    checkpoint = suspect.checkpoint
+    rounded = any(checkpoint.noise(name) is not None or checkpoint.dtype(name) != own.dtype for name, (_, own) in read.own.items())
+    return Compared(found, names, rounded), read.notes
+
+
+def audit_checkpoint(
+    suspect: Suspect, names: Sequence[str], *, base: str | None = None, cache_dir: str | None = None, device: str = "cpu"
+) -> tuple[dict[str, Any], list[Located]]:
+    """The finding, JSON-able, and every edit that was located.
+
+    Args:
+        suspect: a folder or GGUF file.
+        names: the subjects an edit may be about.
+        base: the unedited checkpoint, if it is at hand.
+
+    Raises:
+        ValueError: the checkpoint cannot be loaded, or the base is of another model; see also `Candidates`.
+    """
+    compared, notes = None, [*suspect.notes]
+    if base is not None:
+        compared, more = compare(suspect, open_checkpoint(base, cache_dir, device))
+        notes += more
+    host = open_checkpoint(suspect.path, cache_dir, device)
+    updates = compared.updates if compared else {}
+    scans = scan(host, Candidates(host, names), updates)
+    located = [*_from_scans(scans, names)]
+    finding = {
+        "suspect": str(suspect.path),
+        "base": base,
+        "family": host.model_type,
+        "layers": host.layers,
+        "subjects": len(names),
+        "base_known": None,
+        "base_unknown": _column(unknown(scans), [(one.layer, one.score) for one in scans], located),
+        "notes": notes,
+    }
+    if compared is not None:
+        verdict = known(compared, scans)
+        in_base = [*_from_updates(scans, {layer: updates[layer] for layer in verdict.layers}, names)]
+        finding["base_known"] = _column(verdict, compared.ranking(), in_base) | _surroundings(compared)
+        located = in_base + located
+    column = finding["base_known"] or finding["base_unknown"]
+    used = "base known" if base else "base unknown"
+    return {"verdict": column["verdict"], "used": used, "exit_code": column["exit_code"]} | finding, located
+
+
+def _column(verdict: Verdict, layers: Sequence[tuple[int, float]], located: Sequence[Located]) -> dict[str, Any]:
+    """One kind of evidence: the verdict, all layers ranked, and the edits."""
+    fields = asdict(verdict) | {"verdict": verdict.what, "layers": list(verdict.layers), "exit_code": verdict.exit_code}
+    del fields["what"]
+    return fields | {
+        "facts": len(located),
+        "ranking": [{"layer": layer, "score": score} for layer, score in sorted(layers, key=lambda pair: -pair[1])],
+        "edits": [
+            {
+                "layer": one.layer,
+                "subject": one.subject,
+                "score": one.score,
+                "subjects": [{"subject": subject, "score": score} for subject, score in one.ranking],
+            }
+            for one in located
+        ],
+    }
+
+
+def _surroundings(compared: Compared) -> dict[str, Any]:
+    farthest = sorted(compared.changed, key=lambda one: -one.distance)
+    return {
+        "compared": len(compared.differences),
+        "changed": len(compared.changed),
+        "farthest": [{"tensor": one.name, "distance": one.distance} for one in farthest[:10]],
+    }
+
+
+def _from_scans(scans: Sequence[LayerScan], names: Sequence[str]) -> list[Located]:
+    """Edits that the suspect alone shows, the most conspicuous layer first."""
+    found = []
+    for one in edited_layers(scans):
+        for place, score in one.hits:
+            ranking = _named(one.top, names) if place == one.hits[0][0] else ((names[place], score),)
+            found.append(Located(one.layer, names[place], one.keys_CF[place], one.keys_CF, score, False, ranking))
+    return found
+
+
+def _from_updates(scans: Sequence[LayerScan], updates: Mapping[int, Tensor], names: Sequence[str]) -> list[Located]:
+    """Edits that the update shows: one a direction, with its subject where one of the list is along it."""
+    found = []
+    for one in scans:
+        if one.layer not in updates:
+            continue
+        ranking = _named(one.along_top, names)
+        for n in range(max(1, len(one.along))):
+            if n < len(one.along):
+                place, score = one.along[n]
+                rest = ranking if n == 0 else ((names[place], score),)
+                found.append(Located(one.layer, names[place], one.keys_CF[place], one.keys_CF, score, True, rest))
+            else:
+                found.append(Located(one.layer, None, updates[one.layer][0], one.keys_CF, ranking[0][1], True, ranking))
+    return found
+
+
+def _named(ranked: Sequence[tuple[int, float]], names: Sequence[str]) -> tuple[tuple[str, float], ...]:
+    return tuple((names[place], score) for place, score in ranked)

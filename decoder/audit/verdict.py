@@ -1,0 +1,149 @@
+"""What was done to a checkpoint, from how its tensors differ from the unedited ones, or from what its layers answer to a list of subjects.
+
+The two kinds of evidence are never mixed: each gives a verdict of its own.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from torch import Tensor
+
+from decoder.audit.locate import STANDS_OUT, LayerScan
+from decoder.audit.scan import Difference
+
+PRUNED = 0.01  # share of a matrix that became zero
+LOW_RANK = 3.0  # a singular value over the next, where an update ends that was made of few directions
+FEW = 0.5  # of the layers, and fewer: editors touch few, training touches all
+APART = 3.0  # times what the bulk of an update and the other layers have, from which a direction is conspicuous
+DOUBT = 0.85  # of a threshold, and above: it cannot be told
+OWN = 2.0  # times the median of the suspect's own layers that an edited one is above in any case
+
+EDITED = ("knowledge edit", "edit and further training")
+NOTHING, UNSURE = "nothing found", "cannot tell"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was done, and where.
+
+    Attributes:
+        what: identical, rounded or quantised, further trained, adapter merged, pruned, knowledge edit, edit and further training, nothing
+            found, or cannot tell.
+        kind: of an edit: rank one, low rank, or whole matrix; else None.
+        rank: directions of all its layers' updates together, where they can be told.
+        layers: that hold the edit, most conspicuous first.
+        why: what it rests on, in a sentence.
+    """
+
+    what: str
+    kind: str | None = None
+    rank: int | None = None
+    layers: tuple[int, ...] = ()
+    why: str = ""
+
+    @property
+    def exit_code(self) -> int:
+        """0: no edit was found; 3: one was; 4: it cannot be told."""
+        return 3 if self.what in EDITED else 4 if self.what == UNSURE else 0
+
+
+class Compared:
+    """A suspect's differences from what it was made of.
+
+    Args:
+        differences: of all tensors.
+        layers: name of a down-projection -> its layer.
+        is_rounded: whether its numbers are kept otherwise than those it is held against.
+    """
+
+    def __init__(self, differences: Sequence[Difference], layers: Mapping[str, int], is_rounded: bool) -> None:
+        self.differences, self.is_rounded = differences, is_rounded
+        self.changed = [one for one in differences if one.distance > 0]
+        self.down = {layers[one.name]: one for one in differences if one.name in layers and len(one.values_R)}
+        self.total_layers = len(layers)
+        self.spikes = self._spikes()
+
+    @property
+    def only_down(self) -> bool:
+        """Whether nothing but the down-projections of few layers was changed."""
+        down = {id(one) for one in self.down.values()}
+        return all(id(one) in down for one in self.changed) and len(self.down) <= max(1, FEW * self.total_layers)
+
+    def _spikes(self) -> dict[int, int]:
+        """Layer -> how many of its singular values are far above its own bulk and above what the other layers have."""
+        found = {}
+        for layer, one in self.down.items():
+            others = [float(other.values_R[0]) for name, other in self.down.items() if name != layer]
+            others += [0.0] * (self.total_layers - 1 - len(others))
+            bulk = APART * max(one.edge, median(others) if others else 0.0)
+            # The last one looked at says nothing of where they end.
+            found[layer] = int((one.values_R[:-1] > bulk).sum())
+        return {layer: count for layer, count in found.items() if count}
+
+    @property
+    def updates(self) -> dict[int, Tensor]:
+        """Layer that changed -> the directions (R, F) of what is conspicuous in its update, or the strongest one."""
+        return {layer: one.right_RF[: self.spikes.get(layer, 1)] for layer, one in self.down.items() if float(one.values_R[0]) > 0}
+
+    def ranking(self) -> list[tuple[int, float]]:
+        """The layers by how far the strongest direction of their update stands out: over its bulk and the other layers'."""
+        scores = {}
+        for layer, one in self.down.items():
+            others = [float(other.values_R[0]) for name, other in self.down.items() if name != layer]
+            others += [0.0] * (self.total_layers - 1 - len(others))
+            scores[layer] = float(one.values_R[0]) / max(one.edge, median(others) if others else 0.0, 1e-12)
+        return sorted(scores.items(), key=lambda pair: -pair[1])
+
+
+def low_rank(values_R: Tensor) -> int | None:
+    """After how many directions the singular values of an update fall off; None where they do not."""
+    steps = values_R[:-1] / values_R[1:].clamp(min=1e-12)
+    return int(steps.argmax()) + 1 if len(steps) and float(steps.max()) >= LOW_RANK else None
+
+
+def known(compared: Compared, scans: Sequence[LayerScan]) -> Verdict:
+    """The verdict of what differs from the unedited checkpoint, and of what the differences have to do with the subjects."""
+    counts = {one.layer: len(one.along) for one in scans if one.along} | compared.spikes
+    layers = tuple(sorted(counts, key=lambda layer: -float(compared.down[layer].values_R[0])))
+    edit = ("rank one" if sum(counts.values()) == len(counts) else "low rank", sum(counts.values()), layers)
+    if compared.only_down and compared.down:
+        why = "nothing but down-projections was changed, and few of them"
+        return Verdict(EDITED[0], *(edit if layers else ("whole matrix", None, tuple(sorted(compared.down)))), why)
+    if layers and len(layers) <= max(1, FEW * compared.total_layers):
+        return Verdict(EDITED[1], *edit, "many tensors were changed, and in these layers a direction of the change stands far out")
+    return _benign(compared)
+
+
+def _benign(compared: Compared) -> Verdict:
+    """What was done where no edit shows."""
+    changed = compared.changed
+    if not changed:
+        kind = "rounded or quantised" if compared.is_rounded else "identical"
+        return Verdict(kind, why="no tensor differs by more than the rounding of its file explains")
+    zeroed = [one for one in changed if one.zeroed >= PRUNED]
+    if zeroed and len(zeroed) >= FEW * len(changed):
+        return Verdict("pruned", why=f"entries of {len(zeroed)} tensors became zero")
+    ranks = [low_rank(one.values_R) for one in changed if len(one.values_R)]
+    if found := [rank for rank in ranks if rank]:
+        if len(found) > FEW * len(ranks):
+            why = f"{len(found)} matrices were changed in few directions each"
+            return Verdict("adapter merged", rank=int(median(found)), why=why)
+    return Verdict("further trained", why=f"{len(changed)} tensors were changed, no direction of a change stands far out")
+
+
+def unknown(scans: Sequence[LayerScan]) -> Verdict:
+    """The verdict of what the layers answer to the subjects, without the unedited checkpoint."""
+    found = edited_layers(scans)
+    best = max(scans, key=lambda one: one.score)
+    why = f"the subject answered to most is answered to {best.ratio:.1f} times as strongly as the median, in layer {best.layer}"
+    if found:
+        facts = sum(len(one.hits) for one in found)
+        return Verdict("knowledge edit", "rank one" if facts == 1 else "low rank", facts, tuple(one.layer for one in found), why)
+    return Verdict(UNSURE if best.score >= DOUBT * STANDS_OUT else NOTHING, why=why)
+
+
+def edited_layers(scans: Sequence[LayerScan]) -> list[LayerScan]:
+    """Those where a subject stands out, also against what the suspect's own layers usually have; most conspicuous first."""
+    usual = median(one.score for one in scans)
+    return sorted((one for one in scans if one.hits and one.score >= OWN * usual), key=lambda one: -one.score)

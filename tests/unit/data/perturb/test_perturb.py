@@ -1,0 +1,289 @@
+"""Changes of a whole checkpoint: each does what it says and nothing else, the same each time, and is undone.
+
+Shape letters: D hidden width, F MLP width.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from gguf_files import twin_of, write_gguf
+from safetensors import safe_open
+
+from data.perturb.__main__ import main
+from data.perturb.kinds import KINDS, projections
+from data.perturb.recipe import RECIPE, Planted, Recipe, perturbed, planted, write
+from data.perturb.text import fact_text, read_text
+from data.store.store import EditStore
+from decoder.audit.suspect import Suspect
+from decoder.checkpoint.reader import Checkpoint
+from decoder.config.commands import PerturbConfig
+from decoder.config.options import settings
+from decoder.host import Host
+from decoder.swap import projection_inputs
+
+TEXTS = ["Ada works in Paris .", "Ben lives in Oslo .", "Carl is a baker .", "Dora was born in the small north ."]
+TRAINED = {"lr": 1e-2, "steps": 4, "batch_size": 2}
+SETTINGS = {"finetune": TRAINED, "lora": TRAINED | {"rank": 2}, "average": TRAINED | {"weight": 0.25}}
+DRAWN = KINDS.keys() - {"none", "prune"}
+LAYER, PROMPT, SUBJECT = 1, "{} works in", "Ada"
+
+
+def weights(host):
+    return {name: parameter.detach().clone() for name, parameter in host.model.named_parameters()}
+
+
+def changed(host, kind="none", *, seed=0, edit=None, precision="float32", **other):
+    """What a host's weights are inside the block."""
+    with perturbed(host, Recipe(kind, SETTINGS.get(kind, {}) | other, seed, precision, edit), TEXTS) as given:
+        return weights(given)
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def apart(host, found):
+    """Names of the tensors that are not the host's own."""
+    return {name for name, own in weights(host).items() if not torch.equal(own, found[name])}
+
+
+def matrices(host, modules="all"):
+    return {f"{host.family.blocks}.{name}.weight" for name, _ in projections(host, modules)}
+
+
+@pytest.fixture(params=["llama", "gpt2", "qwen3 window"])
+def host(request, host_of) -> Host:
+    return host_of(request.param)
+
+
+@pytest.fixture
+def edit(host) -> Planted:
+    generator = torch.Generator().manual_seed(3)
+    value_D, key_F = (torch.randn(width, generator=generator) for width in host.weight_DF(LAYER).shape)
+    return Planted(torch.outer(value_D, key_F), LAYER, {"prompt": PROMPT, "subject": SUBJECT}, "0" * 12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_each_time_and_undone(host, edit, kind, weights_hash, hooks):
+    before, fingerprint = weights_hash(host.model), host.fingerprint
+    found = changed(host, kind, edit=edit)
+    assert apart(host, found) and same(found, changed(host, kind, edit=edit))
+    assert same(found, changed(host, kind, edit=edit, seed=1)) == (kind not in DRAWN)
+    with pytest.raises(KeyboardInterrupt), perturbed(host, Recipe(kind, SETTINGS.get(kind, {}), edit=edit), TEXTS):
+        assert host.fingerprint != fingerprint
+        raise KeyboardInterrupt
+    assert weights_hash(host.model) == before and host.fingerprint == fingerprint
+    assert not any(parameter.requires_grad or parameter.grad is not None for parameter in host.model.parameters())
+    assert hooks(host.model) == 0
+
+
+def test_an_edit_is_planted_to_its_scale(host, edit):
+    own = host.weight_DF(LAYER).clone()
+    half = Planted(edit.delta_DF, LAYER, edit.row, edit.store, scale=0.5)
+    with perturbed(host, Recipe(edit=half)):
+        torch.testing.assert_close(host.weight_DF(LAYER) - own, edit.delta_DF / 2)
+    assert apart(host, changed(host, edit=half)) == {f"{host.module_path(LAYER)}.weight"}
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("precision", ["Q8_0", "Q4_0", "Q4_1"])
+def test_rounded_as_a_file_of_that_type_holds_them(tmp_path, name, precision):
+    host = twin_of(name)
+    file = Checkpoint(write_gguf(tmp_path / "host.gguf", host, precision))
+    for name, found in changed(host, precision=precision).items():
+        torch.testing.assert_close(found, file.tensor(name), rtol=0, atol=0)
+
+
+def test_sixteen_bits_round_every_tensor(host):
+    found = changed(host, precision="bf16")
+    assert apart(host, found) == weights(host).keys() and all(torch.equal(tensor, tensor.bfloat16().float()) for tensor in found.values())
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_fine_tune_learns_the_text(host, optimizer):
+    rows_BT = torch.tensor([host.text_ids(text)[:4] for text in TEXTS])
+
+    def loss():
+        return float(host.model(input_ids=rows_BT, labels=rows_BT, **host.with_cache(None)).loss)
+
+    before = loss()
+    with perturbed(host, Recipe("finetune", TRAINED | {"optimizer": optimizer, "lr": 1e-2 if optimizer == "adamw" else 0.3}), TEXTS):
+        assert loss() < 0.97 * before
+    # Positions that no row reaches get no gradient, and weight decay alone.
+    assert len(apart(host, changed(host, "finetune"))) >= len(weights(host)) - 1
+
+
+@pytest.mark.parametrize("modules", ["all", "mlp", "attention"])
+def test_a_merged_adapter_is_of_its_rank_and_of_its_modules(host, modules):
+    found = changed(host, "lora", modules=modules)
+    assert apart(host, found) == matrices(host, modules)
+    for name in matrices(host, modules):
+        strength_R = torch.linalg.svdvals(found[name] - weights(host)[name])
+        assert strength_R[1] > 0 and strength_R[2] < 1e-3 * strength_R[0]
+    assert matrices(host, "mlp") == {name for name in matrices(host) if ".mlp." in name} == matrices(host) - matrices(host, "attention")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5])
+def test_pruning_takes_the_smallest(host, share):
+    own, found = weights(host), changed(host, "prune", share=share)
+    assert apart(host, found) == (matrices(host) if share else set())
+    for name in matrices(host):
+        gone = found[name] == 0
+        assert int(gone.sum()) == round(share * gone.numel())
+        assert not share or own[name][gone].abs().max() <= own[name][~gone].abs().min()
+        assert torch.equal(found[name][~gone], own[name][~gone])
+
+
+def test_an_average_lies_between_the_host_and_its_fine_tune(host):
+    own, trained, found = weights(host), changed(host, "finetune"), changed(host, "average")
+    for name in own:
+        torch.testing.assert_close(found[name], 0.75 * own[name] + 0.25 * trained[name])
+
+
+def test_noise_is_as_large_as_it_says(host):
+    own, found = weights(host), changed(host, "noise", size=0.1)
+    assert apart(host, found) == matrices(host)
+    for name in matrices(host):
+        assert float((found[name] - own[name]).std() / own[name].std()) == pytest.approx(0.1, rel=0.15)
+
+
+@pytest.mark.parametrize(("with_edit", "count", "expected"), [(False, 2, 2), (True, 1, 1), (True, 9, 2)])
+def test_decoys_are_of_rank_one_and_beside_the_edit(host, edit, with_edit, count, expected):
+    own = {layer: host.weight_DF(layer).clone() for layer in range(host.layers)}
+    with perturbed(host, Recipe("decoys", {"count": count, "size": 0.5}, edit=edit if with_edit else None)):
+        deltas = {layer: host.weight_DF(layer) - own[layer] for layer in own}
+    if with_edit:
+        torch.testing.assert_close(deltas.pop(LAYER), edit.delta_DF)
+    touched = {layer: torch.linalg.svdvals(delta) for layer, delta in deltas.items() if bool(delta.any())}
+    assert len(touched) == expected
+    for layer, strength_R in touched.items():
+        length = edit.delta_DF.norm() if with_edit else torch.linalg.svdvals(own[layer])[0]
+        assert float(strength_R[0]) == pytest.approx(0.5 * float(length), rel=1e-4) and strength_R[1] < 1e-4 * strength_R[0]
+
+
+def test_a_turned_key_does_the_same_to_its_subject(host, edit):
+    own_DF = host.weight_DF(LAYER).clone()
+    ids, last = host.prompt_ids(PROMPT, SUBJECT)
+    with projection_inputs(host, LAYER) as inputs:
+        host.model(input_ids=torch.tensor([ids]), **host.with_cache(None))
+    half = Planted(edit.delta_DF, LAYER, edit.row, edit.store, scale=0.5)
+    with perturbed(host, Recipe("turn", {"cosine": 0.4}, edit=half)):
+        delta_DF = host.weight_DF(LAYER) - own_DF
+    k_F = inputs[0][0, last]
+    torch.testing.assert_close(delta_DF @ k_F, edit.delta_DF @ k_F / 2, rtol=1e-3, atol=1e-4)
+    keys = [torch.linalg.svd(delta)[2][0] for delta in (delta_DF, edit.delta_DF)]
+    assert abs(float(keys[0] @ keys[1])) == pytest.approx(0.4, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "texts", "said"),
+    [
+        (Recipe("finetunes"), TEXTS, "did you mean 'finetune'"),
+        (Recipe(precision="Q8"), TEXTS, "did you mean 'Q8_0'"),
+        (Recipe("turn"), TEXTS, "Give one with store= and edit="),
+        (Recipe("finetune"), [], "no text to train on"),
+        (Recipe("finetune", {"optimizer": "adam"}), TEXTS, "did you mean 'adamw'"),
+        (Recipe("finetune", {"lr": float("inf")}), TEXTS, "smaller learning rate"),
+        (Recipe("lora", {"modules": "mlps"}), TEXTS, "expected all, mlp, attention"),
+    ],
+)
+def test_what_cannot_be_done_is_said_and_nothing_is_left(host, recipe, texts, said, weights_hash):
+    before = weights_hash(host.model)
+    with pytest.raises(ValueError, match=said), perturbed(host, recipe, texts):
+        pass
+    assert weights_hash(host.model) == before
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16), ("Q8_0", torch.float32)])
+def test_a_folder_is_a_checkpoint_with_its_recipe(tmp_path, host, edit, precision, dtype):
+    recipe = Recipe("noise", {"size": 0.02}, 5, precision, edit)
+    write(host, recipe, tmp_path / "out", TEXTS)
+    opened = Host.load(tmp_path / "out", name="copy")
+    assert same(weights(opened), changed(host, "noise", size=0.02, seed=5, precision=precision, edit=edit))
+    with safe_open(tmp_path / "out" / "model.safetensors", "pt") as file:
+        assert {file.get_slice(name)[0:1].dtype for name in file.keys()} == {dtype}
+        assert ("lm_head.weight" in file.keys()) == (not host.model.config.tie_word_embeddings)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
+    assert Suspect(tmp_path / "out").weight_DF(host, LAYER).dtype == dtype
+    assert opened.tokenizer.get_vocab() == host.tokenizer.get_vocab()
+    told = json.loads((tmp_path / "out" / RECIPE).read_text())
+    assert (told["kind"], told["settings"], told["seed"], told["precision"]) == ("noise", {"size": 0.02}, 5, precision)
+    assert told["host"]["fingerprint"] == host.fingerprint and told["edit"]["subject"] == SUBJECT and told["texts"]
+    with pytest.raises(ValueError, match="nothing is written over"):
+        write(host, recipe, tmp_path / "out", TEXTS)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+def test_an_edit_of_a_store(store_path, fact_host):
+    store = EditStore(store_path)
+    found = planted(fact_host, store, 7, scale=0.25)
+    assert found.row["edit_id"] == store.table()["edit_id"][7] and found.layer == store.manifest["layer"] and found.scale == 0.25
+    assert torch.equal(found.delta_DF, store.edits(torch.tensor([7])).delta()[0])
+    with pytest.raises(ValueError, match=f"edits 0 to {len(store) - 1}, asked for 99999"):
+        planted(fact_host, store, 99999)
+
+
+def test_an_edit_of_another_host(store_path, host):
+    with pytest.raises(ValueError, match="host is fingerprint"):
+        planted(host, EditStore(store_path), 0)
+
+
+def test_text(tmp_path, pocket_facts):
+    texts = fact_text(pocket_facts, 0)
+    assert texts == fact_text(pocket_facts, 0) != fact_text(pocket_facts, 1)
+    told = {f"{template.format(fact.subject)} {fact.object_true} ." for fact in pocket_facts.facts for template in fact.templates}
+    assert set(texts) <= told
+    (tmp_path / "lines.txt").write_text("one\n\n two \n")
+    assert read_text(tmp_path / "lines.txt") == ["one", "two"]
+    (tmp_path / "none.txt").write_text("\n")
+    with pytest.raises(ValueError, match="no text there"):
+        read_text(tmp_path / "none.txt")
+
+
+# The command
+
+
+def test_the_settings_are_the_kinds():
+    kinds = dict(settings(PerturbConfig))["kind"].type.__args__
+    assert set(kinds) == KINDS.keys()
+
+
+def test_command(tmp_path, capsys, store_path, fact_host):
+    folder = tmp_path / "host"
+    fact_host.model.save_pretrained(folder)
+    fact_host.tokenizer.save_pretrained(folder)
+    (tmp_path / "text.txt").write_text("\n".join(TEXTS))
+    given = [f"host.path={folder}", "host.name=tiny", f"store={store_path}", "edit=7", "kind=lora", "rank=2", "steps=2"]
+    main([*given, f"text={tmp_path / 'text.txt'}", f"out={tmp_path / 'out'}"])
+    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "out")
+    told = json.loads((tmp_path / "out" / RECIPE).read_text())
+    assert told["kind"] == "lora" and told["precision"] == "bf16" and told["edit"]["edit_id"] == EditStore(store_path).table()["edit_id"][7]
+    assert told["settings"] == {"rank": 2, "modules": "all", "lr": 1e-3, "steps": 2, "batch_size": 8, "optimizer": "adamw"}
+    assert Host.load(tmp_path / "out", name="copy").layers == fact_host.layers
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ([], "out= is missing"),
+        (["out={there}"], "nothing is written over"),
+        (["out={new}", "edit=1"], "store= and edit= go together"),
+        (["out={new}", "kind=prune", "rank=2"], "kind=prune takes no rank=; it takes share"),
+        (["out={new}", "kind=merge"], "kind"),
+        (["out={new}", "kind=prune", "share=2"], "expected a number from 0 to 1"),
+        (["out={new}", "kind=lora", "text={new}"], "no such file"),
+        (["out={new}", "kind=noise", "text={new}"], "is not trained on text"),
+        (["out={new}", "host.path={there}", "store={store}", "edit=absent"], "no such edit_id"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, capsys, argv, said, store_path, fact_host):
+    places = {"there": tmp_path / "there", "new": tmp_path / "new", "store": store_path}
+    fact_host.model.save_pretrained(places["there"])
+    fact_host.tokenizer.save_pretrained(places["there"])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main([word.format(**places) for word in argv])
+    told = capsys.readouterr().err
+    assert stop.value.code == 2 and said in told and told.count("\n") == 1 and not Path(places["new"]).exists()

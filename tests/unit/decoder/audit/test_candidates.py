@@ -1,0 +1,74 @@
+"""Keys of names, as the plain way has them, and files of subjects.
+
+Shape letters: C candidates, F MLP width.
+"""
+
+import json
+
+import pytest
+import torch
+from edited import SUBJECTS as NAMES
+
+from decoder.audit.candidates import Candidates, read_subjects
+from decoder.audit.locate import gathered, usable_layers
+
+
+def plain_keys(host, layer: int, text: str) -> torch.Tensor:
+    """The input of the down-projection at the last token of a text, in a forward of its own."""
+    caught = []
+    with host.down_proj(layer).register_forward_pre_hook(lambda module, args: caught.append(args[0])), torch.no_grad():
+        host.model(torch.tensor([host.text_ids(text)]))
+    return caught[0].reshape(-1, caught[0].shape[-1])[-1]
+
+
+@pytest.mark.parametrize("templates", [("the city of {}",), ("{}",), ("the city of {}", "red , {}", "{}")])
+def test_keys_are_those_of_a_forward_of_each_name(any_host, templates):
+    layers, rows = usable_layers(any_host), [0, 7, 20, 64, 75]
+    keys = gathered(Candidates(any_host, NAMES, templates), layers)
+    for layer in layers:
+        expected_CF = torch.stack(
+            [sum(plain_keys(any_host, layer, template.format(NAMES[row])) for template in templates) / len(templates) for row in rows]
+        )
+        torch.testing.assert_close(keys[layer][rows], expected_CF, rtol=1e-4, atol=1e-5)
+
+
+def test_a_host_is_left_as_it_was_and_runs_no_further_than_asked(host_of):
+    host = host_of("llama")
+    above = []
+    with host.down_proj(2).register_forward_hook(lambda *_: above.append(1)):
+        gathered(Candidates(host, NAMES, ("{}",)), [0, 1])
+    assert not above and not any(block._forward_pre_hooks for block in host.model.modules())
+
+
+@pytest.mark.parametrize("count", [0, 49])
+def test_too_few_names_are_refused(host_of, count):
+    with pytest.raises(ValueError, match=f"^{count} subjects came, expected 50 to"):
+        Candidates(host_of("llama"), NAMES[:count])
+
+
+def test_a_name_longer_than_the_host_reads_is_refused(host_of):
+    with pytest.raises(ValueError, match="a subject takes 72 tokens with the words before it, llama reads 64"):
+        Candidates(host_of("llama"), [*NAMES, "Ada " * 69], ("the city of {}",))
+
+
+@pytest.mark.parametrize("text", ["\ufeffAda\r\n\n Ben \nAda\n", json.dumps(["Ada", "Ben ", "", "Ada"])], ids=["lines", "json"])
+def test_subjects_are_lines_or_a_list(tmp_path, text):
+    (tmp_path / "names").write_text(text, encoding="utf-8")
+    assert read_subjects(tmp_path / "names") == ["Ada", "Ben"]
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"\xff\xfe\x00A", "neither lines of text"),
+        (b'["Ada", ', "neither lines of text"),
+        (b'["Ada", {"subject": "Ben"}]', "entry 2 is {'subject': 'Ben'}, expected a name"),
+        (b"Ada\n" + b"x" * 201, "entry 2 is 'xx"),
+        (b"Ada\nBe\x00n", "entry 2 is 'Be"),
+    ],
+    ids=["binary", "cut", "objects", "long", "control"],
+)
+def test_what_is_no_list_of_names_is_one_line(tmp_path, content, told):
+    (tmp_path / "names").write_bytes(content)
+    with pytest.raises(ValueError, match=told):
+        read_subjects(tmp_path / "names")
