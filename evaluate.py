@@ -69,8 +69,7 @@ def audit_whole(cfg: EvaluateConfig) -> dict[str, Any]:
 
 def audit(cfg: EvaluateConfig) -> dict[str, Any]:
     """What was planted in a suspect: one matrix is read by the decoder that fits, all layers of a checkpoint by all that fit."""
-    from decoder.audit.answer import answer_for
-    from decoder.audit.ranking import entries_for, rank
+    from decoder.audit.answer import answer_for, entries_for, rank
     from decoder.audit.suspect import Suspect
 
     suspect = Suspect(cfg.suspect, cfg.tensor, cfg.form)

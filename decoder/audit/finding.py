@@ -78,7 +78,7 @@ def audit_checkpoint(
         notes += more
     host = open_checkpoint(suspect.path, cache_dir, device)
     updates = compared.updates if compared else {}
-    scans = scan(host, Candidates(host, names), updates)
+    scans = scan(host, Candidates(host, names), updates, compared.spikes if compared else ())
     located = [*_from_scans(scans, names)]
     finding = {
         "suspect": str(suspect.path),
