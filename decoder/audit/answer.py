@@ -54,15 +54,20 @@ def open_host(cfg: EvaluateConfig, trained_on: Mapping[str, Any]) -> Host:
     Raises:
         ValueError: it is not to be found, or there is no such device.
     """
-    try:
-        torch.device(cfg.device)
-    except RuntimeError:
-        raise ValueError(f"device={cfg.device}: no device of torch; expected cpu, cuda or cuda:1") from None
-    if cfg.device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device={cfg.device}: there is no CUDA device here. Use device=cpu")
+    check_device(cfg.device)
     path = cfg.host or _host_path(trained_on, cfg.cache_dir)
     path = host_folder(path, name=trained_on["id"], dtype=trained_on["dtype"], cache_dir=cfg.cache_dir)
     return Host.load(path, name=trained_on["id"], dtype=trained_on["dtype"], revision=trained_on["revision"], device=cfg.device)
+
+
+def check_device(device: str) -> None:
+    """Raises ValueError if there is no such device."""
+    try:
+        torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"device={device}: no device of torch; expected cpu, cuda or cuda:1") from None
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device={device}: there is no CUDA device here. Use device=cpu")
 
 
 def _host_path(trained_on: Mapping[str, Any], cache_dir: str | None) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
+import torch
 from torch import Tensor
 
 from decoder.audit.locate import STANDS_OUT, LayerScan
@@ -58,42 +59,34 @@ class Compared:
     """
 
     def __init__(self, differences: Sequence[Difference], layers: Mapping[str, int], is_rounded: bool) -> None:
-        self.differences, self.is_rounded = differences, is_rounded
+        self.differences, self.is_rounded, self.layers = differences, is_rounded, sorted(layers.values())
         self.changed = [one for one in differences if one.distance > 0]
         self.down = {layers[one.name]: one for one in differences if one.name in layers and len(one.values_R)}
-        self.total_layers = len(layers)
-        self.spikes = self._spikes()
+        # How far the strongest direction of an update stands out; the last value looked at says nothing of where they end.
+        apart = {layer: one.values_R[:-1] / self._floor(layer) for layer, one in self.down.items()}
+        self.scores = {layer: float(apart[layer][0]) if layer in apart and len(apart[layer]) else 0.0 for layer in layers.values()}
+        self.spikes = {layer: count for layer, values_R in apart.items() if (count := int((values_R >= APART).sum()))}
+
+    def _floor(self, layer: int) -> float:
+        """What a direction of a layer's update has without an edit: as its own bulk, and as the other layers usually have."""
+        others = [float(self.down[other].values_R[0]) if other in self.down else 0.0 for other in self.layers if other != layer]
+        return max(self.down[layer].edge, median(others) if others else 0.0, torch.finfo(torch.float32).tiny)
 
     @property
-    def only_down(self) -> bool:
-        """Whether nothing but the down-projections of few layers was changed."""
-        down = {id(one) for one in self.down.values()}
-        return all(id(one) in down for one in self.changed) and len(self.down) <= max(1, FEW * self.total_layers)
+    def touched(self) -> list[int]:
+        """Layers whose down-projection was changed, conspicuously or by more than rounding."""
+        return sorted(layer for layer, one in self.down.items() if one.distance > 0 or layer in self.spikes)
 
-    def _spikes(self) -> dict[int, int]:
-        """Layer -> how many of its singular values are far above its own bulk and above what the other layers have."""
-        found = {}
-        for layer, one in self.down.items():
-            others = [float(other.values_R[0]) for name, other in self.down.items() if name != layer]
-            others += [0.0] * (self.total_layers - 1 - len(others))
-            bulk = APART * max(one.edge, median(others) if others else 0.0)
-            # The last one looked at says nothing of where they end.
-            found[layer] = int((one.values_R[:-1] > bulk).sum())
-        return {layer: count for layer, count in found.items() if count}
+    @property
+    def is_narrow(self) -> bool:
+        """Whether nothing but the down-projections of few layers was changed."""
+        touched = {self.down[layer].name for layer in self.touched}
+        return all(one.name in touched for one in self.changed) and 0 < len(touched) <= max(1, FEW * len(self.layers))
 
     @property
     def updates(self) -> dict[int, Tensor]:
-        """Layer that changed -> the directions (R, F) of what is conspicuous in its update, or the strongest one."""
-        return {layer: one.right_RF[: self.spikes.get(layer, 1)] for layer, one in self.down.items() if float(one.values_R[0]) > 0}
-
-    def ranking(self) -> list[tuple[int, float]]:
-        """The layers by how far the strongest direction of their update stands out: over its bulk and the other layers'."""
-        scores = {}
-        for layer, one in self.down.items():
-            others = [float(other.values_R[0]) for name, other in self.down.items() if name != layer]
-            others += [0.0] * (self.total_layers - 1 - len(others))
-            scores[layer] = float(one.values_R[0]) / max(one.edge, median(others) if others else 0.0, 1e-12)
-        return sorted(scores.items(), key=lambda pair: -pair[1])
+        """Layer that was changed -> the directions (R, F) of what is conspicuous in its update, or the strongest one."""
+        return {layer: self.down[layer].right_RF[: self.spikes.get(layer, 1)] for layer in self.touched}
 
 
 def low_rank(values_R: Tensor) -> int | None:
@@ -107,12 +100,15 @@ def known(compared: Compared, scans: Sequence[LayerScan]) -> Verdict:
     counts = {one.layer: len(one.along) for one in scans if one.along} | compared.spikes
     layers = tuple(sorted(counts, key=lambda layer: -float(compared.down[layer].values_R[0])))
     edit = ("rank one" if sum(counts.values()) == len(counts) else "low rank", sum(counts.values()), layers)
-    if compared.only_down and compared.down:
+    if compared.is_narrow:
         why = "nothing but down-projections was changed, and few of them"
-        return Verdict(EDITED[0], *(edit if layers else ("whole matrix", None, tuple(sorted(compared.down)))), why)
-    if layers and len(layers) <= max(1, FEW * compared.total_layers):
+        return Verdict(EDITED[0], *(edit if layers else ("whole matrix", None, tuple(compared.touched))), why)
+    if layers and len(layers) <= max(1, FEW * len(compared.layers)):
         return Verdict(EDITED[1], *edit, "many tensors were changed, and in these layers a direction of the change stands far out")
-    return _benign(compared)
+    benign = _benign(compared)
+    if max(compared.scores.values()) >= DOUBT * APART:
+        return Verdict(UNSURE, why=f"{benign.why}, but one direction is nearly as conspicuous as an edit's")
+    return benign
 
 
 def _benign(compared: Compared) -> Verdict:
