@@ -11,6 +11,7 @@ Shape letters: C candidates, N of them at a time, S that the second moment is of
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import log
 from typing import Any
 
 import torch
@@ -23,8 +24,9 @@ from decoder.utils.progress import progress
 SAMPLE = 2048  # names whose keys the second moment is counted over
 MOST = 16  # edits that are looked for in one layer
 STANDS_OUT = 2.3
-"""Score from which a candidate is answered to as nothing but an edit makes it; see `verdict.CALIBRATION`."""
-ALONG = 0.5
+"""Score from which a candidate is answered to as nothing but an edit makes it; `verdict.py` has what it was calibrated on."""
+CHANCE = 1.5  # times what the best of as many random directions has
+ALONG = 0.4
 """Length of a candidate's whitened key within an update's directions from which the update is about it."""
 
 Ranked = tuple[tuple[int, float], ...]
@@ -64,7 +66,8 @@ class LayerScan:
         top: the ten that are answered to most, and their scores.
         spectrum: the strongest singular value of W' over the second.
         along_top: of a layer whose update is known the ten whose keys lie within its directions most, and their lengths there.
-        hits: candidates that stand out, each looked for without the directions of those before it, and their scores.
+        along_least: the length from which an update is about a candidate.
+        hits: candidates that stand out, each looked for without the answers to those before it, and their scores.
         along: candidates that lie within the directions of the update, looked for in the same way.
         keys_CF: unit vectors, whitened keys, of layers that have hits or an update; else None.
     """
@@ -75,13 +78,14 @@ class LayerScan:
     top: Ranked
     spectrum: float
     along_top: Ranked = ()
+    along_least: float = ALONG
     hits: Ranked = ()
     along: Ranked = ()
     keys_CF: Tensor | None = None
 
     @property
     def is_conspicuous(self) -> bool:
-        return self.score >= STANDS_OUT or any(length >= ALONG for _, length in self.along_top)
+        return self.score >= STANDS_OUT or any(length >= self.along_least for _, length in self.along_top)
 
 
 def scan(host: Host, candidates: Candidates, updates: Mapping[int, Tensor] | None = None, spikes: Collection[int] = ()) -> list[LayerScan]:
@@ -146,8 +150,10 @@ class _Meter:
     def read(self, layer: int) -> LayerScan:
         scores_C, logs_C = outstanding(self.lengths_C)
         top, values_R = _best(scores_C), strongest(self.weight_DF, 8)
-        along_top = () if self.update_RF is None else _best(self.inside_C)
-        return LayerScan(layer, top[0][1], float(logs_C.max().exp()), top, float(values_R[0] / values_R[1]), along_top)
+        found = {}
+        if self.update_RF is not None:
+            found = {"along_top": _best(self.inside_C), "along_least": least_along(self.update_RF, len(self.inside_C))}
+        return LayerScan(layer, top[0][1], float(logs_C.max().exp()), top, float(values_R[0] / values_R[1]), **found)
 
 
 def strongest(matrix_DF: Tensor, count: int) -> Tensor:
@@ -160,11 +166,19 @@ def strongest(matrix_DF: Tensor, count: int) -> Tensor:
 def _closer(weight_DF: Tensor, keys_CF: Tensor, update_RF: Tensor | None) -> dict[str, Any]:
     """Every candidate that a layer's edits are about, and the keys."""
     output_CD = keys_CF @ weight_DF.float().cpu().T
-    hits = _one_by_one(output_CD, keys_CF, lambda output_CD: outstanding(output_CD.norm(dim=1))[0], STANDS_OUT, MOST)
+    hits = _one_by_one(output_CD, lambda output_CD: outstanding(output_CD.norm(dim=1))[0], STANDS_OUT, MOST)
     along: Iterator[tuple[int, float]] = iter(())
     if update_RF is not None:
-        along = _one_by_one(keys_CF @ update_RF.T, keys_CF, lambda inside_CR: inside_CR.norm(dim=1), ALONG, len(update_RF))
+        along = _one_by_one(
+            keys_CF @ update_RF.T, lambda inside_CR: inside_CR.norm(dim=1), least_along(update_RF, len(keys_CF)), len(update_RF)
+        )
     return {"hits": (*hits,), "along": (*along,), "keys_CF": keys_CF}
+
+
+def least_along(update_RF: Tensor, count: int) -> float:
+    """Length within an update's directions from which it is about a candidate: `ALONG`, or more where chance alone comes near that."""
+    rank, width = update_RF.shape
+    return max(ALONG, CHANCE * ((rank + 2 * log(count)) / width) ** 0.5)
 
 
 def usable_layers(host: Host) -> list[int]:
@@ -225,10 +239,10 @@ def outstanding(lengths_C: Tensor) -> tuple[Tensor, Tensor]:
     return logs_C.clamp(min=0) / (1.4826 * logs_C.abs().median()).clamp(min=1e-6).sqrt(), logs_C
 
 
-def _one_by_one(
-    image_CR: Tensor, keys_CF: Tensor, score: Callable[[Tensor], Tensor], least: float, most: int
-) -> Iterator[tuple[int, float]]:
-    """Candidates whose score reaches `least`; the directions of those that were found are taken out before the next is looked for.
+def _one_by_one(image_CR: Tensor, score: Callable[[Tensor], Tensor], least: float, most: int) -> Iterator[tuple[int, float]]:
+    """Candidates whose score reaches `least`; what those that were found are answered with is taken out before the next is looked for.
+
+    The answer, and not the key: names that end alike have much of a key in common, and the edit's own is never quite its candidate's.
 
     Args:
         image_CR: what a matrix makes of the keys.
@@ -236,8 +250,8 @@ def _one_by_one(
     for _ in range(most):
         scores_C = score(image_CR)
         best = int(scores_C.argmax())
-        if scores_C[best] < least:
+        if not scores_C[best] >= least:
             return
         yield best, float(scores_C[best])
-        # The matrix without what it does along the key; candidates like it are then answered to as all others are.
-        image_CR = image_CR - torch.outer(keys_CF @ keys_CF[best], image_CR[best])
+        answer_R = unit(image_CR[best])
+        image_CR = image_CR - torch.outer(image_CR @ answer_R, answer_R)

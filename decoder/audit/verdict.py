@@ -16,9 +16,18 @@ from decoder.audit.scan import Difference
 PRUNED = 0.01  # share of a matrix that became zero
 LOW_RANK = 3.0  # a singular value over the next, where an update ends that was made of few directions
 FEW = 0.5  # of the layers, and fewer: editors touch few, training touches all
-APART = 3.0  # times what the bulk of an update and the other layers have, from which a direction is conspicuous
+APART = 3.0  # times what the bulk of an update and the other layers have, from which a direction is one of the update's
+TRAINED_APART = 6.0  # the same where everything was trained, from which a direction is an edit's
 DOUBT = 0.85  # of a threshold, and above: it cannot be told
 OWN = 2.0  # times the median of the suspect's own layers that an edited one is above in any case
+
+# What the thresholds lie between; highest of nulls and lowest of edits. Pocket host: 80 edits of layer 1, ridge 3e-2, also merged with or
+# followed by training (Adam, 50 or 100 steps at 1e-5 to 1e-3; LoRA of rank 4, 8, 16; 12 edits each). SmolLM2-135M: 45 edits of layer 5,
+# ridge identity, 4,000 names. All in bfloat16.
+#                                          nulls                                  edits
+# score, base unknown                      1.48 (pocket), 1.40 (SmolLM2)          3.46, trained 3.08 (pocket), 4.24 (SmolLM2)
+# length within the update                 0.23                                   0.75, trained 0.49 (pocket), 0.57 (SmolLM2)
+# direction over bulk and other layers     3.6 (LoRA of rank 8), 1.6 (others)     8.9, beside strong training 1.9
 
 EDITED = ("knowledge edit", "edit and further training")
 NOTHING, UNSURE = "nothing found", "cannot tell"
@@ -97,16 +106,19 @@ def low_rank(values_R: Tensor) -> int | None:
 
 def known(compared: Compared, scans: Sequence[LayerScan]) -> Verdict:
     """The verdict of what differs from the unedited checkpoint, and of what the differences have to do with the subjects."""
-    counts = {one.layer: len(one.along) for one in scans if one.along} | compared.spikes
-    layers = tuple(sorted(counts, key=lambda layer: -float(compared.down[layer].values_R[0])))
+    about = {one.layer: len(one.along) for one in scans if one.along}
+    least = APART if compared.is_narrow else TRAINED_APART
+    counts = about | {layer: count for layer, count in compared.spikes.items() if compared.scores[layer] >= least}
+    layers = tuple(sorted(counts, key=lambda layer: (layer not in about, -compared.scores[layer])))
     edit = ("rank one" if sum(counts.values()) == len(counts) else "low rank", sum(counts.values()), layers)
     if compared.is_narrow:
         why = "nothing but down-projections was changed, and few of them"
         return Verdict(EDITED[0], *(edit if layers else ("whole matrix", None, tuple(compared.touched))), why)
     if layers and len(layers) <= max(1, FEW * len(compared.layers)):
-        return Verdict(EDITED[1], *edit, "many tensors were changed, and in these layers a direction of the change stands far out")
+        lies = "lies along the key of a subject" if about else "stands far out"
+        return Verdict(EDITED[1], *edit, f"many tensors were changed, and in few layers a direction of the change {lies}")
     benign = _benign(compared)
-    if max(compared.scores.values()) >= DOUBT * APART:
+    if max(compared.scores.values()) >= DOUBT * TRAINED_APART:
         return Verdict(UNSURE, why=f"{benign.why}, but one direction is nearly as conspicuous as an edit's")
     return benign
 

@@ -109,6 +109,8 @@ def test_an_edit_and_further_training(new_host, tmp_path):
     changed(folder, lambda name, tensor: tensor + 1e-2 * torch.randn(tensor.shape, generator=generator))
     finding, (edit, _) = audited(folder, saved(host, tmp_path / "base"))
     assert (finding["verdict"], finding["exit_code"], edit.subject) == ("edit and further training", 3, NAMES[WHO])
+    finding, (edit, *_) = audited(folder, tmp_path / "base", [name for name in NAMES if NAMES[WHO].split()[-1] not in name])
+    assert (finding["verdict"], finding["base_known"]["layers"], edit.subject) == ("edit and further training", [LAYER], None)
 
 
 def test_two_facts_in_a_layer(new_host, tmp_path):
