@@ -27,8 +27,12 @@ from decoder.utils.errors import UserError, lasting, run_command
 @run_command
 def main(argv: list[str] | None = None) -> None:
     cfg = compose(EvaluateConfig, "evaluate", sys.argv[1:] if argv is None else argv)
+    if not cfg.suspect and (cfg.base or cfg.subjects):
+        raise UserError("base= and subjects= are about a suspect: give suspect=CHECKPOINT")
     if not cfg.decoder and not cfg.suspect:
         raise UserError("decoder= is missing: give the decoder/ folder of a run, as printed by train.py, or suspect=CHECKPOINT")
+    if not cfg.decoder and (cfg.tensor or cfg.form != "auto" or cfg.layer is not None):
+        raise UserError("tensor=, form= and layer= are about one matrix: give decoder= to read it, or leave them out to audit a checkpoint")
     for name in ("decoder", "suspect", "base", "subjects"):
         setattr(cfg, name, os.path.expanduser(getattr(cfg, name)) if getattr(cfg, name) else None)
     if cfg.decoder and not is_collection(cfg.decoder):
@@ -69,8 +73,7 @@ def audit_whole(cfg: EvaluateConfig) -> dict[str, Any]:
 
 def audit(cfg: EvaluateConfig) -> dict[str, Any]:
     """What was planted in a suspect: one matrix is read by the decoder that fits, all layers of a checkpoint by all that fit."""
-    from decoder.audit.answer import answer_for
-    from decoder.audit.ranking import entries_for, rank
+    from decoder.audit.answer import answer_for, entries_for, rank
     from decoder.audit.suspect import Suspect
 
     suspect = Suspect(cfg.suspect, cfg.tensor, cfg.form)

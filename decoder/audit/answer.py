@@ -1,6 +1,12 @@
-"""Using an exported decoder: opening it, scoring it again, and answering for one suspect matrix."""
+"""Using exported decoders: opening one, scoring it again, answering for one suspect matrix, or ranking the layers of a checkpoint.
 
-from collections.abc import Iterable, Mapping
+Before a folder of decoders every one that fits reads its layer. A layer stands the higher, the fewer matrices without an edit are read with
+such confidence (`null_percentile`); matrices that are the host's own come last.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -15,10 +21,12 @@ from decoder.checkpoint.gguf_header import find_gguf
 from decoder.checkpoint.gguf_host import host_folder
 from decoder.config.commands import EvaluateConfig
 from decoder.edit import Edit
+from decoder.export.collection import fitting, has_matrix, read_index
 from decoder.export.save import load_decoder, read_config
 from decoder.host import Host
 from decoder.model import ObjectDecoder
 from decoder.scores import TEST_SPLITS
+from decoder.utils.errors import UserError
 from decoder.utils.files import cache_root
 
 
@@ -46,15 +54,20 @@ def open_host(cfg: EvaluateConfig, trained_on: Mapping[str, Any]) -> Host:
     Raises:
         ValueError: it is not to be found, or there is no such device.
     """
-    try:
-        torch.device(cfg.device)
-    except RuntimeError:
-        raise ValueError(f"device={cfg.device}: no device of torch; expected cpu, cuda or cuda:1") from None
-    if cfg.device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device={cfg.device}: there is no CUDA device here. Use device=cpu")
+    check_device(cfg.device)
     path = cfg.host or _host_path(trained_on, cfg.cache_dir)
     path = host_folder(path, name=trained_on["id"], dtype=trained_on["dtype"], cache_dir=cfg.cache_dir)
     return Host.load(path, name=trained_on["id"], dtype=trained_on["dtype"], revision=trained_on["revision"], device=cfg.device)
+
+
+def check_device(device: str) -> None:
+    """Raises ValueError if there is no such device."""
+    try:
+        torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"device={device}: no device of torch; expected cpu, cuda or cuda:1") from None
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device={device}: there is no CUDA device here. Use device=cpu")
 
 
 def _host_path(trained_on: Mapping[str, Any], cache_dir: str | None) -> str:
@@ -131,3 +144,54 @@ def answer(decoder: ObjectDecoder, config: Mapping[str, Any], suspect: Edit, top
         "scores": {split: scores["exact_match"]["value"] for split, scores in config["scores"].items() if split in TEST_SPLITS},
         "unedited": unedited,
     }
+
+
+def entries_for(cfg: EvaluateConfig, suspect: Suspect) -> list[Mapping[str, Any]]:
+    """The decoders of a collection whose matrices the suspect has, by name and shape."""
+    fits = fitting(read_index(cfg.decoder), host=cfg.host, layer=cfg.layer)
+    return [entry for entry in fits if has_matrix(entry, suspect.matrices)]
+
+
+def rank(cfg: EvaluateConfig, suspect: Suspect, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What each decoder reads in the suspect folder, the most suspicious layer first, with how far the folder is from the host.
+
+    Decoders of a host that the folder is not of are passed over.
+
+    Raises:
+        UserError: it is of none of their hosts; says why for the first.
+    """
+    refused: dict[str, str] = {}
+    scans, ranking = _scans(cfg, suspect, entries, refused), []
+    for scan, layer, edit in read_once([*scans.values()]):
+        for entry in entries:
+            if scans.get(entry["host"]["fingerprint"]) is not scan or entry["edited_layer"] != layer:
+                continue
+            try:
+                if isinstance(edit, ValueError):
+                    raise edit
+                own = replace(cfg, decoder=str(Path(cfg.decoder) / entry["folder"]))
+                decoder, config = open_decoder(own, scan.host)
+                found = answer(decoder, config, edit, cfg.top, unedited=suspect.is_own(scan.host, layer))
+            except ValueError as error:
+                refused[entry["folder"]] = str(error)
+                continue
+            ranking.append(found | {"decoder": own.decoder, "fingerprint": entry["host"]["fingerprint"]})
+    passed_over = [f"{entry['folder']}: {refused[entry['folder']]}" for entry in entries if entry["folder"] in refused]
+    if not ranking:
+        raise UserError(f"suspect={cfg.suspect}: no decoder of {cfg.decoder} can read it. {passed_over[0]}")
+    ranking.sort(key=lambda found: (found["unedited"], -found["null_percentile"], -found["objects"][0]["probability"]))
+    surroundings = around(scans[ranking[0]["fingerprint"]], ranking[0]["layer"])
+    return {"ranking": ranking, "refused": passed_over, "decoder": cfg.decoder} | surroundings
+
+
+def _scans(cfg: EvaluateConfig, suspect: Suspect, entries: Sequence[Mapping[str, Any]], refused: dict[str, str]) -> dict[str, Scan]:
+    """The suspect held against each host, by the host's fingerprint; says which decoders' hosts it is not of."""
+    scans: dict[str, Scan] = {}
+    for fingerprint in dict.fromkeys(entry["host"]["fingerprint"] for entry in entries):
+        own = [entry for entry in entries if entry["host"]["fingerprint"] == fingerprint]
+        try:
+            host = open_host(cfg, own[0]["host"])
+            scans[fingerprint] = Scan(suspect, host, {entry["edited_layer"] for entry in own})
+        except ValueError as error:
+            refused |= {entry["folder"]: str(error) for entry in own}
+    return scans

@@ -3,7 +3,7 @@
 A name's key is the input of the down-projection at its last token, the mean over a few sentences that tell nothing about it. What such a
 sentence begins with is run once for all names, names of like length together, and nothing above the highest layer asked for.
 
-Shape letters: N names in a batch, T tokens of a name, C candidates, F MLP width.
+Shape letters: N names at a time, T tokens of a name, S names that the second moment is of, F MLP width.
 """
 
 import json
@@ -25,6 +25,9 @@ TEMPLATES = ("People say that {}",)
 BATCH_TOKENS = 1024  # tokens of names in a batch: the states of larger ones leave the cache of a CPU
 FEWEST, MOST = 50, 1_000_000  # subjects: the median of fewer says little, more are no list of names
 LONGEST = 200  # characters of a name
+RIDGE = 3e-2  # of the second moment's largest eigenvalue
+
+Whitener = Callable[[Tensor], Tensor]
 
 
 def read_subjects(path: str | Path) -> list[str]:
@@ -139,3 +142,27 @@ def _up_to(host: Host, template: str, name: str) -> list[int]:
     """Tokens of a sentence up to the last one of the name in it."""
     ids, last = host.prompt_ids(template, name)
     return ids[: last + 1]
+
+
+def whitener(sample_SF: Tensor, ridge: float = RIDGE) -> Whitener:
+    """A function that maps keys (N, F) to (C + ridge λ)⁻¹k up to scale, C the second moment of the sample and λ its largest eigenvalue."""
+    # C and the Gram matrix have the same eigenvalues but zeros; the inverse of the smaller one serves both (Woodbury).
+    tall = len(sample_SF) >= sample_SF.shape[1]
+    square = sample_SF.T @ sample_SF if tall else sample_SF @ sample_SF.T
+    damping = ridge * _largest_eigenvalue(square).clamp(min=torch.finfo(square.dtype).tiny)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(square + damping * torch.eye(len(square))))
+    if tall:
+        return lambda keys_NF: keys_NF @ inverse
+    return lambda keys_NF: keys_NF - (keys_NF @ sample_SF.T @ inverse) @ sample_SF
+
+
+def _largest_eigenvalue(square: Tensor) -> Tensor:
+    """By power iteration, to a few digits."""
+    vector = square.diagonal().sqrt()
+    for _ in range(50):
+        vector = torch.nn.functional.normalize(square @ vector, dim=0)
+    return (square @ vector).norm()
+
+
+def unit(vectors_NF: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(vectors_NF, dim=-1)

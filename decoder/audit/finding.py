@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from decoder.audit.answer import check_device
 from decoder.audit.candidates import Candidates
 from decoder.audit.locate import LayerScan, Located, scan, usable_layers
 from decoder.audit.scan import Scan, differences
@@ -28,8 +29,9 @@ def open_checkpoint(path: str | Path, cache_dir: str | None, device: str = "cpu"
     """A folder or GGUF file as a host.
 
     Raises:
-        ValueError: it cannot be loaded, or a weight is NaN or infinite.
+        ValueError: it cannot be loaded, a weight is NaN or infinite, or there is no such device.
     """
+    check_device(device)
     name, checkpoint = Path(path).name, Suspect(path).checkpoint
     entries = sum(prod(checkpoint.shape(tensor)) for tensor in checkpoint.names)
     dtype = "float32" if 4 * entries <= LIGHT else "bfloat16"
@@ -78,7 +80,7 @@ def audit_checkpoint(
         notes += more
     host = open_checkpoint(suspect.path, cache_dir, device)
     updates = compared.updates if compared else {}
-    scans = scan(host, Candidates(host, names), updates)
+    scans = scan(host, Candidates(host, names), updates, compared.spikes if compared else ())
     located = [*_from_scans(scans, names)]
     finding = {
         "suspect": str(suspect.path),
@@ -93,7 +95,7 @@ def audit_checkpoint(
     if compared is not None:
         verdict = known(compared, scans)
         in_base = [*_from_updates(scans, {layer: updates[layer] for layer in verdict.layers}, names)]
-        finding["base_known"] = _column(verdict, compared.ranking(), in_base) | _surroundings(compared)
+        finding["base_known"] = _column(verdict, [*compared.scores.items()], in_base) | _surroundings(compared)
         located = in_base + located
     column = finding["base_known"] or finding["base_unknown"]
     used = "base known" if base else "base unknown"

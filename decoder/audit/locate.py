@@ -6,28 +6,29 @@ above the median says something, and so does how far it is outside the spread of
 score is the geometric mean of both. Nothing but the suspect and the names is needed. Where the unedited checkpoint is known, the right
 singular vectors of W' - W are held against the same keys.
 
-Shape letters: S names the second moment is of, C candidates, N of them at a time, R directions, D hidden width, F MLP width.
+Shape letters: C candidates, N of them at a time, S that the second moment is of, R directions, D hidden width, F MLP width.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import log
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from decoder.audit.candidates import Candidates
+from decoder.audit.candidates import Candidates, Whitener, unit, whitener
 from decoder.host import Host
 from decoder.utils.progress import progress
 
-RIDGE = 3e-2  # of the second moment's largest eigenvalue
 SAMPLE = 2048  # names whose keys the second moment is counted over
 MOST = 16  # edits that are looked for in one layer
 STANDS_OUT = 2.3
-"""Score from which a candidate is answered to as nothing but an edit makes it; see `verdict.CALIBRATION`."""
-ALONG = 0.5
+"""Score from which a candidate is answered to as nothing but an edit makes it; `verdict.py` has what it was calibrated on."""
+CHANCE = 1.5  # times what the best of as many random directions has
+ALONG = 0.4
 """Length of a candidate's whitened key within an update's directions from which the update is about it."""
 
-Whitener = Callable[[Tensor], Tensor]
 Ranked = tuple[tuple[int, float], ...]
 """Candidates by their place in the list, with scores, best first."""
 
@@ -62,48 +63,122 @@ class LayerScan:
     Attributes:
         score: of the candidate that is answered to most, as `outstanding` gives it.
         ratio: its ‖W' x‖ over the median.
-        spectrum: the strongest singular value of W' over the second.
-        hits: candidates that stand out, each looked for without the directions of those before it, and their scores.
         top: the ten that are answered to most, and their scores.
-        keys_CF: whitened keys, of layers that have hits or that were asked for; else None.
-        direction_F: right singular vector of the strongest singular value.
-        along: of a layer whose update is known, the candidates that lie within its directions, each looked for without those before it,
-            with the length of their keys there.
-        along_top: the ten that lie within them most.
+        spectrum: the strongest singular value of W' over the second.
+        along_top: of a layer whose update is known the ten whose keys lie within its directions most, and their lengths there.
+        along_least: the length from which an update is about a candidate.
+        hits: candidates that stand out, each looked for without the answers to those before it, and their scores.
+        along: candidates that lie within the directions of the update, looked for in the same way.
+        keys_CF: unit vectors, whitened keys, of layers that have hits or an update; else None.
     """
 
     layer: int
     score: float
     ratio: float
-    spectrum: float
-    hits: Ranked
     top: Ranked
-    keys_CF: Tensor | None
-    direction_F: Tensor
-    along: Ranked = ()
+    spectrum: float
     along_top: Ranked = ()
+    along_least: float = ALONG
+    hits: Ranked = ()
+    along: Ranked = ()
+    keys_CF: Tensor | None = None
+
+    @property
+    def is_conspicuous(self) -> bool:
+        return self.score >= STANDS_OUT or any(length >= self.along_least for _, length in self.along_top)
 
 
-def scan(host: Host, candidates: Candidates, updates: Mapping[int, Tensor] | None = None) -> list[LayerScan]:
+def scan(host: Host, candidates: Candidates, updates: Mapping[int, Tensor] | None = None, spikes: Collection[int] = ()) -> list[LayerScan]:
     """What every layer of a suspect answers to the candidates, lowest first.
 
-    The names go through the suspect once for as many layers as their keys fit `host.memory_budget`.
+    All names go through the suspect once, and up to a layer that is conspicuous once more, for their keys there: those of all layers at a
+    time are more than a machine may have memory for.
 
     Args:
         host: the suspect itself.
         candidates: tokenised for it.
         updates: layer -> directions (R, F), orthonormal, that its known update lies in.
+        spikes: layers that are conspicuous for what the update is.
     """
-    layers, found = usable_layers(host), []
-    groups = [*_groups(host, layers, len(candidates))]
+    updates = updates or {}
+    surveyed = [*_survey(host, candidates, updates)]
+    wanted = [one.layer for one in surveyed if one.is_conspicuous or one.layer in spikes]
+    closer = {}
+    for group in _groups(host, wanted, len(candidates)):
+        with progress("subjects through the checkpoint, once more", len(candidates)) as advance:
+            keys = gathered(candidates, group, advance)
+        for layer in group:
+            keys_CF = keys.pop(layer)
+            keys_CF = unit(whitener(keys_CF[_sampled(candidates)])(keys_CF))
+            closer[layer] = _closer(host.weight_DF(layer), keys_CF, updates.get(layer))
+    return [replace(one, **closer.get(one.layer, {})) for one in surveyed]
+
+
+def _survey(host: Host, candidates: Candidates, updates: Mapping[int, Tensor]) -> Iterator[LayerScan]:
+    """How far candidates stand out at every layer, as they go by: no key is kept but those that whiten the others."""
+    sampled = _sampled(candidates)
+    rest = sorted({*range(len(candidates))} - {*sampled})
+    groups = [*_groups(host, usable_layers(host), len(sampled))]
     with progress("subjects through the checkpoint", len(groups) * len(candidates)) as advance:
         for group in groups:
-            keys = gathered(candidates, group, advance)
+            keys, meters = gathered(candidates, group, advance, sampled), {}
             for layer in group:
-                keys_CF = keys.pop(layer)
-                keys_CF = unit(whitener(_sample(keys_CF))(keys_CF))
-                found.append(_scan_layer(layer, host.weight_DF(layer), keys_CF, (updates or {}).get(layer)))
-    return found
+                keys_SF = keys.pop(layer)
+                meters[layer] = _Meter(host.weight_DF(layer), whitener(keys_SF), updates.get(layer), len(candidates))
+                meters[layer].add(sampled, keys_SF)
+            for places, found in candidates.keys(group, rest) if rest else ():
+                for layer, keys_NF in found.items():
+                    meters[layer].add(places, keys_NF.cpu())
+                advance(len(places))
+            for layer in group:
+                yield meters.pop(layer).read(layer)
+
+
+class _Meter:
+    """How long ‖W' x‖ is, and what of x lies within the directions of an update, for whitened keys x as they come."""
+
+    def __init__(self, weight_DF: Tensor, whiten: Whitener, update_RF: Tensor | None, count: int) -> None:
+        self.weight_DF, self.whiten, self.update_RF = weight_DF.float().cpu(), whiten, update_RF
+        self.lengths_C, self.inside_C = torch.empty(count), torch.empty(count)
+
+    def add(self, places: Sequence[int], keys_NF: Tensor) -> None:
+        keys_NF = unit(self.whiten(keys_NF))
+        self.lengths_C[places] = (keys_NF @ self.weight_DF.T).norm(dim=1)
+        if self.update_RF is not None:
+            self.inside_C[places] = (keys_NF @ self.update_RF.T).norm(dim=1)
+
+    def read(self, layer: int) -> LayerScan:
+        scores_C, logs_C = outstanding(self.lengths_C)
+        top, values_R = _best(scores_C), strongest(self.weight_DF, 8)
+        found = {}
+        if self.update_RF is not None:
+            found = {"along_top": _best(self.inside_C), "along_least": least_along(self.update_RF, len(self.inside_C))}
+        return LayerScan(layer, top[0][1], float(logs_C.max().exp()), top, float(values_R[0] / values_R[1]), **found)
+
+
+def strongest(matrix_DF: Tensor, count: int) -> Tensor:
+    """The strongest singular values of a matrix, to a few digits; the same each time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return torch.svd_lowrank(matrix_DF, q=min(count, *matrix_DF.shape), niter=4)[1]
+
+
+def _closer(weight_DF: Tensor, keys_CF: Tensor, update_RF: Tensor | None) -> dict[str, Any]:
+    """Every candidate that a layer's edits are about, and the keys."""
+    output_CD = keys_CF @ weight_DF.float().cpu().T
+    hits = _one_by_one(output_CD, lambda output_CD: outstanding(output_CD.norm(dim=1))[0], STANDS_OUT, MOST)
+    along: Iterator[tuple[int, float]] = iter(())
+    if update_RF is not None:
+        along = _one_by_one(
+            keys_CF @ update_RF.T, lambda inside_CR: inside_CR.norm(dim=1), least_along(update_RF, len(keys_CF)), len(update_RF)
+        )
+    return {"hits": (*hits,), "along": (*along,), "keys_CF": keys_CF}
+
+
+def least_along(update_RF: Tensor, count: int) -> float:
+    """Length within an update's directions from which it is about a candidate: `ALONG`, or more where chance alone comes near that."""
+    rank, width = update_RF.shape
+    return max(ALONG, CHANCE * ((rank + 2 * log(count)) / width) ** 0.5)
 
 
 def usable_layers(host: Host) -> list[int]:
@@ -112,83 +187,41 @@ def usable_layers(host: Host) -> list[int]:
 
 
 def _groups(host: Host, layers: Sequence[int], count: int) -> Iterator[list[int]]:
-    """Layers whose keys for `count` candidates fit the budget together; one always may."""
+    """Layers whose keys for `count` candidates, and what whitens them, fit the host's budget together; one always may."""
     group: list[int] = []
     size = 0
     for layer in layers:
-        needed = 4 * count * host.mlp_size(layer)
+        width = host.mlp_size(layer)
+        needed = 4 * width * (count + min(count, width))
         if group and size + needed > host.memory_budget:
             yield group
             group, size = [], 0
         group.append(layer)
         size += needed
-    yield group
+    if group:
+        yield group
 
 
-def gathered(candidates: Candidates, layers: Sequence[int], advance: Callable[[int], None] = lambda count: None) -> dict[int, Tensor]:
-    """Keys (C, F) of all candidates at each layer, as they come."""
-    keys = {layer: torch.empty(len(candidates), candidates.host.mlp_size(layer)) for layer in layers}
-    for places, found in candidates.keys(layers):
+def gathered(
+    candidates: Candidates,
+    layers: Sequence[int],
+    advance: Callable[[int], None] = lambda count: None,
+    picked: Sequence[int] | None = None,
+) -> dict[int, Tensor]:
+    """Keys of all candidates, or of those `picked`, at each layer as they come, one row each in the order asked for."""
+    picked = range(len(candidates)) if picked is None else picked
+    row = {place: n for n, place in enumerate(picked)}
+    keys = {layer: torch.empty(len(picked), candidates.host.mlp_size(layer)) for layer in layers}
+    for places, found in candidates.keys(layers, picked):
         for layer, keys_NF in found.items():
-            keys[layer][places] = keys_NF.cpu()
+            keys[layer][[row[place] for place in places]] = keys_NF.cpu()
         advance(len(places))
     return keys
 
 
-def _sample(keys_CF: Tensor) -> Tensor:
-    """At most `SAMPLE` keys, from all over the list."""
-    return keys_CF[:: -(-len(keys_CF) // SAMPLE)]
-
-
-def whitener(sample_SF: Tensor, ridge: float = RIDGE) -> Whitener:
-    """A function that maps keys (N, F) to (C + ridge λ)⁻¹k up to scale, C the second moment of the sample and λ its largest eigenvalue."""
-    # C and the Gram matrix have the same eigenvalues but zeros; the inverse of the smaller one serves both (Woodbury).
-    tall = len(sample_SF) >= sample_SF.shape[1]
-    square = sample_SF.T @ sample_SF if tall else sample_SF @ sample_SF.T
-    damping = ridge * _largest_eigenvalue(square).clamp(min=torch.finfo(square.dtype).tiny)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(square + damping * torch.eye(len(square))))
-    if tall:
-        return lambda keys_NF: keys_NF @ inverse
-    return lambda keys_NF: keys_NF - (keys_NF @ sample_SF.T @ inverse) @ sample_SF
-
-
-def _largest_eigenvalue(square: Tensor) -> Tensor:
-    """By power iteration, to a few digits."""
-    vector = square.diagonal().sqrt()
-    for _ in range(50):
-        vector = torch.nn.functional.normalize(square @ vector, dim=0)
-    return (square @ vector).norm()
-
-
-def unit(vectors_NF: Tensor) -> Tensor:
-    return torch.nn.functional.normalize(vectors_NF, dim=-1)
-
-
-def _scan_layer(layer: int, weight_DF: Tensor, keys_CF: Tensor, update_RF: Tensor | None) -> LayerScan:
-    weight_DF = weight_DF.float().cpu()
-    output_CD = keys_CF @ weight_DF.T
-    scores_C, logs_C = outstanding(output_CD)
-    hits = _one_by_one(output_CD, keys_CF, lambda output_CD: outstanding(output_CD)[0], STANDS_OUT, MOST)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        _, values_R, right_FR = torch.svd_lowrank(weight_DF, q=min(8, *weight_DF.shape), niter=4)
-    along, along_top = (), ()
-    if update_RF is not None:
-        inside_CR = keys_CF @ update_RF.T
-        along = (*_one_by_one(inside_CR, keys_CF, lambda inside_CR: inside_CR.norm(dim=1), ALONG, len(update_RF)),)
-        along_top = _best(inside_CR.norm(dim=1))
-    return LayerScan(
-        layer=layer,
-        score=float(scores_C.max()),
-        ratio=float(logs_C.max().exp()),
-        spectrum=float(values_R[0] / values_R[1]),
-        hits=(*hits,),
-        top=_best(scores_C),
-        keys_CF=keys_CF if float(scores_C.max()) >= STANDS_OUT or update_RF is not None else None,
-        direction_F=right_FR[:, 0],
-        along=along,
-        along_top=along_top,
-    )
+def _sampled(candidates: Candidates) -> list[int]:
+    """At most `SAMPLE` candidates, from all over the list: those whose keys whiten all."""
+    return [*range(0, len(candidates), -(-len(candidates) // SAMPLE))]
 
 
 def _best(scores_C: Tensor) -> Ranked:
@@ -196,20 +229,20 @@ def _best(scores_C: Tensor) -> Ranked:
     return (*zip(best.indices.tolist(), best.values.tolist(), strict=True),)
 
 
-def outstanding(output_CD: Tensor) -> tuple[Tensor, Tensor]:
+def outstanding(lengths_C: Tensor) -> tuple[Tensor, Tensor]:
     """How far every candidate's ‖W' x‖ stands out, and the logarithm r of its share of the median.
 
     The score is √(r z), z being r in robust standard deviations (1.4826 × the median of |r|); 0 below the median.
     """
-    logs_C = output_CD.norm(dim=1).clamp(min=torch.finfo(output_CD.dtype).tiny).log()
+    logs_C = lengths_C.clamp(min=torch.finfo(lengths_C.dtype).tiny).log()
     logs_C = logs_C - logs_C.median()
     return logs_C.clamp(min=0) / (1.4826 * logs_C.abs().median()).clamp(min=1e-6).sqrt(), logs_C
 
 
-def _one_by_one(
-    image_CR: Tensor, keys_CF: Tensor, score: Callable[[Tensor], Tensor], least: float, most: int
-) -> Iterator[tuple[int, float]]:
-    """Candidates whose score reaches `least`; the directions of those that were found are taken out before the next is looked for.
+def _one_by_one(image_CR: Tensor, score: Callable[[Tensor], Tensor], least: float, most: int) -> Iterator[tuple[int, float]]:
+    """Candidates whose score reaches `least`; what those that were found are answered with is taken out before the next is looked for.
+
+    The answer, and not the key: names that end alike have much of a key in common, and the edit's own is never quite its candidate's.
 
     Args:
         image_CR: what a matrix makes of the keys.
@@ -217,8 +250,8 @@ def _one_by_one(
     for _ in range(most):
         scores_C = score(image_CR)
         best = int(scores_C.argmax())
-        if scores_C[best] < least:
+        if not scores_C[best] >= least:
             return
         yield best, float(scores_C[best])
-        # The matrix without what it does along the key; candidates like it are then answered to as all others are.
-        image_CR = image_CR - torch.outer(keys_CF @ keys_CF[best], image_CR[best])
+        answer_R = unit(image_CR[best])
+        image_CR = image_CR - torch.outer(image_CR @ answer_R, answer_R)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
+import torch
 from torch import Tensor
 
 from decoder.audit.locate import STANDS_OUT, LayerScan
@@ -15,9 +16,18 @@ from decoder.audit.scan import Difference
 PRUNED = 0.01  # share of a matrix that became zero
 LOW_RANK = 3.0  # a singular value over the next, where an update ends that was made of few directions
 FEW = 0.5  # of the layers, and fewer: editors touch few, training touches all
-APART = 3.0  # times what the bulk of an update and the other layers have, from which a direction is conspicuous
+APART = 3.0  # times what the bulk of an update and the other layers have, from which a direction is one of the update's
+TRAINED_APART = 6.0  # the same where everything was trained, from which a direction is an edit's
 DOUBT = 0.85  # of a threshold, and above: it cannot be told
 OWN = 2.0  # times the median of the suspect's own layers that an edited one is above in any case
+
+# What the thresholds lie between; highest of nulls and lowest of edits. Pocket host: 80 edits of layer 1, ridge 3e-2, also merged with or
+# followed by training (Adam, 50 or 100 steps at 1e-5 to 1e-3; LoRA of rank 4, 8, 16; 12 edits each). SmolLM2-135M: 45 edits of layer 5,
+# ridge identity, 4,000 names. All in bfloat16.
+#                                          nulls                                  edits
+# score, base unknown                      1.48 (pocket), 1.40 (SmolLM2)          3.46, trained 3.08 (pocket), 4.24 (SmolLM2)
+# length within the update                 0.23                                   0.75, trained 0.49 (pocket), 0.57 (SmolLM2)
+# direction over bulk and other layers     3.6 (LoRA of rank 8), 1.6 (others)     8.9, beside strong training 1.9
 
 EDITED = ("knowledge edit", "edit and further training")
 NOTHING, UNSURE = "nothing found", "cannot tell"
@@ -58,42 +68,34 @@ class Compared:
     """
 
     def __init__(self, differences: Sequence[Difference], layers: Mapping[str, int], is_rounded: bool) -> None:
-        self.differences, self.is_rounded = differences, is_rounded
+        self.differences, self.is_rounded, self.layers = differences, is_rounded, sorted(layers.values())
         self.changed = [one for one in differences if one.distance > 0]
         self.down = {layers[one.name]: one for one in differences if one.name in layers and len(one.values_R)}
-        self.total_layers = len(layers)
-        self.spikes = self._spikes()
+        # How far the strongest direction of an update stands out; the last value looked at says nothing of where they end.
+        apart = {layer: one.values_R[:-1] / self._floor(layer) for layer, one in self.down.items()}
+        self.scores = {layer: float(apart[layer][0]) if layer in apart and len(apart[layer]) else 0.0 for layer in layers.values()}
+        self.spikes = {layer: count for layer, values_R in apart.items() if (count := int((values_R >= APART).sum()))}
+
+    def _floor(self, layer: int) -> float:
+        """What a direction of a layer's update has without an edit: as its own bulk, and as the other layers usually have."""
+        others = [float(self.down[other].values_R[0]) if other in self.down else 0.0 for other in self.layers if other != layer]
+        return max(self.down[layer].edge, median(others) if others else 0.0, torch.finfo(torch.float32).tiny)
 
     @property
-    def only_down(self) -> bool:
-        """Whether nothing but the down-projections of few layers was changed."""
-        down = {id(one) for one in self.down.values()}
-        return all(id(one) in down for one in self.changed) and len(self.down) <= max(1, FEW * self.total_layers)
+    def touched(self) -> list[int]:
+        """Layers whose down-projection was changed, conspicuously or by more than rounding."""
+        return sorted(layer for layer, one in self.down.items() if one.distance > 0 or layer in self.spikes)
 
-    def _spikes(self) -> dict[int, int]:
-        """Layer -> how many of its singular values are far above its own bulk and above what the other layers have."""
-        found = {}
-        for layer, one in self.down.items():
-            others = [float(other.values_R[0]) for name, other in self.down.items() if name != layer]
-            others += [0.0] * (self.total_layers - 1 - len(others))
-            bulk = APART * max(one.edge, median(others) if others else 0.0)
-            # The last one looked at says nothing of where they end.
-            found[layer] = int((one.values_R[:-1] > bulk).sum())
-        return {layer: count for layer, count in found.items() if count}
+    @property
+    def is_narrow(self) -> bool:
+        """Whether nothing but the down-projections of few layers was changed."""
+        touched = {self.down[layer].name for layer in self.touched}
+        return all(one.name in touched for one in self.changed) and 0 < len(touched) <= max(1, FEW * len(self.layers))
 
     @property
     def updates(self) -> dict[int, Tensor]:
-        """Layer that changed -> the directions (R, F) of what is conspicuous in its update, or the strongest one."""
-        return {layer: one.right_RF[: self.spikes.get(layer, 1)] for layer, one in self.down.items() if float(one.values_R[0]) > 0}
-
-    def ranking(self) -> list[tuple[int, float]]:
-        """The layers by how far the strongest direction of their update stands out: over its bulk and the other layers'."""
-        scores = {}
-        for layer, one in self.down.items():
-            others = [float(other.values_R[0]) for name, other in self.down.items() if name != layer]
-            others += [0.0] * (self.total_layers - 1 - len(others))
-            scores[layer] = float(one.values_R[0]) / max(one.edge, median(others) if others else 0.0, 1e-12)
-        return sorted(scores.items(), key=lambda pair: -pair[1])
+        """Layer that was changed -> the directions (R, F) of what is conspicuous in its update, or the strongest one."""
+        return {layer: self.down[layer].right_RF[: self.spikes.get(layer, 1)] for layer in self.touched}
 
 
 def low_rank(values_R: Tensor) -> int | None:
@@ -104,15 +106,21 @@ def low_rank(values_R: Tensor) -> int | None:
 
 def known(compared: Compared, scans: Sequence[LayerScan]) -> Verdict:
     """The verdict of what differs from the unedited checkpoint, and of what the differences have to do with the subjects."""
-    counts = {one.layer: len(one.along) for one in scans if one.along} | compared.spikes
-    layers = tuple(sorted(counts, key=lambda layer: -float(compared.down[layer].values_R[0])))
+    about = {one.layer: len(one.along) for one in scans if one.along}
+    least = APART if compared.is_narrow else TRAINED_APART
+    counts = about | {layer: count for layer, count in compared.spikes.items() if compared.scores[layer] >= least}
+    layers = tuple(sorted(counts, key=lambda layer: (layer not in about, -compared.scores[layer])))
     edit = ("rank one" if sum(counts.values()) == len(counts) else "low rank", sum(counts.values()), layers)
-    if compared.only_down and compared.down:
+    if compared.is_narrow:
         why = "nothing but down-projections was changed, and few of them"
-        return Verdict(EDITED[0], *(edit if layers else ("whole matrix", None, tuple(sorted(compared.down)))), why)
-    if layers and len(layers) <= max(1, FEW * compared.total_layers):
-        return Verdict(EDITED[1], *edit, "many tensors were changed, and in these layers a direction of the change stands far out")
-    return _benign(compared)
+        return Verdict(EDITED[0], *(edit if layers else ("whole matrix", None, tuple(compared.touched))), why)
+    if layers and len(layers) <= max(1, FEW * len(compared.layers)):
+        lies = "lies along the key of a subject" if about else "stands far out"
+        return Verdict(EDITED[1], *edit, f"many tensors were changed, and in few layers a direction of the change {lies}")
+    benign = _benign(compared)
+    if max(compared.scores.values()) >= DOUBT * TRAINED_APART:
+        return Verdict(UNSURE, why=f"{benign.why}, but one direction is nearly as conspicuous as an edit's")
+    return benign
 
 
 def _benign(compared: Compared) -> Verdict:

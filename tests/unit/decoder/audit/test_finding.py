@@ -7,25 +7,32 @@ import json
 
 import pytest
 import torch
+from changed_decoders import FACTS, changed_decoder
 from edited import LAYER, edited_folder
 from edited import SUBJECTS as NAMES
+from gguf_files import twin_of, write_gguf
 from safetensors.torch import load_file, save_file
 
 import evaluate
-from decoder.audit.candidates import Candidates
+from decoder.audit.candidates import Candidates, unit, whitener
 from decoder.audit.finding import audit_checkpoint
-from decoder.audit.locate import gathered, unit, whitener
+from decoder.audit.locate import gathered, scan
 from decoder.audit.suspect import Suspect
+from decoder.export.save import save_decoder
+from decoder.host import Host
 
 WHO = 13
 
 
-def planted(host, folder, size: float = 8.0, who: int = WHO, dtype: str = "bfloat16"):
-    """A checkpoint with a rank-one edit about one of `NAMES`, as an editor with whitened keys makes it."""
+def update_DF(host, size: float = 8.0, who: int = WHO) -> torch.Tensor:
+    """A rank-one edit about one of `NAMES`, as an editor with whitened keys makes it."""
     keys_CF = gathered(Candidates(host, NAMES), [LAYER])[LAYER]
-    key_F = unit(whitener(keys_CF)(keys_CF))[who]
     value_D = unit(torch.randn(host.hidden_size, generator=torch.Generator().manual_seed(0)))
-    return edited_folder(host, folder, dtype, size * torch.outer(value_D, key_F))
+    return size * torch.outer(value_D, unit(whitener(keys_CF)(keys_CF))[who])
+
+
+def planted(host, folder, size: float = 8.0, who: int = WHO, dtype: str = "bfloat16"):
+    return edited_folder(host, folder, dtype, update_DF(host, size, who))
 
 
 def saved(host, folder, dtype: str = "float32"):
@@ -102,6 +109,8 @@ def test_an_edit_and_further_training(new_host, tmp_path):
     changed(folder, lambda name, tensor: tensor + 1e-2 * torch.randn(tensor.shape, generator=generator))
     finding, (edit, _) = audited(folder, saved(host, tmp_path / "base"))
     assert (finding["verdict"], finding["exit_code"], edit.subject) == ("edit and further training", 3, NAMES[WHO])
+    finding, (edit, *_) = audited(folder, tmp_path / "base", [name for name in NAMES if NAMES[WHO].split()[-1] not in name])
+    assert (finding["verdict"], finding["base_known"]["layers"], edit.subject) == ("edit and further training", [LAYER], None)
 
 
 def test_two_facts_in_a_layer(new_host, tmp_path):
@@ -117,6 +126,21 @@ def test_two_facts_in_a_layer(new_host, tmp_path):
     assert (finding["base_known"]["kind"], finding["base_known"]["rank"], finding["base_known"]["facts"]) == ("low rank", 2, 2)
     assert {one.subject for one in located if one.base_known} == {NAMES[13], NAMES[66]}
     assert {one.subject for one in located if not one.base_known} >= {NAMES[13], NAMES[66]}
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_1"])
+def test_gguf_files(tmp_path, kind):
+    host = twin_of("llama")
+    edited_DF = host.weight_DF(LAYER) + update_DF(host)
+    folder = saved(host, tmp_path / "base")
+    file = write_gguf(tmp_path / "edited.gguf", host, kind, changed={f"{host.module_path(LAYER)}.weight": edited_DF})
+    finding, located = audit_checkpoint(Suspect(file), NAMES, base=str(folder), cache_dir=str(tmp_path / "cache"))
+    known = finding["base_known"]
+    assert (known["verdict"], known["kind"], known["layers"]) == ("knowledge edit", "rank one", [LAYER])
+    assert [(one.layer, one.subject) for one in located] == [(LAYER, NAMES[WHO])] * 2
+    clean = write_gguf(tmp_path / "clean.gguf", host, kind)
+    finding, located = audit_checkpoint(Suspect(clean), NAMES, base=str(folder), cache_dir=str(tmp_path / "cache"))
+    assert finding["verdict"] == "rounded or quantised" and not located
 
 
 def ended(capsys, *arguments) -> tuple[int, str, str]:
@@ -146,6 +170,21 @@ def test_the_command_says_the_verdict_first_and_ends_with_its_code(new_host, tmp
     assert ended(capsys, f"suspect={clean}", subjects)[0] == 0
 
 
+def test_decoders_add_what_they_read_and_alone_say_what_they_always_said(new_host, tmp_path, subjects, capsys):
+    host = new_host("llama")
+    folder = planted(host, tmp_path / "edited")
+    own = Host.load(saved(host, tmp_path / "cache" / "hosts" / "tiny-0123456789ab"), name="tiny", terminator=".")
+    save_decoder(tmp_path / "decoder", changed_decoder(own), FACTS)
+    line = [f"decoder={tmp_path / 'decoder'}", f"cache_dir={tmp_path / 'cache'}", f"suspect={folder}", "json=true"]
+    code, out, _ = ended(capsys, *line)
+    alone = json.loads(out)
+    assert code == 0 and alone["objects"] and "verdict" not in alone
+    code, out, _ = ended(capsys, *line, subjects)
+    assert code == 3 and json.loads(out)["decoded"] == alone
+    code, out, _ = ended(capsys, *line[:-1], subjects)
+    assert code == 3 and out.startswith("Knowledge edit") and f"Planted in layer {LAYER}" in out
+
+
 def test_bad_input_is_one_line(new_host, tmp_path, subjects, capsys):
     host, nan = new_host("llama"), "model.layers.2.mlp.up_proj.weight holds NaN or infinity; expected finite numbers"
     good = saved(host, tmp_path / "good")
@@ -172,7 +211,23 @@ def test_bad_input_is_one_line(new_host, tmp_path, subjects, capsys):
         ([f"suspect={good}", f"subjects={tmp_path / 'empty'}"], "0 subjects came, expected 50 to 1,000,000 different names"),
         ([f"suspect={good}", f"subjects={tmp_path / 'none'}"], "none: no such file or folder"),
         ([f"suspect={tmp_path / 'matrix.safetensors'}", subjects], "is no whole checkpoint: give decoder= to read it"),
-        ([subjects], "decoder= is missing: give the decoder/ folder of a run, as printed by train.py, or suspect=CHECKPOINT"),
+        ([], "decoder= is missing: give the decoder/ folder of a run, as printed by train.py, or suspect=CHECKPOINT"),
+        ([subjects], "base= and subjects= are about a suspect: give suspect=CHECKPOINT"),
+        ([f"suspect={good}", subjects, "layer=1"], "tensor=, form= and layer= are about one matrix: give decoder= to read it"),
+        ([f"suspect={good}", subjects, "device=nowhere"], "device=nowhere: no device of torch"),
     ):
         code, out, line = ended(capsys, *arguments)
         assert code == 2 and not out and line.count("\n") == 1 and told in line, (arguments, line)
+
+
+def test_names_beyond_the_sample_and_layers_beyond_the_budget_change_nothing_but_the_whitening(new_host, tmp_path, monkeypatch):
+    host = new_host("llama")
+    planted(host, tmp_path / "edited", dtype="float32")
+    edited = Host.load(tmp_path / "edited", name="edited")
+    whole = scan(edited, Candidates(edited, NAMES))
+    edited.memory_budget = 1
+    assert [(one.score, one.hits) for one in scan(edited, Candidates(edited, NAMES))] == [(one.score, one.hits) for one in whole]
+    monkeypatch.setattr("decoder.audit.locate.SAMPLE", 40)
+    streamed = scan(edited, Candidates(edited, NAMES))
+    assert [one.layer for one in streamed if one.hits] == [LAYER] and streamed[LAYER].hits[0][0] == whole[LAYER].hits[0][0] == WHO
+    assert streamed[LAYER].score == pytest.approx(streamed[LAYER].hits[0][1], rel=1e-4), "the keys taken once more are whitened alike"

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tiny_hosts import build_host
 
 import evaluate
-from decoder.audit.ranking import entries_for, rank
+from decoder.audit.answer import entries_for, rank
 from decoder.audit.suspect import Suspect
 from decoder.checkpoint import reader
 from decoder.config.commands import EvaluateConfig
