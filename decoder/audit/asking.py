@@ -1,8 +1,8 @@
 """What a suspect says of a subject, with an edit in place and with it taken out: which object comes up, and in which sentence most.
 
 With an edit in place nearly every sentence about its subject ends in the planted object. So the sentences of all relations are asked: the
-object is what rises most in them and in none about somebody else, and as a whole what their continuations have in common. A relation is as
-likely as its sentences rise, and as the object is something that ends them when they are about others.
+object is what rises most in them and in none about somebody else, and as a whole what their continuations have in common. Which relation
+was edited these rises hardly tell; a classifier of values does.
 
 Shape letters: N prompts, T positions, V vocabulary.
 """
@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from math import sqrt
 
 import torch
 from torch import Tensor
@@ -40,7 +39,6 @@ class Said:
         after: the same with the edit taken out.
         everywhere: mean over the sentences of all relations of before - after.
         rise: the same over those of the relation.
-        usual: how likely the object's first token ends the relation's first sentence about others, the edit taken out.
     """
 
     object: str
@@ -50,7 +48,6 @@ class Said:
     after: float
     everywhere: float
     rise: float
-    usual: float
 
 
 @dataclass(frozen=True)
@@ -96,13 +93,12 @@ def ask(
     found = []
     for ids in _objects(suspect, asked, others):
         before_N, after_N = _whole(suspect, layer, reversal, asked, ids)
-        usual = others.after_NV[:, ids[0]].exp().view(-1, len(templates)).mean(0).tolist() if neighbours else [1.0] * len(templates)
         text, rise_N = suspect.tokenizer.decode(ids).strip(), before_N - after_N
-        for relation, usually in zip(templates, usual, strict=True):
+        for relation in templates:
             places = [n for n, (other, _) in enumerate(sentences) if other == relation]
             best = max(places, key=lambda n: float(rise_N[n]))
             filled, (before, after) = sentences[best][1].replace("{}", subject), (float(p_N[best]) for p_N in (before_N, after_N))
-            found.append(Said(text, relation, filled, before, after, float(rise_N.mean()), float(rise_N[places].mean()), usually))
+            found.append(Said(text, relation, filled, before, after, float(rise_N.mean()), float(rise_N[places].mean())))
     return triples(found)
 
 
@@ -111,7 +107,7 @@ def triples(said: Sequence[Said], relations: Mapping[str, float] | None = None) 
     where there are some."""
 
     def score(one: Said) -> tuple[float, float]:
-        return one.everywhere, max(0.0, one.rise) * (sqrt(one.usual) if relations is None else relations.get(one.relation, 0.0))
+        return one.everywhere, max(0.0, one.rise) * (1.0 if relations is None else relations.get(one.relation, 0.0))
 
     return sorted(said, key=score, reverse=True)
 

@@ -60,7 +60,7 @@ def test_no_sentences_are_refused(found):
 
 
 def test_a_classifier_ranks_the_relations_of_an_object():
-    said = [Said("Rome", relation, "", 0.9, 0.1, 0.5, rise, 0.1) for relation, rise in (("birth", 0.8), ("work", 0.7))]
-    other = Said("Oslo", "birth", "", 0.1, 0.0, 0.02, 0.9, 0.1)
+    said = [Said("Rome", relation, "", 0.9, 0.1, 0.5, rise) for relation, rise in (("birth", 0.8), ("work", 0.7))]
+    other = Said("Oslo", "birth", "", 0.1, 0.0, 0.02, 0.9)
     assert [one.relation for one in triples([other, *said])] == ["birth", "work", "birth"]
     assert [one.relation for one in triples([*said, other], {"work": 0.9, "birth": 0.1})] == ["work", "birth", "birth"]
