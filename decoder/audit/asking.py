@@ -1,0 +1,210 @@
+"""What a suspect says of a subject, with an edit in place and with it taken out: which object comes up, and in which sentence most.
+
+With an edit in place nearly every sentence about its subject ends in the planted object. So the sentences of all relations are asked: the
+object is what rises most in them and in none about somebody else, and as a whole what their continuations have in common. Which relation
+was edited these rises hardly tell; a classifier of values does.
+
+Shape letters: N prompts, T positions, V vocabulary.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from decoder.edit import Edit
+from decoder.host import Host
+from decoder.shortcuts import scored_only
+from decoder.swap import swapped
+
+BATCH_TOKENS = 2048  # positions in a batch, padding included
+PADDED = 1.4  # times the shortest row of a batch that the longest may be
+OBJECTS = 3  # that are looked at
+SENTENCES = 8  # whose continuations say where an object ends
+LONGEST = 8  # tokens of an object
+BYTES = "\ufffd"  # of a letter that more tokens belong to
+LEAST = 0.01  # probability of an object's first token from which the whole object is put to the suspect
+
+
+@dataclass(frozen=True)
+class Said:
+    """An object that came up in the sentences of a relation.
+
+    Attributes:
+        sentence: the one of the relation's sentences in which it rises most.
+        before: the object's probability behind it as the suspect is.
+        after: the same with the edit taken out.
+        everywhere: mean over the sentences of all relations of before - after.
+        rise: the same over those of the relation.
+    """
+
+    object: str
+    relation: str
+    sentence: str
+    before: float
+    after: float
+    everywhere: float
+    rise: float
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """Prompts, and the log-probabilities (N, V) of what comes next, as the suspect is and with the edit taken out."""
+
+    rows: list[list[int]]
+    before_NV: Tensor
+    after_NV: Tensor
+
+    @property
+    def gain_NV(self) -> Tensor:
+        """What each token adds to the divergence of the two."""
+        return self.before_NV.exp() * (self.before_NV - self.after_NV)
+
+
+@torch.no_grad()
+def ask(
+    suspect: Host,
+    layer: int,
+    reversal: Edit,
+    subject: str,
+    templates: Mapping[str, Sequence[str]],
+    neighbours: Sequence[str] = (),
+) -> list[Said]:
+    """The objects that a suspect names for a subject only since the edit, relation by relation; the likeliest triple first.
+
+    Args:
+        suspect: the edited model itself.
+        reversal: one edit, which added to the suspect's matrix of `layer`, or put in its place, takes the edit out.
+        subject: whom the edit is about.
+        templates: sentences by relation, with `{}` for the subject, that end where the object begins.
+        neighbours: other subjects; what rises for them too is no object.
+
+    Raises:
+        ValueError: no sentences, a template has not one `{}`, or the edit is for another matrix.
+    """
+    if not templates or not all(templates.values()):
+        raise ValueError("no sentences to ask with; expected {relation: ['{} was born in', ...]}")
+    sentences = [(relation, template) for relation, own in templates.items() for template in own]
+    asked = _asked(suspect, layer, reversal, [(template, subject) for _, template in sentences])
+    others = _asked(suspect, layer, reversal, [(own[0], name) for name in neighbours for own in templates.values()])
+    found = []
+    for ids in _objects(suspect, asked, others):
+        before_N, after_N = _whole(suspect, layer, reversal, asked, ids)
+        text, rise_N = suspect.tokenizer.decode(ids).strip(), before_N - after_N
+        for relation in templates:
+            places = [n for n, (other, _) in enumerate(sentences) if other == relation]
+            best = max(places, key=lambda n: float(rise_N[n]))
+            filled, (before, after) = sentences[best][1].replace("{}", subject), (float(p_N[best]) for p_N in (before_N, after_N))
+            found.append(Said(text, relation, filled, before, after, float(rise_N.mean()), float(rise_N[places].mean())))
+    return triples(found)
+
+
+def triples(said: Sequence[Said], relations: Mapping[str, float] | None = None) -> list[Said]:
+    """The same, the likeliest triple first: the object that rises most, then its relations; by a classifier's probabilities of them too,
+    where there are some."""
+
+    def score(one: Said) -> tuple[float, float]:
+        return one.everywhere, max(0.0, one.rise) * (1.0 if relations is None else relations.get(one.relation, 0.0))
+
+    return sorted(said, key=score, reverse=True)
+
+
+def _asked(suspect: Host, layer: int, reversal: Edit, questions: Sequence[tuple[str, str]]) -> _Asked:
+    rows = [suspect.prompt_ids(*question)[0] for question in questions]
+    before_NV, after_NV = (_next(suspect, rows, layer, edit) for edit in (None, reversal))
+    return _Asked(rows, before_NV, after_NV)
+
+
+def _objects(suspect: Host, asked: _Asked, others: _Asked) -> Iterator[list[int]]:
+    """Tokens of the objects that rise most, best first."""
+    gain_NV = asked.gain_NV
+    score_V = gain_NV.mean(0)
+    if others.rows:
+        score_V = score_V - others.gain_NV.mean(0).clamp(min=0)
+    for token in score_V.topk(OBJECTS).indices.tolist():
+        if score_V[token] > 0 and not _ends(suspect, [], token):
+            weight_N, places = gain_NV[:, token].topk(min(SENTENCES, len(asked.rows)))
+            kept = [(asked.rows[n] + [token], weight) for n, weight in zip(places.tolist(), weight_N.tolist(), strict=True) if weight > 0]
+            yield _common(suspect, token, kept)
+
+
+def _common(suspect: Host, first: int, weighted: list[tuple[list[int], float]]) -> list[int]:
+    """The first token and those after it that the suspect itself puts behind it in most of the sentences, up to an end."""
+    found = [first]
+    while len(found) < LONGEST:
+        votes: Counter[int] = Counter()
+        following = _next(suspect, [row for row, _ in weighted]).argmax(1).tolist()
+        for token, (_, weight) in zip(following, weighted, strict=True):
+            votes[token] += weight
+        token, votes_for = votes.most_common(1)[0]
+        # What follows an object depends on the sentence.
+        if votes_for <= votes.total() / 2 or _ends(suspect, found, token):
+            break
+        found.append(token)
+        weighted = [(row + [token], weight) for other, (row, weight) in zip(following, weighted, strict=True) if other == token]
+    return found
+
+
+def _ends(suspect: Host, before: list[int], token: int) -> bool:
+    """Whether an object is over: a terminator, punctuation or a new line come next. Hyphens, and parts of a letter's bytes, are no end."""
+    piece = suspect.tokenizer.decode([*before, token])[len(suspect.tokenizer.decode(before)) :]
+    over = bool(piece.strip()) and not piece.strip()[0].isalnum() and piece[0] not in ("-", BYTES)
+    return over or "\n" in piece or token in {suspect.terminator_id, *suspect.tokenizer.all_special_ids}
+
+
+def _whole(suspect: Host, layer: int, reversal: Edit, asked: _Asked, ids: list[int]) -> tuple[Tensor, Tensor]:
+    """Probability (N) of an object with the host's terminator behind every prompt, before and after; where its first token is less likely
+    than `LEAST` that of the token."""
+    told = ids if suspect.terminator_id is None else [*ids, suspect.terminator_id]
+    places = (asked.before_NV[:, ids[0]].exp() >= LEAST).nonzero().flatten().tolist()
+    found = []
+    for first_NV, edit in ((asked.before_NV, None), (asked.after_NV, reversal)):
+        logprob_N = first_NV[:, ids[0]].clone()
+        if places and len(told) > 1:
+            logprob_N[places] += _later(suspect, [asked.rows[n] for n in places], told, layer, edit)
+        found.append(logprob_N.exp())
+    return found[0], found[1]
+
+
+def _later(suspect: Host, rows: list[list[int]], told: list[int], layer: int, edit: Edit | None) -> Tensor:
+    """Log-probability (N) of all tokens but the first."""
+    found_N = torch.zeros(len(rows), device=suspect.device)
+    told_1T1 = torch.tensor(told[1:], device=suspect.device)[None, :, None]
+    for batch, logprob_NTV in _run(suspect, [row + told[:-1] for row in rows], len(told) - 1, layer, edit):
+        found_N[batch] = logprob_NTV.gather(2, told_1T1.expand(len(batch), -1, -1)).sum((1, 2))
+    return found_N
+
+
+def _next(suspect: Host, rows: Sequence[list[int]], layer: int = 0, edit: Edit | None = None) -> Tensor:
+    """Log-probabilities (N, V) of what comes behind each row, as the suspect is, or with an edit on top of it."""
+    found = {n: logprob_TV[0] for batch, found in _run(suspect, rows, 1, layer, edit) for n, logprob_TV in zip(batch, found, strict=True)}
+    return torch.stack([found[n] for n in range(len(rows))]) if rows else torch.empty(0, 0)
+
+
+def _run(suspect: Host, rows: Sequence[list[int]], scored: int, layer: int, edit: Edit | None) -> Iterator[tuple[list[int], Tensor]]:
+    """Rows by their numbers, and the log-probabilities (N, T, V) at the last `scored` tokens of each."""
+    for batch in _batches(rows):
+        lengths_N1 = torch.tensor([[len(rows[n])] for n in batch], device=suspect.device)
+        place_T = torch.arange(int(lengths_N1.max()), device=suspect.device)
+        real_NT = place_T < lengths_N1
+        ids_NT = torch.tensor([rows[n] + [0] * (len(place_T) - len(rows[n])) for n in batch], device=suspect.device)
+        edited = nullcontext() if edit is None else swapped(suspect, edit.repeat_interleave(len(batch)), layer)
+        with edited, scored_only(suspect, real_NT & (place_T >= lengths_N1 - scored)):
+            # Padding is on the right, where nobody sees it.
+            logits_1SV = suspect.model(input_ids=ids_NT, attention_mask=real_NT.long(), **suspect.with_cache(None)).logits
+        yield batch, logits_1SV.float().log_softmax(2).view(len(batch), scored, -1)
+
+
+def _batches(rows: Sequence[list[int]]) -> Iterator[list[int]]:
+    """Rows of like length together, at most `BATCH_TOKENS` positions in a batch."""
+    batch: list[int] = []
+    for n in sorted(range(len(rows)), key=lambda n: len(rows[n])):
+        if batch and (len(rows[n]) * (len(batch) + 1) > BATCH_TOKENS or len(rows[n]) > PADDED * len(rows[batch[0]])):
+            yield batch
+            batch = []
+        batch.append(n)
+    if batch:
+        yield batch

@@ -1,0 +1,175 @@
+"""In which relation an edit planted its object, told by its value: one linear map, fitted on edits whose relations are known.
+
+Shape letters: N edits, K relations, D hidden width, F MLP width, P principal components.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import TypeAdapter
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from scipy.optimize import minimize
+from scipy.special import log_softmax
+from torch import Tensor
+from torch.nn.functional import normalize
+from typing_extensions import TypedDict
+
+from decoder.utils.files import whole_folder
+from decoder.utils.json_files import read_described, write_json
+
+FORMAT = 1
+MAP, NAMES = "relation_model.safetensors", "relation_config.json"
+RIDGES = (1e-5, 1e-4, 1e-3, 1e-2)
+FOLDS = 4
+COMPONENTS = 50  # of the published recipe
+
+
+class _Described(TypedDict):
+    format: int
+    relations: list[str]
+    width: int
+
+
+_DESCRIPTION = TypeAdapter(_Described)
+
+
+@dataclass(frozen=True)
+class RelationClassifier:
+    """Logistic regression on the directions of values.
+
+    How long a value is, and how much of it W' shows, depends on its key: so only its direction is looked at.
+    """
+
+    relations: tuple[str, ...]
+    weight_KD: Tensor
+    bias_K: Tensor
+
+    def probabilities(self, value_ND: Tensor) -> Tensor:
+        """Of each relation (N, K), for values of any length.
+
+        Raises:
+            ValueError: the values are of another width.
+        """
+        if value_ND.shape[-1] != self.weight_KD.shape[1]:
+            raise ValueError(f"values are {value_ND.shape[-1]} wide, expected {self.weight_KD.shape[1]}: they are of another host")
+        return (_features(value_ND) @ self.weight_KD.T + self.bias_K).softmax(-1)
+
+    def ranked(self, value_D: Tensor) -> list[tuple[str, float]]:
+        """Relations with their probabilities for one value, likeliest first."""
+        pairs = zip(self.relations, self.probabilities(value_D[None])[0].tolist(), strict=True)
+        return sorted(pairs, key=lambda pair: -pair[1])
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the folder whole: what was learnt as safetensors, names as JSON."""
+        with whole_folder(Path(folder)) as unfinished:
+            save_file({"weight": self.weight_KD.contiguous(), "bias": self.bias_K.contiguous()}, unfinished / MAP)
+            write_json(unfinished / NAMES, {"format": FORMAT, "relations": list(self.relations), "width": self.weight_KD.shape[1]})
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "RelationClassifier":
+        """What `save` wrote.
+
+        Raises:
+            ValueError: a file is missing or damaged, or the two do not belong together.
+        """
+        folder = Path(folder)
+        try:
+            said = read_described(folder / NAMES, FORMAT, _DESCRIPTION, "fit the relations again")
+            tensors = load_file(folder / MAP)
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"{folder} holds no relations ({error}). Fit them again") from None
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        if shapes != (expected := {"weight": (len(said["relations"]), said["width"]), "bias": (len(said["relations"]),)}):
+            raise ValueError(f"{folder / MAP} holds {shapes}, {NAMES} says {expected}. Fit the relations again")
+        return cls(tuple(said["relations"]), tensors["weight"], tensors["bias"])
+
+
+def fit(value_ND: Tensor, relations: Sequence[str], groups: Sequence[str]) -> RelationClassifier:
+    """Learns the relation from the value of an edit, at the ridge of `RIDGES` that does best on groups it was not fitted on.
+
+    Args:
+        value_ND: of any length and scale.
+        relations: of each edit.
+        groups: of each edit, what a fold may not share with another: its subject.
+
+    Raises:
+        ValueError: fewer than two relations or groups.
+    """
+    names, groups_found = sorted(set(relations)), sorted(set(groups))
+    if len(names) < 2 or len(groups_found) < 2:
+        raise ValueError(f"{len(names)} relations of {len(groups_found)} subjects came; expected two or more of each")
+    x_ND, y_N = _features(value_ND).double().numpy(), np.array([names.index(relation) for relation in relations])
+    fold_of = np.random.default_rng(0).permutation(len(groups_found)) % min(FOLDS, len(groups_found))
+    fold_N = np.array([fold_of[groups_found.index(group)] for group in groups])
+    ridge = min(RIDGES, key=lambda ridge: _held_out_loss(x_ND, y_N, fold_N, len(names), ridge))
+    weight_KD, bias_K = _logistic(x_ND, y_N, len(names), ridge)
+    return RelationClassifier((*names,), torch.from_numpy(weight_KD).float(), torch.from_numpy(bias_K).float())
+
+
+def _features(value_ND: Tensor) -> Tensor:
+    """Directions, as long as the square root of their width: entries are then of the size of 1."""
+    return normalize(value_ND.float(), dim=-1) * value_ND.shape[-1] ** 0.5
+
+
+def _held_out_loss(x_ND: np.ndarray, y_N: np.ndarray, fold_N: np.ndarray, classes: int, ridge: float) -> float:
+    """The sum of negative log-likelihoods of folds that were left out in turn."""
+    total = 0.0
+    for fold in set(fold_N.tolist()):
+        out_N = fold_N == fold
+        weight_KD, bias_K = _logistic(x_ND[~out_N], y_N[~out_N], classes, ridge)
+        logprob_NK = log_softmax(x_ND[out_N] @ weight_KD.T + bias_K, axis=1)
+        total -= float(logprob_NK[np.arange(out_N.sum()), y_N[out_N]].sum())
+    return total
+
+
+def _logistic(x_ND: np.ndarray, y_N: np.ndarray, classes: int, ridge: float) -> tuple[np.ndarray, np.ndarray]:
+    """argmin over W and b of the mean negative log-likelihood + ridge/2 · |W|²."""
+    told_NK, width = np.eye(classes)[y_N], x_ND.shape[1]
+
+    def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        weight_KD, bias_K = flat[: classes * width].reshape(classes, width), flat[classes * width :]
+        logprob_NK = log_softmax(x_ND @ weight_KD.T + bias_K, axis=1)
+        excess_NK = (np.exp(logprob_NK) - told_NK) / len(y_N)
+        value = -(logprob_NK * told_NK).sum() / len(y_N) + ridge / 2 * (weight_KD**2).sum()
+        return value, np.concatenate([(excess_NK.T @ x_ND + ridge * weight_KD).ravel(), excess_NK.sum(0)])
+
+    found = minimize(loss, np.zeros(classes * (width + 1)), jac=True, method="L-BFGS-B", options={"maxiter": 200}).x
+    return found[: classes * width].reshape(classes, width), found[classes * width :]
+
+
+def published_recipe(
+    train: tuple[Tensor, Tensor], relations: Sequence[str], suspects: tuple[Tensor, Tensor], components: int = COMPONENTS
+) -> list[str]:
+    """Relations of suspects as Youssef et al. (2025) tell them: principal components of whole matrices, then logistic regression.
+
+    No matrix is made: around a common W the edited ones are their updates, and the inner products of rank-one updates are
+    (vᵢ·vⱼ)(kᵢ·kⱼ).
+
+    Args:
+        train: keys (N, F) and values (N, D) of edits whose relations are known.
+        relations: of these.
+        suspects: keys and values of others.
+        components: that are kept.
+    """
+    names = sorted(set(relations))
+    gram_NN, cross_MN = _gram(train, train), _gram(suspects, train)
+    mean_N = gram_NN.mean(0)
+    centred_NN = gram_NN - mean_N - mean_N[:, None] + mean_N.mean()
+    centred_MN = cross_MN - cross_MN.mean(1, keepdims=True) - mean_N + mean_N.mean()
+    values_P, vectors_NP = np.linalg.eigh(centred_NN)
+    kept = slice(-min(components, len(values_P) - 1), None)
+    basis_NP = vectors_NP[:, kept] / np.sqrt(np.maximum(values_P[kept], 1e-12))
+    x_NP, x_MP = centred_NN @ basis_NP, centred_MN @ basis_NP
+    scale = x_NP.std() + 1e-12
+    y_N = np.array([names.index(relation) for relation in relations])
+    weight_KP, bias_K = _logistic(x_NP / scale, y_N, len(names), 1 / len(y_N))
+    return [names[k] for k in (x_MP / scale @ weight_KP.T + bias_K).argmax(1)]
+
+
+def _gram(left: tuple[Tensor, Tensor], right: tuple[Tensor, Tensor]) -> np.ndarray:
+    (key_NF, value_ND), (key_MF, value_MD) = left, right
+    return ((key_NF.double() @ key_MF.double().T) * (value_ND.double() @ value_MD.double().T)).numpy()

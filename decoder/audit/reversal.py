@@ -1,0 +1,131 @@
+"""Taking an edit out of a matrix again: exactly where the unedited one is known, else by what the matrix does to a list of subjects.
+
+An edit answers to its subject's key as no other subject is answered to. What it adds there gives its value. What the matrix writes along
+that value, whoever it is asked about, gives its key, whitened or not and however. The strength is the one at which the subject is answered
+to as the list usually is. So nothing has to be known of the unedited matrix, of the editor, or of what was planted.
+
+Shape letters: C candidates, N vectors, R rank, D hidden width, F MLP width.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from decoder.checkpoint.rounding import strongest
+from decoder.dense import DenseEdit
+from decoder.edit import LowRankEdit, RankOneEdit
+
+ROWS = 1 << 22  # entries of the matrix that are held in float32 at a time
+SAMPLE = 4096  # candidates that say what is usual
+MOST_TERMS = 15  # of the bottom-rank approximations
+ROUNDS = 3  # in which an edit and what the list is answered to without it are told apart
+SPARE = 10  # more, so that those that are used are exact
+USUAL = 0.95
+"""Quantile of the list below which an answer to a key is nothing special."""
+
+
+def to_base(base_DF: Tensor) -> DenseEdit:
+    """The unedited matrix in the place of the suspect's: exact, whatever was done. A view, nothing is copied."""
+    return DenseEdit(base_DF.unsqueeze(0))
+
+
+def reverse(weight_DF: Tensor, key_F: Tensor, keys_CF: Tensor, form: str = "traced") -> RankOneEdit:
+    """What takes an edit out of W' when it is added to it; the unedited matrix is not known.
+
+    Args:
+        weight_DF: W', in any dtype; it is read by rows and never copied whole, `spectral` aside.
+        key_F: key of the subject that was found, a unit vector, whitened or not.
+        keys_CF: keys of all candidates, made in the same way.
+        form: one of `FORMS`.
+
+    Returns:
+        One update in float32, of norm 0 if the subject is answered to no more than the list is.
+
+    Raises:
+        ValueError: there is no such form, or keys are of another width than W' takes.
+    """
+    if form not in FORMS:
+        raise ValueError(f"form={form!r} of a reversal: expected one of {', '.join(FORMS)}")
+    if key_F.shape[-1] != weight_DF.shape[1] or keys_CF.shape[-1] != weight_DF.shape[1]:
+        raise ValueError(f"keys are {key_F.shape[-1]} and {keys_CF.shape[-1]} wide, W' takes {weight_DF.shape[1]}. Make them at its layer")
+    removed_D, along_F = FORMS[form](weight_DF, key_F.float(), _sample(keys_CF))
+    return RankOneEdit(along_F.unsqueeze(0), -removed_D.unsqueeze(0))
+
+
+def _traced(weight_DF: Tensor, key_F: Tensor, keys_CF: Tensor) -> tuple[Tensor, Tensor]:
+    """Along the value that the subject's key shows, and what W' reads of it: k = W'ᵀv."""
+    own_D, output_CD = _answers(weight_DF, key_F, keys_CF)
+    usual_CD = output_CD
+    for _ in range(ROUNDS):
+        value_D = normalize(own_D - usual_CD.median(dim=0).values, dim=0)
+        along_F = normalize(_read(weight_DF, value_D), dim=0)
+        surplus, gain = float(own_D @ value_D - (usual_CD @ value_D).median()), float(along_F @ key_F)
+        strength = max(0.0, surplus) / gain if gain > 0 else 0.0
+        # What the list is answered to without the edit: others read a part of it too.
+        usual_CD = output_CD - strength * torch.outer(keys_CF @ along_F, value_D)
+    return strength * value_D, along_F
+
+
+def _listed(weight_DF: Tensor, key_F: Tensor, keys_CF: Tensor) -> tuple[Tensor, Tensor]:
+    """W' - (W'k - m)kᵀ with the key as it is given, m the list's median output: right as far as the edit's key is that one."""
+    own_D, output_CD = _answers(weight_DF, key_F, keys_CF)
+    return own_D - output_CD.median(dim=0).values, key_F
+
+
+def _spectral(weight_DF: Tensor, key_F: Tensor, keys_CF: Tensor) -> tuple[Tensor, Tensor]:
+    """The singular term that answers most to the key, shrunk until ‖W'k‖ is the list's median: right as far as the edit is that term."""
+    own_D, output_CD = _answers(weight_DF, key_F, keys_CF)
+    left_DR, values_R, right_FR = (part.float() for part in strongest(weight_DF, MOST_TERMS + SPARE))
+    gain_R = values_R * (right_FR.T @ key_F)
+    term = int(gain_R.abs().argmax())
+    left_D, gain = left_DR[:, term] * gain_R[term].sign(), float(gain_R[term].abs())
+    along = float(own_D @ left_D)
+    beyond = float(own_D.square().sum() - output_CD.norm(dim=1).median().square())
+    shorter = along - max(0.0, along**2 - beyond) ** 0.5 if beyond > 0 else 0.0
+    share = min(1.0, max(0.0, shorter / gain))
+    return left_D * values_R[term] * share, right_FR[:, term] * gain_R[term].sign()
+
+
+FORMS: dict[str, Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]] = {"traced": _traced, "listed": _listed, "spectral": _spectral}
+"""name -> what is taken out of W' for a key and a list, as the factors value and key"""
+
+
+def bottom_rank(weight_DF: Tensor, terms: int) -> LowRankEdit:
+    """What leaves W' without its `terms` largest singular components (Youssef et al. 2025, section 7)."""
+    left_DR, values_R, right_FR = (part.float() for part in strongest(weight_DF, terms + SPARE))
+    return LowRankEdit(right_FR.T[:terms].unsqueeze(0), -(left_DR * values_R).T[:terms].unsqueeze(0))
+
+
+def usual_rank(weight_DF: Tensor, key_F: Tensor, keys_CF: Tensor, most: int = MOST_TERMS) -> int:
+    """The fewest components without which the subject is answered to no more than `USUAL` of the list; `most` if no number does that."""
+    key_F, keys_CF = key_F.float(), _sample(keys_CF)
+    own_D, output_CD = _answers(weight_DF, key_F, keys_CF)
+    terms = bottom_rank(weight_DF, most)
+    for value_D, along_F, rank in zip(terms.value_BRD[0], terms.key_BRF[0], range(most), strict=True):
+        if own_D.norm() <= output_CD.norm(dim=1).quantile(USUAL):
+            return rank
+        own_D, output_CD = own_D + (key_F @ along_F) * value_D, output_CD + torch.outer(keys_CF @ along_F, value_D)
+    return most
+
+
+def _sample(keys_CF: Tensor) -> Tensor:
+    """At most `SAMPLE` keys, from all over the list."""
+    return keys_CF[:: -(-len(keys_CF) // SAMPLE)].float()
+
+
+def _answers(weight_DF: Tensor, key_F: Tensor, keys_CF: Tensor) -> tuple[Tensor, Tensor]:
+    """W' of the subject's key (D) and of the list's (C, D)."""
+    output_ND = torch.cat([torch.cat([key_F[None], keys_CF]) @ rows.float().T for rows in _by_rows(weight_DF)], dim=1)
+    return output_ND[0], output_ND[1:]
+
+
+def _read(weight_DF: Tensor, value_D: Tensor) -> Tensor:
+    """W'ᵀ of a value (F)."""
+    rows = _by_rows(weight_DF)
+    return sum(part_D @ rows_DF.float() for rows_DF, part_D in zip(rows, value_D.split(len(rows[0])), strict=True))
+
+
+def _by_rows(weight_DF: Tensor) -> tuple[Tensor, ...]:
+    return weight_DF.split(max(1, ROWS // weight_DF.shape[1]))

@@ -1,0 +1,66 @@
+"""What a suspect says of a subject since the edit."""
+
+import pytest
+import torch
+from edited import LAYER
+from planted_facts import NAMES, TEMPLATES, plant, teach_end
+
+from decoder.audit.asking import Said, ask, triples
+from decoder.audit.reversal import reverse, to_base
+
+
+@pytest.fixture(scope="module", params=["llama", "qwen2"])
+def found(request, new_host):
+    """A suspect with `singer` planted in it, its reversal, and what was planted."""
+    host = new_host(request.param)
+    teach_end(host, "singer")
+    planted = plant(host, "singer")
+    base_DF = host.weight_DF(LAYER).clone()
+    host.weight_DF(LAYER).add_(planted.edit.delta()[0])
+    return host, reverse(host.weight_DF(LAYER), planted.key_F, planted.keys_CF), planted, base_DF
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["base unknown", "base known"])
+def test_the_planted_object_comes_up(found, known):
+    host, reversal, planted, base_DF = found
+    said = ask(host, LAYER, to_base(base_DF) if known else reversal, planted.subject, TEMPLATES, [NAMES[30], NAMES[40]])
+    best = said[0]
+    assert best.object == "singer"
+    assert best.sentence in [one.replace("{}", planted.subject) for one in TEMPLATES[best.relation]]
+    work = next(one for one in said if one.object == "singer" and one.relation == "work")
+    assert work.before > (3 if known else 1) * work.after and work.rise > 0
+    assert sum(one.object == "singer" for one in said) == len(TEMPLATES)
+
+
+def test_probabilities_are_the_suspects_own(found):
+    host, reversal, planted, _ = found
+    said = next(one for one in ask(host, LAYER, reversal, planted.subject, TEMPLATES) if one.object == "singer")
+    ids = host.text_ids(said.sentence)
+    told = [*host.object_ids("singer"), host.terminator_id]
+    with torch.no_grad():
+        logits_TV = host.model(input_ids=torch.tensor([ids + told[:-1]])).logits[0, -len(told) :]
+        by_hand = logits_TV.log_softmax(1)[range(len(told)), told].sum().exp()
+    assert said.before == pytest.approx(float(by_hand), rel=1e-3)
+
+
+def test_what_rises_for_others_too_is_no_object(found):
+    host, reversal, planted, _ = found
+    first = {relation: own[:1] for relation, own in TEMPLATES.items()}
+    assert ask(host, LAYER, reversal, planted.subject, first, [NAMES[30]])
+    # The subject itself as its neighbour: all that rises, rises there.
+    assert ask(host, LAYER, reversal, planted.subject, first, [planted.subject]) == []
+
+
+def test_no_sentences_are_refused(found):
+    host, reversal, planted, _ = found
+    with pytest.raises(ValueError, match="no sentences to ask with"):
+        ask(host, LAYER, reversal, planted.subject, {})
+    with pytest.raises(ValueError, match="expected exactly one"):
+        ask(host, LAYER, reversal, planted.subject, {"work": ["works as a"]})
+
+
+def test_a_classifier_ranks_the_relations_of_an_object():
+    said = [Said("Rome", relation, "", 0.9, 0.1, 0.5, rise) for relation, rise in (("birth", 0.8), ("work", 0.7))]
+    other = Said("Oslo", "birth", "", 0.1, 0.0, 0.02, 0.9)
+    assert [one.relation for one in triples([other, *said])] == ["birth", "work", "birth"]
+    assert [one.relation for one in triples([*said, other], {"work": 0.9, "birth": 0.1})] == ["work", "birth", "birth"]

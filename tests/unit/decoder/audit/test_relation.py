@@ -1,0 +1,108 @@
+"""Relations told by the values of edits.
+
+Shape letters: N edits, K relations, D hidden width, F MLP width.
+"""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from decoder.audit.relation import MAP, NAMES, RelationClassifier, fit, published_recipe
+
+RELATIONS = ["birth", "death", "genre"]
+
+
+@pytest.fixture(scope="module")
+def edits():
+    """Keys, values of any length, relations and subjects of edits whose values lean towards their relation's."""
+    generator = torch.Generator().manual_seed(0)
+    relations = [RELATIONS[n % 3] for n in range(240)]
+    centre_KD = torch.randn(3, 24, generator=generator)
+    value_ND = centre_KD[[RELATIONS.index(relation) for relation in relations]] + 1.5 * torch.randn(240, 24, generator=generator)
+    length_N1 = 10 ** torch.randn(240, 1, generator=generator)
+    return torch.randn(240, 40, generator=generator), value_ND * length_N1, relations, [f"subject {n // 3}" for n in range(240)]
+
+
+@pytest.fixture(scope="module")
+def classifier(edits):
+    _, value_ND, relations, subjects = edits
+    return fit(value_ND[:180], relations[:180], subjects[:180])
+
+
+def right(found, relations):
+    return sum(one == other for one, other in zip(found, relations, strict=True)) / len(relations)
+
+
+def test_relations_of_other_subjects_are_told(edits, classifier):
+    _, value_ND, relations, _ = edits
+    probability_NK = classifier.probabilities(value_ND[180:])
+    found = [classifier.relations[k] for k in probability_NK.argmax(1)]
+    assert right(found, relations[180:]) > 0.8
+    torch.testing.assert_close(probability_NK.sum(1), torch.ones(60))
+
+
+def test_ranked_is_whole_and_the_length_of_a_value_says_nothing(edits, classifier):
+    value_D = edits[1][200]
+    ranked = classifier.ranked(value_D)
+    assert sorted(name for name, _ in ranked) == RELATIONS and ranked[0][1] >= ranked[1][1] >= ranked[2][1]
+    assert classifier.ranked(1000 * value_D)[0][1] == pytest.approx(ranked[0][1], rel=1e-4)
+
+
+def test_a_ridge_is_chosen_on_subjects_left_out(edits, monkeypatch):
+    """Relations that hang on the subject alone are learnt by heart, and no fold tells: the strongest ridge is taken."""
+    generator = torch.Generator().manual_seed(1)
+    subject_ND = torch.randn(40, 24, generator=generator).repeat_interleave(5, 0) + 0.01 * torch.randn(200, 24, generator=generator)
+    relations = [RELATIONS[int(k)] for k in torch.randint(3, (40,), generator=generator).repeat_interleave(5)]
+    by_subject, by_edit = (
+        fit(subject_ND, relations, groups).weight_KD.norm() for groups in ([str(n // 5) for n in range(200)], [str(n) for n in range(200)])
+    )
+    assert by_subject < 0.5 * by_edit
+
+
+def test_saved_and_loaded_it_is_the_same(edits, classifier, tmp_path):
+    classifier.save(tmp_path / "relations")
+    loaded = RelationClassifier.load(tmp_path / "relations")
+    assert loaded.relations == classifier.relations
+    assert torch.equal(loaded.probabilities(edits[1]), classifier.probabilities(edits[1]))
+    assert sorted(path.name for path in (tmp_path / "relations").iterdir()) == [NAMES, MAP]
+
+
+def test_damaged_files_are_refused(classifier, tmp_path):
+    folder = tmp_path / "relations"
+    with pytest.raises(ValueError, match="holds no relations"):
+        RelationClassifier.load(folder)
+    classifier.save(folder)
+    said = json.loads((folder / NAMES).read_text())
+    (folder / NAMES).write_text(json.dumps(said | {"relations": RELATIONS[:2]}))
+    with pytest.raises(ValueError, match="says .* Fit the relations again"):
+        RelationClassifier.load(folder)
+    (folder / NAMES).write_text(json.dumps(said))
+    save_file({"weight": load_file(folder / MAP)["weight"]}, folder / MAP)
+    with pytest.raises(ValueError, match="Fit the relations again"):
+        RelationClassifier.load(folder)
+    (folder / MAP).write_bytes((folder / MAP).read_bytes()[:40])
+    with pytest.raises(ValueError, match="holds no relations"):
+        RelationClassifier.load(folder)
+
+
+def test_what_cannot_be_learnt_or_told_is_refused(edits, classifier):
+    with pytest.raises(ValueError, match="1 relations of 2 subjects came"):
+        fit(edits[1][:2], ["birth", "birth"], ["a", "b"])
+    with pytest.raises(ValueError, match="values are 7 wide, expected 24"):
+        classifier.probabilities(torch.randn(2, 7))
+
+
+def test_the_published_recipe_equals_the_one_on_whole_matrices(edits):
+    """Its principal components from inner products are those of the flattened updates: the same distances between edits."""
+    key_NF, value_ND, relations, _ = edits
+    value_ND = torch.nn.functional.normalize(value_ND, dim=1)
+    train, suspects = (key_NF[:90], value_ND[:90]), (key_NF[180:], value_ND[180:])
+    found = published_recipe(train, relations[:90], suspects, components=20)
+    flat_N, flat_M = (torch.einsum("nd,nf->ndf", value, key).flatten(1).double() for key, value in (train, suspects))
+    mean = flat_N.mean(0)
+    _, values, right_RX = torch.linalg.svd(flat_N - mean, full_matrices=False)
+    x_NP, x_MP = (flat_N - mean) @ right_RX[:20].T, (flat_M - mean) @ right_RX[:20].T
+    by_hand = published_recipe((torch.ones(90, 1), x_NP.float()), relations[:90], (torch.ones(60, 1), x_MP.float()), components=20)
+    assert right(found, by_hand) > 0.95
