@@ -1,6 +1,7 @@
 """Audit a checkpoint, or use an exported decoder: score it again on its store, or read one suspect matrix.
 
 python evaluate.py suspect=CHECKPOINT [base=CHECKPOINT] [subjects=FILE]     was it edited, where, about whom: needs no decoder
+python evaluate.py suspect=CHECKPOINT repair=FOLDER                 the same, and the checkpoint without its edit
 python evaluate.py decoder=runs/main/pocket/rome-e1-t1-s0/decoder
 python evaluate.py decoder=... store=OTHER_STORE                    its test edits as another editor made them
 python evaluate.py decoder=... precision=int8                       its test edits from matrices that were rounded
@@ -27,13 +28,13 @@ from decoder.utils.errors import UserError, lasting, run_command
 @run_command
 def main(argv: list[str] | None = None) -> None:
     cfg = compose(EvaluateConfig, "evaluate", sys.argv[1:] if argv is None else argv)
-    if not cfg.suspect and (cfg.base or cfg.subjects):
-        raise UserError("base= and subjects= are about a suspect: give suspect=CHECKPOINT")
+    if not cfg.suspect and (cfg.base or cfg.subjects or cfg.repair):
+        raise UserError("base=, subjects= and repair= are about a suspect: give suspect=CHECKPOINT")
     if not cfg.decoder and not cfg.suspect:
         raise UserError("decoder= is missing: give the decoder/ folder of a run, as printed by train.py, or suspect=CHECKPOINT")
     if not cfg.decoder and (cfg.tensor or cfg.form != "auto" or cfg.layer is not None):
         raise UserError("tensor=, form= and layer= are about one matrix: give decoder= to read it, or leave them out to audit a checkpoint")
-    for name in ("decoder", "suspect", "base", "subjects"):
+    for name in ("decoder", "suspect", "base", "subjects", "repair"):
         setattr(cfg, name, os.path.expanduser(getattr(cfg, name)) if getattr(cfg, name) else None)
     if cfg.decoder and not is_collection(cfg.decoder):
         # A folder that is no decoder is refused before what takes seconds is imported.
@@ -42,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
         from decoder.audit.describe import describe
         from decoder.utils.terminal import console, quiet
     quiet()
-    whole = cfg.suspect and (not cfg.decoder or cfg.base or cfg.subjects)
+    whole = cfg.suspect and (not cfg.decoder or cfg.base or cfg.subjects or cfg.repair)
     answer = audit_whole(cfg) if whole else audit(cfg) if cfg.suspect else score(cfg)
     if cfg.json:
         print(json.dumps(answer, ensure_ascii=False))
@@ -63,11 +64,14 @@ def audit_whole(cfg: EvaluateConfig) -> dict[str, Any]:
 
     suspect = Suspect(cfg.suspect)
     if not suspect.is_whole:
-        raise UserError(f"suspect={cfg.suspect} is no whole checkpoint: give decoder= to read it, and neither base= nor subjects=")
+        raise UserError(f"suspect={cfg.suspect} is no whole checkpoint: give decoder= to read it, and neither base=, subjects= nor repair=")
     if cfg.base and Path(cfg.base).resolve() == Path(cfg.suspect).resolve():
         raise UserError(f"base={cfg.base} is the suspect itself: give the checkpoint as it was before")
-    names = read_subjects(cfg.subjects) if cfg.subjects else [*dict.fromkeys(fact.subject for fact in load_pocket().facts)]
-    finding, _ = audit_checkpoint(suspect, names, base=cfg.base, cache_dir=cfg.cache_dir, device=cfg.device)
+    facts = load_pocket().facts
+    names = read_subjects(cfg.subjects) if cfg.subjects else [*dict.fromkeys(fact.subject for fact in facts)]
+    sentences = {fact.relation_name: fact.templates for fact in facts}
+    where = {"base": cfg.base, "repaired": cfg.repair, "cache_dir": cfg.cache_dir, "device": cfg.device}
+    finding, _ = audit_checkpoint(suspect, names, templates=sentences, **where)
     return finding | ({"decoded": audit(cfg)} if cfg.decoder else {})
 
 

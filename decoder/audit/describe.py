@@ -125,9 +125,23 @@ def describe_finding(finding: Mapping[str, Any]) -> RenderableType:
         if finding[name]:
             parts += _column(finding[name], name.replace("_", " ").capitalize())
     parts += [escape(note) for note in finding["notes"]]
+    if done := finding.get("repaired"):
+        parts.append(f"Repaired: {escape(done['folder'])} ({done['tensor']})" if done["folder"] else f"Not repaired: {done['why']}")
     if "decoded" in finding:
         parts.append(describe(finding["decoded"]))
     return Group(*parts)
+
+
+def _testimony(edit: Mapping[str, Any]) -> list[str]:
+    """What the suspect says of the subject with and without the edit."""
+    if not (told := edit.get("triple")):
+        return []
+    objects = ", ".join(f"[bold]{escape(one['text'])}[/bold] ({one['rise']:+.2f})" for one in edit["objects"])
+    sentence = escape(f"{told['sentence']} {told['object']}")
+    return [
+        f"    says of it since then: {objects}",
+        f'    "{sentence}": probability {told["before"]:.3f}, and {told["after"]:.3f} with the edit taken out',
+    ]
 
 
 def _column(column: Mapping[str, Any], title: str) -> list[RenderableType]:
@@ -140,5 +154,6 @@ def _column(column: Mapping[str, Any], title: str) -> list[RenderableType]:
         rest = ", ".join(f"{escape(one['subject'])} {one['score']:.2f}" for one in edit["subjects"][:4])
         whom = f"about [bold]{escape(edit['subject'])}[/bold]" if edit["subject"] else "about nobody in the list"
         lines.append(f"  layer {edit['layer']}: {whom} (score {edit['score']:.2f}; {rest})")
+        lines += _testimony(edit)
     lines.append("  layers: " + ", ".join(f"{one['layer']} ({one['score']:.2f})" for one in column["ranking"][:5]))
     return lines

@@ -9,18 +9,27 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from decoder.audit.answer import check_device
+from decoder.audit.asking import ask
 from decoder.audit.candidates import Candidates
 from decoder.audit.locate import LayerScan, Located, scan, usable_layers
+from decoder.audit.repair import refuse, repair
+from decoder.audit.reversal import reverse, to_base
 from decoder.audit.scan import Scan, differences
 from decoder.audit.suspect import Suspect
 from decoder.audit.verdict import Compared, Verdict, edited_layers, known, unknown
 from decoder.checkpoint.gguf_host import host_folder
+from decoder.dense import DenseEdit
+from decoder.edit import LowRankEdit
 from decoder.host import Host
 from decoder.utils.progress import progress
 
+ASKED = 8  # edits at most that the suspect is asked about
+NEIGHBOURS = 2  # other subjects that are asked the same
+TOLD = ("relation", "object", "sentence", "before", "after")
 LIGHT = 4 << 30
 """Bytes that a host may take in float32, in which CPUs are fastest. Larger ones are opened in bfloat16."""
 
@@ -62,21 +71,33 @@ def compare(suspect: Suspect, base: Host) -> tuple[Compared, list[str]]:
 
 
 def audit_checkpoint(
-    suspect: Suspect, names: Sequence[str], *, base: str | None = None, cache_dir: str | None = None, device: str = "cpu"
+    suspect: Suspect,
+    names: Sequence[str],
+    *,
+    templates: Mapping[str, Sequence[str]] | None = None,
+    base: str | None = None,
+    repaired: str | None = None,
+    cache_dir: str | None = None,
+    device: str = "cpu",
 ) -> tuple[dict[str, Any], list[Located]]:
     """The finding, JSON-able, and every edit that was located.
 
     Args:
         suspect: a folder or GGUF file.
         names: the subjects an edit may be about.
+        templates: sentences by relation that the suspect is asked about each subject that was found; without them it is not asked.
         base: the unedited checkpoint, if it is at hand.
+        repaired: folder that the suspect without its edits is written to.
 
     Raises:
-        ValueError: the checkpoint cannot be loaded, or the base is of another model; see also `Candidates`.
+        ValueError: the checkpoint cannot be loaded, the base is of another model, or nothing can be written; see also `Candidates`.
     """
-    compared, notes = None, [*suspect.notes]
+    compared, unedited, notes = None, None, [*suspect.notes]
+    if repaired is not None:
+        refuse(suspect, Path(repaired).expanduser())
     if base is not None:
-        compared, more = compare(suspect, open_checkpoint(base, cache_dir, device))
+        unedited = open_checkpoint(base, cache_dir, device)
+        compared, more = compare(suspect, unedited)
         notes += more
     host = open_checkpoint(suspect.path, cache_dir, device)
     updates = compared.updates if compared else {}
@@ -97,9 +118,46 @@ def audit_checkpoint(
         in_base = [*_from_updates(scans, {layer: updates[layer] for layer in verdict.layers}, names)]
         finding["base_known"] = _column(verdict, [*compared.scores.items()], in_base) | _surroundings(compared)
         located = in_base + located
-    column = finding["base_known"] or finding["base_unknown"]
-    used = "base known" if base else "base unknown"
-    return {"verdict": column["verdict"], "used": used, "exit_code": column["exit_code"]} | finding, located
+    column, used = finding["base_known"] or finding["base_unknown"], [one for one in located if one.base_known == (base is not None)]
+    with progress("sentences about the subjects found", len(used[:ASKED])) as advance:
+        for one, edit in zip(used[:ASKED], column["edits"], strict=False):
+            edit |= testimony(host, one, out_of(host, unedited, [one]), templates, names) if one.subject and templates else {}
+            advance(1)
+    if repaired is not None:
+        finding["repaired"] = _repair(suspect, host, unedited, used, repaired)
+    evidence = "base known" if base else "base unknown"
+    return {"verdict": column["verdict"], "used": evidence, "exit_code": column["exit_code"]} | finding, located
+
+
+def out_of(host: Host, unedited: Host | None, located: Sequence[Located]) -> DenseEdit | LowRankEdit:
+    """What takes edits of one layer out of a suspect: the unedited matrix in the place of its own, else one term for each edit."""
+    layer = located[0].layer
+    if unedited is not None:
+        return to_base(unedited.weight_DF(layer))
+    terms, weight_DF = [], host.weight_DF(layer)
+    for one in located:
+        terms.append(reverse(weight_DF, one.key_F, one.keys_CF))
+        weight_DF = weight_DF.float() + terms[-1].delta()[0] if len(located) > 1 else weight_DF
+    return LowRankEdit(torch.stack([term.key_BF for term in terms], 1), torch.stack([term.value_BD for term in terms], 1))
+
+
+def testimony(
+    host: Host, one: Located, reversal: DenseEdit | LowRankEdit, templates: Mapping[str, Sequence[str]], names: Sequence[str]
+) -> dict[str, Any]:
+    """What the suspect says of a subject only since the edit: objects, and the sentence in which the likeliest rises most."""
+    said = ask(host, one.layer, reversal, one.subject, templates, [name for name in names if name != one.subject][:NEIGHBOURS])
+    objects = {each.object: each.everywhere for each in reversed(said)}
+    triple = {"subject": one.subject} | {name: getattr(said[0], name) for name in TOLD} if said else None
+    return {"objects": [{"text": text, "rise": rise} for text, rise in reversed(objects.items())], "triple": triple}
+
+
+def _repair(suspect: Suspect, host: Host, unedited: Host | None, located: Sequence[Located], folder: str) -> dict[str, Any]:
+    """Writes the suspect without its edits, where they lie in one layer; what was written, or why nothing was."""
+    layers = sorted({one.layer for one in located})
+    if len(layers) != 1:
+        return {"folder": None, "why": f"edits were found in {len(layers)} layers, expected one"}
+    found = repair(suspect, host, layers[0], out_of(host, unedited, located), folder)
+    return {"folder": str(found.folder), "tensor": found.tensor, "left_out": found.left_out, "notes": found.notes}
 
 
 def _column(verdict: Verdict, layers: Sequence[tuple[int, float]], located: Sequence[Located]) -> dict[str, Any]:

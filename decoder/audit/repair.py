@@ -71,7 +71,7 @@ def repair(
         notes.append(f"{suspect.path} is a GGUF file: what was repaired is its host in {str(host.dtype).removeprefix('torch.')}.")
         checkpoint = Checkpoint(host.path)
     file, name = _place(suspect, checkpoint, host, layer)
-    _refuse(suspect, folder)
+    refuse(suspect, folder)
     with whole_folder(folder) as unfinished:
         left_out = _copy(checkpoint, unfinished)
         before, after = _write(unfinished / file, name, _changed(checkpoint, name, host, layer, reversal))
@@ -98,7 +98,8 @@ def _names(file: Path) -> list[str]:
         return list(opened.keys())
 
 
-def _refuse(suspect: Suspect, folder: Path) -> None:
+def refuse(suspect: Suspect, folder: Path) -> None:
+    """Raises ValueError if a repaired suspect must not be written there."""
     if folder.exists() or folder.is_symlink():
         raise ValueError(f"repair={folder}: exists already, and nothing is written over. Give another folder")
     if folder.resolve().is_relative_to(suspect.checkpoint.path.resolve()):

@@ -34,6 +34,7 @@ class EvaluateConfig:
     subjects: str | None = place(
         None, "audit: whom an edit may be about, one a line or a JSON list; empty takes the subjects of the built-in facts"
     )
+    repair: str | None = place(None, "audit: new folder for the checkpoint without the edits that were found")
     tensor: str | None = option(None, "name of the suspect matrix, if the file holds several 2-D tensors")
     form: Literal["auto", "weight", "update"] = option(
         "auto", "what a suspect is: weights W', or their update W' - W; auto takes weights and refuses what looks like an update"
