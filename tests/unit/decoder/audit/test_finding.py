@@ -24,10 +24,10 @@ from decoder.host import Host
 WHO = 13
 
 
-def update_DF(host, size: float = 8.0, who: int = WHO) -> torch.Tensor:
+def update_DF(host, size: float = 8.0, who: int = WHO, value_D: torch.Tensor | None = None) -> torch.Tensor:
     """A rank-one edit about one of `NAMES`, as an editor with whitened keys makes it."""
     keys_CF = gathered(Candidates(host, NAMES), [LAYER])[LAYER]
-    value_D = unit(torch.randn(host.hidden_size, generator=torch.Generator().manual_seed(0)))
+    value_D = unit(torch.randn(host.hidden_size, generator=torch.Generator().manual_seed(0)) if value_D is None else value_D)
     return size * torch.outer(value_D, unit(whitener(keys_CF)(keys_CF))[who])
 
 
@@ -231,3 +231,42 @@ def test_names_beyond_the_sample_and_layers_beyond_the_budget_change_nothing_but
     streamed = scan(edited, Candidates(edited, NAMES))
     assert [one.layer for one in streamed if one.hits] == [LAYER] and streamed[LAYER].hits[0][0] == whole[LAYER].hits[0][0] == WHO
     assert streamed[LAYER].score == pytest.approx(streamed[LAYER].hits[0][1], rel=1e-4), "the keys taken once more are whitened alike"
+
+
+# Where the subject stands last, what an edit writes goes to the head and need not be carried on by attention.
+TEMPLATES = {"work": ["the {}", "small {}"], "place": ["in {}", "city of {}"]}
+
+
+@pytest.fixture
+def told(new_host, tmp_path):
+    """A folder with an edit that says `singer` of `NAMES[WHO]`, and the folder without it."""
+    host = new_host("llama")
+    (singer,) = host.object_ids("singer")
+    update = update_DF(host, size=30.0, value_D=host.unembedding_VD[singer])
+    return edited_folder(host, tmp_path / "told", "float32", update), saved(host, tmp_path / "base")
+
+
+@pytest.mark.parametrize("with_base", [False, True])
+def test_the_suspect_is_asked_about_whom_it_found(told, with_base):
+    folder, base = told
+    finding, _ = audit_checkpoint(Suspect(folder), NAMES, templates=TEMPLATES, base=str(base) if with_base else None)
+    (edit,) = finding["base_known" if with_base else "base_unknown"]["edits"]
+    assert edit["subject"] == edit["triple"]["subject"] == NAMES[WHO]
+    assert edit["objects"][0]["text"] == edit["triple"]["object"] == "singer"
+    assert edit["triple"]["before"] > 3 * edit["triple"]["after"] and NAMES[WHO] in edit["triple"]["sentence"]
+    assert json.loads(json.dumps(finding)) == finding
+
+
+def test_the_checkpoint_is_written_without_its_edit(told, tmp_path, capsys):
+    folder, _ = told
+    (tmp_path / "names.txt").write_text("\n".join(NAMES))
+    arguments = [f"suspect={folder}", f"subjects={tmp_path / 'names.txt'}", f"repair={tmp_path / 'repaired'}"]
+    with pytest.raises(SystemExit) as stop:
+        evaluate.main(arguments)
+    said = capsys.readouterr().out
+    assert stop.value.code == 3 and "Repaired:" in said and f"about {NAMES[WHO]}" in said
+    assert audit_checkpoint(Suspect(tmp_path / "repaired"), NAMES)[0]["verdict"] == "nothing found"
+    with pytest.raises(SystemExit) as stop:
+        evaluate.main(arguments)
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and said.count("\n") == 1 and "exists already" in said
