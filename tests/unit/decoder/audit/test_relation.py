@@ -47,7 +47,8 @@ def test_ranked_is_whole_and_the_length_of_a_value_says_nothing(edits, classifie
     value_D = edits[1][200]
     ranked = classifier.ranked(value_D)
     assert sorted(name for name, _ in ranked) == RELATIONS and ranked[0][1] >= ranked[1][1] >= ranked[2][1]
-    assert classifier.ranked(1000 * value_D)[0][1] == pytest.approx(ranked[0][1], rel=1e-4)
+    for scale in (1e-3, 1e3):
+        assert dict(classifier.ranked(scale * value_D)) == pytest.approx(dict(ranked), abs=1e-4)
 
 
 def test_a_ridge_is_chosen_on_subjects_left_out(edits, monkeypatch):

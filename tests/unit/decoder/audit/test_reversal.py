@@ -60,8 +60,10 @@ def test_the_spectral_form_stops_at_the_median_norm(host, planted):
     assert 0.999 * norm_C.median() < own < 0.5 * before * norm_C.median()
 
 
-def test_what_the_host_says_comes_back(host, planted):
+def test_what_the_host_says_comes_back(host_of):
     """With keys as they are found too: the edit's own key is whitened, and is traced all the same."""
+    host = host_of("llama")
+    planted = plant(host, "singer")
     raw_CF = normalize(raw_keys(host), dim=1)
     for keys_CF in (planted.keys_CF, raw_CF):
         found = reverse(planted.weight_DF(host), keys_CF[planted.place], keys_CF)
@@ -80,8 +82,9 @@ def test_what_the_host_says_comes_back(host, planted):
 
 def test_bfloat16_is_read_by_rows(planted, host, monkeypatch):
     weight_DF = planted.weight_DF(host)
+    whole = reverse(weight_DF, planted.key_F, planted.keys_CF)
     monkeypatch.setattr("decoder.audit.reversal.ROWS", 5 * weight_DF.shape[1])
-    found, whole = (reverse(one, planted.key_F, planted.keys_CF) for one in (weight_DF.bfloat16(), weight_DF))
+    found = reverse(weight_DF.bfloat16(), planted.key_F, planted.keys_CF)
     torch.testing.assert_close(found.delta(), whole.delta(), rtol=0, atol=0.05 * float(whole.delta().abs().max()))
 
 
