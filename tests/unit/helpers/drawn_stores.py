@@ -45,9 +45,9 @@ def skips(edit_id: str) -> bool:
     return crc32(edit_id.encode()) % 97 == 0
 
 
-def drawn_scores(host, layer, requests, edits, facts):
-    success = [crc32(request.edit_id.encode()) % 41 > 0 for request in requests]
-    return {name: [1.0] * len(requests) for name in SCORE_COLUMNS} | {"success": success}
+def drawn_scores(host, layer, hosts, made, facts):
+    success = [crc32(request.edit_id.encode()) % 41 > 0 for (request,) in hosts]
+    return {name: [1.0] * len(hosts) for name in SCORE_COLUMNS} | {"success": success}
 
 
 def config(path, **data_settings) -> TrainConfig:
