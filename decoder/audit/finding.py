@@ -97,8 +97,10 @@ def audit_checkpoint(
         in_base = [*_from_updates(scans, {layer: updates[layer] for layer in verdict.layers}, names)]
         finding["base_known"] = _column(verdict, [*compared.scores.items()], in_base) | _surroundings(compared)
         located = in_base + located
-    column = finding["base_known"] or finding["base_unknown"]
-    used = "base known" if base else "base unknown"
+    known_column, unknown_column = finding["base_known"], finding["base_unknown"]
+    # An edit that the scan alone shows is in the base as well, or hidden under an adapter that is stronger than it.
+    by_scan = known_column is None or (known_column["exit_code"] != 3 and unknown_column["exit_code"] == 3)
+    column, used = (unknown_column, "base unknown") if by_scan else (known_column, "base known")
     return {"verdict": column["verdict"], "used": used, "exit_code": column["exit_code"]} | finding, located
 
 
