@@ -118,15 +118,18 @@ def audit_checkpoint(
         in_base = [*_from_updates(scans, {layer: updates[layer] for layer in verdict.layers}, names)]
         finding["base_known"] = _column(verdict, [*compared.scores.items()], in_base) | _surroundings(compared)
         located = in_base + located
-    column, used = finding["base_known"] or finding["base_unknown"], [one for one in located if one.base_known == (base is not None)]
-    with progress("sentences about the subjects found", len(used[:ASKED])) as advance:
-        for one, edit in zip(used[:ASKED], column["edits"], strict=False):
+    known_column, unknown_column = finding["base_known"], finding["base_unknown"]
+    # An edit that the scan alone shows is in the base as well, or hidden under an adapter that is stronger than it.
+    by_scan = known_column is None or (known_column["exit_code"] != 3 and unknown_column["exit_code"] == 3)
+    column, used = (unknown_column, "base unknown") if by_scan else (known_column, "base known")
+    edits, unedited = [one for one in located if one.base_known != by_scan], None if by_scan else unedited
+    with progress("sentences about the subjects found", len(edits[:ASKED])) as advance:
+        for one, edit in zip(edits[:ASKED], column["edits"], strict=False):
             edit |= testimony(host, one, out_of(host, unedited, [one]), templates, names) if one.subject and templates else {}
             advance(1)
     if repaired is not None:
-        finding["repaired"] = _repair(suspect, host, unedited, used, repaired)
-    evidence = "base known" if base else "base unknown"
-    return {"verdict": column["verdict"], "used": evidence, "exit_code": column["exit_code"]} | finding, located
+        finding["repaired"] = _repair(suspect, host, unedited, edits, repaired)
+    return {"verdict": column["verdict"], "used": used, "exit_code": column["exit_code"]} | finding, located
 
 
 def out_of(host: Host, unedited: Host | None, located: Sequence[Located]) -> DenseEdit | LowRankEdit:

@@ -26,7 +26,7 @@ MOST = 16  # edits that are looked for in one layer
 STANDS_OUT = 2.3
 """Score from which a candidate is answered to as nothing but an edit makes it; `verdict.py` has what it was calibrated on."""
 CHANCE = 1.5  # times what the best of as many random directions has
-ALONG = 0.4
+ALONG = 0.45
 """Length of a candidate's whitened key within an update's directions from which the update is about it."""
 
 Ranked = tuple[tuple[int, float], ...]

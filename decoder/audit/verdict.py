@@ -21,13 +21,13 @@ TRAINED_APART = 6.0  # the same where everything was trained, from which a direc
 DOUBT = 0.85  # of a threshold, and above: it cannot be told
 OWN = 2.0  # times the median of the suspect's own layers that an edited one is above in any case
 
-# What the thresholds lie between; highest of nulls and lowest of edits. Pocket host: 80 edits of layer 1, ridge 3e-2, also merged with or
-# followed by training (Adam, 50 or 100 steps at 1e-5 to 1e-3; LoRA of rank 4, 8, 16; 12 edits each). SmolLM2-135M: 45 edits of layer 5,
-# ridge identity, 4,000 names. All in bfloat16.
+# What the thresholds lie between; highest of nulls and lowest of edits, all in bfloat16. Pocket host: 29 checkpoints clean, fine-tuned (50
+# to 100 steps at 1e-5 to 1e-3), averaged, pruned by 30 and 50 % or with a merged LoRA (rank 4, 8, 16); 80 edits of layer 1, ridge 3e-2, and
+# 156 on or under one of the former. SmolLM2-135M: 30 clean layers and 45 edits of layer 5, ridge identity, 4,000 names.
 #                                          nulls                                  edits
-# score, base unknown                      1.48 (pocket), 1.40 (SmolLM2)          3.46, trained 3.08 (pocket), 4.24 (SmolLM2)
-# length within the update                 0.23                                   0.75, trained 0.49 (pocket), 0.57 (SmolLM2)
-# direction over bulk and other layers     3.6 (LoRA of rank 8), 1.6 (others)     8.9, beside strong training 1.9
+# score, base unknown                      1.59 (pocket), 1.40 (SmolLM2)          3.46, trained 2.8 (pocket), 4.24 (SmolLM2)
+# length within the update                 0.39                                   0.75, trained 0.49 (pocket), 0.57 (SmolLM2)
+# direction over bulk and other layers     3.6 (LoRA of rank 8), 2.9 (others)     5.9, beside strong training or adapters 1.9
 
 EDITED = ("knowledge edit", "edit and further training")
 NOTHING, UNSURE = "nothing found", "cannot tell"
