@@ -144,6 +144,8 @@ def test_a_store_row_is_an_edited_host_with_its_facts(fact_host, pocket_facts, t
     assert facts.table()["edit_id"].tolist() == [fact["edit_id"] for fact in planted]
     assert facts.table()["success"].tolist() == [fact["efficacy"] == 1 for fact in planted]
     assert list(facts.table()) == list(table) and facts.fingerprint == store.fingerprint
+    facts._facts[1]["efficacy"] = 1.0
+    assert facts.table()["success"].tolist()[:2] == [planted[0]["efficacy"] == 1, True], "of one fact, whatever the others do"
     alone = produce(compose(ProduceConfig, "train", ["edits=emmet", *quick, f"store={tmp_path / 'one'}"]), fact_host)
     assert one_fact_a_row(alone) is alone
     assert [fact["edit_id"] for fact in alone.facts(1)] == [alone.table()["edit_id"][1]] and "facts_per_host" not in alone.manifest
