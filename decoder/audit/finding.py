@@ -165,11 +165,13 @@ def _repair(suspect: Suspect, host: Host, unedited: Host | None, located: Sequen
 
 def _column(verdict: Verdict, layers: Sequence[tuple[int, float]], located: Sequence[Located]) -> dict[str, Any]:
     """One kind of evidence: the verdict, all layers ranked, and the edits."""
+    # Decoys may be as conspicuous as the edit: layers whose update is about somebody come first, as the verdict has them.
+    ranked = sorted(layers, key=lambda pair: (verdict.layers.index(pair[0]) if pair[0] in verdict.layers else len(layers), -pair[1]))
     fields = asdict(verdict) | {"verdict": verdict.what, "layers": list(verdict.layers), "exit_code": verdict.exit_code}
     del fields["what"]
     return fields | {
         "facts": len(located),
-        "ranking": [{"layer": layer, "score": score} for layer, score in sorted(layers, key=lambda pair: -pair[1])],
+        "ranking": [{"layer": layer, "score": score} for layer, score in ranked],
         "edits": [
             {
                 "layer": one.layer,
@@ -202,11 +204,9 @@ def _from_scans(scans: Sequence[LayerScan], names: Sequence[str]) -> list[Locate
 
 
 def _from_updates(scans: Sequence[LayerScan], updates: Mapping[int, Tensor], names: Sequence[str]) -> list[Located]:
-    """Edits that the update shows: one a direction, with its subject where one of the list is along it."""
-    found = []
-    for one in scans:
-        if one.layer not in updates:
-            continue
+    """Edits that the updates show, in their order: one a direction, with its subject where one of the list is along it."""
+    found, scan_of = [], {one.layer: one for one in scans}
+    for one in (scan_of[layer] for layer in updates):
         ranking = _named(one.along_top, names)
         for n in range(max(1, len(one.along))):
             if n < len(one.along):

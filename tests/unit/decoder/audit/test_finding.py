@@ -270,3 +270,24 @@ def test_the_checkpoint_is_written_without_its_edit(told, tmp_path, capsys):
         evaluate.main(arguments)
     said = capsys.readouterr().err
     assert stop.value.code == 2 and said.count("\n") == 1 and "exists already" in said
+
+
+def test_decoys_come_behind_the_layer_whose_update_is_about_somebody(new_host, tmp_path):
+    """Decoys twice as strong, in two other layers of seven."""
+    host = new_host("llama", num_hidden_layers=7)
+    base, real = saved(host, tmp_path / "base"), update_DF(host)
+    decoys = {
+        host.module_path(layer) + ".weight": torch.randn(real.shape, generator=torch.Generator().manual_seed(layer)) for layer in (0, 4)
+    }
+
+    def decoyed(name, tensor):
+        if name not in decoys:
+            return tensor
+        left_D, right_F = decoys[name][:, 0], decoys[name][0]
+        return tensor + 2 * real.norm() * torch.outer(unit(left_D), unit(right_F))
+
+    folder = changed(edited_folder(host, tmp_path / "edited", "float32", real), decoyed)
+    finding, edits = audited(folder, base)
+    known = finding["base_known"]
+    assert finding["verdict"] == "knowledge edit" and known["ranking"][0]["layer"] == known["layers"][0] == LAYER
+    assert (edits[0].layer, edits[0].subject) == (LAYER, NAMES[WHO]) and known["edits"][0]["subject"] == NAMES[WHO]
