@@ -276,17 +276,17 @@ def test_decoys_come_behind_the_layer_whose_update_is_about_somebody(new_host, t
     """Decoys twice as strong, in two other layers of seven."""
     host = new_host("llama", num_hidden_layers=7)
     base, real = saved(host, tmp_path / "base"), update_DF(host)
-    decoys = {
-        host.module_path(layer) + ".weight": torch.randn(real.shape, generator=torch.Generator().manual_seed(layer)) for layer in (0, 4)
-    }
+    # Above the edit: below it they would change the subjects' keys.
+    draws = {layer: torch.randn(real.shape, generator=torch.Generator().manual_seed(layer)) for layer in (3, 5)}
+    decoys = {f"{host.module_path(layer)}.weight": drawn_DF for layer, drawn_DF in draws.items()}
 
     def decoyed(name, tensor):
         if name not in decoys:
             return tensor
         left_D, right_F = decoys[name][:, 0], decoys[name][0]
-        return tensor + 2 * real.norm() * torch.outer(unit(left_D), unit(right_F))
+        return (tensor.float() + 2 * real.norm() * torch.outer(unit(left_D), unit(right_F))).bfloat16()
 
-    folder = changed(edited_folder(host, tmp_path / "edited", "float32", real), decoyed)
+    folder = changed(edited_folder(host, tmp_path / "edited", "bfloat16", real), decoyed)
     finding, edits = audited(folder, base)
     known = finding["base_known"]
     assert finding["verdict"] == "knowledge edit" and known["ranking"][0]["layer"] == known["layers"][0] == LAYER
