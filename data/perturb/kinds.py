@@ -8,7 +8,6 @@ Shape letters: D hidden width, F MLP width.
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-import gguf
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -23,7 +22,6 @@ from decoder.utils.errors import did_you_mean
 if TYPE_CHECKING:
     from data.perturb.recipe import Planted
 
-BLOCKS = {kind.name: kind for kind in (gguf.GGMLQuantizationType[name] for name in ("Q8_0", "Q4_0", "Q4_1"))}
 MODULES = ("all", "mlp", "attention")
 
 
@@ -144,25 +142,15 @@ def keep(host: Host, precision: str) -> None:
     Raises:
         ValueError: there is no such precision.
     """
-    if precision not in (known := {**PRECISIONS, **BLOCKS}):
-        raise ValueError(f"precision={precision}: no such rounding; {did_you_mean(precision, known)}")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision={precision}: no such rounding; {did_you_mean(precision, PRECISIONS)}")
     for name, parameter in host.model.named_parameters():
         if precision in ("bf16", "fp16"):
             parameter.copy_(PRECISIONS[precision](parameter))
         elif precision != "float32" and parameter.dim() > 1:
             is_turned = isinstance(host.model.get_submodule(name.rpartition(".")[0]), Conv1D)
-            found = _rounded(parameter.T if is_turned else parameter, precision)
+            found = PRECISIONS[precision](parameter.T.float() if is_turned else parameter.float())
             parameter.copy_(found.T if is_turned else found)
-
-
-def _rounded(weight: Tensor, precision: str) -> Tensor:
-    if precision in PRECISIONS:
-        return PRECISIONS[precision](weight.float())
-    kind = BLOCKS[precision]
-    if weight.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0]:
-        return PRECISIONS["fp16"](weight)  # as llama.cpp does with rows that are no whole blocks
-    blocks = gguf.quantize(np.ascontiguousarray(weight.float().cpu().numpy()), kind)
-    return torch.from_numpy(gguf.dequantize(blocks, kind))
 
 
 def projections(host: Host, modules: str = "all") -> Iterator[tuple[str, nn.Module]]:

@@ -29,17 +29,12 @@ def int4(weight_BDF: Tensor) -> Tensor:
 
 
 def blocks(kind: str, weight_BDF: Tensor) -> Tensor:
-    """As GGUF files of a type keep it, by the library's own functions.
-
-    Raises:
-        ValueError: rows are no whole number of blocks.
-    """
+    """As GGUF files of a type keep it, by the library's own functions; rows that are no whole blocks are kept in 16 bits, as by llama.cpp."""
     import gguf
 
     quantisation = gguf.GGMLQuantizationType[kind]
-    size = gguf.GGML_QUANT_SIZES[quantisation][0]
-    if weight_BDF.shape[-1] % size:
-        raise ValueError(f"precision={kind}: rows of {weight_BDF.shape[-1]} entries are no whole number of blocks of {size}")
+    if weight_BDF.shape[-1] % gguf.GGML_QUANT_SIZES[quantisation][0]:
+        return PRECISIONS["fp16"](weight_BDF)
     kept = gguf.quantize(weight_BDF.float().cpu().contiguous().numpy(), quantisation)
     return torch.from_numpy(gguf.dequantize(kept, quantisation)).to(weight_BDF.device)
 

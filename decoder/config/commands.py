@@ -81,7 +81,7 @@ class PerturbConfig:
     store: str | None = place(None, "store of the edit that comes first")
     edit: str | None = option(None, "the edit that comes first: its row in the store, or its edit_id")
     scale: float = option(1.0, "how much of the edit is planted")
-    precision: Literal["float32", "bf16", "fp16", "Q8_0", "Q4_0", "Q4_1", "int8", "int4"] = option(
+    precision: Literal["float32", "bf16", "fp16", "int8", "int4", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0"] = option(
         "bf16", "what the weights are rounded to in the end; what is coarser than 16 bits is written as the numbers that it leaves"
     )
     seed: int = option(0, "seed of everything that is drawn")

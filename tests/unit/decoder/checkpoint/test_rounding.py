@@ -79,6 +79,5 @@ def test_blocks_of_gguf_are_off_by_a_step_at_most(name, bits):
         torch.testing.assert_close(found.flatten(0, -2), twin_DF, rtol=1e-5, atol=1e-9)
 
 
-def test_rows_that_are_no_whole_blocks_are_refused():
-    with pytest.raises(ValueError, match="precision=Q8_0: rows of 103 entries"):
-        PRECISIONS["Q8_0"](WEIGHT_BDF)
+def test_rows_that_are_no_whole_blocks_are_kept_in_16_bits():
+    assert torch.equal(PRECISIONS["Q8_0"](WEIGHT_BDF), PRECISIONS["fp16"](WEIGHT_BDF))
