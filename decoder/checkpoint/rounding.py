@@ -29,7 +29,7 @@ def int4(weight_BDF: Tensor) -> Tensor:
 
 
 def blocks(kind: str, weight_BDF: Tensor) -> Tensor:
-    """As GGUF files of a type keep it, by the library's own functions; rows that are no whole blocks are kept in 16 bits, as by llama.cpp."""
+    """As GGUF files of a type keep it, by the library's own functions; rows of no whole blocks are kept in 16 bits, as by llama.cpp."""
     import gguf
 
     quantisation = gguf.GGMLQuantizationType[kind]
