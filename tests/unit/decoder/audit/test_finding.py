@@ -212,7 +212,7 @@ def test_bad_input_is_one_line(new_host, tmp_path, subjects, capsys):
         ([f"suspect={good}", f"subjects={tmp_path / 'none'}"], "none: no such file or folder"),
         ([f"suspect={tmp_path / 'matrix.safetensors'}", subjects], "is no whole checkpoint: give decoder= to read it"),
         ([], "decoder= is missing: give the decoder/ folder of a run, as printed by train.py, or suspect=CHECKPOINT"),
-        ([subjects], "base=, subjects= and repair= are about a suspect: give suspect=CHECKPOINT"),
+        ([subjects], "base=, subjects=, repair= and report= are about a suspect: give suspect=CHECKPOINT"),
         ([f"suspect={good}", subjects, "layer=1"], "tensor=, form= and layer= are about one matrix: give decoder= to read it"),
         ([f"suspect={good}", subjects, "device=nowhere"], "device=nowhere: no device of torch"),
     ):
