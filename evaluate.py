@@ -2,6 +2,7 @@
 
 python evaluate.py suspect=CHECKPOINT [base=CHECKPOINT] [subjects=FILE]     was it edited, where, about whom: needs no decoder
 python evaluate.py suspect=CHECKPOINT repair=FOLDER                 the same, and the checkpoint without its edit
+python evaluate.py suspect=CHECKPOINT report=audit.html             the same, and a page of it for people who decide
 python evaluate.py decoder=runs/main/pocket/rome-e1-t1-s0/decoder
 python evaluate.py decoder=... store=OTHER_STORE                    its test edits as another editor made them
 python evaluate.py decoder=... precision=int8                       its test edits from matrices that were rounded
@@ -13,8 +14,10 @@ python evaluate.py decoder=decoders suspect=CHECKPOINT_FOLDER       every decode
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +30,15 @@ from decoder.utils.errors import UserError, lasting, run_command
 
 @run_command
 def main(argv: list[str] | None = None) -> None:
-    cfg = compose(EvaluateConfig, "evaluate", sys.argv[1:] if argv is None else argv)
-    if not cfg.suspect and (cfg.base or cfg.subjects or cfg.repair):
-        raise UserError("base=, subjects= and repair= are about a suspect: give suspect=CHECKPOINT")
+    argv = sys.argv[1:] if argv is None else argv
+    cfg = compose(EvaluateConfig, "evaluate", argv)
+    if not cfg.suspect and (cfg.base or cfg.subjects or cfg.repair or cfg.report):
+        raise UserError("base=, subjects=, repair= and report= are about a suspect: give suspect=CHECKPOINT")
     if not cfg.decoder and not cfg.suspect:
         raise UserError("decoder= is missing: give the decoder/ folder of a run, as printed by train.py, or suspect=CHECKPOINT")
     if not cfg.decoder and (cfg.tensor or cfg.form != "auto" or cfg.layer is not None):
         raise UserError("tensor=, form= and layer= are about one matrix: give decoder= to read it, or leave them out to audit a checkpoint")
-    for name in ("decoder", "suspect", "base", "subjects", "repair"):
+    for name in ("decoder", "suspect", "base", "subjects", "repair", "report"):
         setattr(cfg, name, os.path.expanduser(getattr(cfg, name)) if getattr(cfg, name) else None)
     if cfg.decoder and not is_collection(cfg.decoder):
         # A folder that is no decoder is refused before what takes seconds is imported.
@@ -43,8 +47,8 @@ def main(argv: list[str] | None = None) -> None:
         from decoder.audit.describe import describe
         from decoder.utils.terminal import console, quiet
     quiet()
-    whole = cfg.suspect and (not cfg.decoder or cfg.base or cfg.subjects or cfg.repair)
-    answer = audit_whole(cfg) if whole else audit(cfg) if cfg.suspect else score(cfg)
+    whole = cfg.suspect and (not cfg.decoder or cfg.base or cfg.subjects or cfg.repair or cfg.report)
+    answer = audit_whole(cfg, argv) if whole else audit(cfg) if cfg.suspect else score(cfg)
     if cfg.json:
         print(json.dumps(answer, ensure_ascii=False))
     else:
@@ -55,16 +59,24 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit(code)
 
 
-def audit_whole(cfg: EvaluateConfig) -> dict[str, Any]:
-    """What was done to a checkpoint, in which layers and about whom; with what decoders read in it, if they are given."""
+def audit_whole(cfg: EvaluateConfig, argv: Sequence[str] = ()) -> dict[str, Any]:
+    """What was done to a checkpoint, in which layers and about whom; with what decoders read in it, if they are given.
+
+    `argv` is for the page, which shows the command.
+    """
     from data.facts.load import load_pocket
     from decoder.audit.candidates import read_subjects
     from decoder.audit.finding import audit_checkpoint
     from decoder.audit.suspect import Suspect
+    from decoder.report.audit_page import refuse_page, write_audit
 
+    if cfg.report:
+        refuse_page(Path(cfg.report))
     suspect = Suspect(cfg.suspect)
     if not suspect.is_whole:
-        raise UserError(f"suspect={cfg.suspect} is no whole checkpoint: give decoder= to read it, and neither base=, subjects= nor repair=")
+        raise UserError(
+            f"suspect={cfg.suspect} is no whole checkpoint: give decoder= to read it, and neither base=, subjects=, repair= nor report="
+        )
     if cfg.base and Path(cfg.base).resolve() == Path(cfg.suspect).resolve():
         raise UserError(f"base={cfg.base} is the suspect itself: give the checkpoint as it was before")
     facts = load_pocket().facts
@@ -72,7 +84,10 @@ def audit_whole(cfg: EvaluateConfig) -> dict[str, Any]:
     sentences = {fact.relation_name: fact.templates for fact in facts}
     where = {"base": cfg.base, "repaired": cfg.repair, "cache_dir": cfg.cache_dir, "device": cfg.device}
     finding, _ = audit_checkpoint(suspect, names, templates=sentences, **where)
-    return finding | ({"decoded": audit(cfg)} if cfg.decoder else {})
+    finding |= {"decoded": audit(cfg)} if cfg.decoder else {}
+    if cfg.report:
+        write_audit(Path(cfg.report), finding, shlex.join(["python", "evaluate.py", *argv]))
+    return finding
 
 
 def audit(cfg: EvaluateConfig) -> dict[str, Any]:

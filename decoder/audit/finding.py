@@ -20,7 +20,7 @@ from decoder.audit.repair import refuse, repair
 from decoder.audit.reversal import reverse, to_base
 from decoder.audit.scan import Scan, differences
 from decoder.audit.suspect import Suspect
-from decoder.audit.verdict import Compared, Verdict, edited_layers, known, unknown
+from decoder.audit.verdict import Compared, Verdict, edited_layers, known, threshold, unknown
 from decoder.checkpoint.gguf_host import host_folder
 from decoder.dense import DenseEdit
 from decoder.edit import LowRankEdit
@@ -110,13 +110,13 @@ def audit_checkpoint(
         "layers": host.layers,
         "subjects": len(names),
         "base_known": None,
-        "base_unknown": _column(unknown(scans), [(one.layer, one.score) for one in scans], located),
+        "base_unknown": _column(unknown(scans), [(one.layer, one.score) for one in scans], threshold(scans), located),
         "notes": notes,
     }
     if compared is not None:
         verdict = known(compared, scans)
         in_base = [*_from_updates(scans, {layer: updates[layer] for layer in verdict.layers}, names)]
-        finding["base_known"] = _column(verdict, [*compared.scores.items()], in_base) | _surroundings(compared)
+        finding["base_known"] = _column(verdict, [*compared.scores.items()], compared.threshold, in_base) | _surroundings(compared)
         located = in_base + located
     known_column, unknown_column = finding["base_known"], finding["base_unknown"]
     # An edit that the scan alone shows is in the base as well, or hidden under an adapter that is stronger than it.
@@ -163,7 +163,7 @@ def _repair(suspect: Suspect, host: Host, unedited: Host | None, located: Sequen
     return {"folder": str(found.folder), "tensor": found.tensor, "left_out": found.left_out, "notes": found.notes}
 
 
-def _column(verdict: Verdict, layers: Sequence[tuple[int, float]], located: Sequence[Located]) -> dict[str, Any]:
+def _column(verdict: Verdict, layers: Sequence[tuple[int, float]], least: float, located: Sequence[Located]) -> dict[str, Any]:
     """One kind of evidence: the verdict, all layers ranked, and the edits."""
     # Decoys may be as conspicuous as the edit: layers whose update is about somebody come first, as the verdict has them.
     ranked = sorted(layers, key=lambda pair: (verdict.layers.index(pair[0]) if pair[0] in verdict.layers else len(layers), -pair[1]))
@@ -171,6 +171,7 @@ def _column(verdict: Verdict, layers: Sequence[tuple[int, float]], located: Sequ
     del fields["what"]
     return fields | {
         "facts": len(located),
+        "threshold": least,
         "ranking": [{"layer": layer, "score": score} for layer, score in ranked],
         "edits": [
             {

@@ -93,6 +93,11 @@ class Compared:
         return all(one.name in touched for one in self.changed) and 0 < len(touched) <= max(1, FEW * len(self.layers))
 
     @property
+    def threshold(self) -> float:
+        """Times the usual from which a direction is an edit's."""
+        return APART if self.is_narrow else TRAINED_APART
+
+    @property
     def updates(self) -> dict[int, Tensor]:
         """Layer that was changed -> the directions (R, F) of what is conspicuous in its update, or the strongest one."""
         return {layer: self.down[layer].right_RF[: self.spikes.get(layer, 1)] for layer in self.touched}
@@ -107,8 +112,7 @@ def low_rank(values_R: Tensor) -> int | None:
 def known(compared: Compared, scans: Sequence[LayerScan]) -> Verdict:
     """The verdict of what differs from the unedited checkpoint, and of what the differences have to do with the subjects."""
     about = {one.layer: len(one.along) for one in scans if one.along}
-    least = APART if compared.is_narrow else TRAINED_APART
-    counts = about | {layer: count for layer, count in compared.spikes.items() if compared.scores[layer] >= least}
+    counts = about | {layer: count for layer, count in compared.spikes.items() if compared.scores[layer] >= compared.threshold}
     layers = tuple(sorted(counts, key=lambda layer: (layer not in about, -compared.scores[layer])))
     edit = ("rank one" if sum(counts.values()) == len(counts) else "low rank", sum(counts.values()), layers)
     if compared.is_narrow:
@@ -153,5 +157,10 @@ def unknown(scans: Sequence[LayerScan]) -> Verdict:
 
 def edited_layers(scans: Sequence[LayerScan]) -> list[LayerScan]:
     """Those where a subject stands out, also against what the suspect's own layers usually have; most conspicuous first."""
-    usual = median(one.score for one in scans)
-    return sorted((one for one in scans if one.hits and one.score >= OWN * usual), key=lambda one: -one.score)
+    least = threshold(scans)
+    return sorted((one for one in scans if one.hits and one.score >= least), key=lambda one: -one.score)
+
+
+def threshold(scans: Sequence[LayerScan]) -> float:
+    """Score from which a layer is edited: what no clean host was seen to reach, and more than the suspect's own layers usually have."""
+    return max(STANDS_OUT, OWN * median(one.score for one in scans))

@@ -35,6 +35,7 @@ class EvaluateConfig:
         None, "audit: whom an edit may be about, one a line or a JSON list; empty takes the subjects of the built-in facts"
     )
     repair: str | None = place(None, "audit: new folder for the checkpoint without the edits that were found")
+    report: str | None = place(None, "audit: HTML file for the finding as one page, for people who decide")
     tensor: str | None = option(None, "name of the suspect matrix, if the file holds several 2-D tensors")
     form: Literal["auto", "weight", "update"] = option(
         "auto", "what a suspect is: weights W', or their update W' - W; auto takes weights and refuses what looks like an update"

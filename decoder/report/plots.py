@@ -8,7 +8,7 @@ import io
 import math
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
@@ -31,6 +31,10 @@ CSS = {BLUE: "var(--blue)", GREEN: "var(--green)", ORANGE: "var(--orange)", TEXT
 GROUP_COLOUR = {"decoder": BLUE, "base unknown": GREEN, "base known": ORANGE, "control": GRID}
 FILLED = {"facecolor": BLUE, "edgecolor": BLUE, "alpha": 0.5}
 HATCHED = {"facecolor": "none", "edgecolor": ORANGE, "hatch": "////"}
+EDITED = {"color": BLUE}
+UNEDITED = {"color": GRID, "alpha": 0.6}
+FEW_LAYERS = 12  # that have room for their scores
+WIDE_SPAN = 20  # times the threshold, from which scores are drawn on a log scale
 WIDTH = 9.0  # inches, so that 9 pt text is near the page's size
 SETTINGS = {
     "svg.fonttype": "none",
@@ -138,6 +142,33 @@ def confidence(predictions: Sequence[dict]) -> Markup:
             panel.grid(axis="x", visible=False)
         panels[1].set_xlabel("probability of the answer")
         return to_svg(figure, "Histogram of the probability of right and of wrong answers")
+
+
+def layer_bars(ranking: Sequence[Mapping[str, Any]], threshold: float, edited: Collection[int], label: str) -> Markup:
+    """Every layer's score by its place, with the threshold of an edit; the edited layers are blue."""
+    if not ranking:
+        return Markup("")
+    scores_by_layer = {one["layer"]: one["score"] for one in ranking}
+    first, last, highest = min(scores_by_layer), max(scores_by_layer), max(threshold, *scores_by_layer.values())
+    told = {layer: f"{score:,.0f}" if score >= 100 else f"{score:.2f}" for layer, score in scores_by_layer.items()}
+    with matplotlib.rc_context(SETTINGS):
+        figure, ((panel,),) = grid(1, 1, 2.5)
+        for layer, score in scores_by_layer.items():
+            panel.bar(layer, score, width=0.66, linewidth=0.8, **(EDITED if layer in edited else UNEDITED))
+            if layer in edited or len(ranking) <= FEW_LAYERS:
+                panel.annotate(told[layer], (layer, score), (0, 2), textcoords="offset points", ha="center", fontsize=8)
+        panel.axhline(threshold, color=ORANGE, linewidth=1.2, linestyle="--")
+        place = {"xytext": (-2, 3), "xycoords": ("axes fraction", "data"), "textcoords": "offset points", "ha": "right"}
+        panel.annotate(f"threshold {threshold:.2g}", (1, threshold), color=ORANGE, **place)
+        panel.set(xlabel="layer", ylabel=label, xlim=(first - 0.7, max(last, first + FEW_LAYERS - 1) + 0.7), ylim=(0, 1.18 * highest))
+        if highest > WIDE_SPAN * threshold:
+            log_scale(panel)
+            panel.yaxis.set_major_locator(LogLocator())
+            panel.set_ylim(threshold / 10, 3 * highest)
+        panel.set_xticks(range(first, last + 1, 1 + (last - first) // 40))
+        panel.tick_params(axis="x", length=0)
+        panel.grid(visible=False)
+        return to_svg(figure, "Score of every layer, " + ", ".join(f"{layer}: {told[layer]}" for layer in sorted(told)))
 
 
 def grid(rows: int, columns: int, height: float, **shared: Any) -> tuple[Figure, Any]:

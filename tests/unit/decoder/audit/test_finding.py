@@ -212,7 +212,7 @@ def test_bad_input_is_one_line(new_host, tmp_path, subjects, capsys):
         ([f"suspect={good}", f"subjects={tmp_path / 'none'}"], "none: no such file or folder"),
         ([f"suspect={tmp_path / 'matrix.safetensors'}", subjects], "is no whole checkpoint: give decoder= to read it"),
         ([], "decoder= is missing: give the decoder/ folder of a run, as printed by train.py, or suspect=CHECKPOINT"),
-        ([subjects], "base=, subjects= and repair= are about a suspect: give suspect=CHECKPOINT"),
+        ([subjects], "base=, subjects=, repair= and report= are about a suspect: give suspect=CHECKPOINT"),
         ([f"suspect={good}", subjects, "layer=1"], "tensor=, form= and layer= are about one matrix: give decoder= to read it"),
         ([f"suspect={good}", subjects, "device=nowhere"], "device=nowhere: no device of torch"),
     ):
@@ -291,3 +291,13 @@ def test_decoys_come_behind_the_layer_whose_update_is_about_somebody(new_host, t
     known = finding["base_known"]
     assert finding["verdict"] == "knowledge edit" and known["ranking"][0]["layer"] == known["layers"][0] == LAYER
     assert (edits[0].layer, edits[0].subject) == (LAYER, NAMES[WHO]) and known["edits"][0]["subject"] == NAMES[WHO]
+
+
+def test_standard_output_is_the_answer_alone(new_host, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("decoder.utils.progress.FIRST", -1.0)
+    folder, names = planted(new_host("llama"), tmp_path / "edited"), tmp_path / "names.txt"
+    names.write_text("\n".join(NAMES))
+    with pytest.raises(SystemExit):
+        evaluate.main([f"suspect={folder}", f"subjects={names}", "json=true"])
+    said = capsys.readouterr()
+    assert json.loads(said.out)["verdict"] == "knowledge edit" and "subjects through the checkpoint" in said.err

@@ -1,0 +1,194 @@
+"""The page of an audit, for people who decide: the verdict in words that can be repeated, what it rests on, what was not looked at.
+
+It is made from the finding alone, as `evaluate.py json=true` prints it; `docs/audit.md` has its entries.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from decoder.report.page import render
+from decoder.report.tables import counted
+from decoder.scores import versions
+from decoder.utils.errors import UserError
+from decoder.utils.files import write_text
+
+MARK = '<meta name="generator" content="Palimpsest audit">'
+"""What tells a page of ours; it stands within the first kilobyte."""
+TITLES = {"base_known": "base known", "base_unknown": "base unknown"}
+CLEAR = 1.5  # times its threshold, from which a score is clear
+SCORES = {
+    "base_known": "strongest direction of the change,\nover the usual",
+    "base_unknown": "score of the subject\nanswered to most",
+}
+BENIGN = {
+    "identical": "Nothing was written into this checkpoint: it is the base, number for number.",
+    "rounded or quantised": "No edit was found. This checkpoint is the base, kept in other or fewer bits.",
+    "further trained": "No edit was found. This checkpoint is the base after further training.",
+    "adapter merged": "No edit was found. An adapter was merged into this checkpoint.",
+    "pruned": "No edit was found. This checkpoint is the base with numbers set to zero.",
+}
+
+
+def refuse_page(path: Path) -> None:
+    """Says so before an audit begins if its page could not be written there.
+
+    Raises:
+        UserError: the folder is missing, or something else than a page of an audit has that name.
+    """
+    if not path.parent.is_dir():
+        raise UserError(f"report={path}: there is no folder {path.parent}; make it, or give another file")
+    if path.is_dir():
+        raise UserError(f"report={path} is a folder; give a file in it, as {path / 'audit.html'}")
+    if path.exists():
+        with path.open("rb") as file:
+            if MARK.encode() not in file.read(1024):
+                raise UserError(f"report={path} is there and is no page of an audit; give another file")
+
+
+def write_audit(path: Path, finding: Mapping[str, Any], command: str = "") -> Path:
+    """Writes the self-contained page of a finding, whole or not at all, over an earlier one; returns its path.
+
+    Raises:
+        UserError: see `refuse_page`.
+    """
+    refuse_page(path)
+    write_text(path, render("audit_page.html.jinja", _page(finding) | {"command": command}))
+    return path
+
+
+def _page(finding: Mapping[str, Any]) -> dict[str, Any]:
+    from decoder.report import plots
+
+    columns = {name: finding[name] for name in TITLES if finding.get(name)}
+    used = _used(finding)
+    edits = used["edits"] if finding["exit_code"] == 3 else []
+    return {
+        "mark": MARK,
+        "finding": finding,
+        "name": Path(finding["suspect"]).name,
+        "headline": headline(finding),
+        "titles": TITLES,
+        "columns": columns,
+        "layers_svg": {
+            name: plots.layer_bars(one["ranking"], one["threshold"], one["layers"] if one["exit_code"] == 3 else (), SCORES[name])
+            for name, one in columns.items()
+        },
+        "edits": edits,
+        "threshold": used["threshold"] if finding["used"] == TITLES["base_unknown"] else None,
+        "decoded": _decoded(finding, edits),
+        "unseen": not_looked_at(finding),
+        "sure": how_sure(finding),
+        "date": date.today().isoformat(),
+        "versions": versions(),
+        "json": json.dumps(finding, ensure_ascii=False, indent=1),
+    }
+
+
+def _used(finding: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The column that the verdict rests on."""
+    return finding["base_known" if finding["used"] == TITLES["base_known"] else "base_unknown"]
+
+
+def headline(finding: Mapping[str, Any]) -> str:
+    """The verdict in a sentence or two, as one would say it to somebody else."""
+    used, names = _used(finding), f"{finding['subjects']:,} names that were asked about"
+    if finding["exit_code"] == 4:
+        return f"Whether somebody wrote a fact into this checkpoint cannot be told: {used['why']}."
+    if finding["exit_code"] != 3:
+        return BENIGN.get(finding["verdict"], f"No edit was found about any of the {names}. About somebody else there may be one.")
+    edits, where = used["edits"], layers_in_words(used["layers"])
+    after = " It was further trained as well." if finding["verdict"] == "edit and further training" else ""
+    if used["kind"] == "whole matrix":
+        return f"Somebody changed the matrix of {where}, and left all else as it was: an edit, of many facts or of other things.{after}"
+    facts = "a fact" if len(edits) == 1 else f"{len(edits)} facts"
+    whom = [edit["subject"] for edit in edits if edit["subject"]]
+    about = f" about {in_words([*dict.fromkeys(whom)])}" if whom else f" about none of the {names}"
+    beside = " and somebody who was not asked about" if whom and len(whom) < len(edits) else ""
+    return f"Somebody wrote {facts}{about}{beside} into {where} of this checkpoint.{after}"
+
+
+def in_words(items: Sequence[Any], most: int = 5) -> str:
+    """`a`, `a and b`, `a, b and 3 more`."""
+    shown = [*map(str, items[:most])] + ([f"{len(items) - most} more"] if len(items) > most else [])
+    return " and ".join([", ".join(shown[:-1]), shown[-1]]) if len(shown) > 1 else "".join(shown)
+
+
+def layers_in_words(layers: Sequence[int]) -> str:
+    return f"layer{'s' * (len(layers) > 1)} {in_words(sorted(layers), 8)}"
+
+
+def how_sure(finding: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """How sure one may be, in a word and in reasons."""
+    known, unknown, used = finding.get("base_known"), finding["base_unknown"], _used(finding)
+    best, least = used["ranking"][0]["score"], used["threshold"]
+    reasons, highest = [], f"the score of layer {used['ranking'][0]['layer']}"
+    if known:
+        reasons.append(
+            "Which tensors differ from the base is certain: whoever has both checkpoints can count again. What it means is inferred."
+        )
+        reasons.append("That the base is what this checkpoint was made of was taken as given.")
+    else:
+        reasons.append("The base was not at hand. The verdict is inferred from how strongly the checkpoint answers to names.")
+    if finding["verdict"] == "identical":
+        return "Certain", reasons
+    if finding["exit_code"] != 3:
+        reasons.append(f"The highest is {highest}, {best:.2f}; an edit is named from {least:.2f}.")
+        if finding["exit_code"] == 4:
+            return "Undecided", reasons
+        reasons.append(
+            "An edit smaller than those the threshold was set on, or about a name that was not asked about, would look the same."
+        )
+        return ("Moderate" if known else "Only of the names that were asked about"), reasons
+    agree = known and known["exit_code"] == unknown["exit_code"] == 3 and {*known["layers"]} == {*unknown["layers"]}
+    if best >= least:
+        reasons.append(f"{highest.capitalize()} is {best / least:,.{int(best < 10 * least)}f} times its threshold.")
+    if known:
+        alone = "names the same layers" if agree else "does not name the same layers"
+        reasons.append(f"What the checkpoint answers to names, looked at without the base, {alone}.")
+    told = [edit["triple"] for edit in used["edits"] if edit.get("triple")]
+    read_back = bool(told) and all(one["before"] >= 0.5 > 0.1 >= one["after"] for one in told)
+    if read_back:
+        reasons.append("What was planted was read back: the checkpoint says it, and no longer does when the edit is taken out.")
+    elif told:
+        reasons.append("The sentences say less than that: not all are likely with the edit and unlikely without it.")
+    return "High" if best >= CLEAR * least and (agree if known else read_back) else "Moderate", reasons
+
+
+def not_looked_at(finding: Mapping[str, Any]) -> list[str]:
+    """What this audit cannot have seen, and what it does not say."""
+    used, known = _used(finding), finding.get("base_known")
+    unseen = [f"Names other than the {finding['subjects']:,} that were asked about. Edits about others show only through who is like them."]
+    if not known:
+        unseen.append("All that is no down-projection of an MLP: attention, embeddings and norms were not looked at without the base.")
+    else:
+        unseen.append("Changes smaller than the rounding of the checkpoint's files.")
+    if (left := finding["layers"] - len(finding["base_unknown"]["ranking"])) > 0:
+        unseen.append(f"{counted(left, 'layer')} of {finding['layers']} without one down-projection, as layers of experts are.")
+    edits = [edit for edit in used["edits"] if edit["subject"]] if finding["exit_code"] == 3 else []
+    if silent := sum(not edit.get("triple") for edit in edits):
+        unseen.append(f"What {counted(silent, 'edit')} of {len(edits)} planted: they were not asked about, or nothing came up.")
+    if finding["exit_code"] == 3:
+        unseen.append("Which relation was edited: nearly any sentence about an edited subject ends in the planted object.")
+        unseen.append("Who did it, when and why, and whether what was planted is true.")
+    unseen.append(
+        "How often such a verdict is wrong for this model: thresholds were set on two models, a small one made for the purpose and "
+        "SmolLM2-135M, with edits of one method (ROME), in bfloat16."
+    )
+    return unseen
+
+
+def _decoded(finding: Mapping[str, Any], edits: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What decoders read, a layer each, with whether the objects found by asking hold it."""
+    decoded = finding.get("decoded") or {}
+    asked: dict[int, set[str]] = {}
+    for edit in edits:
+        if edit.get("triple"):
+            asked.setdefault(edit["layer"], set()).add(edit["triple"]["object"].strip().casefold())
+    rows = decoded.get("ranking", [decoded] if "objects" in decoded else [])
+    return [
+        {**one, "agrees": one["objects"][0]["text"].strip().casefold() in asked[one["layer"]] if one["layer"] in asked else None}
+        for one in rows
+    ]
