@@ -48,7 +48,9 @@ def main(argv: list[str] | None = None) -> None:
         from decoder.utils.terminal import console, quiet
     quiet()
     whole = cfg.suspect and (not cfg.decoder or cfg.base or cfg.subjects or cfg.repair or cfg.report)
-    answer = audit_whole(cfg, argv) if whole else audit(cfg) if cfg.suspect else score(cfg)
+    # What a program reads from standard output is the answer alone; how far long steps are is said beside it.
+    with redirect_stdout(sys.stderr) if cfg.json else nullcontext():
+        answer = audit_whole(cfg, argv) if whole else audit(cfg) if cfg.suspect else score(cfg)
     if cfg.json:
         print(json.dumps(answer, ensure_ascii=False))
     else:
