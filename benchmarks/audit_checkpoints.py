@@ -29,9 +29,9 @@ from data.perturb.recipe import Recipe, perturbed
 from data.produce.plan import requested, store_path
 from data.store.store import EditStore
 from decoder.audit.candidates import Candidates
-from decoder.audit.locate import scan
+from decoder.audit.locate import scan, usable_layers
 from decoder.audit.scan import Difference, _spectrum
-from decoder.audit.verdict import Compared, known, unknown
+from decoder.audit.verdict import Compared, Verdict, known, unknown
 from decoder.config import TrainConfig
 from decoder.config.compose import compose
 from decoder.host import Host
@@ -54,7 +54,7 @@ class Auditor:
 
     def __init__(self, host: Host, precisions: Iterable[str]) -> None:
         self.host, self.base, self.stored = host, _weights(host), {}
-        self.layers = {f"{host.module_path(layer)}.weight": layer for layer in range(host.layers)}
+        self.layers = {f"{host.module_path(layer)}.weight": layer for layer in usable_layers(host)}
         for precision in precisions:
             with perturbed(host, Recipe(precision=precision)):
                 self.stored[precision] = _weights(host)
@@ -62,12 +62,12 @@ class Auditor:
     def audit(self, names: Sequence[str], precision: str) -> dict[str, dict[str, Any]]:
         """For both kinds of evidence: how much it looks edited, where, about whom."""
         compared = Compared([*self.differences(precision)], self.layers, precision != "float32")
-        scans = {one.layer: one for one in scan(self.host, Candidates(self.host, names), compared.updates)}
+        scans = {one.layer: one for one in scan(self.host, Candidates(self.host, names), compared.updates, compared.spikes)}
         first = max(scans.values(), key=lambda one: one.score)
         found = {"unknown": _finding(unknown([*scans.values()]), first.score, first.layer, first.top, names)}
-        layer, score = (compared.ranking() or [(None, 0.0)])[0]
-        along = scans[layer].along_top if layer is not None else ()
-        found["known"] = _finding(known(compared, [*scans.values()]), score, layer, along, names)
+        verdict = known(compared, [*scans.values()])
+        layer = verdict.layers[0] if verdict.layers else max(compared.scores, key=compared.scores.__getitem__)
+        found["known"] = _finding(verdict, compared.scores[layer], layer, scans[layer].along_top, names)
         return found
 
     def differences(self, precision: str) -> list[Difference]:
@@ -88,7 +88,7 @@ class Auditor:
         return found
 
 
-def _finding(verdict: Any, score: float, layer: int | None, top: Sequence[tuple[int, float]], names: Sequence[str]) -> dict[str, Any]:
+def _finding(verdict: Verdict, score: float, layer: int | None, top: Sequence[tuple[int, float]], names: Sequence[str]) -> dict[str, Any]:
     subject, subject_score = (names[top[0][0]], top[0][1]) if top else (None, 0.0)
     found = {"verdict": verdict.what, "exit_code": verdict.exit_code, "score": score, "layer": layer}
     return found | {"subject": subject, "subject_score": subject_score}

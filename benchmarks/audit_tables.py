@@ -16,6 +16,7 @@ from rich.table import Table
 from torchmetrics.functional.classification import binary_auroc
 
 from decoder.scores import wilson
+from decoder.utils.errors import UserError, run_command
 
 BASES = ("known", "unknown")
 PLAIN = "rounded"
@@ -157,5 +158,13 @@ def _is_subject(row: Row, base: str) -> bool:
     return row["found"][base]["subject"] == row["truth"]["subject"]
 
 
+@run_command
+def main(argv: list[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
+    if len(argv) != 1 or not Path(argv[0]).is_file():
+        raise UserError(f"{' '.join(argv) or 'nothing'} came, expected one file that audit_checkpoints.py wrote")
+    write_tables(read(Path(argv[0])))
+
+
 if __name__ == "__main__":
-    write_tables(read(Path(sys.argv[1])))
+    main()

@@ -13,6 +13,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,14 +39,27 @@ def read_subjects(path: str | Path) -> list[str]:
     """
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
-        lines = json.loads(text) if text.lstrip().startswith("[") else text.splitlines()
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
+        lines = _listed(text)
+    except (UnicodeDecodeError, RecursionError):
         raise ValueError(f"subjects={path}: neither lines of text (UTF-8) nor a JSON list. Give one subject a line") from None
-    names = [line.strip() if isinstance(line, str) else line for line in lines]
+    # Names copied from pages hold spaces of other kinds.
+    names = [" ".join(line.split()) if isinstance(line, str) else line for line in lines]
     for n, name in enumerate(names, start=1):
         if not isinstance(name, str) or len(name) > LONGEST or not name.isprintable():
-            raise ValueError(f"subjects={path}: entry {n} is {reprlib.repr(name)}, expected a name of at most {LONGEST} characters")
-    return [*dict.fromkeys(filter(None, names))]
+            expected = f"a name of at most {LONGEST} printable characters"
+            raise ValueError(f"subjects={path}: entry {n} is {reprlib.repr(name)}, expected {expected}")
+    found = [*dict.fromkeys(filter(None, names))]
+    if not FEWEST <= len(found) <= MOST:
+        raise ValueError(f"subjects={path}: {len(found)} subjects came, expected {FEWEST} to {MOST:,} different names, one a line")
+    return found
+
+
+def _listed(text: str) -> list[Any]:
+    """A JSON list, or the lines of any other text; a name may begin with a bracket too."""
+    if text.lstrip().startswith("["):
+        with suppress(json.JSONDecodeError):
+            return json.loads(text)
+    return text.splitlines()
 
 
 class _Reached(Exception):

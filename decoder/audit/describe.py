@@ -126,34 +126,41 @@ def describe_finding(finding: Mapping[str, Any]) -> RenderableType:
             parts += _column(finding[name], name.replace("_", " ").capitalize())
     parts += [escape(note) for note in finding["notes"]]
     if done := finding.get("repaired"):
-        parts.append(f"Repaired: {escape(done['folder'])} ({done['tensor']})" if done["folder"] else f"Not repaired: {done['why']}")
+        parts.append(f"Repaired: {escape(done['folder'])} ({done['tensor']})" if done["folder"] else f"Nothing repaired: {done['why']}")
+        parts += [escape(note) for note in done.get("notes", ())]
+        if left_out := done.get("left_out"):
+            parts.append(f"Not copied, as nobody repaired them: {escape(', '.join(left_out))}")
     if "decoded" in finding:
         parts.append(describe(finding["decoded"]))
     return Group(*parts)
 
 
-def _testimony(edit: Mapping[str, Any]) -> list[str]:
-    """What the suspect says of the subject with and without the edit."""
+def _testimony(edit: Mapping[str, Any], taken_out: str) -> list[str]:
+    """What the suspect says of the subject with and without the edit; `taken_out` says how it goes on without."""
     if not (told := edit.get("triple")):
         return []
     objects = ", ".join(f"[bold]{escape(one['text'])}[/bold] ({one['rise']:+.2f})" for one in edit["objects"])
     sentence = escape(f"{told['sentence']} {told['object']}")
     return [
-        f"    says of it since then: {objects}",
-        f'    "{sentence}": probability {told["before"]:.3f}, and {told["after"]:.3f} with the edit taken out',
+        f"    says of it only with the edit in place: {objects}",
+        f'    "{sentence}": probability {told["before"]:.3f}, and {told["after"]:.3f} {taken_out}',
     ]
 
 
 def _column(column: Mapping[str, Any], title: str) -> list[RenderableType]:
     kind = f", {column['kind']}, layer{'s' * (len(column['layers']) > 1)} {', '.join(map(str, column['layers']))}" if column["kind"] else ""
+    by_base = "compared" in column
     lines: list[RenderableType] = [f"{title}: {column['verdict']}{kind}. {column['why'].capitalize()}."]
-    if "compared" in column:
+    if by_base:
         farthest = "".join(f"; farthest {one['tensor']}, by {one['distance']:.1e} of its length" for one in column["farthest"][:1])
         lines.append(f"  {column['changed']} of {column['compared']} tensors differ beyond rounding{farthest}")
     for edit in column["edits"]:
         rest = ", ".join(f"{escape(one['subject'])} {one['score']:.2f}" for one in edit["subjects"][:4])
         whom = f"about [bold]{escape(edit['subject'])}[/bold]" if edit["subject"] else "about nobody in the list"
-        lines.append(f"  layer {edit['layer']}: {whom} (score {edit['score']:.2f}; {rest})")
-        lines += _testimony(edit)
-    lines.append("  layers: " + ", ".join(f"{one['layer']} ({one['score']:.2f})" for one in column["ranking"][:5]))
+        lines.append(f"  layer {edit['layer']}: {whom} ({'cosine' if by_base else 'score'} {edit['score']:.2f}; {rest})")
+        lines += _testimony(edit, "with the base's matrix" if by_base else "with the edit taken out, as far as that can be estimated")
+    lines.append(
+        f"  layers, {'times the usual' if by_base else 'score'}: "
+        + ", ".join(f"{one['layer']} ({one['score']:.2f})" for one in column["ranking"][:5])
+    )
     return lines

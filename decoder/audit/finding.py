@@ -29,6 +29,7 @@ from decoder.utils.progress import progress
 
 ASKED = 8  # edits at most that the suspect is asked about
 NEIGHBOURS = 2  # other subjects that are asked the same
+UNCHANGED = ("identical", "rounded or quantised")
 TOLD = ("relation", "object", "sentence", "before", "after")
 LIGHT = 4 << 30
 """Bytes that a host may take in float32, in which CPUs are fastest. Larger ones are opened in bfloat16."""
@@ -120,15 +121,20 @@ def audit_checkpoint(
         located = in_base + located
     known_column, unknown_column = finding["base_known"], finding["base_unknown"]
     # An edit that the scan alone shows is in the base as well, or hidden under an adapter that is stronger than it.
-    by_scan = known_column is None or (known_column["exit_code"] != 3 and unknown_column["exit_code"] == 3)
+    by_scan = known_column is None or (
+        known_column["exit_code"] != 3 and known_column["verdict"] not in UNCHANGED and unknown_column["exit_code"] == 3
+    )
     column, used = (unknown_column, "base unknown") if by_scan else (known_column, "base known")
     edits, unedited = [one for one in located if one.base_known != by_scan], None if by_scan else unedited
     with progress("sentences about the subjects found", len(edits[:ASKED])) as advance:
         for one, edit in zip(edits[:ASKED], column["edits"], strict=False):
-            edit |= testimony(host, one, out_of(host, unedited, [one]), templates, names) if one.subject and templates else {}
+            # Whom an update is not seen to be about, the scan may have seen.
+            about = one if one.subject else next((other for other in located if other.layer == one.layer and other.subject), None)
+            edit |= testimony(host, about, out_of(host, unedited, [one]), templates, names) if about and templates else {}
             advance(1)
     if repaired is not None:
-        finding["repaired"] = _repair(suspect, host, unedited, edits, repaired)
+        said = {"used": used, "base": base, "edits": column["edits"]}
+        finding["repaired"] = _repair(suspect, host, unedited, edits, repaired, said)
     return {"verdict": column["verdict"], "used": used, "exit_code": column["exit_code"]} | finding, located
 
 
@@ -154,12 +160,14 @@ def testimony(
     return {"objects": [{"text": text, "rise": rise} for text, rise in reversed(objects.items())], "triple": triple}
 
 
-def _repair(suspect: Suspect, host: Host, unedited: Host | None, located: Sequence[Located], folder: str) -> dict[str, Any]:
+def _repair(
+    suspect: Suspect, host: Host, unedited: Host | None, located: Sequence[Located], folder: str, said: Mapping[str, Any]
+) -> dict[str, Any]:
     """Writes the suspect without its edits, where they lie in one layer; what was written, or why nothing was."""
     layers = sorted({one.layer for one in located})
     if len(layers) != 1:
-        return {"folder": None, "why": f"edits were found in {len(layers)} layers, expected one"}
-    found = repair(suspect, host, layers[0], out_of(host, unedited, located), folder)
+        return {"folder": None, "why": f"edits were found in {len(layers)} layers, expected one" if layers else "no edit was found"}
+    found = repair(suspect, host, layers[0], out_of(host, unedited, located), folder, said)
     return {"folder": str(found.folder), "tensor": found.tensor, "left_out": found.left_out, "notes": found.notes}
 
 

@@ -11,7 +11,7 @@ Shape letters: C candidates, N of them at a time, S that the second moment is of
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import log
+from math import isfinite, log
 from typing import Any
 
 import torch
@@ -22,6 +22,8 @@ from decoder.host import Host
 from decoder.utils.progress import progress
 
 SAMPLE = 2048  # names whose keys the second moment is counted over
+ALIKE = 2e-6  # relative difference of two answers that are one, but for float32
+LEAST_SPREAD = 0.01  # of the logarithms; the hosts at hand have 0.04 and 0.12
 MOST = 16  # edits that are looked for in one layer
 STANDS_OUT = 2.3
 """Score from which a candidate is answered to as nothing but an edit makes it; `verdict.py` has what it was calibrated on."""
@@ -64,7 +66,6 @@ class LayerScan:
         score: of the candidate that is answered to most, as `outstanding` gives it.
         ratio: its ‖W' x‖ over the median.
         top: the ten that are answered to most, and their scores.
-        spectrum: the strongest singular value of W' over the second.
         along_top: of a layer whose update is known the ten whose keys lie within its directions most, and their lengths there.
         along_least: the length from which an update is about a candidate.
         hits: candidates that stand out, each looked for without the answers to those before it, and their scores.
@@ -76,7 +77,6 @@ class LayerScan:
     score: float
     ratio: float
     top: Ranked
-    spectrum: float
     along_top: Ranked = ()
     along_least: float = ALONG
     hits: Ranked = ()
@@ -102,6 +102,8 @@ def scan(host: Host, candidates: Candidates, updates: Mapping[int, Tensor] | Non
     """
     updates = updates or {}
     surveyed = [*_survey(host, candidates, updates)]
+    if broken := [one.layer for one in surveyed if not isfinite(one.score)]:
+        raise ValueError(f"{host.path}: answers NaN or infinity in layer {broken[0]}; expected a checkpoint that works")
     wanted = [one.layer for one in surveyed if one.is_conspicuous or one.layer in spikes]
     closer = {}
     for group in _groups(host, wanted, len(candidates)):
@@ -149,18 +151,11 @@ class _Meter:
 
     def read(self, layer: int) -> LayerScan:
         scores_C, logs_C = outstanding(self.lengths_C)
-        top, values_R = _best(scores_C), strongest(self.weight_DF, 8)
+        top = _best(scores_C)
         found = {}
         if self.update_RF is not None:
             found = {"along_top": _best(self.inside_C), "along_least": least_along(self.update_RF, len(self.inside_C))}
-        return LayerScan(layer, top[0][1], float(logs_C.max().exp()), top, float(values_R[0] / values_R[1]), **found)
-
-
-def strongest(matrix_DF: Tensor, count: int) -> Tensor:
-    """The strongest singular values of a matrix, to a few digits; the same each time."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return torch.svd_lowrank(matrix_DF, q=min(count, *matrix_DF.shape), niter=4)[1]
+        return LayerScan(layer, top[0][1], float(logs_C.max().exp()), top, **found)
 
 
 def _closer(weight_DF: Tensor, keys_CF: Tensor, update_RF: Tensor | None) -> dict[str, Any]:
@@ -232,11 +227,14 @@ def _best(scores_C: Tensor) -> Ranked:
 def outstanding(lengths_C: Tensor) -> tuple[Tensor, Tensor]:
     """How far every candidate's ‖W' x‖ stands out, and the logarithm r of its share of the median.
 
-    The score is √(r z), z being r in robust standard deviations (1.4826 × the median of |r|); 0 below the median.
+    The score is √(r z), z being r in robust standard deviations (1.4826 × the median of |r|); 0 below the median. Candidates that are
+    answered to alike count once: a host may know names by what they end in, and a list may be full of such names.
     """
     logs_C = lengths_C.clamp(min=torch.finfo(lengths_C.dtype).tiny).log()
-    logs_C = logs_C - logs_C.median()
-    return logs_C.clamp(min=0) / (1.4826 * logs_C.abs().median()).clamp(min=1e-6).sqrt(), logs_C
+    distinct = (logs_C.double() / ALIKE).round().unique() * ALIKE
+    logs_C = logs_C - distinct.median().to(logs_C)
+    spread = (1.4826 * (distinct - distinct.median()).abs().median()).clamp(min=LEAST_SPREAD)
+    return logs_C.clamp(min=0) / spread.to(logs_C).sqrt(), logs_C
 
 
 def _one_by_one(image_CR: Tensor, score: Callable[[Tensor], Tensor], least: float, most: int) -> Iterator[tuple[int, float]]:

@@ -5,6 +5,7 @@ Shape letters: N rows and M columns of a matrix as its file has it, D hidden wid
 
 import json
 import math
+import os
 import shutil
 import struct
 from collections.abc import Iterator, Mapping
@@ -102,6 +103,9 @@ def refuse(suspect: Suspect, folder: Path) -> None:
     """Raises ValueError if a repaired suspect must not be written there."""
     if folder.exists() or folder.is_symlink():
         raise ValueError(f"repair={folder}: exists already, and nothing is written over. Give another folder")
+    above = next(part for part in folder.absolute().parents if part.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise ValueError(f"repair={folder}: {above} is no folder that can be written in. Give another folder")
     if folder.resolve().is_relative_to(suspect.checkpoint.path.resolve()):
         raise ValueError(f"repair={folder}: lies in the suspect, which is only read. Give a folder elsewhere")
 

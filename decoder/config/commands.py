@@ -32,7 +32,8 @@ class EvaluateConfig:
     )
     base: str | None = place(None, "audit: the unedited checkpoint, folder or GGUF file, if it is at hand")
     subjects: str | None = place(
-        None, "audit: whom an edit may be about, one a line or a JSON list; empty takes the subjects of the built-in facts"
+        None,
+        "audit: whom an edit may be about, 50 names or more, lines or a JSON list; empty takes the subjects of the built-in facts",
     )
     repair: str | None = place(None, "audit: new folder for the checkpoint without the edits that were found")
     report: str | None = place(None, "audit: HTML file for the finding as one page, for people who decide")

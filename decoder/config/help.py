@@ -47,9 +47,12 @@ PAGES = {
         ),
     ),
     "evaluate": (
-        "Scores an exported decoder on a store of edits, or reads what one suspect matrix has planted.",
+        "Audits a checkpoint (exit code 0: no edit found, 3: edited, 4: cannot tell, 2: bad input), scores an exported decoder on a store, "
+        "or reads what one suspect matrix has planted.",
         "python evaluate.py",
         (
+            "suspect=CHECKPOINT base=CHECKPOINT subjects=names.txt report=audit.html",
+            "suspect=CHECKPOINT repair=FOLDER",
             "decoder=DECODER_FOLDER",
             "decoder=DECODER_FOLDER store=STORE_FOLDER device=cuda",
             "decoder=DECODER_FOLDER precision=int8",

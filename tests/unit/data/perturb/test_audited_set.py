@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from edited import LAYER, SUBJECTS
 from gguf_files import twin_of, write_gguf
 from places import ROOT
 
@@ -12,7 +13,9 @@ from data.facts.splits import draw_splits
 from data.perturb.kinds import KINDS
 from data.perturb.recipe import Recipe, perturbed, write
 from data.store.store import EditStore
+from decoder.audit.candidates import Candidates, unit, whitener
 from decoder.audit.finding import compare
+from decoder.audit.locate import gathered
 from decoder.audit.suspect import Suspect
 from decoder.config import SplitsConfig
 
@@ -97,6 +100,22 @@ def test_differences_in_memory_are_those_of_a_file(made, tmp_path, precision, ki
         told = ([one.distance, one.zeroed, one.kept], [mine.distance, mine.zeroed, mine.kept])
         assert told[1] == pytest.approx(told[0], rel=1e-4, abs=1e-7) and mine.edge == pytest.approx(one.edge, rel=1e-3)
         torch.testing.assert_close(mine.values_R, one.values_R, rtol=1e-3, atol=1e-6)
+
+
+def test_an_edit_in_memory_is_found_by_both_kinds_of_evidence(made):
+    import audit_checkpoints
+
+    host = twin_of("llama")
+    auditor = audit_checkpoints.Auditor(host, ["bf16"])
+    clean = auditor.audit(SUBJECTS, "bf16")
+    assert {one["exit_code"] for one in clean.values()} == {0}
+    keys_CF = gathered(Candidates(host, SUBJECTS), [LAYER])[LAYER]
+    value_D = unit(torch.randn(host.hidden_size, generator=torch.Generator().manual_seed(0)))
+    with perturbed(host, Recipe(precision="bf16")):
+        host.weight_DF(LAYER).add_(8 * torch.outer(value_D, unit(whitener(keys_CF)(keys_CF))[7])).copy_(host.weight_DF(LAYER).bfloat16())
+        found = auditor.audit(SUBJECTS, "bf16")
+    for one in found.values():
+        assert (one["exit_code"], one["layer"], one["subject"]) == (3, LAYER, SUBJECTS[7])
 
 
 def row(name, score, truth=None, kind="rounded", listed=True, **found):

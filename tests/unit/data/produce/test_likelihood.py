@@ -76,7 +76,7 @@ def test_paraphrases_are_held_against_what_the_host_says_itself(fact_host, pocke
         return fact_host.model(input_ids=torch.tensor([fact_host.prompt_ids(prompt, fact.subject)[0]])).logits[0, -1].argmax().item()
 
     shares = [[said(text, fact) == said(fact.prompt, fact) for text in fact.paraphrases] for fact in facts]
-    assert consistency(fact_host, facts)["all facts"] == (pytest.approx(sum(sum(one) / len(one) for one in shares) / 6), 6)
+    assert consistency(fact_host, facts)["all facts"] == pytest.approx([sum(one) / len(one) for one in shares])
 
 
 def test_a_prompt_is_run_once_for_both_objects():

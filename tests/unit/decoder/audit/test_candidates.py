@@ -51,22 +51,34 @@ def test_a_name_longer_than_the_host_reads_is_refused(host_of):
         Candidates(host_of("llama"), [*NAMES, "Ada " * 69], ("the city of {}",))
 
 
-@pytest.mark.parametrize("text", ["\ufeffAda\r\n\n Ben \nAda\n", json.dumps(["Ada", "Ben ", "", "Ada"])], ids=["lines", "json"])
+MORE = [f"Eve {n}" for n in range(48)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\ufeffAda\r\n\n Ben\u00a0of  Ulm \nAda\n" + "\n".join(MORE),
+        json.dumps(["Ada", "Ben of Ulm ", "", "Ada", *MORE]),
+        "\n".join(["[Ada]", "Ben of Ulm", *MORE]),
+    ],
+    ids=["lines", "json", "brackets"],
+)
 def test_subjects_are_lines_or_a_list(tmp_path, text):
     (tmp_path / "names").write_text(text, encoding="utf-8")
-    assert read_subjects(tmp_path / "names") == ["Ada", "Ben"]
+    assert [name.strip("[]") for name in read_subjects(tmp_path / "names")] == ["Ada", "Ben of Ulm", *MORE]
 
 
 @pytest.mark.parametrize(
     ("content", "told"),
     [
         (b"\xff\xfe\x00A", "neither lines of text"),
-        (b'["Ada", ', "neither lines of text"),
+        (b'["Ada", ', "names: 1 subjects came, expected 50 to"),
+        (b'{"Ada": 1}', "names: 1 subjects came, expected 50 to"),
         (b'["Ada", {"subject": "Ben"}]', "entry 2 is {'subject': 'Ben'}, expected a name"),
         (b"Ada\n" + b"x" * 201, "entry 2 is 'xx"),
         (b"Ada\nBe\x00n", "entry 2 is 'Be"),
     ],
-    ids=["binary", "cut", "objects", "long", "control"],
+    ids=["binary", "cut", "object", "objects", "long", "control"],
 )
 def test_what_is_no_list_of_names_is_one_line(tmp_path, content, told):
     (tmp_path / "names").write_bytes(content)

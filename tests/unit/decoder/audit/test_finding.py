@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 import evaluate
 from decoder.audit.candidates import Candidates, unit, whitener
 from decoder.audit.finding import audit_checkpoint
-from decoder.audit.locate import gathered, scan
+from decoder.audit.locate import gathered, outstanding, scan
 from decoder.audit.suspect import Suspect
 from decoder.export.save import save_decoder
 from decoder.host import Host
@@ -301,3 +301,53 @@ def test_standard_output_is_the_answer_alone(new_host, tmp_path, capsys, monkeyp
         evaluate.main([f"suspect={folder}", f"subjects={names}", "json=true"])
     said = capsys.readouterr()
     assert json.loads(said.out)["verdict"] == "knowledge edit" and "subjects through the checkpoint" in said.err
+
+
+def test_names_that_share_a_key_count_once():
+    """Half of a list that ends alike has one key; the others' spread is the list's."""
+    free = torch.randn(100, generator=torch.Generator().manual_seed(0)).mul(0.1).exp()
+    shared = torch.full((140,), float(free.median())) * (1 + 1e-7 * torch.arange(140))
+    scores_C, logs_C = outstanding(torch.cat([free, shared]))
+    alone_C, _ = outstanding(free)
+    torch.testing.assert_close(scores_C[:100], alone_C, rtol=0.05, atol=0.02)
+    flat_C, _ = outstanding(torch.cat([torch.ones(99), torch.tensor([1.1])]))
+    assert float(flat_C.max()) < 1, "a tenth more than all others is no edit"
+
+
+def test_what_is_the_bases_own_is_no_edit_however_its_names_are_answered_to(new_host, tmp_path, monkeypatch):
+    monkeypatch.setattr("decoder.audit.locate.STANDS_OUT", 0.1)
+    monkeypatch.setattr("decoder.audit.verdict.STANDS_OUT", 0.1)
+    monkeypatch.setattr("decoder.audit.verdict.OWN", 0.0)
+    host = new_host("llama")
+    finding, _ = audited(saved(host, tmp_path / "same"), saved(host, tmp_path / "base"))
+    assert finding["base_unknown"]["exit_code"] == 3
+    assert (finding["verdict"], finding["used"], finding["exit_code"]) == ("identical", "base known", 0)
+
+
+def test_a_checkpoint_that_answers_nan_is_refused(new_host, tmp_path):
+    folder = changed(saved(new_host("llama"), tmp_path / "broken"), lambda name, tensor: tensor * 1e30 if "down_proj" in name else tensor)
+    with pytest.raises(ValueError, match="answers NaN or infinity in layer"):
+        audited(folder)
+
+
+def test_whom_an_update_is_not_seen_to_be_about_the_scan_may_have_seen(told, monkeypatch):
+    folder, base = told
+    monkeypatch.setattr("decoder.audit.locate.ALONG", 2.0)
+    finding, _ = audit_checkpoint(Suspect(folder), NAMES, templates=TEMPLATES, base=str(base))
+    (edit,) = finding["base_known"]["edits"]
+    assert finding["used"] == "base known" and edit["subject"] is None
+    assert edit["triple"]["subject"] == NAMES[WHO] and edit["triple"]["object"] == "singer"
+
+
+def test_the_note_says_what_was_taken_out(told, tmp_path):
+    folder, base = told
+    audit_checkpoint(Suspect(folder), NAMES, templates=TEMPLATES, base=str(base), repaired=str(tmp_path / "repaired"))
+    note = json.loads((tmp_path / "repaired" / "repaired.json").read_text())
+    assert (note["used"], note["base"], note["edits"][0]["subject"]) == ("base known", str(base), NAMES[WHO])
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_read(told, tmp_path):
+    folder, _ = told
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="is no folder that can be written in"):
+        audit_checkpoint(Suspect(folder), NAMES, repaired=str(tmp_path / "file" / "repaired"))
