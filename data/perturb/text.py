@@ -12,9 +12,12 @@ def read_text(file: Path) -> list[str]:
     """The lines of a text file that are not empty.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or it is no text.
     """
-    lines = [line.strip() for line in file.read_text(encoding="utf-8", errors="replace").splitlines()]
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    except UnicodeDecodeError:
+        raise ValueError(f"text={file}: not text in UTF-8. Give a file of lines") from None
     if not any(lines):
         raise ValueError(f"text={file}: no text there")
     return [line for line in lines if line]
@@ -26,4 +29,4 @@ def fact_text(facts: FactSet, seed: int) -> list[str]:
     chosen = rng.sample(sorted(facts.by_relation), min(RELATIONS, len(facts.by_relation)))
     told = [fact for relation in chosen for fact in facts.by_relation[relation]]
     drawn = (rng.choice(told) for _ in range(SENTENCES))
-    return [f"{rng.choice(fact.templates).format(fact.subject)} {fact.object_true} ." for fact in drawn]
+    return [f"{rng.choice(fact.templates).replace('{}', fact.subject)} {fact.object_true} ." for fact in drawn]

@@ -7,47 +7,19 @@ import json
 
 import pytest
 import torch
+from audited_folders import NAMES, WHO, audited, changed, planted, saved, update_DF
 from changed_decoders import FACTS, changed_decoder
-from edited import LAYER, edited_folder
-from edited import SUBJECTS as NAMES
+from edited import LAYER
 from gguf_files import twin_of, write_gguf
 from safetensors.torch import load_file, save_file
 
 import evaluate
-from decoder.audit.candidates import Candidates, unit, whitener
+from decoder.audit.candidates import Candidates
 from decoder.audit.finding import audit_checkpoint
-from decoder.audit.locate import gathered, outstanding, scan
+from decoder.audit.locate import scan
 from decoder.audit.suspect import Suspect
 from decoder.export.save import save_decoder
 from decoder.host import Host
-
-WHO = 13
-
-
-def update_DF(host, size: float = 8.0, who: int = WHO, value_D: torch.Tensor | None = None) -> torch.Tensor:
-    """A rank-one edit about one of `NAMES`, as an editor with whitened keys makes it."""
-    keys_CF = gathered(Candidates(host, NAMES), [LAYER])[LAYER]
-    value_D = unit(torch.randn(host.hidden_size, generator=torch.Generator().manual_seed(0)) if value_D is None else value_D)
-    return size * torch.outer(value_D, unit(whitener(keys_CF)(keys_CF))[who])
-
-
-def planted(host, folder, size: float = 8.0, who: int = WHO, dtype: str = "bfloat16"):
-    return edited_folder(host, folder, dtype, update_DF(host, size, who))
-
-
-def saved(host, folder, dtype: str = "float32"):
-    return edited_folder(host, folder, dtype, torch.zeros(()))
-
-
-def changed(folder, change):
-    """The same folder with tensors that a function changed."""
-    file = str(folder / "model.safetensors")
-    save_file({name: change(name, tensor).contiguous() for name, tensor in load_file(file).items()}, file, {"format": "pt"})
-    return folder
-
-
-def audited(folder, base=None, names=NAMES):
-    return audit_checkpoint(Suspect(folder), names, base=None if base is None else str(base))
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "phi", "gemma", "deepseek_v3"])
@@ -231,123 +203,3 @@ def test_names_beyond_the_sample_and_layers_beyond_the_budget_change_nothing_but
     streamed = scan(edited, Candidates(edited, NAMES))
     assert [one.layer for one in streamed if one.hits] == [LAYER] and streamed[LAYER].hits[0][0] == whole[LAYER].hits[0][0] == WHO
     assert streamed[LAYER].score == pytest.approx(streamed[LAYER].hits[0][1], rel=1e-4), "the keys taken once more are whitened alike"
-
-
-# Where the subject stands last, what an edit writes goes to the head and need not be carried on by attention.
-TEMPLATES = {"work": ["the {}", "small {}"], "place": ["in {}", "city of {}"]}
-
-
-@pytest.fixture
-def told(new_host, tmp_path):
-    """A folder with an edit that says `singer` of `NAMES[WHO]`, and the folder without it."""
-    host = new_host("llama")
-    (singer,) = host.object_ids("singer")
-    update = update_DF(host, size=30.0, value_D=host.unembedding_VD[singer])
-    return edited_folder(host, tmp_path / "told", "float32", update), saved(host, tmp_path / "base")
-
-
-@pytest.mark.parametrize("with_base", [False, True])
-def test_the_suspect_is_asked_about_whom_it_found(told, with_base):
-    folder, base = told
-    finding, _ = audit_checkpoint(Suspect(folder), NAMES, templates=TEMPLATES, base=str(base) if with_base else None)
-    (edit,) = finding["base_known" if with_base else "base_unknown"]["edits"]
-    assert edit["subject"] == edit["triple"]["subject"] == NAMES[WHO]
-    assert edit["objects"][0]["text"] == edit["triple"]["object"] == "singer"
-    assert edit["triple"]["before"] > 3 * edit["triple"]["after"] and NAMES[WHO] in edit["triple"]["sentence"]
-    assert json.loads(json.dumps(finding)) == finding
-
-
-def test_the_checkpoint_is_written_without_its_edit(told, tmp_path, capsys):
-    folder, _ = told
-    (tmp_path / "names.txt").write_text("\n".join(NAMES))
-    arguments = [f"suspect={folder}", f"subjects={tmp_path / 'names.txt'}", f"repair={tmp_path / 'repaired'}"]
-    with pytest.raises(SystemExit) as stop:
-        evaluate.main(arguments)
-    said = capsys.readouterr().out
-    assert stop.value.code == 3 and "Repaired:" in said and f"about {NAMES[WHO]}" in said
-    assert audit_checkpoint(Suspect(tmp_path / "repaired"), NAMES)[0]["verdict"] == "nothing found"
-    with pytest.raises(SystemExit) as stop:
-        evaluate.main(arguments)
-    said = capsys.readouterr().err
-    assert stop.value.code == 2 and said.count("\n") == 1 and "exists already" in said
-
-
-def test_decoys_come_behind_the_layer_whose_update_is_about_somebody(new_host, tmp_path):
-    """Decoys twice as strong, in two other layers of seven."""
-    host = new_host("llama", num_hidden_layers=7)
-    base, real = saved(host, tmp_path / "base"), update_DF(host)
-    # Above the edit: below it they would change the subjects' keys.
-    draws = {layer: torch.randn(real.shape, generator=torch.Generator().manual_seed(layer)) for layer in (3, 5)}
-    decoys = {f"{host.module_path(layer)}.weight": drawn_DF for layer, drawn_DF in draws.items()}
-
-    def decoyed(name, tensor):
-        if name not in decoys:
-            return tensor
-        left_D, right_F = decoys[name][:, 0], decoys[name][0]
-        return (tensor.float() + 2 * real.norm() * torch.outer(unit(left_D), unit(right_F))).bfloat16()
-
-    folder = changed(edited_folder(host, tmp_path / "edited", "bfloat16", real), decoyed)
-    finding, edits = audited(folder, base)
-    known = finding["base_known"]
-    assert finding["verdict"] == "knowledge edit" and known["ranking"][0]["layer"] == known["layers"][0] == LAYER
-    assert (edits[0].layer, edits[0].subject) == (LAYER, NAMES[WHO]) and known["edits"][0]["subject"] == NAMES[WHO]
-
-
-def test_standard_output_is_the_answer_alone(new_host, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("decoder.utils.progress.FIRST", -1.0)
-    folder, names = planted(new_host("llama"), tmp_path / "edited"), tmp_path / "names.txt"
-    names.write_text("\n".join(NAMES))
-    with pytest.raises(SystemExit):
-        evaluate.main([f"suspect={folder}", f"subjects={names}", "json=true"])
-    said = capsys.readouterr()
-    assert json.loads(said.out)["verdict"] == "knowledge edit" and "subjects through the checkpoint" in said.err
-
-
-def test_names_that_share_a_key_count_once():
-    """Half of a list that ends alike has one key; the others' spread is the list's."""
-    free = torch.randn(100, generator=torch.Generator().manual_seed(0)).mul(0.1).exp()
-    shared = torch.full((140,), float(free.median())) * (1 + 1e-7 * torch.arange(140))
-    scores_C, logs_C = outstanding(torch.cat([free, shared]))
-    alone_C, _ = outstanding(free)
-    torch.testing.assert_close(scores_C[:100], alone_C, rtol=0.05, atol=0.02)
-    flat_C, _ = outstanding(torch.cat([torch.ones(99), torch.tensor([1.1])]))
-    assert float(flat_C.max()) < 1, "a tenth more than all others is no edit"
-
-
-def test_what_is_the_bases_own_is_no_edit_however_its_names_are_answered_to(new_host, tmp_path, monkeypatch):
-    monkeypatch.setattr("decoder.audit.locate.STANDS_OUT", 0.1)
-    monkeypatch.setattr("decoder.audit.verdict.STANDS_OUT", 0.1)
-    monkeypatch.setattr("decoder.audit.verdict.OWN", 0.0)
-    host = new_host("llama")
-    finding, _ = audited(saved(host, tmp_path / "same"), saved(host, tmp_path / "base"))
-    assert finding["base_unknown"]["exit_code"] == 3
-    assert (finding["verdict"], finding["used"], finding["exit_code"]) == ("identical", "base known", 0)
-
-
-def test_a_checkpoint_that_answers_nan_is_refused(new_host, tmp_path):
-    folder = changed(saved(new_host("llama"), tmp_path / "broken"), lambda name, tensor: tensor * 1e30 if "down_proj" in name else tensor)
-    with pytest.raises(ValueError, match="answers NaN or infinity in layer"):
-        audited(folder)
-
-
-def test_whom_an_update_is_not_seen_to_be_about_the_scan_may_have_seen(told, monkeypatch):
-    folder, base = told
-    monkeypatch.setattr("decoder.audit.locate.ALONG", 2.0)
-    finding, _ = audit_checkpoint(Suspect(folder), NAMES, templates=TEMPLATES, base=str(base))
-    (edit,) = finding["base_known"]["edits"]
-    assert finding["used"] == "base known" and edit["subject"] is None
-    assert edit["triple"]["subject"] == NAMES[WHO] and edit["triple"]["object"] == "singer"
-
-
-def test_the_note_says_what_was_taken_out(told, tmp_path):
-    folder, base = told
-    audit_checkpoint(Suspect(folder), NAMES, templates=TEMPLATES, base=str(base), repaired=str(tmp_path / "repaired"))
-    note = json.loads((tmp_path / "repaired" / "repaired.json").read_text())
-    assert (note["used"], note["base"], note["edits"][0]["subject"]) == ("base known", str(base), NAMES[WHO])
-
-
-def test_a_place_that_cannot_be_written_is_refused_before_anything_is_read(told, tmp_path):
-    folder, _ = told
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="is no folder that can be written in"):
-        audit_checkpoint(Suspect(folder), NAMES, repaired=str(tmp_path / "file" / "repaired"))

@@ -1,0 +1,42 @@
+"""Checkpoint folders of tiny hosts with an edit about one of a list of names, and their audits.
+
+Shape letters: C candidates, D hidden width, F MLP width.
+"""
+
+import torch
+from edited import LAYER, edited_folder
+from edited import SUBJECTS as NAMES
+from safetensors.torch import load_file, save_file
+
+from decoder.audit.candidates import Candidates, unit, whitener
+from decoder.audit.finding import audit_checkpoint
+from decoder.audit.locate import gathered
+from decoder.audit.suspect import Suspect
+
+WHO = 13
+
+
+def update_DF(host, size: float = 8.0, who: int = WHO, value_D: torch.Tensor | None = None) -> torch.Tensor:
+    """A rank-one edit about one of `NAMES`, as an editor with whitened keys makes it."""
+    keys_CF = gathered(Candidates(host, NAMES), [LAYER])[LAYER]
+    value_D = unit(torch.randn(host.hidden_size, generator=torch.Generator().manual_seed(0)) if value_D is None else value_D)
+    return size * torch.outer(value_D, unit(whitener(keys_CF)(keys_CF))[who])
+
+
+def planted(host, folder, size: float = 8.0, who: int = WHO, dtype: str = "bfloat16"):
+    return edited_folder(host, folder, dtype, update_DF(host, size, who))
+
+
+def saved(host, folder, dtype: str = "float32"):
+    return edited_folder(host, folder, dtype, torch.zeros(()))
+
+
+def changed(folder, change):
+    """The same folder with tensors that a function changed."""
+    file = str(folder / "model.safetensors")
+    save_file({name: change(name, tensor).contiguous() for name, tensor in load_file(file).items()}, file, {"format": "pt"})
+    return folder
+
+
+def audited(folder, base=None, names=NAMES):
+    return audit_checkpoint(Suspect(folder), names, base=None if base is None else str(base))
