@@ -7,8 +7,6 @@ to as the list usually is. So nothing has to be known of the unedited matrix, of
 Shape letters: C candidates, N vectors, R rank, D hidden width, F MLP width.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -31,26 +29,23 @@ def to_base(base_DF: Tensor) -> DenseEdit:
     return DenseEdit(base_DF.unsqueeze(0))
 
 
-def reverse(weight_DF: Tensor, key_F: Tensor, keys_CF: Tensor, form: str = "traced") -> RankOneEdit:
+def reverse(weight_DF: Tensor, key_F: Tensor, keys_CF: Tensor) -> RankOneEdit:
     """What takes an edit out of W' when it is added to it; the unedited matrix is not known.
 
     Args:
-        weight_DF: W', in any dtype; it is read by rows and never copied whole, `spectral` aside.
+        weight_DF: W', in any dtype; it is read by rows and never copied whole.
         key_F: key of the subject that was found, a unit vector, whitened or not.
         keys_CF: keys of all candidates, made in the same way.
-        form: one of `FORMS`.
 
     Returns:
         One update in float32, of norm 0 if the subject is answered to no more than the list is.
 
     Raises:
-        ValueError: there is no such form, or keys are of another width than W' takes.
+        ValueError: keys are of another width than W' takes.
     """
-    if form not in FORMS:
-        raise ValueError(f"form={form!r} of a reversal: expected one of {', '.join(FORMS)}")
     if key_F.shape[-1] != weight_DF.shape[1] or keys_CF.shape[-1] != weight_DF.shape[1]:
         raise ValueError(f"keys are {key_F.shape[-1]} and {keys_CF.shape[-1]} wide, W' takes {weight_DF.shape[1]}. Make them at its layer")
-    removed_D, along_F = FORMS[form](weight_DF, key_F.float(), _sample(keys_CF))
+    removed_D, along_F = _traced(weight_DF, key_F.float(), _sample(keys_CF))
     return RankOneEdit(along_F.unsqueeze(0), -removed_D.unsqueeze(0))
 
 
@@ -66,30 +61,6 @@ def _traced(weight_DF: Tensor, key_F: Tensor, keys_CF: Tensor) -> tuple[Tensor, 
         # What the list is answered to without the edit: others read a part of it too.
         usual_CD = output_CD - strength * torch.outer(keys_CF @ along_F, value_D)
     return strength * value_D, along_F
-
-
-def _listed(weight_DF: Tensor, key_F: Tensor, keys_CF: Tensor) -> tuple[Tensor, Tensor]:
-    """W' - (W'k - m)kᵀ with the key as it is given, m the list's median output: right as far as the edit's key is that one."""
-    own_D, output_CD = _answers(weight_DF, key_F, keys_CF)
-    return own_D - output_CD.median(dim=0).values, key_F
-
-
-def _spectral(weight_DF: Tensor, key_F: Tensor, keys_CF: Tensor) -> tuple[Tensor, Tensor]:
-    """The singular term that answers most to the key, shrunk until ‖W'k‖ is the list's median: right as far as the edit is that term."""
-    own_D, output_CD = _answers(weight_DF, key_F, keys_CF)
-    left_DR, values_R, right_FR = (part.float() for part in strongest(weight_DF, MOST_TERMS + SPARE))
-    gain_R = values_R * (right_FR.T @ key_F)
-    term = int(gain_R.abs().argmax())
-    left_D, gain = left_DR[:, term] * gain_R[term].sign(), float(gain_R[term].abs())
-    along = float(own_D @ left_D)
-    beyond = float(own_D.square().sum() - output_CD.norm(dim=1).median().square())
-    shorter = along - max(0.0, along**2 - beyond) ** 0.5 if beyond > 0 else 0.0
-    share = min(1.0, max(0.0, shorter / gain))
-    return left_D * values_R[term] * share, right_FR[:, term] * gain_R[term].sign()
-
-
-FORMS: dict[str, Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]] = {"traced": _traced, "listed": _listed, "spectral": _spectral}
-"""name -> what is taken out of W' for a key and a list, as the factors value and key"""
 
 
 def bottom_rank(weight_DF: Tensor, terms: int) -> LowRankEdit:
