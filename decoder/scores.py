@@ -3,7 +3,7 @@
 import platform
 import unicodedata
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from decoder import __version__
@@ -75,8 +75,16 @@ def shuffled_labels(readings: "pd.DataFrame", seed: int = 0) -> dict[str, Any]:
     return control
 
 
-def versions() -> dict[str, str]:
-    return {name: version(name) for name in LIBRARIES} | {"python": platform.python_version(), "palimpsest-decoder": __version__}
+def versions() -> dict[str, str | None]:
+    """What ran. None for a library that is not there, or came without its metadata: no run is lost over that when all is computed."""
+    return {name: _version(name) for name in LIBRARIES} | {"python": platform.python_version(), "palimpsest-decoder": __version__}
+
+
+def _version(library: str) -> str | None:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return None
 
 
 def share(correct: Sequence[bool]) -> dict[str, Any]:
