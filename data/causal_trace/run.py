@@ -1,14 +1,13 @@
 """Facts × host -> what their traces say."""
 
 from contextlib import suppress
-from dataclasses import asdict
 from random import Random
 from time import perf_counter
 from typing import Any
 
 from data.causal_trace.effects import average_effects
 from data.causal_trace.trace import Tracer, asked_of, subject_spread
-from data.facts.fact import Fact, FactSet
+from data.facts.fact import Fact
 from data.facts.load import load_facts
 from data.produce.likelihood import Tokens, read
 from decoder.config.commands import TraceConfig
@@ -44,7 +43,7 @@ def trace_facts(host: Host, cfg: TraceConfig) -> dict[str, Any]:
     return {
         "format": 1,
         "host": {"name": host.name, "fingerprint": host.fingerprint, "layers": host.layers, "device": host.device.type},
-        "facts_source": _source(facts, cfg),
+        "facts_source": {"source": facts.source, "path": cfg.facts.path, "sha256": facts.sha256, "facts": len(facts)},
         "asked": len(drawn),
         "traced": len(asked),
         "seed": cfg.seed,
@@ -66,7 +65,3 @@ def known(host: Host, facts: list[Fact]) -> list[Fact]:
             asked.append((fact, tokens.of_prompt(fact.prompt, fact.subject, fact.object_true)))
     answers = read(host, [question for _, question in asked])
     return [fact for (fact, _), (answer,) in zip(asked, answers, strict=True) if answer.exact]
-
-
-def _source(facts: FactSet, cfg: TraceConfig) -> dict[str, Any]:
-    return {"source": facts.source, "sha256": facts.sha256, "facts": len(facts)} | {"path": asdict(cfg.facts)["path"]}
