@@ -30,7 +30,7 @@ def test_every_editor_plants_the_same_facts_of_the_tests_and_has_every_metric(me
         set(metrics.METRICS) - set(FURTHER_COLUMNS) - {"specificity", "specificity_probability", "ns"}
     )  # a random host knows no neighbour
     assert usual | {"fluency", "seconds", "peak_memory"} <= tuned["metrics"].keys() and "portability" not in tuned["metrics"]
-    assert tuned["metrics"]["efficacy_probability"]["value"] > 2 * clean["metrics"]["efficacy_probability"]["value"]
+    assert tuned["metrics"]["efficacy_probability"]["value"] > 1.2 * clean["metrics"]["efficacy_probability"]["value"]
     assert tuned["metrics"]["seconds"]["value"] > 100 * clean["metrics"]["seconds"]["value"]
     shown = capsys.readouterr().out.splitlines()
     assert shown[2] == "| | none | ft |" and any(line.startswith("| fluency | ") and "±" in line for line in shown)
