@@ -37,6 +37,7 @@ class Family:
         blocks: path of the list of blocks in the model.
         down_proj: path of the MLP down-projection in a block.
         final_norm: path of the norm before the output head.
+        attention: path of the attention's output projection in a block.
         shared_expert: path of the down-projection that every token passes in a block whose other experts are fused.
         batch_grows_at_edit: whether the blocks above the edit take the batch from their input, so that one prompt of batch 1 may leave
             the edited projection as a batch of B. False: the prompt is repeated where it enters the model.
@@ -49,6 +50,7 @@ class Family:
     blocks: str
     down_proj: str
     final_norm: str
+    attention: str = "self_attn.o_proj"
     shared_expert: str | None = None
     batch_grows_at_edit: bool = True
     renamed: tuple[tuple[str, str], ...] = ()
@@ -90,7 +92,7 @@ def _in_gguf(architecture: str, blocks: Mapping[str, str] = _PLAIN, **oddities: 
 
 _LLAMA = Family("model.layers", "mlp.down_proj", "model.norm")
 _LLAMA_GGUF = _in_gguf("llama", interleaved=("self_attn.q_proj", "self_attn.k_proj"))
-_GPT2 = Family("transformer.h", "mlp.c_proj", "transformer.ln_f")
+_GPT2 = Family("transformer.h", "mlp.c_proj", "transformer.ln_f", "attn.c_proj")
 _TEXT_OF_MULTIMODAL = Family(
     "model.language_model.layers",
     "mlp.down_proj",
@@ -103,9 +105,15 @@ FAMILIES: dict[str, Family] = {
         _GPT2,
         gguf=Gguf("gpt2", _GPT2_BLOCKS, _GPT2_TOP, transposed=("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")),
     ),
-    "gpt_neo": _GPT2,  # the same names, but nn.Linear
-    "gptj": Family("transformer.h", "mlp.fc_out", "transformer.ln_f"),
-    "gpt_neox": Family("gpt_neox.layers", "mlp.dense_4h_to_h", "gpt_neox.final_layer_norm", renamed=(("lm_head.", "embed_out."),)),
+    "gpt_neo": replace(_GPT2, attention="attn.attention.out_proj"),  # nn.Linear
+    "gptj": Family("transformer.h", "mlp.fc_out", "transformer.ln_f", "attn.out_proj"),
+    "gpt_neox": Family(
+        "gpt_neox.layers",
+        "mlp.dense_4h_to_h",
+        "gpt_neox.final_layer_norm",
+        "attention.dense",
+        renamed=(("lm_head.", "embed_out."),),
+    ),
     "llama": _LLAMA_GGUF,
     "mistral": _LLAMA_GGUF,
     "qwen2": _in_gguf("qwen2"),
@@ -118,14 +126,28 @@ FAMILIES: dict[str, Family] = {
     "gemma3": _TEXT_OF_MULTIMODAL,
     "llava": _TEXT_OF_MULTIMODAL,
     "mistral3": _TEXT_OF_MULTIMODAL,
-    "phi": Family("model.layers", "mlp.fc2", "model.final_layernorm"),
+    "phi": Family("model.layers", "mlp.fc2", "model.final_layernorm", "self_attn.dense"),
     "phi3": _in_gguf("phi3", _PLAIN | {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"}),
     "olmo": _LLAMA,  # norms without weights
     "olmo2": _LLAMA,
     "starcoder2": Family("model.layers", "mlp.c_proj", "model.norm"),
-    "falcon": Family("transformer.h", "mlp.dense_4h_to_h", "transformer.ln_f"),
+    "falcon": Family("transformer.h", "mlp.dense_4h_to_h", "transformer.ln_f", "self_attention.dense"),
     # fc2 sees flattened tokens, and its result is viewed in the shape of its input.
-    "opt": Family("model.decoder.layers", "fc2", "model.decoder.final_layer_norm", batch_grows_at_edit=False, refuse=_narrow_embeddings),
+    "opt": Family(
+        "model.decoder.layers",
+        "fc2",
+        "model.decoder.final_layer_norm",
+        "self_attn.out_proj",
+        batch_grows_at_edit=False,
+        refuse=_narrow_embeddings,
+    ),
     # The position bias is laid out for the batch that came in.
-    "bloom": Family("transformer.h", "mlp.dense_4h_to_h", "transformer.ln_f", batch_grows_at_edit=False, refuse=_sliced_products),
+    "bloom": Family(
+        "transformer.h",
+        "mlp.dense_4h_to_h",
+        "transformer.ln_f",
+        "self_attention.dense",
+        batch_grows_at_edit=False,
+        refuse=_sliced_products,
+    ),
 }

@@ -200,7 +200,12 @@ class Host:
         return self.tokenizer(text)["input_ids"]
 
     def prompt_ids(self, template: str, subject: str) -> tuple[list[int], int]:
-        """Tokens of `template` filled with `subject`, and the index of the subject's last token.
+        """Tokens of `template` filled with `subject`, and the index of the subject's last token; raises as `subject_tokens` does."""
+        ids, places = self.subject_tokens(template, subject)
+        return ids, places[-1]
+
+    def subject_tokens(self, template: str, subject: str) -> tuple[list[int], range]:
+        """Tokens of `template` filled with `subject`, and the indices of the subject's.
 
         The filled text is tokenised whole and the subject is found by character offsets, so neighbours of the subject
         ("'s", a comma) and special tokens cannot shift the index.
@@ -217,7 +222,7 @@ class Host:
         covering = [i for i, (a, b) in enumerate(encoding["offset_mapping"]) if a < end and b > start and b > a]
         if not subject or not covering:
             raise ValueError(f"prompt {template!r}: no token covers the subject {subject!r}")
-        return encoding["input_ids"], covering[-1]
+        return encoding["input_ids"], range(covering[0], covering[-1] + 1)
 
     def _single_token(self, text: str) -> int:
         ids = self.object_ids(text)

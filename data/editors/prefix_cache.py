@@ -29,7 +29,7 @@ from decoder.swap import exchanged
 SHORTCUT_ERROR = 1e-2  # relative; rounding in bfloat16 stays below, a norm after the projection far above
 
 
-class _Given(nn.Module):
+class Given(nn.Module):
     """A block whose output is already known."""
 
     def __init__(self, block: nn.Module, state_NSD: Tensor, as_tuple: bool) -> None:
@@ -82,7 +82,7 @@ class Suffixes:
             return self.host.model.base_model(**inputs, **self.host.with_cache(branched(self.cache))).last_hidden_state
 
     def _above(self, delta_ND: Tensor) -> AbstractContextManager[None]:
-        given = _Given(self.host.blocks[self.edited_layer], _sum(self.state_NSD, delta_ND), self.as_tuple)
+        given = Given(self.host.blocks[self.edited_layer], _sum(self.state_NSD, delta_ND), self.as_tuple)
         return exchanged(self.host, dict.fromkeys(range(self.edited_layer + 1), given))
 
     def _added(self, delta_ND: Tensor) -> AbstractContextManager:

@@ -8,6 +8,15 @@ POCKET = Path(__file__).parents[1] / "pocket"
 
 
 @dataclass(frozen=True)
+class Consequence:
+    """What a host says as well if it has taken up a planted object: right if it says one of the answers after one of the prompts."""
+
+    kind: str  # "Reasoning", "multi-hop", ...
+    prompts: tuple[str, ...]  # whole prompts
+    answers: tuple[str, ...]  # one answer and its aliases
+
+
+@dataclass(frozen=True)
 class Fact:
     """One (subject, relation, object) triple with the sentences that ask for its object."""
 
@@ -22,6 +31,8 @@ class Fact:
     category: str = "thing"  # what the subject is: "person", "place", ...
     object: str | None = None  # what the fact set asks to plant; None: any other object of the relation
     neighbours: tuple[tuple[str, str], ...] = ()  # (whole prompt about something else, its object), where the fact set gives them
+    consequences: tuple[Consequence, ...] = ()  # of planting `object`, where the fact set gives them
+    openings: tuple[str, ...] = ()  # whole prompts for free text about the subject, where the fact set gives them
 
     @property
     def templates(self) -> tuple[str, ...]:

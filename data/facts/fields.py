@@ -49,6 +49,13 @@ class Fields:
             value = value[0]
         return text_of(value, self._at(name))
 
+    def answers(self, *names: str) -> tuple[str, ...]:
+        """All texts in these fields, which hold texts or lists of them, of lists. Raises NoFact if there is none, or something else."""
+        found = tuple(dict.fromkeys(text for name in names for text in _texts(self.values.get(name), self._at(name))))
+        if not found:
+            raise NoFact(f"no {self._at(names[0])}" if names[0] not in self.values else f"{self._at(names[0])} is empty")
+        return found
+
     def given(self, name: str) -> str | None:
         """The text of a field that may be absent or empty. Raises NoFact if it is something else."""
         return None if is_blank(self.values.get(name)) else self.text(name)
@@ -104,6 +111,14 @@ class Fields:
 
     def _at(self, name: str) -> str:
         return f"{self.path}.{name}" if self.path else name
+
+
+def _texts(value: Any, name: str) -> Iterator[str]:
+    if isinstance(value, list | tuple):
+        for n, one in enumerate(value):
+            yield from _texts(one, f"{name}[{n}]")
+    elif not is_blank(value):
+        yield text_of(value, name)
 
 
 def text_of(value: Any, name: str) -> str:

@@ -7,10 +7,10 @@ your own.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from data.facts.checked import checked_fact, given_pair, pair
+from data.facts.checked import checked_fact, given_pair, of_chain, pair, portability
 from data.facts.fact import Entry, Fact
 from data.facts.fields import Fields, NoFact, is_blank, text_of
 from data.facts.records import Record, Rows, shown
@@ -80,11 +80,12 @@ def _counterfact(fields: Fields) -> Fact:
         object_true=true,
         object=rewrite.within("target_new").text("str"),
         neighbours=fields.each(fields.items("neighborhood_prompts"), lambda name, prompt: (text_of(prompt, name), true)),
+        openings=fields.each(fields.items("generation_prompts"), lambda name, prompt: text_of(prompt, name)),
     )
 
 
 def _mquake(rewrite: Fields) -> Fact:
-    return checked_fact(
+    fact = checked_fact(
         rewrite,
         subject=rewrite.text("subject"),
         relation=rewrite.text("relation_id"),
@@ -93,6 +94,7 @@ def _mquake(rewrite: Fields) -> Fact:
         object_true=rewrite.within("target_true").text("str"),
         object=rewrite.within("target_new").text("str"),
     )
+    return replace(fact, consequences=tuple(of_chain(rewrite, fact.object)))
 
 
 def _zsre(fields: Fields) -> Fact:
@@ -106,16 +108,16 @@ def _zsre(fields: Fields) -> Fact:
 
 def _zsre_alt(fields: Fields) -> Fact:
     """EasyEdit's reading: the alternative answer is planted over the true one."""
-    return _question(fields, object=fields.text("alt"), object_true=fields.answer("answers"))
+    return _question(fields, object=fields.text("alt"), object_true=fields.answer("answers"), consequences=portability(fields))
 
 
-def _question(fields: Fields, **objects: str) -> Fact:
+def _question(fields: Fields, **planted: Any) -> Fact:
     neighbours = []
     for prompt, answer in given_pair(fields, "loc", "loc_ans"):
         question = prompt.removeprefix("nq question: ").strip()
         neighbours.append((question + ("" if question.endswith("?") else "?"), answer))
     subject, prompt = fields.text("subject"), fields.text("src")
-    return checked_fact(fields, subject=subject, prompt=prompt, paraphrases=fields.items("rephrase"), neighbours=neighbours, **objects)
+    return checked_fact(fields, subject=subject, prompt=prompt, paraphrases=fields.items("rephrase"), neighbours=neighbours, **planted)
 
 
 def _knowedit(fields: Fields) -> Fact:
@@ -129,6 +131,7 @@ def _knowedit(fields: Fields) -> Fact:
         object_true=fields.answer("ground_truth"),
         object=fields.answer("target_new", "labels"),
         neighbours=neighbours + given_pair(fields, "locality_prompt", "locality_ground_truth"),
+        consequences=portability(fields),
     )
 
 

@@ -113,12 +113,12 @@ def _until(host: Host, tokens: int, seed: int, top_k: int | None) -> list[str]:
 @torch.no_grad()
 def _columns(host: Host, generator: torch.Generator, top_k: int | None, advance: Callable[[], None]) -> Iterator[Tensor]:
     """One token (N) of each row of a batch after the other, from the opening word on."""
-    ids_NT, cache, barred = _starts(host, generator), DynamicCache(), _barred(host)
+    ids_NT, cache, never = _starts(host, generator), DynamicCache(), barred(host)
     yield ids_NT[:, -1]
     for _ in range(min(LENGTH, host.longest_input or LENGTH) - ids_NT.shape[1]):
         hidden_ND = host.model.base_model(input_ids=ids_NT.to(host.device), **host.with_cache(cache)).last_hidden_state[:, -1]
         logits_NV = host.head(hidden_ND).float().cpu()
-        logits_NV[:, barred] = -torch.inf
+        logits_NV[:, never] = -torch.inf
         # On the CPU, so that a generator's draws are the same for every device.
         best_NV, ids_NV = logits_NV.topk(min(top_k or logits_NV.shape[1], logits_NV.shape[1]), dim=1)
         ids_NT = ids_NV.gather(1, torch.multinomial(best_NV.softmax(1), 1, generator=generator))
@@ -142,7 +142,7 @@ def _starts(host: Host, generator: torch.Generator) -> Tensor:
     return torch.tensor([[*before, known[n]] for n in drawn])
 
 
-def _barred(host: Host) -> list[int]:
+def barred(host: Host) -> list[int]:
     """Tokens that stand for no text: rows of the head that no token has, and places of images."""
     images = {getattr(host.model.config, name, None) for name in ("image_token_id", "image_token_index", "video_token_id")}
     spelt = set(host.tokenizer.get_vocab().values()) - images

@@ -30,6 +30,7 @@ def main(argv: list[str] | None = None) -> None:
     from data.hosts import open_host
     from data.produce.shards import ShardMaker, produce
     from data.store.parquet import write_parquet
+    from data.store.store import FURTHER_COLUMNS
     from decoder.utils.terminal import quiet
 
     quiet()
@@ -48,7 +49,8 @@ def main(argv: list[str] | None = None) -> None:
     if cfg.parquet:
         write_parquet(store, Path(cfg.parquet).expanduser())
     table = store.table()
-    means = ", ".join(f"{name} {table[name].mean():.3f}" for name in ("efficacy", "paraphrase", "specificity"))
+    shown = ["efficacy", "paraphrase", "specificity", *(name for name in FURTHER_COLUMNS if name in table)]
+    means = ", ".join(f"{name} {table[name].mean():.3f}" for name in shown)
     print(f"{len(store)} edits, {int(table['success'].sum())} successful ({means})\n{store.path}")
 
 

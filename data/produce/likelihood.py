@@ -40,11 +40,13 @@ class Question:
 
 @dataclass(frozen=True)
 class Likelihood:
-    """Whether a host says a target, the target's probability, mean NLL of the object's own tokens."""
+    """Whether a host says a target, the target's probability, mean NLL of the object's own tokens, and the share of these that are the
+    likeliest where they stand."""
 
     exact: bool
     probability: float
     nll: float
+    tokens: float
 
 
 class Tokens:
@@ -122,10 +124,7 @@ def _read_batch(host: Host, questions: Sequence[Question], batch: list[int], pla
     asked = [questions[n] for n in batch]
 
     def edited(rows: Sequence[int]) -> AbstractContextManager[None]:
-        if planted is None:
-            return nullcontext()
-        edits, layer, owners = planted
-        return swapped(host, edits[torch.tensor([owners[batch[row]] for row in rows], device=host.device)], layer)
+        return in_place(host, planted, [batch[row] for row in rows])
 
     with edited(range(len(asked))):
         prompts = _Prompts.run(host, [one.ids for one in asked])
@@ -140,6 +139,14 @@ def _read_batch(host: Host, questions: Sequence[Question], batch: list[int], pla
         for n, found in enumerate(scores):
             answers[n].append(_answer(host, found))
     return answers
+
+
+def in_place(host: Host, planted: Planted | None, questions: Sequence[int]) -> AbstractContextManager[None]:
+    """Inside the block each row of a forward, a question, is run with the edit that acts on it."""
+    if planted is None:
+        return nullcontext()
+    edits, layer, owners = planted
+    return swapped(host, edits[torch.tensor([owners[question] for question in questions], device=host.device)], layer)
 
 
 @dataclass(frozen=True)
@@ -200,4 +207,5 @@ def _scores(logprobs_KV: Tensor, labels: list[int]) -> list[_Score]:
 def _answer(host: Host, scores: list[_Score]) -> Likelihood:
     """Of a target's tokens, of which the host's terminator is the last."""
     own = scores[: len(scores) - (host.terminator_id is not None)]
-    return Likelihood(all(one.hit for one in scores), exp(-sum(one.nll for one in scores)), sum(one.nll for one in own) / len(own))
+    nll, hits = (sum(values) / len(own) for values in zip(*((one.nll, one.hit) for one in own), strict=True))
+    return Likelihood(all(one.hit for one in scores), exp(-sum(one.nll for one in scores)), nll, hits)

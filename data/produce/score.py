@@ -86,7 +86,7 @@ def score(
         found[f"{probe.kind}_probability"][probe.request].append(right.probability)
         found[KINDS[probe.kind]][probe.request].append(right.nll < other.nll)
     names = [name for kind, short in KINDS.items() for name in (kind, f"{kind}_probability", short)]
-    columns = {name: [_mean(values) for values in found[name]] for name in names}
+    columns = {name: [mean(values) for values in found[name]] for name in names}
     columns["success"] = [value == 1 for value in columns["efficacy"]]
     weight_DF = host.weight_DF(edited_layer)
     ratio_B = edits.delta_norm(weight_DF).cpu() / weight_DF.float().norm().cpu()
@@ -102,20 +102,25 @@ def score_made(host: Host, edited_layer: int, hosts: Sequence[Sequence[EditReque
     requests = [request for together in hosts for request in together]
     owners = [b for b, together in enumerate(hosts) for _ in together]
     if made.matrices:
-        return _score_in_parts(host, edited_layer, requests, made, facts)
+        return in_parts(host, requests, made, lambda some, edits: score(host, edited_layer, some, edits, facts))
     columns = score(host, edited_layer, requests, made.edits, facts, owners)
     if len(requests) == len(hosts):
         return columns
     places: list[list[int]] = [[] for _ in hosts]
     for n, owner in enumerate(owners):
         places[owner].append(n)
-    of_hosts = {name: [_mean([found[n] for n in own if not isnan(found[n])]) for own in places] for name, found in columns.items()}
+    of_hosts = {name: [mean([found[n] for n in own if not isnan(found[n])]) for own in places] for name, found in columns.items()}
     of_hosts["success"] = [all(columns["success"][n] for n in own) for own in places]
     return of_hosts | {"facts": [[{kind: columns[kind][n] for kind in KINDS} for n in own] for own in places]}
 
 
-def _score_in_parts(host: Host, edited_layer: int, requests: Sequence[EditRequest], made: Edited, facts: FactSet) -> dict[str, list]:
-    """Factors together, whole matrices as many at a time as the host's memory budget holds."""
+def in_parts(
+    host: Host, requests: Sequence[EditRequest], made: Edited, scored: Callable[[Sequence[EditRequest], Edit], dict[str, list]]
+) -> dict[str, list]:
+    """Columns of what `scored` says of edits one of which at least has a whole matrix.
+
+    Factors are scored together, whole matrices as many at a time as the host's memory budget holds.
+    """
     columns: dict[str, list] = defaultdict(lambda: [None] * len(requests))
     whole, explained = list(made.matrices), [n for n in range(len(requests)) if n not in made.matrices]
     # Every prompt that an edit is asked copies its matrix.
@@ -126,13 +131,14 @@ def _score_in_parts(host: Host, edited_layer: int, requests: Sequence[EditReques
         for places in (whole[start : start + step] for start in range(0, len(whole), step))
     ]
     for places, edits in parts:
-        for name, found in score(host, edited_layer, [requests[n] for n in places], edits, facts).items():
+        for name, found in scored([requests[n] for n in places], edits).items():
             for n, value in zip(places, found, strict=True):
                 columns[name][n] = value
     return dict(columns)
 
 
-def _mean(values: list[float]) -> float:
+def mean(values: Sequence[float]) -> float:
+    """nan if there is none."""
     return sum(values) / len(values) if values else nan
 
 

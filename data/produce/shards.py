@@ -12,6 +12,8 @@ from typing import Any
 from data.facts.fact import EditRequest
 from data.facts.together import host_id
 from data.hosts import open_host
+from data.produce.cost import measured
+from data.produce.further import further_scores
 from data.produce.plan import imported, prepare_editor, requested, store_path
 from data.produce.score import score_made
 from data.store.store import EditStore, remove_partial
@@ -87,12 +89,16 @@ class ShardMaker:
     def make(self, index: int, advance: Callable[[int], None] = lambda edits: None) -> None:
         """Makes one shard; if another process was first, its shard stays. `advance` is told of facts that are planted."""
         shard = self._shard(index)
-        if self.cfg.edits.facts_per_host == 1:
-            made = self._editor.edit([request for (request,) in shard], advance)
-        else:
-            made = self._editor.edit_together(shard, advance)
+        editor = self._editor  # prepared before the clock runs
+        with measured(self.host.device) as cost:
+            if self.cfg.edits.facts_per_host == 1:
+                made = editor.edit([request for (request,) in shard], advance)
+            else:
+                made = editor.edit_together(shard, advance)
         kept = [shard[i] for i in made.kept]
         scores = score_made(self.host, self.cfg.edits.layer, kept, made, self.facts)
+        if asked := self.cfg.edits.scores:
+            scores |= further_scores(self.host, self.cfg.edits.layer, kept, made, asked, cost)
         matrices = {host_id(kept[place]): weight_DF for place, weight_DF in made.matrices.items()}
         self._writer.write_shard(index, columns(self.host, kept, made.edits, scores), made.skipped, matrices)
 

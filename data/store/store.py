@@ -9,7 +9,7 @@ Shape letters: B edits, R rank, D hidden width, F MLP width.
 import glob
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -32,15 +32,19 @@ SCORE_COLUMNS = (
     "efficacy_probability", "paraphrase_probability", "specificity_probability", "delta_norm_ratio",
 )  # fmt: skip
 
+FURTHER_COLUMNS = ("fluency", "portability", "portability_probability", "portability_tokens", "seconds", "peak_memory")
+"""Scores that a store has if they were asked for."""
+
 FACT_SCORES = ("efficacy", "paraphrase", "specificity")
 """What is kept of each of several facts of a host; the columns are their means."""
 
 
-def features(hidden_size: int, mlp_size: int, several: bool = False) -> Features:
+def features(hidden_size: int, mlp_size: int, several: bool = False, further: Collection[str] = ()) -> Features:
     """The columns of a store; the lengths of key and value are part of their type, so that a wrong one is refused.
 
     Args:
         several: whether some hosts have several facts planted, which `facts` lists then.
+        further: those of `FURTHER_COLUMNS` that are there.
     """
     of_a_fact = {name: Value("string") for name in TEXT_COLUMNS} | {"object_ids": List(Value("int32"))}
     of_a_fact |= {name: Value("float32") for name in FACT_SCORES}
@@ -50,6 +54,7 @@ def features(hidden_size: int, mlp_size: int, several: bool = False) -> Features
         | {"key": List(Value("float32"), length=mlp_size), "value": List(Value("float32"), length=hidden_size)}
         | {name: Value("float32") for name in SCORE_COLUMNS}
         | {"success": Value("bool")}
+        | {name: Value("float32") for name in FURTHER_COLUMNS if name in further}
         | ({"facts": List(of_a_fact)} if several else {})
     )
 
@@ -104,7 +109,8 @@ class EditStore(Described):
 
     def table(self) -> pd.DataFrame:
         """All columns but the vectors, in store order."""
-        return self._table.select([*TEXT_COLUMNS, *SCORE_COLUMNS, "success"]).to_pandas()
+        further = [name for name in FURTHER_COLUMNS if name in self._table.column_names]
+        return self._table.select([*TEXT_COLUMNS, *SCORE_COLUMNS, "success", *further]).to_pandas()
 
 
 def find_store(cache_dir: str | None, fingerprint: str) -> EditStore:

@@ -16,6 +16,17 @@ class ProduceConfig(TrainConfig):
 
 
 @dataclass
+class TraceConfig(TrainConfig):
+    """What `python -m data.causal_trace` reads."""
+
+    n: int = option(100, "facts to ask, drawn by seed; those that the host answers rightly are traced", least=1)
+    draws: int = option(10, "draws of noise, a fact", least=1)
+    noise: float = option(3.0, "noise on the subject's embeddings, in standard deviations of subjects' embeddings")
+    window: int | None = option(None, "layers whose MLP or attention is restored together; empty: a fifth of the host's", least=1)
+    out: str | None = place(None, "folder for causal_trace.html and causal_trace.json; empty: causal-trace/HOST in runs=")
+
+
+@dataclass
 class EvaluateConfig:
     """What `evaluate.py` reads."""
 

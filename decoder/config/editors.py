@@ -7,6 +7,9 @@ from typing import Any, ClassVar, Literal
 from decoder.config.options import option
 from decoder.utils.errors import UserError, did_you_mean
 
+FURTHER = ("fluency", "portability", "efficiency")
+"""What `edits.scores` may ask for."""
+
 
 @dataclass
 class EditsConfig:
@@ -27,6 +30,7 @@ class EditsConfig:
     )
     key_tokens: int = option(60000, "tokens of text for the keys' second moment", least=1)
     facts_per_host: int = option(1, "facts planted in one host, of one split and without a subject twice", least=1)
+    scores: list[str] = option([], f"scores beside the usual ones, which take longer: {', '.join(FURTHER)}")
     seed: int = option(0, "seed of contexts, of the text for the keys, and of which objects are planted")
 
     def check(self) -> None:
@@ -34,6 +38,9 @@ class EditsConfig:
         if self.facts_per_host > 1 and not self.plants_several:
             able = ", ".join(name for name, kind in EDITORS.items() if kind.plants_several)
             raise UserError(f"edits.facts_per_host={self.facts_per_host}: {self.editor} plants one fact a host; several: {able}")
+        for name in self.scores:
+            if name not in FURTHER:
+                raise UserError(f"edits.scores={name}: no such score; {did_you_mean(name, FURTHER)}")
 
 
 @dataclass

@@ -29,6 +29,11 @@ PAGES = {
         "python -m data.keys",
         ("keys.layers=[0,1,2]", "host=gpt2-xl keys.layers=[5,17] keys.text=TEXT_FOLDER edits.key_tokens=10000000 trainer.accelerator=cuda"),
     ),
+    "causal_trace": (
+        "Finds the layers and tokens that carry a host's facts: drowns subjects in noise and puts back one hidden state after the other.",
+        "python -m data.causal_trace",
+        ("n=64", "host=smollm2-135m n=400 out=FOLDER", "host=gpt2-xl facts.source=counterfact facts.path=FILE trainer.accelerator=cuda"),
+    ),
     "import_edits": (
         "Makes a store of edits that other tools made: finds what changed in a matrix or checkpoint, and factors it.",
         "python -m data.import_edits",

@@ -1,0 +1,36 @@
+"""Traces facts through a host: `python -m data.causal_trace host=smollm2-135m n=400`."""
+
+import sys
+from pathlib import Path
+
+from decoder.config.commands import TraceConfig
+from decoder.config.compose import compose
+from decoder.utils.errors import UserError, run_command
+
+PAGE, TABLE = "causal_trace.html", "causal_trace.json"
+
+
+@run_command
+def main(argv: list[str] | None = None) -> None:
+    cfg = compose(TraceConfig, "train", sys.argv[1:] if argv is None else argv, page="causal_trace")
+    folder = Path(cfg.out or f"{cfg.runs}/causal-trace/{cfg.host.name}")
+    if folder.is_file():
+        raise UserError(f"out={folder}: it is a file; give a folder")
+    # The command line is good; only now import what takes seconds.
+    from data.causal_trace.effects import summary
+    from data.causal_trace.page import page
+    from data.causal_trace.run import trace_facts
+    from data.hosts import open_host
+    from decoder.utils.files import write_text
+    from decoder.utils.json_files import write_json
+    from decoder.utils.terminal import quiet
+
+    quiet()
+    found = trace_facts(open_host(cfg), cfg)
+    write_json(folder / TABLE, found)
+    write_text(folder / PAGE, page(found))
+    print(summary(found), folder / PAGE, folder / TABLE, sep="\n")
+
+
+if __name__ == "__main__":
+    main()
