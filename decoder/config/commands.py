@@ -107,9 +107,10 @@ class ReportConfig:
     """What `python -m decoder.report` reads."""
 
     runs: list[str] = place([], "run folders, or folders above them; may be given without `runs=`")
-    to: str | None = place(None, "folder for compare.html and compare.csv; empty is the folder given, or for W&B this one")
+    to: str | None = place(None, "folder for the page and what belongs to it; empty is the folder given, or for W&B this one")
     wandb: str | None = option(None, "entity/project of W&B whose training runs are compared instead")
     group: str | None = option(None, "with wandb=: the runs of one W&B group only")
+    readers: str | None = place(None, "who reads whom instead: folder of what benchmarks/editors.py found")
 
 
 @dataclass

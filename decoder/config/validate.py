@@ -72,7 +72,12 @@ def _check_training(config: TrainConfig) -> None:
         fixed = f"edits.editor={edits.editor}: whole matrices"
     elif edits.facts_per_host > 1:
         fixed = f"edits.facts_per_host={edits.facts_per_host}: edits of several terms"
-    if fixed and (config.optim.recombined or config.optim.value_noise):
+    if config.data.also and (config.data.streaming or config.data.form == "dense"):
+        raise UserError(
+            "data.also joins stores that are mapped, each in the form of its editor. Leave out data.streaming and data.form=dense"
+        )
+    # Of several stores those that can be varied are.
+    if fixed and not config.data.also and (config.optim.recombined or config.optim.value_noise):
         raise UserError(f"{fixed} cannot be varied in training. Add optim.recombined=0 optim.value_noise=0")
     if config.decoder.beams < edits.facts_per_host:
         raise UserError(
