@@ -1,10 +1,10 @@
 """Who reads whom: decoders of one editor, of all but one and of all, each reading the test edits of every editor.
 
-    python benchmarks/editors.py stores=FOLDER out=FOLDER [part=3/16] [seeds=3] [steps=700] [any setting of train.py]
+    python benchmarks/editors.py stores=FOLDER out=FOLDER [part=3/16] [seeds=3] [steps=700] [mixed=2100] [any setting of train.py]
     python -m decoder.report readers=FOLDER        # the page and the tables of it
 
 `stores` has a store an editor, named as the editor, made with the same settings of train.py: `python -m data.produce edits=ft
-store=FOLDER/ft`. Every decoder is trained for the same number of steps, whatever it is trained on; a step sees edits of one editor. `out`
+store=FOLDER/ft`. A decoder of one editor is trained for `steps` steps, one of several for `mixed`, each on edits of one of them. `out`
 gets a file a decoder, a line for each editor and split that it read. Decoders whose file is there are not trained again, so a killed
 command goes on, and any number of processes may share the work by `part=`.
 """
@@ -48,7 +48,8 @@ class Settings:
     out: str = "readers"  # folder of the lines
     part: str = "1/1"  # which of the decoders: every 16th from the third on is 3/16
     seeds: int = 3  # decoders of each kind
-    steps: int = 700  # of training, about
+    steps: int = 700  # of training on one editor, about
+    mixed: int = 2100  # of training on several
     kinds: str = "alone,without,all"  # decoders of one editor, of all but one, of all
 
 
@@ -135,7 +136,8 @@ def main(argv: list[str] | None = None) -> None:
             continue
         started = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder, training.threads_for(host):
-            module = train(reader, stores, cfg.steps, given, host, Path(folder))
+            steps = cfg.mixed if len(reader.editors) > 1 else cfg.steps
+            module = train(reader, stores, steps, given, host, Path(folder))
             fitted = time.perf_counter() - started
             about = {
                 "host": host.name,

@@ -22,7 +22,7 @@ from decoder.scores import TEST_SPLITS, VAL_SPLITS
 from decoder.swap import projection_inputs
 from decoder.training.augment import varied
 from decoder.training.distributed import gathered
-from decoder.training.losses import KeySpread, gain_spread, key_spread, object_loss
+from decoder.training.losses import KeySpread, gain_spread, key_spread, object_loss, together
 
 WARMUP_BEFORE_EDIT = 100  # steps; 300 do as well
 
@@ -78,7 +78,8 @@ class DecoderModule(LightningModule):
             return loss
         # The first input is the prompt's, flat or not, once or for every edit; edits have not shaped it.
         prompt_MF = inputs[0].flatten(0, -2)[: len(self.decoder.prompt_MD)]
-        spread = torch.stack([gain_spread(prompt_MF, keys) for keys in self.key_spreads]).mean()
+
+        spread = together([gain_spread(prompt_MF, keys) for keys in self.key_spreads])
         self._log_epoch("train/gain_spread", spread, batch)
         return loss + self.cfg.optim.gain_spread * spread
 

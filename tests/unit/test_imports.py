@@ -48,6 +48,7 @@ BELOW = {
     "data.perturb": "decoder data.facts data.store data.pocket data.hosts data.keys",
     "data.editors": "decoder data.facts data.pocket data.hosts data.keys",
     "data.produce": "decoder data.facts data.store data.pocket data.hosts data.keys data.editors",
+    "data.sequential": "decoder data.facts data.store data.pocket data.hosts data.keys data.editors data.produce",
     "data.import_edits": "decoder data.facts data.store data.pocket data.hosts data.keys data.editors data.produce",
     "data.batches": "decoder data.store",
     "data.stream_loader": "decoder data.store data.batches",
