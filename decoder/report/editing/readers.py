@@ -90,7 +90,7 @@ def read_readers(path: Path) -> list[dict[str, Any]]:
 def rows(lines: Iterable[Mapping[str, Any]], split: str) -> list[Row]:
     """The rows of a split's table: decoders of one editor, of all but one, of all."""
     found: dict[tuple[str, ...], dict[str, dict[int, Mapping[str, Any]]]] = {}
-    for line in lines:
+    for line in sorted(lines, key=lambda line: line["seed"]):
         if line["split"] == split:
             found.setdefault(tuple(line["train"]), {}).setdefault(line["read"], {})[line["seed"]] = line
     rows = []
