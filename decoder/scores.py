@@ -66,7 +66,8 @@ def edit_summary(edits: "pd.DataFrame", manifest: Mapping[str, Any]) -> dict[str
     means = {name: float(edits[name].mean()) for name in ("efficacy", "paraphrase", "specificity", "es", "ps", "ns", "delta_norm_ratio")}
     editor, requested = manifest["editor"], manifest["requests"]["count"]
     made_by = {"editor": editor["name"], "ridge": editor["settings"].get("ridge")}
-    return {"requested": requested, "successful": int(edits["success"].sum())} | made_by | means
+    broken = {"broken": int(edits["broken"].sum())} if "broken" in edits else {}
+    return {"requested": requested, "successful": int(edits["success"].sum())} | broken | made_by | means
 
 
 def shuffled_labels(readings: "pd.DataFrame", seed: int = 0) -> dict[str, Any]:

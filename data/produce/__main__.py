@@ -49,7 +49,8 @@ def main(argv: list[str] | None = None) -> None:
         write_parquet(store, Path(cfg.parquet).expanduser())
     table = store.table()
     means = ", ".join(f"{name} {table[name].mean():.3f}" for name in ("efficacy", "paraphrase", "specificity"))
-    print(f"{len(store)} edits, {int(table['success'].sum())} successful ({means})\n{store.path}")
+    broken = f", {int(table['broken'].sum())} break the host" if "broken" in table else ""
+    print(f"{len(store)} edits, {int(table['success'].sum())} successful ({means}){broken}\n{store.path}")
 
 
 def read_part(text: str) -> tuple[int, int]:

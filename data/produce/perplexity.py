@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from data.editors import Edited
+from decoder.dense import DenseEdit
 from decoder.edit import Edit
 from decoder.host import Host
 from decoder.swap import swapped
@@ -52,9 +54,15 @@ def perplexity(host: Host, texts: Sequence[str], edits: Edit | None = None, edit
         ids_NT = pad_sequence(rows[start:stop], batch_first=True).to(host.device)
         mask_NT = pad_sequence([torch.ones(len(row), dtype=torch.long) for row in rows[start:stop]], batch_first=True).to(host.device)
         for b in range(count):
-            with nullcontext() if edits is None else swapped(host, edits[b].repeat_interleave(len(ids_NT)), edited_layer):
+            with nullcontext() if edits is None else swapped(host, edits[b].to(host.device).repeat_interleave(len(ids_NT)), edited_layer):
                 logits_NTV = host.model(input_ids=ids_NT, attention_mask=mask_NT, use_cache=False).logits
             loss_NV = torch.nn.functional.cross_entropy(logits_NTV[:, :-1].float().transpose(1, 2), ids_NT[:, 1:], reduction="none")
             total_B[b] += (loss_NV * mask_NT[:, 1:]).sum(dtype=torch.float64).cpu()
         start = stop
     return (total_B / tokens).nan_to_num(MOST_NLL).clamp(max=MOST_NLL).exp()
+
+
+def perplexity_made(host: Host, texts: Sequence[str], made: Edited, edited_layer: int) -> Tensor:
+    """`perplexity` (B,) of all that an editor made."""
+    edits = (DenseEdit(made.matrices[b][None].to(host.device)) if b in made.matrices else made.edits[b] for b in range(len(made.edits)))
+    return torch.cat([perplexity(host, texts, edit, edited_layer) for edit in edits]) if len(made.edits) else torch.empty(0)

@@ -87,6 +87,8 @@ def request_manifest(cfg: TrainConfig, host: Host, facts: FactSet, requests: lis
         made["rank"] = cfg.edits.rank
     if (count := cfg.edits.facts_per_host) > 1:
         made |= {"facts_per_host": count, "rank": count}
+    if cfg.edits.broken_from:
+        made["broken_from"] = cfg.edits.broken_from
     # Stores of before do not say what their training edits plant.
     return made if cfg.edits.objects == "relation" else made | {"objects": cfg.edits.objects}
 

@@ -12,6 +12,8 @@ from typing import Any
 from data.facts.fact import EditRequest
 from data.facts.together import host_id
 from data.hosts import open_host
+from data.keys.text import key_texts
+from data.produce.perplexity import neutral_texts, perplexity, perplexity_made
 from data.produce.plan import imported, prepare_editor, requested, store_path
 from data.produce.score import score_made
 from data.store.store import EditStore, remove_partial
@@ -22,6 +24,7 @@ from decoder.host import Host
 from decoder.utils.files import alone
 from decoder.utils.progress import progress
 
+LOOKED_AT = 500  # tokens of text that edits are judged by which may break the host
 OF_A_FACT = ("fact_id", "subject", "relation", "relation_name", "kind", "prompt", "object_true")
 
 log = logging.getLogger(__name__)
@@ -93,6 +96,9 @@ class ShardMaker:
             made = self._editor.edit_together(shard, advance)
         kept = [shard[i] for i in made.kept]
         scores = score_made(self.host, self.cfg.edits.layer, kept, made, self.facts)
+        if times := self.cfg.edits.broken_from:
+            found_B = perplexity_made(self.host, self._texts, made, self.cfg.edits.layer)
+            scores |= {"perplexity": found_B.tolist(), "broken": (found_B > times * perplexity(self.host, self._texts)).tolist()}
         matrices = {host_id(kept[place]): weight_DF for place, weight_DF in made.matrices.items()}
         self._writer.write_shard(index, columns(self.host, kept, made.edits, scores), made.skipped, matrices)
 
@@ -134,6 +140,10 @@ class ShardMaker:
     @cached_property
     def _writer(self) -> StoreWriter:
         return StoreWriter(self.path, self.asked, self.cfg.edits.shard_size)
+
+    @cached_property
+    def _texts(self) -> list[str]:
+        return neutral_texts(self.host, key_texts(self.cfg, self.facts, self.host), (), LOOKED_AT)
 
     @cached_property
     def _editor(self) -> Any:

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from data.store.store import FACT_SCORES, SCORE_COLUMNS, TEXT_COLUMNS, EditStore
+from data.store.store import FACT_SCORES, TEXT_COLUMNS, EditStore
 from decoder.edit import LowRankEdit, RankOneEdit
 
 
@@ -45,4 +45,4 @@ class FactRows(EditStore):
         hosts["host"] = self._host_of_N.tolist()
         planted = own["object"].groupby(hosts["host"]).agg(list)
         hosts["planted"] = hosts["host"].map(planted)
-        return hosts[[*TEXT_COLUMNS, *SCORE_COLUMNS, "success", "host", "planted"]]
+        return hosts

@@ -36,11 +36,16 @@ FACT_SCORES = ("efficacy", "paraphrase", "specificity")
 """What is kept of each of several facts of a host; the columns are their means."""
 
 
-def features(hidden_size: int, mlp_size: int, several: bool = False) -> Features:
+BROKEN_COLUMNS = {"perplexity": "float32", "broken": "bool"}
+"""Where `edits.broken_from` asked for it: perplexity of a text with the edit, and whether it counts as breaking the host."""
+
+
+def features(hidden_size: int, mlp_size: int, several: bool = False, broken: bool = False) -> Features:
     """The columns of a store; the lengths of key and value are part of their type, so that a wrong one is refused.
 
     Args:
         several: whether some hosts have several facts planted, which `facts` lists then.
+        broken: whether the store says which edits break the host.
     """
     of_a_fact = {name: Value("string") for name in TEXT_COLUMNS} | {"object_ids": List(Value("int32"))}
     of_a_fact |= {name: Value("float32") for name in FACT_SCORES}
@@ -51,6 +56,7 @@ def features(hidden_size: int, mlp_size: int, several: bool = False) -> Features
         | {name: Value("float32") for name in SCORE_COLUMNS}
         | {"success": Value("bool")}
         | ({"facts": List(of_a_fact)} if several else {})
+        | ({name: Value(kind) for name, kind in BROKEN_COLUMNS.items()} if broken else {})
     )
 
 
@@ -104,7 +110,8 @@ class EditStore(Described):
 
     def table(self) -> pd.DataFrame:
         """All columns but the vectors, in store order."""
-        return self._table.select([*TEXT_COLUMNS, *SCORE_COLUMNS, "success"]).to_pandas()
+        more = [name for name in BROKEN_COLUMNS if name in self._table.column_names]
+        return self._table.select([*TEXT_COLUMNS, *SCORE_COLUMNS, "success", *more]).to_pandas()
 
 
 def find_store(cache_dir: str | None, fingerprint: str) -> EditStore:

@@ -116,7 +116,7 @@ def _dataset(columns: Mapping[str, Any]) -> Dataset:
     for name in ("key", "value"):
         flat = pa.array(columns[name].float().numpy().ravel())
         arrays[name] = pa.FixedSizeListArray.from_arrays(flat, columns[name].shape[1])
-    schema = features(columns["value"].shape[1], columns["key"].shape[1], "facts" in columns)
+    schema = features(columns["value"].shape[1], columns["key"].shape[1], several="facts" in columns, broken="broken" in columns)
     if "facts" in columns:
         arrays["facts"] = pa.array(columns["facts"], schema.arrow_schema.field("facts").type)
     return Dataset(pa.table({name: arrays[name] for name in schema})).cast(schema)

@@ -18,14 +18,14 @@ def main(argv: list[str] | None = None) -> None:
             "give run folders, as in `python -m decoder.report runs/main`, or wandb=ENTITY/PROJECT, readers= or collapse=, one of them"
         )
     if measured := cfg.readers or cfg.collapse:
-        from decoder.report.editing import collapse, readers
+        from decoder.report.editing import chains, collapse, readers
 
         found = Path(measured)
         to = Path(cfg.to or (found if found.is_dir() else found.parent)).expanduser()
         if cfg.readers:
             print(readers.markdown(readers.read_readers(found)), readers.write_readers(found, to), sep="\n")
         else:
-            print(collapse.markdown(collapse.read_collapse(found)), collapse.write_collapse(found, to), sep="\n")
+            print(collapse.markdown(chains.read_collapse(found)), collapse.write_collapse(found, to), sep="\n")
         return
     if len(cfg.runs) == 1 and not cfg.to and (Path(cfg.runs[0]) / "result.json").exists():
         print(write_report(Path(cfg.runs[0])))

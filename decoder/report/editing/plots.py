@@ -5,7 +5,7 @@ from markupsafe import Markup
 from matplotlib.ticker import NullFormatter
 
 from decoder.report.compare_plots import LOOKS
-from decoder.report.editing.collapse import MEASURES, Series, value
+from decoder.report.editing.chains import MEASURES, Series, value
 from decoder.report.plots import ORANGE, SETTINGS, TEXT, grid, log_scale, to_svg
 
 

@@ -16,9 +16,10 @@ import data.sequential.chain as chains
 from data.facts.splits import draw_splits, plan_edits
 from data.produce.perplexity import MOST_NLL, neutral_texts, perplexity
 from data.produce.score import score
+from data.produce.shards import ShardMaker, produce
 from data.sequential.__main__ import main
 from data.sequential.chain import chain, chosen
-from decoder.config.commands import SequentialConfig
+from decoder.config.commands import ProduceConfig, SequentialConfig
 from decoder.config.compose import compose
 from decoder.dense import DenseEdit
 from decoder.edit import RankOneEdit
@@ -119,6 +120,23 @@ def test_perplexity_is_that_of_every_sentence_alone():
         assert not torch.isclose(found_B[0], found_B[1], rtol=1e-3)
         broken = DenseEdit(torch.full_like(clean_DF, torch.nan)[None])
         assert float(perplexity(host, TEXTS, broken, LAYER)) == pytest.approx(torch.tensor(MOST_NLL).double().exp().item())
+
+
+@pytest.mark.parametrize("name", ["memit", "ft"])
+def test_a_store_flags_what_breaks_the_host_where_it_is_asked_to(fact_host, tmp_path, name):
+    few = ["splits.train_relations=1", "splits.val_relations=1", "splits.ood_relations=1", "experiment=smoke", f"edits={name}", *QUICK]
+    plain = produce(compose(ProduceConfig, "train", [*few, f"store={tmp_path / 'plain'}"]), fact_host)
+    assert "broken" not in plain.table() and "broken_from" not in plain.manifest
+    cfg = compose(ProduceConfig, "train", [*few, f"store={tmp_path / 'store'}", "edits.broken_from=1"])
+    store = produce(cfg, fact_host)
+    table, texts = store.table(), ShardMaker(cfg, fact_host)._texts
+    clean = float(perplexity(fact_host, texts))
+    assert store.manifest["broken_from"] == 1 and len(table) == len(plain.table()) > 3
+    edits = store.whole_edits(torch.arange(len(store)), fact_host.weight_DF(1))
+    for row in (0, len(table) - 1):
+        assert table["perplexity"][row] == pytest.approx(float(perplexity(fact_host, texts, edits[row], 1)), rel=1e-4)
+    assert table["broken"].tolist() == (table["perplexity"] > clean).tolist() and table["perplexity"].nunique() > 1
+    assert produce(cfg, fact_host).fingerprint == store.fingerprint
 
 
 def test_neutral_text_names_nobody_who_is_edited():

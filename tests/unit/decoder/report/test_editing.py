@@ -5,7 +5,7 @@ import json
 import pytest
 
 from decoder.report.__main__ import main
-from decoder.report.editing.collapse import MEASURES, by_host, first_broken, read_collapse, value
+from decoder.report.editing.chains import MEASURES, by_host, first_broken, read_collapse, value
 from decoder.report.editing.collapse import markdown as collapse_tables
 from decoder.report.editing.readers import markdown, read_readers, rows, summary, write_readers
 from decoder.scores import share, wilson
