@@ -114,13 +114,13 @@ def fit(cfg: TrainConfig, folder: Path, host: "Host", datamodule: "EditDataModul
 def test(cfg: TrainConfig, folder: Path, module: "DecoderModule", workspace: "Workspace") -> "Findings | None":
     """Reads validation and test edits with the best checkpoint; the first process also scores the baselines and calibrates."""
     from decoder.training.trainer import read_splits
-    from launcher.summary import Findings, calibration, save_predictions
+    from launcher.summary import Findings, calibration, nothing_planted, save_predictions
 
     read_splits(module)
     if not is_first(cfg):
         return None
     readings = save_predictions(module, folder)
-    return Findings(readings, workspace.baselines(cfg), calibration(module, readings))
+    return Findings(readings, workspace.baselines(cfg), calibration(module, readings), nothing_planted(module, readings))
 
 
 def publish(cfg: TrainConfig, folder: Path, module: "DecoderModule", found: "Findings", clock: "Clock") -> dict[str, Any]:

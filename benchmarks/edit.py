@@ -1,4 +1,4 @@
-"""ROME: the published loop, one edit at a time, whole sentences through the whole host at every step | ours.
+"""ROME, MEMIT, EMMET, AlphaEdit, fine-tuning: the published loop, one edit at a time, the whole host at every step | ours.
 
     python benchmarks/edit.py [out=FILE] [repeats=5]
 
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 from common import Common, Rates, Row, alternate, compare, measure_rates, settings, write
+from edit_others import CONTEXTS, fine_tuned, together
 from published import Published, Task
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
@@ -41,6 +42,7 @@ MINIATURE_POCKET = ["host.pocket.steps=3", "host.pocket.min_recall=0", "edits.st
 
 @dataclass
 class Settings(Common):
+    facts: int = 64  # of one host, for MEMIT, EMMET and AlphaEdit
     batch: int = 8  # edits together
     contexts: int = 20  # contexts a key is averaged over
     steps: int = 20  # forwards of a whole edit, as published
@@ -78,7 +80,7 @@ def build(cfg: Settings, rng: random.Random) -> Task:
         *(f"{some(length, length)} {BARE}" for _, length in zip(range(cfg.contexts - 1), [4, 9] * cfg.contexts, strict=False)),
     ]
     moment = second_moments(host, [layer], [some(20, 40) for _ in range(8 if cfg.miniature else 100)], 10**9)[layer]
-    return Task(host, edits, Rome(host, layer, edits, moment, contexts), FactSet(tuple(facts), "random", ""), requests)
+    return Task(host, edits, Rome(host, layer, edits, moment, contexts), FactSet(tuple(facts), "random", ""), requests, moment)
 
 
 @torch.no_grad()
@@ -190,9 +192,11 @@ def pocket(cfg: Settings) -> Row:
 def main(argv: list[str] | None = None) -> None:
     cfg = settings(Settings, sys.argv[1:] if argv is None else argv)
     if cfg.miniature:
-        cfg = dataclasses.replace(cfg, batch=3, contexts=3, checked_steps=4)
+        cfg = dataclasses.replace(cfg, batch=3, contexts=3, checked_steps=4, facts=4)
     rates = measure_rates(width=256 if cfg.miniature else 2048)
     rows = phases(build(cfg, random.Random(0)), cfg, rates)
+    many = build(dataclasses.replace(cfg, batch=cfg.facts, contexts=max(cfg.contexts, CONTEXTS)), random.Random(1))
+    rows += [*together(many, many.moment, cfg.repeats, cfg.steps), fine_tuned(many, cfg.repeats)]
     write("edit", [*rows, pocket(cfg)], cfg.out)
 
 

@@ -62,7 +62,7 @@ def scored(cfg: ProduceConfig, host: Host, facts: FactSet, requests: Sequence[Ed
             made = Edited(list(range(len(requests))), RankOneEdit(*zeros), [])
     kept = [[requests[place]] for place in made.kept]
     columns = score_made(host, layer, kept, made, facts) | further_scores(host, layer, kept, made, FURTHER, cost)
-    known = {metric: [value for value in columns[metric] if value == value] for metric in METRICS}
+    known = {metric: [value for value in columns.get(metric, ()) if value == value] for metric in METRICS}
     return {
         "editor": name,
         "host": host.name,

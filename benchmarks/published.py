@@ -1,4 +1,4 @@
-"""ROME's loop as its authors run it, written for reading and for being compared with: one edit at a time, nothing shared or kept.
+"""Editors' loops as their authors run them, written for reading and for being compared with: one edit at a time, nothing shared or kept.
 
 Shape letters: N rows, T positions, K scored places, D hidden width, F MLP width, V vocabulary.
 """
@@ -10,7 +10,9 @@ from torch import Tensor
 
 from data.editors.rome import BARE, ESSENCE, Rome
 from data.facts.fact import EditRequest, FactSet
+from data.keys.cache import KeyStatistics
 from decoder.config import RomeConfig
+from decoder.config.editors import FineTuneConfig
 from decoder.host import Host
 
 
@@ -23,6 +25,7 @@ class Task:
     rome: Rome
     facts: FactSet
     requests: list[EditRequest]
+    moment: KeyStatistics | None = None
 
 
 class Published:
@@ -78,3 +81,29 @@ class Published:
         self.adam.step()
         with torch.no_grad():
             self.delta_D *= (self.cfg.clamp * self.output_D.norm() / self.delta_D.norm()).clamp(max=1)
+
+
+class PublishedFineTune:
+    """Fine-tuning of one W_V on one sentence: the whole host, the weight itself trained by Adam."""
+
+    def __init__(self, host: Host, layer: int, cfg: FineTuneConfig, request: EditRequest) -> None:
+        self.host, self.module = host, host.down_proj(layer)
+        ids, targets = host.prompt_ids(request.fact.prompt, request.fact.subject)[0], host.object_ids(request.object)
+        self.ids_1T = torch.tensor([ids + targets[:-1]])
+        self.label_T = torch.tensor([*ids[1:], *targets])
+        self.weight = torch.nn.Parameter(self.module.weight.detach().clone())
+        self.adam = torch.optim.Adam([self.weight], lr=cfg.lr)
+
+    def step(self) -> None:
+        own, self.module.weight = self.module.weight, self.weight
+        try:
+            logits_TV = self.host.model(self.ids_1T, use_cache=False).logits[0]
+            self.adam.zero_grad()
+            torch.nn.functional.cross_entropy(logits_TV, self.label_T).backward()
+            self.adam.step()
+        finally:
+            self.module.weight = own
+
+    def delta_DF(self) -> Tensor:
+        delta = (self.weight - self.module.weight).detach()
+        return delta if isinstance(self.module, torch.nn.Linear) else delta.T

@@ -3,7 +3,9 @@
 Shape letters: B edits in a batch, N edits of a split, T object tokens.
 """
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from operator import itemgetter
 
 import numpy as np
 import torch
@@ -79,18 +81,29 @@ class SharedBatches(Sampler[list[int]]):
 
     All processes get as many batches. A last batch that is too small to be shared is read whole by every one of them, which gives
     the same mean gradient.
+
+    Args:
+        group_N: given, no batch has edits of two groups; the batches of all groups are spread over the epoch.
     """
 
-    def __init__(self, sampler: EpochShuffle, batch_size: int, rank: int, world: int) -> None:
+    def __init__(self, sampler: EpochShuffle, batch_size: int, rank: int, world: int, group_N: Sequence[int] | None = None) -> None:
         self.sampler, self.batch_size, self.rank, self.world = sampler, batch_size, rank, world
+        self.group_N = group_N or [0] * len(sampler)
 
     def __len__(self) -> int:
-        return -(-len(self.sampler) // self.batch_size)
+        return sum(-(-size // self.batch_size) for size in Counter(self.group_N).values())
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = list(self.sampler)
-        for start in range(0, len(order), self.batch_size):
-            yield own_share(order[start : start + self.batch_size], self.rank, self.world)
+        by_group: dict[int, list[int]] = {}
+        for index in self.sampler:
+            by_group.setdefault(self.group_N[index], []).append(index)
+        placed = [
+            (start / len(order), order[start : start + self.batch_size])
+            for order in by_group.values()
+            for start in range(0, len(order), self.batch_size)
+        ]
+        for _, batch in sorted(placed, key=itemgetter(0)):
+            yield own_share(batch, self.rank, self.world)
 
 
 def own_share(batch: list[int], rank: int, world: int) -> list[int]:

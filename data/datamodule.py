@@ -4,6 +4,7 @@ Shape letters: B edits in a batch, N edits in a store, T object tokens, D hidden
 """
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -17,9 +18,10 @@ from data.facts.fact import Fact, FactSet
 from data.facts.load import load_facts
 from data.facts.splits import assign, draw_splits
 from data.keys.probe import probe_keys
-from data.produce.plan import prepare_editor, requested
+from data.produce.plan import prepare_editor, requested, settings_of
 from data.produce.shards import produce
 from data.store.fact_rows import one_fact_a_row
+from data.store.joined import JoinedStores
 from data.store.manifest import IMPORTED
 from data.store.parquet import EditStream
 from data.store.store import EditStore
@@ -65,7 +67,10 @@ class EditDataModule(LightningDataModule):
         mark_seen(self.table, self.rows["train"])
 
     def _open(self) -> EditStore | EditStream:
-        return open_stream(self.cfg, self.host) if self.cfg.data.streaming else one_fact_a_row(produce(self.cfg, self.host))
+        if self.cfg.data.streaming:
+            return open_stream(self.cfg, self.host)
+        stores = [one_fact_a_row(store) for store in (produce(self.cfg, self.host), *map(EditStore, self.cfg.data.also))]
+        return stores[0] if len(stores) == 1 else JoinedStores(stores)
 
     @property
     def val_splits(self) -> list[str]:
@@ -93,12 +98,14 @@ class EditDataModule(LightningDataModule):
         ids_NT = padded_objects(self.store, rows, self.host.terminator_id)
         return EditBatch(self.store.edits(torch.tensor(rows)), ids_NT, torch.tensor(rows)).on(self.host.device)
 
-    def probe_keys(self) -> Tensor:
-        """Keys (K, F) of training subjects and made-up ones, as `optim.gain_spread` needs them."""
-        training = self.table.iloc[self._few("train")]
+    def probe_keys(self) -> list[Tensor]:
+        """Keys (K, F) of training subjects and made-up ones, as `optim.gain_spread` needs them, for each editor trained on."""
+        training, edits = self.table.iloc[self._few("train")], self.cfg.edits
         prompts = list(zip(training["prompt"], training["subject"], strict=True))
-        whiten = prepare_editor(self.cfg, self.host, self.facts).whiten or torch.Tensor.double
-        return probe_keys(self.host, self.cfg.edits.layer, whiten, prompts, self.cfg.data.made_up_keys, self.cfg.edits.seed)
+        others = self.store.parts[1:] if isinstance(self.store, JoinedStores) else []
+        configs = [self.cfg, *(replace(self.cfg, edits=settings_of(store.manifest)) for store in others)]
+        whitened = [prepare_editor(cfg, self.host, self.facts).whiten or torch.Tensor.double for cfg in configs]
+        return [probe_keys(self.host, edits.layer, whiten, prompts, self.cfg.data.made_up_keys, edits.seed) for whiten in whitened]
 
     def _few(self, split: str) -> list[int]:
         rows = self.rows[split]
@@ -116,7 +123,9 @@ class EditDataModule(LightningDataModule):
         if isinstance(self.store, EditStream):
             shuffle = (self.cfg.seed, data.shuffle_buffer)
             return self._stream_loader(rows, data.batch_size, planted, shuffle=shuffle, rank=rank, world=world)
-        batches = SharedBatches(EpochShuffle(len(rows), self.cfg.seed), data.batch_size, rank, world)
+        # Edits of one batch exchange keys and values, which mean the same in those of one editor only.
+        editor_N = self.store.part_of(torch.tensor(rows)).tolist() if isinstance(self.store, JoinedStores) else None
+        batches = SharedBatches(EpochShuffle(len(rows), self.cfg.seed), data.batch_size, rank, world, editor_N)
         return self._loader(rows, planted, batch_sampler=batches)
 
     def val_dataloader(self) -> list[DataLoader | StreamLoader]:
@@ -170,7 +179,7 @@ def mark_seen(table: pd.DataFrame, train_rows: list[int]) -> None:
 
 def _evenly_over_relations(rows: list[int], table: pd.DataFrame, count: int) -> list[int]:
     """The first `count` rows when relations take turns."""
-    turn = table.iloc[rows].groupby("relation").cumcount().to_numpy()
+    turn = table.iloc[rows].groupby([name for name in ("relation", "editor") if name in table]).cumcount().to_numpy()
     return [rows[i] for i in turn.argsort(kind="stable")[:count]]
 
 

@@ -27,6 +27,8 @@ class Reading(NamedTuple):
     """Whether `predicted` is the planted object (`scores.exact_match`)."""
     recalled: bool | None = None
     """Where the edit plants several facts, whether this one's object is among as many answers."""
+    answers: dict[str, float] | None = None
+    """Where it does, all answers with their probabilities."""
 
 
 def text_of(host: Host, ids: Sequence[int]) -> str:
@@ -69,7 +71,8 @@ def read_batch(host: Host, beams: Beams, batch: EditBatch, facts: int = 1) -> li
     found = []
     for row, texts, first, planted in zip(batch.row_B.tolist(), texts_B, first_token, planted_B, strict=True):
         right = [exact_match(text, planted) for text in list(texts)[:facts]]
-        found.append(Reading(row, *next(iter(texts.items())), first, right[0], any(right) if facts > 1 else None))
+        several = (any(right), texts) if facts > 1 else ()
+        found.append(Reading(row, *next(iter(texts.items())), first, right[0], *several))
     return found
 
 

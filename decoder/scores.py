@@ -39,11 +39,17 @@ def _plain(text: str) -> str:
 def test_scores(readings: "pd.DataFrame") -> dict[str, Any]:
     """Scores of every test split, `ood` also apart by objects seen and unseen in training, with relations and kinds."""
     scores: dict[str, Any] = {}
+    least = answer_threshold(readings)
     for split, rows in _by_split(readings, SCORED).items():
-        scores[split] = split_scores(rows, split) | {
-            "by_relation": grouped_scores(rows, "relation_name"),
-            "by_kind": grouped_scores(rows, "kind"),
-        }
+        several = {} if least is None else {"several": several_scores(rows, least)}
+        scores[split] = (
+            split_scores(rows, split)
+            | several
+            | {
+                "by_relation": grouped_scores(rows, "relation_name"),
+                "by_kind": grouped_scores(rows, "kind"),
+            }
+        )
         if split == "ood":
             cells = {name: rows[rows["seen_object"] == seen] for name, seen in OOD_CELLS.items()}
             scores |= {name: split_scores(cell, split) for name, cell in cells.items() if len(cell)}
@@ -60,7 +66,8 @@ def edit_summary(edits: "pd.DataFrame", manifest: Mapping[str, Any]) -> dict[str
     means = {name: float(edits[name].mean()) for name in ("efficacy", "paraphrase", "specificity", "es", "ps", "ns", "delta_norm_ratio")}
     editor, requested = manifest["editor"], manifest["requests"]["count"]
     made_by = {"editor": editor["name"], "ridge": editor["settings"].get("ridge")}
-    return {"requested": requested, "successful": int(edits["success"].sum())} | made_by | means
+    broken = {"broken": int(edits["broken"].sum())} if "broken" in edits else {}
+    return {"requested": requested, "successful": int(edits["success"].sum())} | broken | made_by | means
 
 
 def shuffled_labels(readings: "pd.DataFrame", seed: int = 0) -> dict[str, Any]:
@@ -125,6 +132,59 @@ def split_scores(readings: "pd.DataFrame", split: str) -> dict[str, Any]:
     # Of hosts with several facts: which of their objects are among as many answers as there are facts.
     recalled = readings["recalled"].astype(bool)
     return scores | {"recall": share(recalled) | {"ci95_cluster": cluster_interval(recalled, clusters)}}
+
+
+def answer_threshold(readings: "pd.DataFrame") -> float | None:
+    """The probability from which an answer counts as found, where edits plant several facts: with it answers and planted objects of the
+    validation edits agree most (F1). None where edits plant one, or there is no validation edit."""
+    if "answers" not in readings or "planted" not in readings:
+        return None
+    hosts = _hosts(readings[readings["split"].isin(VAL_SPLITS)])
+    judged = sorted(((p, text in planted) for answers, planted in hosts for text, p in answers.items()), reverse=True)
+    objects, right, best = sum(len(planted) for _, planted in hosts), 0, (0.0, None)
+    for kept, (probability, is_right) in enumerate(judged, 1):
+        right += is_right
+        best = max(best, (2 * right / (kept + objects), probability), key=lambda found: found[0])
+    return best[1]
+
+
+def several_scores(readings: "pd.DataFrame", least: float) -> dict[str, Any]:
+    """Of the edited hosts of a split, with answers as they are found in order of confidence: the share of planted objects among them, of
+    answers that are planted, of hosts whose first answer is, and how many answers there are beside how many objects were planted."""
+    hosts = _hosts(readings)
+    found = [{text for text, probability in answers.items() if probability >= least} for answers, _ in hosts]
+    planted = [objects for _, objects in hosts]
+    right = sum(len(texts & objects) for texts, objects in zip(found, planted, strict=True))
+    answered, objects = sum(map(len, found)), sum(map(len, planted))
+    return {
+        "hosts": len(hosts),
+        "threshold": least,
+        "recall": {"value": right / objects, "ci95": wilson(right, objects)},
+        "precision": {"value": right / answered, "ci95": wilson(right, answered)} if answered else None,
+        "first_object": share([max(answers, key=answers.get) in objects for answers, objects in hosts]),
+        "count": {
+            "planted": objects / len(hosts),
+            "found": answered / len(hosts),
+            "exact": share([len(texts) == len(objects) for texts, objects in zip(found, planted, strict=True)]),
+        },
+    }
+
+
+def no_edit_scores(answers: Sequence[Mapping[str, float]], least: float) -> dict[str, Any]:
+    """Of matrices that plant nothing: how many answers are found, and the share where there is none."""
+    found = [sum(probability >= least for probability in one.values()) for one in answers]
+    return {"n": len(found), "found": sum(found) / len(found), "none": share([count == 0 for count in found])}
+
+
+def _hosts(readings: "pd.DataFrame") -> list[tuple[dict[str, float], set[str]]]:
+    """Answers and planted objects of each edited host that some reading is of, as plain texts."""
+    hosts = []
+    for _, row in readings.drop_duplicates("host").iterrows():
+        answers: dict[str, float] = {}
+        for text, probability in row["answers"].items():
+            answers[_plain(text)] = answers.get(_plain(text), 0.0) + probability
+        hosts.append((answers, set(map(_plain, row["planted"]))))
+    return hosts
 
 
 def grouped_scores(readings: "pd.DataFrame", column: str) -> dict[str, Any]:

@@ -10,12 +10,20 @@ import pandas as pd
 
 from data.datamodule import EditDataModule
 from decoder.answers import readings_table
-from decoder.audit.calibration import calibrate
+from decoder.audit.calibration import answers_without_edit, calibrate
 from decoder.config.compose import to_dict
 from decoder.report.results import read_predictions, write_result
 from decoder.report.run_page import write_report
 from decoder.report.tables import counted, example_lines, results_table
-from decoder.scores import VAL_SPLITS, edit_summary, shuffled_labels, test_scores, validation_scores
+from decoder.scores import (
+    VAL_SPLITS,
+    answer_threshold,
+    edit_summary,
+    no_edit_scores,
+    shuffled_labels,
+    test_scores,
+    validation_scores,
+)
 from decoder.training.module import DecoderModule
 from decoder.training.trainer import fit_summary
 from decoder.utils.files import whole_file
@@ -57,11 +65,15 @@ def save_predictions(module: DecoderModule, folder: Path) -> pd.DataFrame:
 
 
 class Findings(NamedTuple):
-    """What tests found: readings of validation and test edits, scores of the baselines, and the calibration."""
+    """What tests found: readings of validation and test edits, scores of the baselines, and the calibration.
+
+    `several` is the control of edits that plant several facts: what is found where nothing is planted.
+    """
 
     readings: pd.DataFrame
     baselines: dict[str, Any]
     calibration: dict[str, Any]
+    several: dict[str, Any] = {}
 
 
 def summarise(module: DecoderModule, found: Findings) -> dict[str, Any]:
@@ -80,7 +92,7 @@ def summarise(module: DecoderModule, found: Findings) -> dict[str, Any]:
         "test": test_scores(found.readings),
         "baselines": found.baselines,
         "calibration": found.calibration,
-        "controls": {"shuffled_labels": shuffled_labels(found.readings), "clean_matrix": found.calibration["clean_matrix"]},
+        "controls": {"shuffled_labels": shuffled_labels(found.readings), "clean_matrix": found.calibration["clean_matrix"]} | found.several,
         "decoder": "decoder",
     }
 
@@ -90,6 +102,19 @@ def calibration(module: DecoderModule, readings: pd.DataFrame) -> dict[str, Any]
     return calibrate(module.decoder, train.edits, confidence, **module.cfg.decoder.search, seed=module.cfg.seed)
 
 
+def nothing_planted(module: DecoderModule, readings: pd.DataFrame) -> dict[str, Any]:
+    """The control of edits that plant several facts; nothing where they plant one."""
+    least = answer_threshold(readings)
+    if least is None:
+        return {}
+    train = module.trainer.datamodule.factors("train").edits
+    return {
+        "nothing_planted": no_edit_scores(
+            answers_without_edit(module.decoder, train, **module.cfg.decoder.search, seed=module.cfg.seed), least
+        )
+    }
+
+
 def export_facts(module: DecoderModule, result: dict[str, Any]) -> dict[str, Any]:
     """What an exported decoder carries beside its weights."""
     datamodule = module.trainer.datamodule
@@ -97,9 +122,10 @@ def export_facts(module: DecoderModule, result: dict[str, Any]) -> dict[str, Any
     return {
         "search": module.cfg.decoder.search,
         "store": datamodule.store.fingerprint,
-        "editors": [datamodule.store.manifest["editor"]],
+        "editors": [store.manifest["editor"] for store in getattr(datamodule.store, "parts", [datamodule.store])],
         "facts": datamodule.store.manifest["facts"],
-        "splits": {split: ids.iloc[rows].tolist() for split, rows in datamodule.rows.items()},
+        # Of several editors each edit is named once.
+        "splits": {split: [*dict.fromkeys(ids.iloc[rows])] for split, rows in datamodule.rows.items()},
         "scores": {split: {key: scores[key] for key in ("n", "first_token", "exact_match")} for split, scores in result["test"].items()},
         "calibration": result["calibration"],
         "seed": module.cfg.seed,

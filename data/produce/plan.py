@@ -1,7 +1,7 @@
 """What a config asks a store to hold, and what a store must have been made from and with."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ from data.keys.text import SENTENCES, key_texts, read_texts, rome_statistics, te
 from data.store.manifest import IMPORTED, read_manifest
 from data.store.store import EditStore, made_before
 from decoder.config import TrainConfig
-from decoder.config.editors import CountedConfig, FineTuneConfig, own_settings
-from decoder.config.identity import editor_of
+from decoder.config.editors import EDITORS, CountedConfig, EditsConfig, FineTuneConfig, own_settings
+from decoder.config.identity import editor_as_today, editor_of
 from decoder.host import Host
 from decoder.utils.files import cache_root, cached, short_hash
 
@@ -89,6 +89,8 @@ def request_manifest(cfg: TrainConfig, host: Host, facts: FactSet, requests: lis
         made |= {"facts_per_host": count, "rank": count}
     if cfg.edits.scores:
         made["scores"] = sorted(set(cfg.edits.scores))
+    if cfg.edits.broken_from:
+        made["broken_from"] = cfg.edits.broken_from
     # Stores of before do not say what their training edits plant.
     return made if cfg.edits.objects == "relation" else made | {"objects": cfg.edits.objects}
 
@@ -126,6 +128,14 @@ def _keys_of(cfg: TrainConfig) -> dict[str, Any]:
         source["statistics"] = hashlib.sha256(Path(cfg.keys.statistics).read_bytes()).hexdigest()
     ridge = {"ridge": cfg.edits.ridge} if hasattr(cfg.edits, "ridge") else {}
     return {"keys": {"tokens": cfg.edits.key_tokens} | ridge | source}
+
+
+def settings_of(manifest: Mapping[str, Any]) -> EditsConfig:
+    """What the edits of a store were made with."""
+    editor = manifest["editor"]
+    counted = {"key_tokens": manifest["keys"]["tokens"]} if "keys" in manifest else {}
+    shared = {"editor": editor["name"], "layer": manifest["layer"], "seed": manifest["seed"]} | counted
+    return EDITORS[editor["name"]](**shared, **editor_as_today(editor)["settings"])
 
 
 def prepare_editor(cfg: TrainConfig, host: Host, facts: FactSet) -> Editor:

@@ -12,8 +12,10 @@ from typing import Any
 from data.facts.fact import EditRequest
 from data.facts.together import host_id
 from data.hosts import open_host
+from data.keys.text import key_texts
 from data.produce.cost import measured
 from data.produce.further import further_scores
+from data.produce.perplexity import neutral_texts, perplexity, perplexity_made
 from data.produce.plan import imported, prepare_editor, requested, store_path
 from data.produce.score import score_made
 from data.store.store import EditStore, remove_partial
@@ -24,6 +26,7 @@ from decoder.host import Host
 from decoder.utils.files import alone
 from decoder.utils.progress import progress
 
+LOOKED_AT = 500  # tokens of text that edits are judged by which may break the host
 OF_A_FACT = ("fact_id", "subject", "relation", "relation_name", "kind", "prompt", "object_true")
 
 log = logging.getLogger(__name__)
@@ -99,6 +102,9 @@ class ShardMaker:
         scores = score_made(self.host, self.cfg.edits.layer, kept, made, self.facts)
         if asked := self.cfg.edits.scores:
             scores |= further_scores(self.host, self.cfg.edits.layer, kept, made, asked, cost)
+        if times := self.cfg.edits.broken_from:
+            found_B = perplexity_made(self.host, self._texts, made, self.cfg.edits.layer)
+            scores |= {"perplexity": found_B.tolist(), "broken": (found_B > times * perplexity(self.host, self._texts)).tolist()}
         matrices = {host_id(kept[place]): weight_DF for place, weight_DF in made.matrices.items()}
         self._writer.write_shard(index, columns(self.host, kept, made.edits, scores), made.skipped, matrices)
 
@@ -140,6 +146,10 @@ class ShardMaker:
     @cached_property
     def _writer(self) -> StoreWriter:
         return StoreWriter(self.path, self.asked, self.cfg.edits.shard_size)
+
+    @cached_property
+    def _texts(self) -> list[str]:
+        return neutral_texts(self.host, key_texts(self.cfg, self.facts, self.host), (), LOOKED_AT)
 
     @cached_property
     def _editor(self) -> Any:

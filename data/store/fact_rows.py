@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from data.store.store import FACT_SCORES, SCORE_COLUMNS, TEXT_COLUMNS, EditStore
+from data.store.store import FACT_SCORES, TEXT_COLUMNS, EditStore
 from decoder.edit import LowRankEdit, RankOneEdit
 
 
@@ -21,7 +21,7 @@ def one_fact_a_row(store: EditStore) -> EditStore:
 class FactRows(EditStore):
     """Every fact of every edited host, with the host's edit. A fact is successful if it came out itself.
 
-    Scores that are not kept of each fact are the host's.
+    Scores that are not kept of each fact are the host's. The table also says which host a fact is in, and which objects are planted there.
     """
 
     def __init__(self, store: EditStore) -> None:
@@ -42,4 +42,7 @@ class FactRows(EditStore):
         own = pd.DataFrame(self._facts)[[*TEXT_COLUMNS, *FACT_SCORES]]
         hosts[list(own)] = own
         hosts["success"] = own["efficacy"] == 1
-        return hosts[[*TEXT_COLUMNS, *SCORE_COLUMNS, "success"]]
+        hosts["host"] = self._host_of_N.tolist()
+        planted = own["object"].groupby(hosts["host"]).agg(list)
+        hosts["planted"] = hosts["host"].map(planted)
+        return hosts

@@ -32,8 +32,10 @@ SCORE_COLUMNS = (
     "efficacy_probability", "paraphrase_probability", "specificity_probability", "delta_norm_ratio",
 )  # fmt: skip
 
-FURTHER_COLUMNS = ("fluency", "portability", "portability_probability", "portability_tokens", "seconds", "peak_memory")
-"""Scores that a store has if they were asked for."""
+FURTHER_COLUMNS = dict.fromkeys(
+    ("fluency", "portability", "portability_probability", "portability_tokens", "seconds", "peak_memory", "perplexity"), "float32"
+) | {"broken": "bool"}
+"""Scores that a store has if they were asked for; the last two by `edits.broken_from`."""
 
 FACT_SCORES = ("efficacy", "paraphrase", "specificity")
 """What is kept of each of several facts of a host; the columns are their means."""
@@ -54,7 +56,7 @@ def features(hidden_size: int, mlp_size: int, several: bool = False, further: Co
         | {"key": List(Value("float32"), length=mlp_size), "value": List(Value("float32"), length=hidden_size)}
         | {name: Value("float32") for name in SCORE_COLUMNS}
         | {"success": Value("bool")}
-        | {name: Value("float32") for name in FURTHER_COLUMNS if name in further}
+        | {name: Value(kind) for name, kind in FURTHER_COLUMNS.items() if name in further}
         | ({"facts": List(of_a_fact)} if several else {})
     )
 

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torchmetrics.functional.classification import binary_auroc
 
-from decoder.answers import best_texts
-from decoder.edit import RankOneEdit
+from decoder.answers import best_texts, object_texts
+from decoder.edit import LowRankEdit, RankOneEdit
 from decoder.host import Host
 from decoder.model import ObjectDecoder
 
@@ -30,6 +30,20 @@ def null_edits(train: RankOneEdit, count: int, seed: int) -> RankOneEdit:
     like = train[torch.randint(len(train), (count,), generator=generator)]
     random_BD = torch.randn(like.value_BD.shape, generator=generator).to(like.value_BD.device)
     return RankOneEdit(like.key_BF, random_BD / random_BD.norm(dim=1, keepdim=True) * like.value_BD.norm(dim=1, keepdim=True))
+
+
+def answers_without_edit(
+    decoder: ObjectDecoder, train: LowRankEdit, *, beams: int, max_object_tokens: int, seed: int
+) -> list[dict[str, float]]:
+    """What a decoder answers on as many nulls, with as many terms as its training edits and random values in all of them."""
+    generator = torch.Generator().manual_seed(seed)
+    like = train[torch.randint(len(train), (NULLS,), generator=generator)]
+    random_BRD = torch.randn(like.value_BRD.shape, generator=generator).to(like.value_BRD.device)
+    nulls = LowRankEdit(like.key_BRF, random_BRD / random_BRD.norm(dim=2, keepdim=True) * like.value_BRD.norm(dim=2, keepdim=True))
+    found = [
+        decoder.read(nulls[start : start + CHUNK], beams=beams, max_object_tokens=max_object_tokens) for start in range(0, NULLS, CHUNK)
+    ]
+    return [texts for beams in found for texts in object_texts(decoder.host, beams)]
 
 
 def clean_edit(host: Host, layer: int) -> RankOneEdit:

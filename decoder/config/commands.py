@@ -27,6 +27,18 @@ class TraceConfig(TrainConfig):
 
 
 @dataclass
+class SequentialConfig(TrainConfig):
+    """What `python -m data.sequential` reads."""
+
+    out: str = place("sequential", "folder for what is found: a file of JSON lines an editor and seed, and the page of all of them")
+    at: list[int] = option([1, 2, 5, 10, 20, 50, 100, 200], "after how many facts the host is looked at, ascending")
+    text_tokens: int = option(
+        2000, "tokens of neutral text for the perplexity: of the text for the keys, without what names a subject", least=2
+    )
+    broken_from: float = option(2.0, "perplexity, in multiples of the clean host's, from which a host counts as broken", least=1)
+
+
+@dataclass
 class EvaluateConfig:
     """What `evaluate.py` reads."""
 
@@ -118,9 +130,11 @@ class ReportConfig:
     """What `python -m decoder.report` reads."""
 
     runs: list[str] = place([], "run folders, or folders above them; may be given without `runs=`")
-    to: str | None = place(None, "folder for compare.html and compare.csv; empty is the folder given, or for W&B this one")
+    to: str | None = place(None, "folder for the page and what belongs to it; empty is the folder given, or for W&B this one")
     wandb: str | None = option(None, "entity/project of W&B whose training runs are compared instead")
     group: str | None = option(None, "with wandb=: the runs of one W&B group only")
+    collapse: str | None = place(None, "what many edits do to a host instead: folder of what `python -m data.sequential` found")
+    readers: str | None = place(None, "who reads whom instead: folder of what benchmarks/editors.py found")
 
 
 @dataclass

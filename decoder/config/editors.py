@@ -32,6 +32,9 @@ class EditsConfig:
     facts_per_host: int = option(1, "facts planted in one host, of one split and without a subject twice", least=1)
     scores: list[str] = option([], f"scores beside the usual ones, which take longer: {', '.join(FURTHER)}")
     seed: int = option(0, "seed of contexts, of the text for the keys, and of which objects are planted")
+    broken_from: float | None = option(
+        None, "flag edits that break the host: perplexity of a text, in multiples of the clean host's, as 2; empty looks at none", least=1
+    )
 
     def check(self) -> None:
         """Raises UserError on what bounds cannot say."""

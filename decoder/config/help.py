@@ -34,6 +34,11 @@ PAGES = {
         "python -m data.causal_trace",
         ("n=64", "host=smollm2-135m n=400 out=FOLDER", "host=gpt2-xl facts.source=counterfact facts.path=FILE trainer.accelerator=cuda"),
     ),
+    "sequential": (
+        "Plants facts one after the other in one host, by one editor, and says what is left of them and of the host.",
+        "python -m data.sequential",
+        ("edits=memit", "edits=ft seed=1 out=FOLDER at=[1,10,100]", "host=smollm2-135m edits=r-rome at=[1,10,50] keys.text=self"),
+    ),
     "import_edits": (
         "Makes a store of edits that other tools made: finds what changed in a matrix or checkpoint, and factors it.",
         "python -m data.import_edits",
@@ -69,7 +74,13 @@ PAGES = {
     "report": (
         "Compares runs: layer curves, heat map, table, best layers by validation. One run folder gets its own page again.",
         "python -m decoder.report",
-        ("runs/main", "runs/layers runs/main to=compared", "wandb=ENTITY/PROJECT group=layers"),
+        (
+            "runs/main",
+            "runs/layers runs/main to=compared",
+            "wandb=ENTITY/PROJECT group=layers",
+            "readers=FOLDER",
+            "collapse=FOLDER",
+        ),
     ),
     "export": (
         "Collects the best decoder of every host and edited layer, by validation, in one folder.",

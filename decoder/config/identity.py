@@ -33,13 +33,19 @@ def run_folder(cfg: TrainConfig) -> Path:
 
 
 def editor_of(cfg: TrainConfig) -> str:
-    """Who made the edits: what the manifest of `store=` says if it is there (`imported` of other tools' edits), else who is asked to."""
-    if cfg.store:
-        # A manifest that is damaged is refused where the store is opened.
+    """Who made the edits: what the manifest of `store=` says if it is there (`imported` of other tools' edits), else who is asked to; then
+    those of the stores beside it, as `rome+memit`."""
+    names = [_named(cfg.store) or cfg.edits.editor, *map(_named, cfg.data.also)]
+    return "+".join(filter(None, names))
+
+
+def _named(store: str | None) -> str | None:
+    """The editor of a store; one whose manifest is damaged is refused where it is opened."""
+    if store:
         with suppress(OSError, ValueError, KeyError, TypeError):
-            manifest = json.loads((Path(cfg.store) / "manifest.json").read_text(encoding="utf-8"))
-            return Path(manifest["editor"]["name"]).name or cfg.edits.editor
-    return cfg.edits.editor
+            manifest = json.loads((Path(store) / "manifest.json").read_text(encoding="utf-8"))
+            return Path(manifest["editor"]["name"]).name
+    return None
 
 
 def as_today(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -111,6 +111,7 @@ class DataConfig:
     form: Literal["factors", "dense"] = option("factors", "what a batch carries: factors of the edits, or whole W'_V")
     batch_size: int = option(32, "edits in a training batch, over all devices together", least=1)
     eval_batch_size: int = option(128, "edits in an evaluation batch, on each device", least=1)
+    also: list[str] = place([], "stores of other editors on the same host, layer and facts: their edits are trained on and tested too")
     workers: int = option(0, "loader processes; 0 reads in the training process, which a mapped store is fast enough for")
     prefetch: int = option(2, "batches that each loader process, or a stream, has ready", least=1)
     pin_memory: bool = option(True, "page-locked batches where there is a GPU")

@@ -6,7 +6,15 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from decoder.config.commands import EvaluateConfig, ExportConfig, ImportConfig, PerturbConfig, ProduceConfig, ReportConfig
+from decoder.config.commands import (
+    EvaluateConfig,
+    ExportConfig,
+    ImportConfig,
+    PerturbConfig,
+    ProduceConfig,
+    ReportConfig,
+    SequentialConfig,
+)
 from decoder.config.editors import FineTuneConfig
 from decoder.config.options import settings
 from decoder.config.schema import HostConfig, TrainConfig
@@ -25,6 +33,8 @@ def check(config: TrainConfig | EvaluateConfig | ImportConfig | PerturbConfig | 
             raise UserError(f"{key}={value}: expected a number from {least} " + ("up" if most is None else f"to {most}"))
     if isinstance(config, TrainConfig):
         _check_train(config)
+    if isinstance(config, SequentialConfig):
+        _check_sequential(config)
     if isinstance(config, EvaluateConfig) and config.suspect and (config.store or config.precision != "factors"):
         raise UserError("suspect= reads one matrix as it is: leave out store= and precision=, which are for scoring")
 
@@ -56,11 +66,19 @@ def _check_train(config: TrainConfig) -> None:
         )
     if len(config.optim.betas) != 2 or not all(0 <= beta < 1 for beta in config.optim.betas):
         raise UserError(f"optim.betas={config.optim.betas}: expected two numbers from 0 to below 1, as [0.9,0.98]")
-    if not isinstance(config, ProduceConfig):
+    if not isinstance(config, ProduceConfig | SequentialConfig):
         _check_training(config)
     kept = config.splits.val_subjects + config.splits.test_subjects
     if kept >= 1:
         raise UserError(f"splits.val_subjects + splits.test_subjects = {kept:g}: expected less than 1, the rest is trained on")
+
+
+def _check_sequential(config: SequentialConfig) -> None:
+    at = config.at
+    if not at or not all(_is_index(count) and count for count in at) or at != sorted(set(at)):
+        raise UserError(f"at={at}: expected numbers of facts from 1 up, ascending, as [1,10,100]")
+    if config.edits.facts_per_host > 1:
+        raise UserError("edits.facts_per_host: here facts follow one another, one at a time. Leave it out")
 
 
 def _check_training(config: TrainConfig) -> None:
@@ -72,7 +90,12 @@ def _check_training(config: TrainConfig) -> None:
         fixed = f"edits.editor={edits.editor}: whole matrices"
     elif edits.facts_per_host > 1:
         fixed = f"edits.facts_per_host={edits.facts_per_host}: edits of several terms"
-    if fixed and (config.optim.recombined or config.optim.value_noise):
+    if config.data.also and (config.data.streaming or config.data.form == "dense"):
+        raise UserError(
+            "data.also joins stores that are mapped, each in the form of its editor. Leave out data.streaming and data.form=dense"
+        )
+    # Of several stores those that can be varied are.
+    if fixed and not config.data.also and (config.optim.recombined or config.optim.value_noise):
         raise UserError(f"{fixed} cannot be varied in training. Add optim.recombined=0 optim.value_noise=0")
     if config.decoder.beams < edits.facts_per_host:
         raise UserError(

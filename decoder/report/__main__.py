@@ -1,4 +1,4 @@
-"""`python -m decoder.report runs/main`: the page of one run, or the comparison of several."""
+"""`python -m decoder.report runs/main`: the page of one run, the comparison of several, or what was measured of editors."""
 
 import sys
 from pathlib import Path
@@ -13,8 +13,20 @@ from decoder.utils.errors import UserError, run_command
 @run_command
 def main(argv: list[str] | None = None) -> None:
     cfg = compose(ReportConfig, "report", folders_first(sys.argv[1:] if argv is None else argv))
-    if bool(cfg.runs) == bool(cfg.wandb):
-        raise UserError("give run folders, as in `python -m decoder.report runs/main`, or wandb=ENTITY/PROJECT, one of them")
+    if sum(map(bool, (cfg.runs, cfg.wandb, cfg.readers, cfg.collapse))) != 1:
+        raise UserError(
+            "give run folders, as in `python -m decoder.report runs/main`, or wandb=ENTITY/PROJECT, readers= or collapse=, one of them"
+        )
+    if measured := cfg.readers or cfg.collapse:
+        from decoder.report.editing import chains, collapse, readers
+
+        found = Path(measured)
+        to = Path(cfg.to or (found if found.is_dir() else found.parent)).expanduser()
+        if cfg.readers:
+            print(readers.markdown(readers.read_readers(found)), readers.write_readers(found, to), sep="\n")
+        else:
+            print(collapse.markdown(chains.read_collapse(found)), collapse.write_collapse(found, to), sep="\n")
+        return
     if len(cfg.runs) == 1 and not cfg.to and (Path(cfg.runs[0]) / "result.json").exists():
         print(write_report(Path(cfg.runs[0])))
         return

@@ -3,6 +3,7 @@
 Shape letters: B edits, T object tokens, V vocabulary, K keys, R rank, M prompt length, F MLP width.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -43,3 +44,11 @@ def gain_spread(input_MF: Tensor, keys: KeySpread) -> Tensor:
     """
     input_MF = input_MF.float()
     return (input_MF @ keys.factor_RF.T).square().sum() / (input_MF @ keys.mean_F).square().sum()
+
+
+def together(spreads: Sequence[Tensor]) -> Tensor:
+    """The geometric mean of the spreads of several editors' keys: each counts by what share of it is taken away.
+
+    Keys of some editors have no direction in common and stay a hundred times as uneven as others; in a sum they would drown these.
+    """
+    return spreads[0] if len(spreads) == 1 else torch.stack([*spreads]).log().mean().exp()

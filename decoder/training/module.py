@@ -14,7 +14,7 @@ from torch import Tensor
 from decoder.answers import Reading, read_batch
 from decoder.batch import PADDING, EditBatch
 from decoder.config import TrainConfig
-from decoder.edit import Edit
+from decoder.edit import Edit, RankOneEdit
 from decoder.host import Host
 from decoder.metrics import split_meters, teacher_forced_correct
 from decoder.model import ObjectDecoder, random_prompt
@@ -22,7 +22,7 @@ from decoder.scores import TEST_SPLITS, VAL_SPLITS
 from decoder.swap import projection_inputs
 from decoder.training.augment import varied
 from decoder.training.distributed import gathered
-from decoder.training.losses import KeySpread, gain_spread, key_spread, object_loss
+from decoder.training.losses import KeySpread, gain_spread, key_spread, object_loss, together
 
 WARMUP_BEFORE_EDIT = 100  # steps; 300 do as well
 
@@ -59,13 +59,13 @@ class DecoderModule(LightningModule):
         )
         self.meters = split_meters([*VAL_SPLITS, *(f"test/{split}" for split in TEST_SPLITS)])
         self.readings: dict[str, list[Reading]] = {}
-        self.key_spread: KeySpread | None = None
+        self.key_spreads: list[KeySpread] = []
 
     def on_fit_start(self) -> None:
         self.decoder.host.model.to(self.device)
         if self.cfg.optim.gain_spread:
-            spread = key_spread(self.trainer.datamodule.probe_keys())
-            self.key_spread = KeySpread(*(part.to(self.device) for part in spread))
+            spreads = map(key_spread, self.trainer.datamodule.probe_keys())
+            self.key_spreads = [KeySpread(*(part.to(self.device) for part in spread)) for spread in spreads]
 
     # Loaders come in the order of the datamodule's `val_splits` and `test_splits`.
 
@@ -74,11 +74,12 @@ class DecoderModule(LightningModule):
             logits_NV, ids_N = self.decoder.scored(self._varied(batch, batch_idx), self._targets(batch))
             loss = self._share(object_loss(logits_NV, ids_N), batch)
         self._log_epoch("train/loss", loss, batch)
-        if self.key_spread is None:
+        if not self.key_spreads:
             return loss
         # The first input is the prompt's, flat or not, once or for every edit; edits have not shaped it.
         prompt_MF = inputs[0].flatten(0, -2)[: len(self.decoder.prompt_MD)]
-        spread = gain_spread(prompt_MF, self.key_spread)
+
+        spread = together([gain_spread(prompt_MF, keys) for keys in self.key_spreads])
         self._log_epoch("train/gain_spread", spread, batch)
         return loss + self.cfg.optim.gain_spread * spread
 
@@ -123,6 +124,8 @@ class DecoderModule(LightningModule):
         self.readings = {split: sorted(gathered(self.readings[split])) for split in splits}
 
     def _varied(self, batch: EditBatch, batch_idx: int) -> Edit:
+        if self.cfg.data.also and not isinstance(batch.edits, RankOneEdit):
+            return batch.edits
         # Seeded by the batch, so that a resumed fit draws what it would have drawn.
         place = np.random.SeedSequence((self.cfg.seed, self.current_epoch, batch_idx, self.global_rank)).generate_state(1)
         generator = torch.Generator().manual_seed(int(place[0]))

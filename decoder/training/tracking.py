@@ -114,7 +114,7 @@ def log_result(trainer: Trainer, result: dict[str, Any], predictions: pd.DataFra
         run.log(steered_by)
         # What is logged reaches the summary of a busy machine's offline run too late.
         run.summary.update(summary_of(result) | steered_by)
-        run.log({"predictions": wandb.Table(dataframe=predictions)})
+        run.log({"predictions": wandb.Table(dataframe=predictions.drop(columns=["answers", "planted"], errors="ignore"))})
         if decoder_folder:
             artifact = wandb.Artifact(f"decoder-{run.name}", type="decoder")
             artifact.add_dir(str(decoder_folder))

@@ -44,6 +44,27 @@ def read_described(file: Path, format: int, description: TypeAdapter, remedy: st
     return found
 
 
+def read_lines(path: Path, description: TypeAdapter, remedy: str) -> list[dict[str, Any]]:
+    """The lines of a file of JSON lines, or of all `*.jsonl` in a folder.
+
+    Raises:
+        ValueError: there is none, or a line is not whole JSON or not as described; names the file, the line and the first entry.
+    """
+    files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+    found = []
+    for file in files:
+        if not file.is_file():
+            raise ValueError(f"{file}: no such file; {remedy}")
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+            try:
+                found.append(description.validate_json(line, strict=True))
+            except ValidationError as error:
+                raise ValueError(f"{file}, line {number}: {_told(error)}; {remedy}") from None
+    if not found:
+        raise ValueError(f"{path}: no line there; {remedy}")
+    return found
+
+
 def _told(error: ValidationError) -> str:
     """The entries that are missing, or else the first that is wrong."""
     errors = error.errors(include_url=False)

@@ -49,6 +49,7 @@ BELOW = {
     "data.editors": "decoder data.facts data.pocket data.hosts data.keys",
     "data.produce": "decoder data.facts data.store data.pocket data.hosts data.keys data.editors",
     "data.causal_trace": "decoder data.facts data.store data.pocket data.hosts data.keys data.editors data.produce",
+    "data.sequential": "decoder data.facts data.store data.pocket data.hosts data.keys data.editors data.produce",
     "data.import_edits": "decoder data.facts data.store data.pocket data.hosts data.keys data.editors data.produce",
     "data.batches": "decoder data.store",
     "data.stream_loader": "decoder data.store data.batches",

@@ -10,7 +10,7 @@ from decoder.audit.calibration import NULLS, calibrate
 from decoder.batch import PADDING, EditBatch
 from decoder.beam import Beams
 from decoder.edit import RankOneEdit
-from decoder.scores import split_scores
+from decoder.scores import answer_threshold, no_edit_scores, several_scores, share, split_scores, wilson
 
 EDITS = RankOneEdit(torch.ones(2, 48), torch.ones(2, 32))
 
@@ -70,6 +70,27 @@ def test_recall_looks_at_as_many_texts_as_there_are_facts(decoder):
     assert split_scores(table, "id")["recall"]["value"] == 0.75
     for without in (table.assign(recalled=None), table.drop(columns="recalled")):
         assert "recall" not in split_scores(without, "id")
+
+
+def test_several_facts_are_answered_from_a_probability_that_validation_edits_set(decoder):
+    def host(place, split, answers, planted):
+        return [{"host": place, "split": split, "answers": answers, "planted": planted}] * 2
+
+    validation = host(0, "val/id", {"red": 0.5, "Oslo": 0.3, "x": 0.1}, ["red", " oslo"]) + host(
+        1, "val/new", {"a": 0.4, "b": 0.2}, ["a", "c"]
+    )
+    tested = host(2, "id", {"red": 0.6, "Red": 0.2, "y": 0.35, "z": 0.05}, ["red", "blue"]) + host(3, "id", {"y": 0.2, "u": 0.1}, ["u"])
+    table = pd.DataFrame([*validation, *tested])
+    # From there on three answers are kept, all of them right; a lower bound keeps wrong ones, a higher one fewer.
+    assert answer_threshold(table) == 0.3
+    assert answer_threshold(table.drop(columns="planted")) is None and answer_threshold(pd.DataFrame(tested)) is None
+    found = several_scores(table[table["split"] == "id"], 0.3)
+    assert (found["hosts"], found["threshold"]) == (2, 0.3)
+    assert found["recall"] == {"value": 1 / 3, "ci95": wilson(1, 3)} and found["precision"]["value"] == 0.5
+    assert found["first_object"]["value"] == 0.5
+    assert found["count"] == {"planted": 1.5, "found": 1.0, "exact": share([True, False])}
+    assert several_scores(table[table["host"] == 3], 0.9)["precision"] is None
+    assert no_edit_scores([{"a": 0.4, "b": 0.35}, {"a": 0.2}], 0.3) == {"n": 2, "found": 1.0, "none": share([False, True])}
 
 
 def test_one_definition_of_confidence_in_readings_calibration_and_answers(decoder):

@@ -143,7 +143,9 @@ def test_a_store_row_is_an_edited_host_with_its_facts(fact_host, pocket_facts, t
     assert facts.object_ids == [fact["object_ids"] for fact in planted]
     assert facts.table()["edit_id"].tolist() == [fact["edit_id"] for fact in planted]
     assert facts.table()["success"].tolist() == [fact["efficacy"] == 1 for fact in planted]
-    assert list(facts.table()) == list(table) and facts.fingerprint == store.fingerprint
+    assert list(facts.table()) == [*table, "host", "planted"] and facts.fingerprint == store.fingerprint
+    assert facts.table()["host"].tolist() == [row for row in range(len(store)) for _ in range(2)]
+    assert facts.table()["planted"].tolist() == [[one["object"] for one in store.facts(row)] for row in range(len(store)) for _ in range(2)]
     facts._facts[1]["efficacy"] = 1.0
     assert facts.table()["success"].tolist()[:2] == [planted[0]["efficacy"] == 1, True], "of one fact, whatever the others do"
     alone = produce(compose(ProduceConfig, "train", ["edits=emmet", *quick, f"store={tmp_path / 'one'}"]), fact_host)

@@ -1,0 +1,102 @@
+"""Facts planted one after the other by one editor, each on what those before left, and the host looked at in between.
+
+Shape letters: D hidden width, F MLP width.
+"""
+
+import copy
+import random
+from collections.abc import Iterator, Sequence
+from math import isnan
+from statistics import fmean
+from typing import Any
+
+from torch import Tensor
+
+from data.editors import Editor
+from data.facts.fact import EditRequest, FactSet
+from data.produce.perplexity import perplexity
+from data.produce.plan import prepare_editor
+from data.produce.score import score
+from decoder.config import TrainConfig
+from decoder.dense import DenseEdit
+from decoder.host import Host
+
+LOOKED_AT = 20  # of all facts that are planted, drawn by seed
+
+
+def chosen(requests: Sequence[EditRequest], count: int, seed: int) -> list[EditRequest]:
+    """The facts of a chain, in their order: drawn by seed, no subject twice.
+
+    Raises:
+        ValueError: there are fewer subjects.
+    """
+    shuffled = random.Random(f"sequence {seed}").sample(requests, len(requests))
+    by_subject = {request.fact.subject: request for request in reversed(shuffled)}
+    found = [request for request in shuffled if by_subject[request.fact.subject] is request]
+    if len(found) < count:
+        raise ValueError(f"at={count}: the edits that are planned are about {len(found)} subjects. Ask for fewer, or more edits (splits.*)")
+    return found[:count]
+
+
+def chain(
+    cfg: TrainConfig, host: Host, facts: FactSet, requests: Sequence[EditRequest], texts: Sequence[str], at: Sequence[int]
+) -> Iterator[dict[str, Any]]:
+    """What a host is like after so many facts; each fact is planted into W_V itself, of a copy of the host.
+
+    Args:
+        host: is left as it was.
+        requests: in the order in which they are planted; one that cannot be is passed over.
+        texts: neutral ones.
+        at: numbers of facts, ascending.
+    """
+    edited, layer = copy.deepcopy(host), cfg.edits.layer
+    editor = prepare_editor(cfg, edited, facts)
+    clean_DF, weight_DF = host.weight_DF(layer), edited.weight_DF(layer)
+    clean = float(perplexity(host, texts))
+    passed_over = 0
+    for count, request in enumerate(requests, 1):
+        delta_DF = planted(editor, request, weight_DF)
+        passed_over += delta_DF is None
+        if delta_DF is not None:
+            weight_DF += delta_DF.to(weight_DF)
+        if count in at:
+            edit = DenseEdit(weight_DF.clone()[None])
+            yield (
+                {"facts": count, "passed_over": passed_over, "clean_perplexity": clean}
+                | looked_at(host, layer, requests[:count], edit, facts, texts)
+                | {"norm_ratio": float((weight_DF - clean_DF).norm() / clean_DF.norm())}
+            )
+
+
+def planted(editor: Editor, request: EditRequest, weight_DF: Tensor) -> Tensor | None:
+    """The update that plants one more fact; None if it cannot be made."""
+    made = editor.edit([request], lambda count: None)
+    if not made.kept:
+        return None
+    if keep := getattr(editor, "keep", None):
+        keep(request)
+    return made.matrices[0].to(weight_DF) - weight_DF if made.matrices else made.edits.delta()[0]
+
+
+def looked_at(
+    host: Host, layer: int, requests: Sequence[EditRequest], edit: DenseEdit, facts: FactSet, texts: Sequence[str]
+) -> dict[str, Any]:
+    """Scores of the first and the last fact and of some of all, and the perplexity, of a host with its edit."""
+    some = random.Random(len(requests)).sample(requests, min(LOOKED_AT, len(requests)))
+    asked = list({request.edit_id: request for request in (requests[0], requests[-1], *some)}.values())
+    columns = score(host, layer, asked, edit, facts, owners=[0] * len(asked))
+    efficacy = dict(zip((request.edit_id for request in asked), columns["efficacy"], strict=True))
+    return {
+        "first": efficacy[requests[0].edit_id],
+        "last": efficacy[requests[-1].edit_id],
+        "asked": len(some),
+        "efficacy": fmean(efficacy[request.edit_id] for request in some),
+        "paraphrase": _mean(columns["paraphrase"]),
+        "specificity": _mean(columns["specificity"]),
+        "perplexity": float(perplexity(host, texts, edit, layer)),
+    }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    found = [value for value in values if not isnan(value)]
+    return fmean(found) if found else None

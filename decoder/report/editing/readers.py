@@ -1,0 +1,172 @@
+"""Who reads whom: decoders by the editors they were trained on × the editor that they read, as Markdown and as a page.
+
+It is made from the lines that `benchmarks/editors.py` writes, one for what a decoder reads of an editor and a split.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
+
+from decoder.report.page import render
+from decoder.report.tables import format_interval
+from decoder.scores import wilson
+from decoder.utils.files import write_text
+from decoder.utils.json_files import Count, FromOne, Score, read_lines
+
+CLOSE = 0.05
+"""How much less a decoder of all may read of an editor than one of that editor alone."""
+
+
+class Line(TypedDict):
+    """What one decoder reads of one editor in one split."""
+
+    __pydantic_config__ = {"extra": "allow"}
+
+    host: str
+    layer: Count
+    editors: list[str]
+    train: list[str]
+    seed: int
+    train_edits: Count
+    steps: Count
+    read: str
+    split: str
+    n: FromOne
+    exact_match: Score
+
+
+LINE = TypeAdapter(Line)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What the decoders of a row read of one editor: exact match by seed, of `n` edits each."""
+
+    values: tuple[float, ...]
+    n: int
+
+    @property
+    def mean(self) -> float:
+        return fmean(self.values)
+
+    @property
+    def interval(self) -> list[float]:
+        """Wilson's, of the mean over seeds. All seeds read the same edits, so it is that of one reading of them."""
+        return wilson(round(self.mean * self.n), self.n)
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} {format_interval(self.interval)}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """The decoders trained on one set of editors."""
+
+    name: str
+    cells: Mapping[str, Cell]
+    own: frozenset[str]
+    train_edits: int
+    steps: int
+
+    @property
+    def seeds(self) -> int:
+        return max(len(cell.values) for cell in self.cells.values())
+
+
+def read_readers(path: Path) -> list[dict[str, Any]]:
+    """The lines that `benchmarks/editors.py` left in a folder or a file.
+
+    Raises:
+        ValueError: there is none, or one is no such line.
+    """
+    return read_lines(path, LINE, "give the folder that benchmarks/editors.py wrote")
+
+
+def rows(lines: Iterable[Mapping[str, Any]], split: str) -> list[Row]:
+    """The rows of a split's table: decoders of one editor, of all but one, of all."""
+    found: dict[tuple[str, ...], dict[str, dict[int, Mapping[str, Any]]]] = {}
+    for line in sorted(lines, key=lambda line: line["seed"]):
+        if line["split"] == split:
+            found.setdefault(tuple(line["train"]), {}).setdefault(line["read"], {})[line["seed"]] = line
+    rows = []
+    for train, by_editor in found.items():
+        some = [one for by_seed in by_editor.values() for one in by_seed.values()]
+        editors = some[0]["editors"]
+        cells = {
+            editor: Cell(
+                tuple(one["exact_match"]["value"] for one in by_editor[editor].values()), next(iter(by_editor[editor].values()))["n"]
+            )
+            for editor in editors
+            if editor in by_editor
+        }
+        row = Row(_name(train, editors), cells, frozenset(train), some[0]["train_edits"], some[0]["steps"])
+        rows.append((len(train) == len(editors), len(train) > 1, min(map(editors.index, set(editors) - {*train}), default=0), train, row))
+    return [row for *_, row in sorted(rows, key=lambda entry: entry[:4])]
+
+
+def _name(train: Sequence[str], editors: Sequence[str]) -> str:
+    left = [editor for editor in editors if editor not in train]
+    return train[0] if len(train) == 1 else "all" if not left else f"all but {', '.join(left)}"
+
+
+def summary(rows: Sequence[Row]) -> list[str]:
+    """What the table says of all editors together, in sentences."""
+    alone = {editor: row.cells[editor].mean for row in rows for editor in row.own & row.cells.keys() if len(row.own) == 1}
+    told = []
+    for row in rows:
+        if row.name == "all" and alone:
+            behind = {editor: alone[editor] - row.cells[editor].mean for editor in alone if editor in row.cells}
+            worst = max(behind, key=behind.__getitem__)
+            close = sum(gap <= CLOSE for gap in behind.values())
+            told.append(
+                f"All together are read within {CLOSE:g} of a decoder of one editor for {close} of {len(behind)} editors; "
+                f"the most is lost on {worst} ({behind[worst]:+.3f})."
+            )
+    left_out = {editor: row.cells[editor].mean for row in rows if row.name.startswith("all but ") for editor in row.cells.keys() - row.own}
+    if left_out:
+        worst = min(left_out, key=left_out.__getitem__)
+        told.append(
+            f"An editor that was left out is read at {median(left_out.values()):.3f} in the median, {worst} worst ({left_out[worst]:.3f})."
+        )
+    return told
+
+
+def markdown(lines: Sequence[Mapping[str, Any]]) -> str:
+    """The tables of all splits, in bold what a decoder was not trained on."""
+    parts = []
+    for split in dict.fromkeys(line["split"] for line in lines):
+        table = rows(lines, split)
+        editors = list(dict.fromkeys(editor for row in table for editor in row.cells))
+        counts = {editor: next(row.cells[editor].n for row in table if editor in row.cells) for editor in editors}
+        parts += [f"`{split}`, exact match, mean over seeds with the 95 % interval of one reading of the edits:", ""]
+        parts.append("| trained on | seeds | " + " | ".join(f"{editor} (n {counts[editor]})" for editor in editors) + " |")
+        parts.append("| --- " * (len(editors) + 2) + "|")
+        for row in table:
+            shown = [
+                ("{}" if editor in row.own else "**{}**").format(row.cells[editor]) if editor in row.cells else "–" for editor in editors
+            ]
+            parts.append(f"| {row.name} | {row.seeds} | " + " | ".join(shown) + " |")
+        parts += ["", *summary(table), ""]
+    return "\n".join(parts)
+
+
+def write_readers(path: Path, to: Path) -> Path:
+    """Writes readers.html into the folder `to`; returns its path."""
+    lines = read_readers(path)
+    splits = {split: rows(lines, split) for split in dict.fromkeys(line["split"] for line in lines)}
+    context = {
+        "splits": splits,
+        "editors": lines[0]["editors"],
+        "host": lines[0]["host"],
+        "layer": lines[0]["layer"],
+        "summaries": {split: summary(table) for split, table in splits.items()},
+    }
+    to.mkdir(parents=True, exist_ok=True)
+    page = to / "readers.html"
+    write_text(page, render("readers_page.html.jinja", context))
+    return page

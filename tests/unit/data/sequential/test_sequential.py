@@ -1,0 +1,178 @@
+"""Facts planted one after the other: the chain against edits made by hand, its command, and what it refuses.
+
+Shape letters: N facts before and the edit's own, F MLP width.
+"""
+
+import json
+
+import pytest
+import torch
+from closed_forms import key_of, make, moment
+from rome_twin import LAYER, REQUESTS, relative
+from tiny_hosts import build_host
+
+import data.hosts
+import data.sequential.chain as chains
+from data.facts.splits import draw_splits, plan_edits
+from data.produce.perplexity import MOST_NLL, neutral_texts, perplexity
+from data.produce.score import score
+from data.produce.shards import ShardMaker, produce
+from data.sequential.__main__ import main
+from data.sequential.chain import chain, chosen
+from decoder.config.commands import ProduceConfig, SequentialConfig
+from decoder.config.compose import compose
+from decoder.dense import DenseEdit
+from decoder.edit import RankOneEdit
+from decoder.utils.errors import UserError
+
+QUICK = ["edits.steps=4", "edits.key_tokens=300"]
+TEXTS = ["Ada lives in Rome", "the small red city", "Ben of the north works as a baker ."]
+
+
+def sequential(*words):
+    return compose(SequentialConfig, "train", [*words, *QUICK])
+
+
+def requests_of(cfg, facts, count):
+    return chosen(plan_edits(facts, draw_splits(facts, cfg.splits), cfg.splits, cfg.edits.seed), count, cfg.seed)
+
+
+@pytest.mark.parametrize("name", ["rome", "alphaedit", "ft"])
+def test_each_fact_is_planted_on_what_those_before_left(fact_host, pocket_facts, name):
+    more = ["edits.threshold=1"] if name == "alphaedit" else []
+    cfg = sequential(f"edits={name}", *more)
+    requests = requests_of(cfg, pocket_facts, 3)
+    before = fact_host.fingerprint
+    del fact_host.__dict__["fingerprint"]
+    found = list(chain(cfg, fact_host, pocket_facts, requests, TEXTS, [1, 3]))
+    assert fact_host.fingerprint == before and [line["facts"] for line in found] == [1, 3]
+    editor = chains.prepare_editor(cfg, fact_host, pocket_facts)
+    weight_DF, clean_DF = fact_host.weight_DF(1), fact_host.weight_DF(1).clone()
+    try:
+        for request in requests:
+            made = editor.edit([request], lambda count: None)
+            if name == "alphaedit":
+                editor.keep(request)
+            if made.matrices:
+                weight_DF.copy_(made.matrices[0])
+            else:
+                weight_DF += made.edits.delta()[0]
+        edited_DF = weight_DF.clone()
+    finally:
+        weight_DF.copy_(clean_DF)
+    assert found[1]["norm_ratio"] == pytest.approx(float((edited_DF - clean_DF).norm() / clean_DF.norm()), rel=1e-5)
+    assert found[1]["norm_ratio"] != pytest.approx(found[0]["norm_ratio"], rel=1e-2) and found[0]["passed_over"] == 0
+    columns = score(fact_host, 1, requests, DenseEdit(edited_DF[None]), pocket_facts, owners=[0, 0, 0])
+    assert (found[1]["first"], found[1]["last"]) == (columns["efficacy"][0], columns["efficacy"][2])
+    assert found[1]["efficacy"] == pytest.approx(sum(columns["efficacy"]) / 3) and found[1]["asked"] == 3
+    weight_DF.copy_(edited_DF)
+    try:
+        assert found[1]["perplexity"] == pytest.approx(float(perplexity(fact_host, TEXTS)), rel=1e-4)
+    finally:
+        weight_DF.copy_(clean_DF)
+    assert found[1]["clean_perplexity"] == pytest.approx(float(perplexity(fact_host, TEXTS)), rel=1e-6)
+
+
+def test_alphaedit_leaves_the_keys_of_facts_before_as_they_are():
+    host = build_host("llama")
+    threshold = 1e-5 * float(torch.linalg.eigvalsh(moment(host))[-1])
+    editor = make("alphaedit", host, threshold=threshold, weight=0.2)
+    delta_D = editor.edit(REQUESTS[2:3]).delta_BD[0].double()
+    for request in REQUESTS[:2]:
+        editor.keep(request)
+    made = editor.edit(REQUESTS[2:3])
+    key_NF = torch.stack([key_of(host, REQUESTS[n]) for n in (2, 0, 1)])
+    value_F, vector_FF = torch.linalg.eigh(moment(host))
+    basis_FN = vector_FF[:, value_F < threshold]
+    project_FF = basis_FN @ basis_FN.T
+    system_FF = key_NF.T @ key_NF @ project_FF + 0.2 * torch.eye(len(value_F), dtype=torch.float64)
+    found_DF = made.edits.delta()[0].double()
+    assert relative(found_DF @ system_FF, torch.outer(delta_D, key_NF[0]) @ project_FF) < 1e-4
+    without = make("alphaedit", host, threshold=threshold, weight=0.2).edit(REQUESTS[2:3]).edits.delta()[0].double()
+    kept = (key_NF[1:] @ found_DF.T).norm() / (key_NF[1:] @ without.T).norm()
+    assert kept < 0.5, "what is written disturbs them less"
+    assert relative(made.edits.key_BF.norm(dim=1), torch.ones(1)) < 1e-5
+
+
+def test_perplexity_is_that_of_every_sentence_alone():
+    host = build_host("gpt2")
+    edits = RankOneEdit(
+        torch.randn(2, 48, generator=torch.Generator().manual_seed(0)), torch.randn(2, 32, generator=torch.Generator().manual_seed(1))
+    )
+    weight_DF, clean_DF = host.weight_DF(LAYER), host.weight_DF(LAYER).clone()
+
+    def plain() -> float:
+        total, tokens = 0.0, 0
+        for text in TEXTS:
+            ids = torch.tensor(host.text_ids(text))
+            logprobs_TV = host.model(ids[None]).logits[0].log_softmax(-1)
+            total -= sum(float(logprobs_TV[t, ids[t + 1]]) for t in range(len(ids) - 1))
+            tokens += len(ids) - 1
+        return float(torch.tensor(total / tokens).exp())
+
+    with torch.no_grad():
+        assert float(perplexity(host, TEXTS)) == pytest.approx(plain(), rel=1e-5)
+        found_B = perplexity(host, TEXTS, edits, LAYER)
+        for b in range(2):
+            weight_DF += torch.outer(edits.value_BD[b], edits.key_BF[b])
+            assert float(found_B[b]) == pytest.approx(plain(), rel=1e-4)
+            weight_DF.copy_(clean_DF)
+        assert not torch.isclose(found_B[0], found_B[1], rtol=1e-3)
+        broken = DenseEdit(torch.full_like(clean_DF, torch.nan)[None])
+        assert float(perplexity(host, TEXTS, broken, LAYER)) == pytest.approx(torch.tensor(MOST_NLL).double().exp().item())
+
+
+@pytest.mark.parametrize("name", ["memit", "ft"])
+def test_a_store_flags_what_breaks_the_host_where_it_is_asked_to(fact_host, tmp_path, name):
+    few = ["splits.train_relations=1", "splits.val_relations=1", "splits.ood_relations=1", "experiment=smoke", f"edits={name}", *QUICK]
+    plain = produce(compose(ProduceConfig, "train", [*few, f"store={tmp_path / 'plain'}"]), fact_host)
+    assert "broken" not in plain.table() and "broken_from" not in plain.manifest
+    cfg = compose(ProduceConfig, "train", [*few, f"store={tmp_path / 'store'}", "edits.broken_from=1"])
+    store = produce(cfg, fact_host)
+    table, texts = store.table(), ShardMaker(cfg, fact_host)._texts
+    clean = float(perplexity(fact_host, texts))
+    assert store.manifest["broken_from"] == 1 and len(table) == len(plain.table()) > 3
+    edits = store.whole_edits(torch.arange(len(store)), fact_host.weight_DF(1))
+    for row in (0, len(table) - 1):
+        assert table["perplexity"][row] == pytest.approx(float(perplexity(fact_host, texts, edits[row], 1)), rel=1e-4)
+    assert table["broken"].tolist() == (table["perplexity"] > clean).tolist() and table["perplexity"].nunique() > 1
+    assert produce(cfg, fact_host).fingerprint == store.fingerprint
+
+
+def test_neutral_text_names_nobody_who_is_edited():
+    host = build_host("gpt2")
+    assert neutral_texts(host, [TEXTS[0], *TEXTS], ["ADA"], 4) == TEXTS[1:2]
+    with pytest.raises(ValueError, match="4 tokens that name no edited subject, 100 were asked for"):
+        neutral_texts(host, TEXTS, ["Ada", "Ben"], 100)
+
+
+def test_a_chain_has_every_subject_once_and_begins_alike_whatever_its_length(pocket_facts):
+    cfg = sequential()
+    ten, four = requests_of(cfg, pocket_facts, 10), requests_of(cfg, pocket_facts, 4)
+    assert len({request.fact.subject for request in ten}) == 10 and ten[:4] == four
+    assert requests_of(sequential("seed=1"), pocket_facts, 4) != four
+    with pytest.raises(ValueError, match="at=5000: the edits that are planned are about"):
+        requests_of(cfg, pocket_facts, 5000)
+
+
+def test_the_command_leaves_lines_and_a_page_and_does_nothing_twice(fact_host, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(data.hosts, "open_host", lambda cfg: fact_host)
+    argv = ["edits=rome", f"out={tmp_path / 'out'}", "at=[1,2]", "text_tokens=100", "broken_from=1", f"cache_dir={tmp_path}", *QUICK]
+    main(argv)
+    (file,) = (tmp_path / "out").glob("*.jsonl")
+    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    assert file.name == "pocket-rome-e1-s0.jsonl" and [line["facts"] for line in lines] == [1, 2]
+    assert all(line["broken"] == (line["perplexity"] > line["clean_perplexity"]) for line in lines)
+    assert "<svg" in (tmp_path / "out" / "collapse.html").read_text(encoding="utf-8")
+    monkeypatch.setattr(data.hosts, "open_host", None)
+    main(argv)
+    assert "is there already" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [("at=[]", "ascending"), ("at=[2,1]", "ascending"), ("at=[0,1]", "from 1 up"), ("edits.facts_per_host=2", "Leave it out")],
+)
+def test_what_no_chain_can_mean_is_one_line(word, message):
+    with pytest.raises(UserError, match=message):
+        sequential(word)
