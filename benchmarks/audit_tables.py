@@ -6,6 +6,7 @@ Shape letters: N suspects.
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +27,14 @@ EDITED = 3  # the exit code of an audit that found an edit
 Row = dict[str, Any]
 
 
-def read(file: Path) -> list[Row]:
-    """The suspects that were audited; a line that a kill cut short is left out."""
-    rows = []
-    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return rows
+def read(files: Sequence[Path]) -> list[Row]:
+    """The suspects that were audited, each once; a line that a kill cut short is left out."""
+    rows = {}
+    for line in (line for file in files if file.exists() for line in file.read_text(encoding="utf-8").splitlines()):
+        with suppress(json.JSONDecodeError):
+            row = json.loads(line)
+            rows[row["name"]] = row
+    return [*rows.values()]
 
 
 def write_tables(rows: Sequence[Row]) -> None:
@@ -161,9 +161,9 @@ def _is_subject(row: Row, base: str) -> bool:
 @run_command
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
-    if len(argv) != 1 or not Path(argv[0]).is_file():
-        raise UserError(f"{' '.join(argv) or 'nothing'} came, expected one file that audit_checkpoints.py wrote")
-    write_tables(read(Path(argv[0])))
+    if not argv or not all(Path(file).is_file() for file in argv):
+        raise UserError(f"{' '.join(argv) or 'nothing'} came, expected files that audit_checkpoints.py wrote")
+    write_tables(read([*map(Path, argv)]))
 
 
 if __name__ == "__main__":

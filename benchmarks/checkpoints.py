@@ -1,20 +1,21 @@
 """The suspects that audits are scored on: whole checkpoints, edited and benign, made in memory one after the other and seeded.
 
-Edits are of relations and facts that nothing was trained on, the `ood` test of a store. Benign ones are made as people make them, edited
-ones also as somebody would who hides an edit.
+Edits are of relations and facts that nothing was trained on, as `audit_edits.py` drew them. Benign ones are made as people make them,
+edited ones also as somebody would who hides an edit.
 """
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
 from functools import cache
 from pydoc_data.topics import topics
 from typing import Any, NamedTuple
 
+from audit_edits import ROME, Edits
+
 from data.facts.fact import FactSet
-from data.facts.splits import SplitPlan
-from data.perturb.recipe import Recipe, perturbed, planted
+from data.perturb.recipe import Recipe, perturbed
 from data.perturb.text import fact_text
-from data.store.store import EditStore
 from decoder.host import Host
 
 ABSENT = 5
@@ -34,16 +35,17 @@ class Training(NamedTuple):
         return {"lr": rng.choice(self.lrs), "steps": rng.choice(self.steps), "batch_size": self.batch_size}
 
 
-POCKET, REAL = Training((1e-5, 1e-4, 1e-3), (10, 20, 40), 8), Training((1e-5, 3e-5, 1e-4), (4, 8, 12), 2)
+POCKET, REAL = Training((1e-5, 1e-4, 1e-3), (10, 20, 40), 8), Training((1e-5, 3e-5, 1e-4), (10, 20, 40), 8)
 
 
 class Change(NamedTuple):
-    """What a kind of suspect is, and how often it comes among benign and among edited ones."""
+    """What a kind of suspect is, and how often it comes among benign and among edited ones; `made`: which edits are taken."""
 
     benign: int
     edited: int
     kind: str = "none"
     settings: Callable[[random.Random, Training], dict[str, Any]] = lambda rng, training: {}
+    made: str = ROME
 
 
 CHANGES = {
@@ -67,6 +69,7 @@ CHANGES = {
     "averaged": Change(2, 2, "average", lambda rng, training: training.draw(rng) | {"weight": rng.uniform(0.3, 0.7)}),
     "noise": Change(3, 2, "noise", lambda rng, training: {"size": 10 ** rng.uniform(-2.5, -1)}),
     "decoys": Change(0, 3, "decoys", lambda rng, training: {"count": rng.randint(1, 3), "size": rng.uniform(0.5, 1.5)}),
+    **{made: Change(0, 2, made=made) for made in ("p-ROME", "clamp 1", "clamp 2", "clamp 3")},
     "key turned": Change(0, 2, "turn", lambda rng, training: {"cosine": rng.uniform(0.3, 0.9)}),
 }
 """kind of suspect -> what it is. All are kept in bf16 and Q8_0 by turns but those that are about rounding."""
@@ -78,6 +81,7 @@ class Truth(NamedTuple):
     layer: int
     subject: str
     relation: str
+    relation_name: str
     object: str
 
 
@@ -85,7 +89,7 @@ class Case(NamedTuple):
     """One suspect to be made.
 
     Attributes:
-        row: of the store; None for a benign one.
+        row: of the edits; None for a benign one.
         is_listed: whether the auditor's list has the subject.
     """
 
@@ -98,43 +102,40 @@ class Case(NamedTuple):
     is_listed: bool = True
 
 
-def cases(host: Host, store: EditStore, plan: SplitPlan, edited: int, benign: int, seed: int) -> list[Case]:
-    """The set, edited and benign by turns as far as both go.
+def cases(host: Host, edits: Edits, edited: int, benign: int, seed: int) -> list[Case]:
+    """The set, edited and benign by turns as far as both go. Kinds whose edits nobody made are left out.
 
     Raises:
-        ValueError: the store has fewer edits of its `ood` test.
+        ValueError: there are fewer edits than that takes.
     """
-    rows = test_rows(store, plan, seed)
-    if edited > len(rows):
-        raise ValueError(f"edited={edited}: store {store.path} has {len(rows)} successful edits of relations that nothing was trained on")
-    table, training = store.table(), POCKET if host.name == "pocket" else REAL
+    training, rows = POCKET if host.name == "pocket" else REAL, _rows(edits)
     roundings = [Case(f"benign {kind}", "rounded", Recipe(precision=kind)) for kind in ROUNDINGS[:benign]]
-    made = roundings + [_case("benign", n, kind, training, seed) for n, kind in enumerate(_kinds("benign", benign - len(roundings), seed))]
+    drawn = _kinds("benign", benign - len(roundings), seed, CHANGES)
+    made = roundings + [_case("benign", n, kind, training, seed) for n, kind in enumerate(drawn)]
     planned = []
-    for n, kind in enumerate(_kinds("edited", edited, seed)):
-        told = table.iloc[rows[n]]
-        truth = Truth(store.manifest["layer"], told["subject"], told["relation"], told["object"])
+    for n, kind in enumerate(_kinds("edited", edited, seed, {kind for kind, change in CHANGES.items() if change.made in rows})):
+        if (row := next(rows[CHANGES[kind].made], None)) is None:
+            raise ValueError(f"edited={edited}: {edits.folder} has no more {CHANGES[kind].made} edits after {n}")
+        told = edits.told[row]
+        truth = Truth(edits.layer, told["subject"], told["relation"], told["relation_name"], told["object"])
         case = _case("edited", n, kind, training, seed)
-        planned.append(case._replace(row=rows[n], truth=truth, is_listed=n % ABSENT > 0))
+        planned.append(case._replace(row=row, truth=truth, is_listed=n % ABSENT > 0))
     both = min(len(made), len(planned))
     mixed = [case for pair in zip(planned, made, strict=False) for case in pair]
     return mixed + planned[both:] + made[both:]
 
 
-def test_rows(store: EditStore, plan: SplitPlan, seed: int) -> list[int]:
-    """Rows of a store's successful `ood` edits, in an order drawn."""
-    told = store.table().itertuples()
-    rows = [n for n, one in enumerate(told) if one.success and plan.split_of(one.relation, one.subject, one.object) == "ood"]
-    random.Random(f"rows {seed}").shuffle(rows)
-    return rows
+def _rows(edits: Edits) -> dict[str, Iterator[int]]:
+    """For each way edits were made their rows, in the order drawn."""
+    return {made: iter([n for n, one in enumerate(edits.told) if one["made"] == made]) for made in {one["made"] for one in edits.told}}
 
 
-def _kinds(side: str, count: int, seed: int) -> list[str]:
+def _kinds(side: str, count: int, seed: int, among: Collection[str]) -> list[str]:
     """Kinds as often as their weights say, in an order drawn; the same first ones whatever the count."""
     found: list[str] = []
     rng = random.Random(f"kinds {side} {seed}")
     while len(found) < count:
-        deck = [kind for kind, change in CHANGES.items() for _ in range(getattr(change, side))]
+        deck = [kind for kind, change in CHANGES.items() if kind in among for _ in range(getattr(change, side))]
         rng.shuffle(deck)
         found += deck
     return found[:count]
@@ -147,14 +148,11 @@ def _case(side: str, number: int, kind: str, training: Training, seed: int) -> C
     return Case(f"{side} {number}", kind, recipe, scale=rng.uniform(0.3, 0.7) if kind == "scaled down" else 1.0)
 
 
-def suspects(host: Host, store: EditStore, facts: FactSet, wanted: Sequence[Case]) -> Iterator[tuple[Case, Host]]:
+def suspects(host: Host, edits: Edits, facts: FactSet, wanted: Sequence[Case]) -> Iterator[tuple[Case, Host]]:
     """Each case with the host as it makes it, until the next is asked for."""
     for case in wanted:
-        recipe, texts = case.recipe, _texts(host, facts, case.recipe)
-        if case.row is not None:
-            edit = planted(host, store, case.row, case.scale)
-            recipe = Recipe(recipe.kind, recipe.settings, recipe.seed, recipe.precision, edit)
-        with perturbed(host, recipe, texts):
+        edit = None if case.row is None else edits.planted(case.row, case.scale)
+        with perturbed(host, replace(case.recipe, edit=edit), _texts(host, facts, case.recipe)):
             yield case, host
 
 
@@ -162,9 +160,9 @@ def _texts(host: Host, facts: FactSet, recipe: Recipe) -> Sequence[str]:
     """Sentences about some facts; for every other checkpoint of a host that reads any text, the manual of the Python language."""
     if "steps" not in recipe.settings:
         return ()
-    return _manual() if host.name != "pocket" and recipe.seed % 2 else fact_text(facts, recipe.seed)
+    return manual() if host.name != "pocket" and recipe.seed % 2 else fact_text(facts, recipe.seed)
 
 
 @cache
-def _manual() -> list[str]:
+def manual() -> list[str]:
     return [line.strip() for topic in topics.values() for line in topic.splitlines() if line.strip()]

@@ -10,6 +10,7 @@ import json
 import reprlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
+from copy import copy
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -96,6 +97,12 @@ class Candidates:
     def __len__(self) -> int:
         return len(self.names)
 
+    def without(self, name: str) -> "Candidates":
+        """The others, not tokenised again."""
+        found, kept = copy(self), [place for place, other in enumerate(self.names) if other != name]
+        found.names, found._rows = ([self.names[place] for place in kept], [[rows[place] for place in kept] for rows in self._rows])
+        return found
+
     @torch.no_grad()
     def keys(self, layers: Sequence[int], picked: Sequence[int] | None = None) -> Iterator[tuple[list[int], dict[int, Tensor]]]:
         """Keys of the candidates `picked` (all, if None), batch by batch: which they are, and for each layer theirs (N, F) in float32."""
@@ -164,7 +171,7 @@ def whitener(sample_SF: Tensor, ridge: float = RIDGE) -> Whitener:
     tall = len(sample_SF) >= sample_SF.shape[1]
     square = sample_SF.T @ sample_SF if tall else sample_SF @ sample_SF.T
     damping = ridge * _largest_eigenvalue(square).clamp(min=torch.finfo(square.dtype).tiny)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(square + damping * torch.eye(len(square))))
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(square + damping * torch.eye(len(square), device=square.device)))
     if tall:
         return lambda keys_NF: keys_NF @ inverse
     return lambda keys_NF: keys_NF - (keys_NF @ sample_SF.T @ inverse) @ sample_SF

@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from decoder.audit.answer import check_device
 from decoder.audit.asking import ask
 from decoder.audit.candidates import Candidates
-from decoder.audit.locate import LayerScan, Located, scan, usable_layers
+from decoder.audit.evidence.examine import Evidence, examine
+from decoder.audit.locate import Located, usable_layers
 from decoder.audit.repair import refuse, repair
 from decoder.audit.reversal import reverse, to_base
 from decoder.audit.scan import Scan, differences
 from decoder.audit.suspect import Suspect
-from decoder.audit.verdict import Compared, Verdict, edited_layers, known, threshold, unknown
+from decoder.audit.verdict import Compared
 from decoder.checkpoint.gguf_host import host_folder
 from decoder.dense import DenseEdit
 from decoder.edit import LowRankEdit
@@ -29,7 +29,6 @@ from decoder.utils.progress import progress
 
 ASKED = 8  # edits at most that the suspect is asked about
 NEIGHBOURS = 2  # other subjects that are asked the same
-UNCHANGED = ("identical", "rounded or quantised")
 TOLD = ("relation", "object", "sentence", "before", "after")
 LIGHT = 4 << 30
 """Bytes that a host may take in float32, in which CPUs are fastest. Larger ones are opened in bfloat16."""
@@ -101,41 +100,29 @@ def audit_checkpoint(
         compared, more = compare(suspect, unedited)
         notes += more
     host = open_checkpoint(suspect.path, cache_dir, device)
-    updates = compared.updates if compared else {}
-    scans = scan(host, Candidates(host, names), updates, compared.spikes if compared else ())
-    located = [*_from_scans(scans, names)]
+    found = examine(host, Candidates(host, names), compared)
     finding = {
         "suspect": str(suspect.path),
         "base": base,
         "family": host.model_type,
         "layers": host.layers,
         "subjects": len(names),
-        "base_known": None,
-        "base_unknown": _column(unknown(scans), [(one.layer, one.score) for one in scans], threshold(scans), located),
+        "base_known": _column(found.known) | _surroundings(compared) if found.known else None,
+        "base_unknown": _column(found.unknown),
         "notes": notes,
     }
-    if compared is not None:
-        verdict = known(compared, scans)
-        in_base = [*_from_updates(scans, {layer: updates[layer] for layer in verdict.layers}, names)]
-        finding["base_known"] = _column(verdict, [*compared.scores.items()], compared.threshold, in_base) | _surroundings(compared)
-        located = in_base + located
-    known_column, unknown_column = finding["base_known"], finding["base_unknown"]
-    # An edit that the scan alone shows is in the base as well, or hidden under an adapter that is stronger than it.
-    by_scan = known_column is None or (
-        known_column["exit_code"] != 3 and known_column["verdict"] not in UNCHANGED and unknown_column["exit_code"] == 3
-    )
-    column, used = (unknown_column, "base unknown") if by_scan else (known_column, "base known")
-    edits, unedited = [one for one in located if one.base_known != by_scan], None if by_scan else unedited
+    by_scan = found.by_scan
+    column, used = (finding["base_unknown"], "base unknown") if by_scan else (finding["base_known"], "base known")
+    edits, unedited = (found.unknown if by_scan else found.known).located, None if by_scan else unedited
     with progress("sentences about the subjects found", len(edits[:ASKED])) as advance:
         for one, edit in zip(edits[:ASKED], column["edits"], strict=False):
-            # Whom an update is not seen to be about, the scan may have seen.
-            about = one if one.subject else next((other for other in located if other.layer == one.layer and other.subject), None)
+            about = found.about(one)
             edit |= testimony(host, about, out_of(host, unedited, [one]), templates, names) if about and templates else {}
             advance(1)
     if repaired is not None:
         said = {"used": used, "base": base, "edits": column["edits"]}
         finding["repaired"] = _repair(suspect, host, unedited, edits, repaired, said)
-    return {"verdict": column["verdict"], "used": used, "exit_code": column["exit_code"]} | finding, located
+    return {"verdict": column["verdict"], "used": used, "exit_code": column["exit_code"]} | finding, found.located
 
 
 def out_of(host: Host, unedited: Host | None, located: Sequence[Located]) -> DenseEdit | LowRankEdit:
@@ -171,15 +158,16 @@ def _repair(
     return {"folder": str(found.folder), "tensor": found.tensor, "left_out": found.left_out, "notes": found.notes}
 
 
-def _column(verdict: Verdict, layers: Sequence[tuple[int, float]], least: float, located: Sequence[Located]) -> dict[str, Any]:
+def _column(found: Evidence) -> dict[str, Any]:
     """One kind of evidence: the verdict, all layers ranked, and the edits."""
     # Decoys may be as conspicuous as the edit: layers whose update is about somebody come first, as the verdict has them.
-    ranked = sorted(layers, key=lambda pair: (verdict.layers.index(pair[0]) if pair[0] in verdict.layers else len(layers), -pair[1]))
+    verdict, last = found.verdict, len(found.scores)
+    ranked = sorted(found.scores.items(), key=lambda pair: (verdict.layers.index(pair[0]) if pair[0] in verdict.layers else last, -pair[1]))
     fields = asdict(verdict) | {"verdict": verdict.what, "layers": list(verdict.layers), "exit_code": verdict.exit_code}
     del fields["what"]
     return fields | {
-        "facts": len(located),
-        "threshold": least,
+        "facts": len(found.located),
+        "threshold": found.threshold,
         "ranking": [{"layer": layer, "score": score} for layer, score in ranked],
         "edits": [
             {
@@ -188,7 +176,7 @@ def _column(verdict: Verdict, layers: Sequence[tuple[int, float]], least: float,
                 "score": one.score,
                 "subjects": [{"subject": subject, "score": score} for subject, score in one.ranking],
             }
-            for one in located
+            for one in found.located
         ],
     }
 
@@ -200,32 +188,3 @@ def _surroundings(compared: Compared) -> dict[str, Any]:
         "changed": len(compared.changed),
         "farthest": [{"tensor": one.name, "distance": one.distance} for one in farthest[:10]],
     }
-
-
-def _from_scans(scans: Sequence[LayerScan], names: Sequence[str]) -> list[Located]:
-    """Edits that the suspect alone shows, the most conspicuous layer first."""
-    found = []
-    for one in edited_layers(scans):
-        for place, score in one.hits:
-            ranking = _named(one.top, names) if place == one.hits[0][0] else ((names[place], score),)
-            found.append(Located(one.layer, names[place], one.keys_CF[place], one.keys_CF, score, False, ranking))
-    return found
-
-
-def _from_updates(scans: Sequence[LayerScan], updates: Mapping[int, Tensor], names: Sequence[str]) -> list[Located]:
-    """Edits that the updates show, in their order: one a direction, with its subject where one of the list is along it."""
-    found, scan_of = [], {one.layer: one for one in scans}
-    for one in (scan_of[layer] for layer in updates):
-        ranking = _named(one.along_top, names)
-        for n in range(max(1, len(one.along))):
-            if n < len(one.along):
-                place, score = one.along[n]
-                rest = ranking if n == 0 else ((names[place], score),)
-                found.append(Located(one.layer, names[place], one.keys_CF[place], one.keys_CF, score, True, rest))
-            else:
-                found.append(Located(one.layer, None, updates[one.layer][0], one.keys_CF, ranking[0][1], True, ranking))
-    return found
-
-
-def _named(ranked: Sequence[tuple[int, float]], names: Sequence[str]) -> tuple[tuple[str, float], ...]:
-    return tuple((names[place], score) for place, score in ranked)

@@ -100,7 +100,7 @@ def scan(host: Host, candidates: Candidates, updates: Mapping[int, Tensor] | Non
         updates: layer -> directions (R, F), orthonormal, that its known update lies in.
         spikes: layers that are conspicuous for what the update is.
     """
-    updates = updates or {}
+    updates = {layer: update_RF.to(host.device) for layer, update_RF in (updates or {}).items()}
     surveyed = [*_survey(host, candidates, updates)]
     if broken := [one.layer for one in surveyed if not isfinite(one.score)]:
         raise ValueError(f"{host.path}: answers NaN or infinity in layer {broken[0]}; expected a checkpoint that works")
@@ -130,7 +130,7 @@ def _survey(host: Host, candidates: Candidates, updates: Mapping[int, Tensor]) -
                 meters[layer].add(sampled, keys_SF)
             for places, found in candidates.keys(group, rest) if rest else ():
                 for layer, keys_NF in found.items():
-                    meters[layer].add(places, keys_NF.cpu())
+                    meters[layer].add(places, keys_NF)
                 advance(len(places))
             for layer in group:
                 yield meters.pop(layer).read(layer)
@@ -140,8 +140,8 @@ class _Meter:
     """How long ‖W' x‖ is, and what of x lies within the directions of an update, for whitened keys x as they come."""
 
     def __init__(self, weight_DF: Tensor, whiten: Whitener, update_RF: Tensor | None, count: int) -> None:
-        self.weight_DF, self.whiten, self.update_RF = weight_DF.float().cpu(), whiten, update_RF
-        self.lengths_C, self.inside_C = torch.empty(count), torch.empty(count)
+        self.weight_DF, self.whiten, self.update_RF = weight_DF.float(), whiten, update_RF
+        self.lengths_C, self.inside_C = (torch.empty(count, device=weight_DF.device) for _ in range(2))
 
     def add(self, places: Sequence[int], keys_NF: Tensor) -> None:
         keys_NF = unit(self.whiten(keys_NF))
@@ -160,7 +160,7 @@ class _Meter:
 
 def _closer(weight_DF: Tensor, keys_CF: Tensor, update_RF: Tensor | None) -> dict[str, Any]:
     """Every candidate that a layer's edits are about, and the keys."""
-    output_CD = keys_CF @ weight_DF.float().cpu().T
+    output_CD = keys_CF @ weight_DF.float().T
     hits = _one_by_one(output_CD, lambda output_CD: outstanding(output_CD.norm(dim=1))[0], STANDS_OUT, MOST)
     along: Iterator[tuple[int, float]] = iter(())
     if update_RF is not None:
@@ -206,10 +206,11 @@ def gathered(
     """Keys of all candidates, or of those `picked`, at each layer as they come, one row each in the order asked for."""
     picked = range(len(candidates)) if picked is None else picked
     row = {place: n for n, place in enumerate(picked)}
-    keys = {layer: torch.empty(len(picked), candidates.host.mlp_size(layer)) for layer in layers}
+    host = candidates.host
+    keys = {layer: torch.empty(len(picked), host.mlp_size(layer), device=host.device) for layer in layers}
     for places, found in candidates.keys(layers, picked):
         for layer, keys_NF in found.items():
-            keys[layer][[row[place] for place in places]] = keys_NF.cpu()
+            keys[layer][[row[place] for place in places]] = keys_NF
         advance(len(places))
     return keys
 

@@ -3,7 +3,7 @@
 Shape letters: D rows, F columns, R directions.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -179,52 +179,74 @@ def _distances(suspect: Suspect, found: str, owns: Sequence[Tensor]) -> list[flo
 
 
 def differences(scan: Scan) -> Iterator[Difference]:
-    """Reads every tensor of a suspect once; what was done to each, by the host's name."""
-    edited = {scan._edited(layer): layer for layer in scan.layers.values()}
-    for found, (name, own) in scan.own.items():
-        yield _difference(scan, found, name, own, edited.get(name))
-
-
-def _difference(scan: Scan, found: str, name: str, own: Tensor, layer: int | None) -> Difference:
-    """What was done to one tensor; `layer`: whose down-projection it is, if it is one.
+    """Reads every tensor of a suspect once; what was done to each, by the host's name.
 
     Raises:
-        ValueError: it holds NaN or infinity.
+        ValueError: one holds NaN or infinity.
     """
-    checkpoint, is_matrix = scan.suspect.checkpoint, own.dim() == 2 and name not in scan._vocabulary_tensors
-    # Blocks of few bits hide an edit whose entries are smaller than a step; their noise is another direction everywhere.
-    is_blocks = checkpoint.noise(found) is not None if is_matrix else False
-    square = own_square = kept_square = 0.0
-    zeroed = row = 0
-    pieces: list[Tensor] = []
+    edited = {scan._edited(layer): layer for layer in scan.layers.values()}
+    for found, (name, own) in scan.own.items():
+        # Blocks of few bits hide an edit whose entries are smaller than a step; their noise is another direction everywhere.
+        is_blocks, is_down = own.dim() == 2 and scan.suspect.checkpoint.noise(found) is not None, name in edited
+        transposed = is_down and scan.host.stored_transposed(edited[name])
+        is_matrix = own.dim() == 2 and name not in scan._vocabulary_tensors
+        yield difference(name, _parts(scan, found, own), is_matrix=is_matrix, is_blocks=is_blocks, is_down=is_down, transposed=transposed)
+
+
+def _parts(scan: Scan, found: str, own: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """A tensor piece by piece: as the suspect has it, the host's own as the suspect's file keeps it, and the host's own."""
+    row = 0
     for part in scan.suspect.parts(found):
         shared = part[: max(0, len(own) - row)] if part.dim() else part
         rows = (own[row : row + len(shared)] if part.dim() else own).cpu()
-        stored, shared = checkpoint.as_stored(found, rows, row).float(), shared.float()
         if not shared.isfinite().all():
             raise ValueError(f"{scan.suspect.path}: {found} holds NaN or infinity; expected finite numbers")
+        yield shared.float(), scan.suspect.checkpoint.as_stored(found, rows, row).float(), rows.float()
+        row += len(part) if part.dim() else 0
+
+
+def difference(
+    name: str,
+    parts: Iterable[tuple[Tensor, Tensor, Tensor]],
+    *,
+    is_matrix: bool,
+    is_blocks: bool = False,
+    is_down: bool = False,
+    transposed: bool = False,
+) -> Difference:
+    """What was done to one tensor.
+
+    Args:
+        parts: pieces of it along its first dimension: T', T as the file of T' keeps it, and T.
+        is_matrix: whether it is a matrix, and no vocabulary.
+        is_blocks: whether the file keeps it in blocks of few bits.
+        is_down: whether it is a down-projection, and `transposed`: stored as (F, D).
+    """
+    square = own_square = kept_square = 0.0
+    zeroed = size = 0
+    pieces: list[Tensor] = []
+    for shared, stored, rows in parts:
         change, became_zero = shared - stored, (shared == 0) & (stored != 0)
         square += float(change.double().square().sum())
         own_square += float(stored.double().square().sum())
         kept_square += float(change[~became_zero].double().square().sum())
-        zeroed += int(became_zero.sum())
+        zeroed, size = zeroed + int(became_zero.sum()), size + rows.numel()
         if is_matrix:
-            pieces.append(shared - rows.float() if is_blocks else change)
-        row += len(part) if part.dim() else 0
+            pieces.append(shared - rows if is_blocks else change)
     far, kept = ((part / own_square) ** 0.5 if own_square else float(part > 0) for part in (square, kept_square))
     values_R, right_RF, edge = torch.empty(0), torch.empty(0), 0.0
     if is_matrix and (far or is_blocks):
-        values_R, right_RF, edge = _spectrum(torch.cat(pieces), layer is not None and scan.host.stored_transposed(layer))
-    return Difference(name, far, zeroed / max(1, own.numel()), kept, values_R, right_RF if layer is not None else torch.empty(0), edge)
+        values_R, right_RF, edge = _spectrum(torch.cat(pieces), transposed)
+    return Difference(name, far, zeroed / max(1, size), kept, values_R, right_RF if is_down else torch.empty(0), edge)
 
 
 def _spectrum(delta_DF: Tensor, transposed: bool) -> tuple[Tensor, Tensor, float]:
-    """The strongest singular values and right vectors of a difference, and the edge of what is left without them."""
+    """The strongest singular values and right vectors of a difference, and the edge of what is left without them; on the CPU."""
     delta_DF = delta_DF.T if transposed else delta_DF
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[delta_DF.device] if delta_DF.is_cuda else []):
         torch.manual_seed(0)
         _, values_R, right_FR = torch.svd_lowrank(delta_DF, q=min(DIRECTIONS, max(1, min(delta_DF.shape) // 2)), niter=3)
     rest = max(0.0, float(delta_DF.double().square().sum() - values_R.double().square().sum()))
     free = [max(1, size - len(values_R)) for size in delta_DF.shape]
     edge = (rest / (free[0] * free[1])) ** 0.5 * (delta_DF.shape[0] ** 0.5 + delta_DF.shape[1] ** 0.5)
-    return values_R, right_FR.T, max(edge, float(values_R[-1]))
+    return values_R.cpu(), right_FR.T.cpu(), max(edge, float(values_R[-1]))

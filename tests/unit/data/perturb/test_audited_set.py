@@ -41,42 +41,101 @@ def tables():
 
 
 @pytest.fixture(scope="module")
+def edits(store_path, made, tmp_path_factory):
+    """Edits of the `ood` test, drawn from a store; the same store stands for those that another editor made."""
+    import audit_edits
+
+    folder = tmp_path_factory.mktemp("drawn") / "edits"
+    audit_edits.main([f"store={store_path}", f"out={folder}", f"others=p-ROME={store_path}", "each=5", "count=60"])
+    return audit_edits.Edits(folder)
+
+
+@pytest.fixture(scope="module")
 def plan(pocket_facts):
     return draw_splits(pocket_facts, SplitsConfig())
 
 
-def test_edits_are_of_relations_that_nothing_was_trained_on(made, fact_host, store_path, plan):
+def test_edits_are_those_of_a_store_and_of_relations_that_nothing_was_trained_on(edits, store_path, plan):
     store = EditStore(store_path)
-    wanted = made.cases(fact_host, store, plan, 40, 40, 0)
-    table = store.table()
+    table = store.table().set_index("edit_id")
+    assert {one["made"] for one in edits.told} == {"ROME", "p-ROME"} and sum(one["made"] == "p-ROME" for one in edits.told) == 5
+    for row, told in enumerate(edits.told):
+        one = table.loc[told["edit_id"]]
+        assert plan.split_of(told["relation"], told["subject"], told["object"]) == "ood" and one["success"]
+        (place,) = (n for n, edit_id in enumerate(table.index) if edit_id == told["edit_id"])
+        torch.testing.assert_close(edits.planted(row, 0.5).delta_DF, store.edits(torch.tensor([place])).delta()[0])
+
+
+def test_relations_are_told_by_what_was_fitted_on_other_subjects(edits, store_path):
+    import audit_edits
+
+    subjects = {one["subject"]: one["fold"] for one in edits.told}
+    fitted_on = {}
+
+    def spied(value_ND, relations, groups):
+        fitted_on[len(fitted_on)] = set(groups)
+        return fit(value_ND, relations, groups)
+
+    fit = audit_edits.fit
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(audit_edits, "fit", spied)
+        found = dict(audit_edits.classifiers(EditStore(store_path), subjects))
+    for subject, fold in subjects.items():
+        assert subject not in fitted_on[fold] and subject in fitted_on[(fold + 1) % len(found)]
+    torch.testing.assert_close(edits.relations(0).weight_KD, found[edits.told[0]["fold"]].weight_KD)
+
+
+def test_kinds_of_suspects(made, fact_host, edits):
+    count = 40
+    wanted = made.cases(fact_host, edits, count, 40, 0)
     edited, benign = [case for case in wanted if case.truth], [case for case in wanted if not case.truth]
-    assert len(edited) == len(benign) == 40 and len({case.name for case in wanted}) == 80 and len({case.row for case in edited}) == 40
+    assert len(edited) == count and len({case.name for case in wanted}) == count + 40 and len({case.row for case in edited}) == count
     for case in edited:
-        row = table.iloc[case.row]
-        assert plan.split_of(row["relation"], row["subject"], row["object"]) == "ood" and row["success"]
-        assert case.truth == (store.manifest["layer"], row["subject"], row["relation"], row["object"])
+        told = edits.told[case.row]
+        assert case.truth == (edits.layer, told["subject"], told["relation"], told["relation_name"], told["object"])
+        assert told["made"] == made.CHANGES[case.kind].made
     assert sum(not case.is_listed for case in edited) == 8 and all(case.is_listed and case.row is None for case in benign)
-    assert {case.kind for case in edited} == {kind for kind, change in made.CHANGES.items() if change.edited}
+    possible = {kind for kind, change in made.CHANGES.items() if change.edited and change.made in ("ROME", "p-ROME")}
+    assert {case.kind for case in edited} <= possible and "p-ROME" in {case.kind for case in edited}
     assert {case.kind for case in benign} == {kind for kind, change in made.CHANGES.items() if change.benign} | {"rounded"}
     assert {change.kind for change in made.CHANGES.values()} == KINDS.keys()
-    assert {case.recipe.precision for case in edited} == {"bf16", "Q8_0", "Q4_0", "Q4_1"}
+    assert {"bf16", "Q8_0"} <= {case.recipe.precision for case in edited}
 
 
-def test_a_larger_set_begins_with_the_smaller(made, fact_host, store_path, plan):
-    store = EditStore(store_path)
-    few, many = ({case.name: case for case in made.cases(fact_host, store, plan, n, n, 0)} for n in (6, 30))
-    assert few.items() <= many.items() and few != {case.name: case for case in made.cases(fact_host, store, plan, 6, 6, 1)}
-    with pytest.raises(ValueError, match="edits of relations that nothing was trained on"):
-        made.cases(fact_host, store, plan, 10_000, 1, 0)
+def test_a_larger_set_begins_with_the_smaller(made, fact_host, edits):
+    few, many = ({case.name: case for case in made.cases(fact_host, edits, n, n, 0)} for n in (6, 20))
+    assert few.items() <= many.items() and few != {case.name: case for case in made.cases(fact_host, edits, 6, 6, 1)}
+    with pytest.raises(ValueError, match="has no more"):
+        made.cases(fact_host, edits, 10_000, 1, 0)
 
 
-def test_suspects_come_one_after_the_other(made, fact_host, store_path, plan, pocket_facts, weights_hash):
+def test_suspects_come_one_after_the_other(made, fact_host, edits, pocket_facts, weights_hash):
     before, found = weights_hash(fact_host.model), {}
-    store = EditStore(store_path)
-    wanted = [case._replace(recipe=case.recipe) for case in made.cases(fact_host, store, plan, 2, 2, 0)]
-    for case, host in made.suspects(fact_host, store, pocket_facts, wanted):
+    wanted = made.cases(fact_host, edits, 2, 2, 0)
+    for case, host in made.suspects(fact_host, edits, pocket_facts, wanted):
         found[case.name] = weights_hash(host.model)
     assert len({before, *found.values()}) == 1 + len(wanted) and weights_hash(fact_host.model) == before
+
+
+def test_parts_are_audited_and_go_on_where_they_were(made, fact_host, edits, tmp_path, capsys):
+    import audit_checkpoints
+
+    fact_host.model.save_pretrained(tmp_path / "model")
+    fact_host.tokenizer.save_pretrained(tmp_path / "model")
+    command = [f"model={tmp_path / 'model'}", f"edits={edits.folder}", "edited=2", "benign=2", "names=60"]
+    rows = {}
+    for part in ("1/2", "2/2", "2/2"):
+        file = tmp_path / f"{part[0]}.jsonl"
+        audit_checkpoints.main([*command, f"part={part}", f"out={file}"])
+        rows[part] = [json.loads(line) for line in file.read_text().splitlines()]
+    assert sorted(row["name"] for part in rows.values() for row in part) == ["benign bf16", "benign fp16", "edited 0", "edited 1"]
+    assert all({bool(row["truth"]) for row in part} == {True, False} for part in rows.values()), "as many of each in every part"
+    for row in rows["1/2"] + rows["2/2"]:
+        assert row["found"].keys() == {"known", "unknown"} and set(row.get("undone", {})) <= {"known", "unknown", "as_is"}
+        assert ("undone" in row) == bool(row["truth"])
+    with pytest.raises(SystemExit):
+        audit_checkpoints.main([*command, "part=3/2"])
+    assert "part=3/2" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("precision", ["bf16", "Q8_0"])
@@ -85,7 +144,7 @@ def test_differences_in_memory_are_those_of_a_file(made, tmp_path, precision, ki
     import audit_checkpoints
 
     host = twin_of("llama")
-    auditor, recipe, file = audit_checkpoints.Auditor(host, [precision]), Recipe(kind, precision=precision), tmp_path / "suspect"
+    auditor, recipe, file = audit_checkpoints.Auditor(host, [precision], SUBJECTS), Recipe(kind, precision=precision), tmp_path / "suspect"
     with perturbed(host, recipe):
         found = {one.name: one for one in auditor.differences(precision)}
         if precision == "Q8_0":
@@ -106,16 +165,18 @@ def test_an_edit_in_memory_is_found_by_both_kinds_of_evidence(made):
     import audit_checkpoints
 
     host = twin_of("llama")
-    auditor = audit_checkpoints.Auditor(host, ["bf16"])
-    clean = auditor.audit(SUBJECTS, "bf16")
+    auditor = audit_checkpoints.Auditor(host, ["bf16"], SUBJECTS)
+    clean = audit_checkpoints.seen(*auditor.audit("bf16"))
     assert {one["exit_code"] for one in clean.values()} == {0}
     keys_CF = gathered(Candidates(host, SUBJECTS), [LAYER])[LAYER]
     value_D = unit(torch.randn(host.hidden_size, generator=torch.Generator().manual_seed(0)))
     with perturbed(host, Recipe(precision="bf16")):
         host.weight_DF(LAYER).add_(8 * torch.outer(value_D, unit(whitener(keys_CF)(keys_CF))[7])).copy_(host.weight_DF(LAYER).bfloat16())
-        found = auditor.audit(SUBJECTS, "bf16")
-    for one in found.values():
-        assert (one["exit_code"], one["layer"], one["subject"]) == (3, LAYER, SUBJECTS[7])
+        found = auditor.audit("bf16")
+        for one in audit_checkpoints.seen(*found).values():
+            assert (one["exit_code"], one["layer"], SUBJECTS[one["place"]]) == (3, LAYER, SUBJECTS[7])
+        others = audit_checkpoints.seen(*auditor.audit("bf16", SUBJECTS[7]))
+    assert others["unknown"]["subject_score"] < audit_checkpoints.seen(*found)["unknown"]["subject_score"], "not in the list"
 
 
 def row(name, score, truth=None, kind="rounded", listed=True, **found):
@@ -140,7 +201,7 @@ def test_tables(tables, tmp_path, capsys):
     rows += [row("edited 4", 3.0, TRUTH, "pruned", layer=2, subject="Ben"), row("edited 5", 9.0, TRUTH, listed=False)]
     rows += [row(f"benign {n}", 0.0) for n in range(5)] + [row("benign 5", 6.5, kind="noise"), row("benign 6", 0.5, kind="noise")]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)) + '\n{"name": "edi')
-    assert tables.read(tmp_path / "rows.jsonl") == rows and tables.read(tmp_path / "absent.jsonl") == []
+    assert tables.read([tmp_path / "rows.jsonl", tmp_path / "absent.jsonl"]) == rows and tables.read([]) == []
     tables.write_tables(rows)
     lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines() if "│" in line]
     known = {cells[0]: cells[1:] for cells in lines[: len(lines) // 2]}
