@@ -151,22 +151,23 @@ def undone(auditor: Auditor, found: Examined, case: Case, edits: Edits, prompts:
     host, names, answers = auditor.host, auditor.candidates.names, {}
     token = host.object_ids(case.truth.object)[0]
     for base, evidence in (("known", found.known), ("unknown", found.unknown)):
-        about = next(filter(None, map(found.about, evidence.located)), None)
-        if about is None:
+        if not evidence.located:
             continue
+        about = next(filter(None, map(found.about, evidence.located)), evidence.located[0])
         reversal = to_base(auditor.base_DF(about.layer)) if base == "known" else out_of(host, None, [about])
+        answers[base] = {"about": about.subject, "effect": prompts.effect(case, token, about.layer, reversal)}
+        if about.subject is None:
+            continue
         ranked = edits.relations(case.row).ranked(value_of(host, about.layer, reversal))
         said = ask(host, about.layer, reversal, about.subject, sentences, [name for name in names if name != about.subject][:NEIGHBOURS])
         by_both = triples(said, dict(ranked))
-        answers[base] = {
-            "about": about.subject,
+        answers[base] |= {
             "object": said[0].object if said else None,
             "risen": said[0].relation if said else None,
             "relation": ranked[0][0],
             "relations": ranked[:5],
             "triple": [by_both[0].relation, by_both[0].object] if by_both else None,
             "sure": by_both[0].before - by_both[0].after if by_both else 0.0,
-            "effect": prompts.effect(case, token, about.layer, reversal),
         }
     return answers | {"as_is": prompts.effect(case, token, edits.layer, None)}
 
