@@ -14,30 +14,26 @@ import json
 import random
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from audit_edits import Edits
 from audit_tables import read, write_tables
-from checkpoints import Case, cases, manual, suspects
+from checkpoints import Case, cases, suspects
 from common import RESULTS, settings
-from torch import Tensor
 
 from data.facts.fact import FactSet
 from data.facts.load import load_pocket
-from data.perturb.recipe import Recipe, perturbed
+from data.perturb.audited import Auditor
+from data.perturb.drawn import manual
 from data.perturb.text import fact_text
 from decoder.audit.asking import ask, triples
-from decoder.audit.candidates import Candidates
 from decoder.audit.evidence.effect import all_logprobs, divergence, next_tokens, text_rows
-from decoder.audit.evidence.examine import Evidence, Examined, examine
-from decoder.audit.finding import NEIGHBOURS, out_of
-from decoder.audit.locate import usable_layers
+from decoder.audit.evidence.examine import Evidence, Examined, named
+from decoder.audit.finding import NEIGHBOURS, out_of, value_of
 from decoder.audit.reversal import to_base
-from decoder.audit.scan import Difference, difference
 from decoder.audit.verdict import Compared
 from decoder.checkpoint.gguf_host import host_folder
 from decoder.edit import Edit
@@ -63,64 +59,25 @@ class Settings:
     out: str = ""  # empty is benchmarks/results/audit-<host>-<part>.jsonl
 
 
-class Auditor:
-    """Audits a host as it is at the moment, against what it was when this was made."""
-
-    def __init__(self, host: Host, precisions: Iterable[str], names: Sequence[str]) -> None:
-        self.host, self.base, self.stored = host, _weights(host), {}
-        self.candidates = Candidates(host, names)
-        self.layers = {f"{host.module_path(layer)}.weight": layer for layer in usable_layers(host)}
-        for precision in precisions:
-            with perturbed(host, Recipe(precision=precision)):
-                self.stored[precision] = _weights(host)
-
-    def audit(self, precision: str, absent: str | None = None) -> tuple[Examined, Compared]:
-        """Both kinds of evidence; `absent` is taken off the list."""
-        compared = Compared([*self.differences(precision)], self.layers, precision != "float32")
-        return examine(self.host, self.candidates.without(absent) if absent else self.candidates, compared), compared
-
-    def differences(self, precision: str) -> Iterable[Difference]:
-        """As `decoder.audit.scan.differences` of a file of that precision."""
-        is_blocks = precision not in ("float32", "bf16", "fp16")
-        for name, now in self.host.model.named_parameters():
-            own, stored, is_down = self.base[name], self.stored[precision][name], name in self.layers
-            yield difference(
-                name,
-                [(now.detach(), stored, own)],
-                is_matrix=now.dim() == 2 and len(now) != len(self.host.tokenizer),
-                is_blocks=is_blocks and now.dim() == 2,
-                is_down=is_down,
-                transposed=is_down and self.host.stored_transposed(self.layers[name]),
-            )
-
-    def base_DF(self, layer: int) -> Tensor:
-        """W_V as it was."""
-        weight = self.base[f"{self.host.module_path(layer)}.weight"]
-        return weight.T if self.host.stored_transposed(layer) else weight
-
-
 def seen(found: Examined, compared: Compared) -> dict[str, dict[str, Any]]:
     """For both kinds of evidence: how much it looks edited, where, about whom, whatever the threshold says."""
     scans = {one.layer: one for one in found.scans}
-    first = max(found.scans, key=lambda one: one.score)
-    verdict, about = found.known.verdict, max(found.scans, key=lambda one: one.along_top[0][1] / one.along_least if one.along_top else 0.0)
+    first, verdict = max(found.scans, key=lambda one: one.score), found.known.verdict
     layer = verdict.layers[0] if verdict.layers else max(compared.scores, key=compared.scores.__getitem__)
-    spike, along = max(compared.scores.values()) / compared.threshold, about.along_top[0][1] / about.along_least if about.along_top else 0.0
-    known = _told(found.known, max(spike, along), layer, scans[layer].along_top) | {"spike": spike, "along": along}
     others = sorted((one.score for one in found.scans), reverse=True)[1:]
-    unknown = _told(found.unknown, first.score, first.layer, first.top) | {"next_layer": others[0] if others else 0.0, "ratio": first.ratio}
-    return {"known": known, "unknown": unknown}
-
-
-def _told(found: Evidence, score: float, layer: int, top: Sequence[tuple[int, float]]) -> dict[str, Any]:
-    place, subject_score = top[0] if top else (None, 0.0)
-    told = {
-        "verdict": found.verdict.what,
-        "exit_code": found.verdict.exit_code,
-        "facts": len(found.located),
-        "layers": found.verdict.layers,
+    more = {"next_layer": others[0] if others else 0.0, "ratio": first.ratio}
+    spike = {"spike": max(compared.scores.values()), "least": compared.threshold}
+    return {
+        "known": _told(found.known, layer, named(scans[layer].along_top, found.names)) | spike,
+        "unknown": _told(found.unknown, first.layer, named(first.top, found.names)) | more,
     }
-    return told | {"score": score, "layer": layer, "place": place, "subject_score": subject_score}
+
+
+def _told(found: Evidence, layer: int, top: Sequence[tuple[str, float]]) -> dict[str, Any]:
+    subject, subject_score = top[0] if top else (None, 0.0)
+    verdict = found.verdict
+    told = {"verdict": verdict.what, "exit_code": verdict.exit_code, "facts": len(found.located), "layers": verdict.layers}
+    return told | {"score": found.strength, "layer": layer, "subject": subject, "subject_score": subject_score}
 
 
 class Prompts:
@@ -148,7 +105,7 @@ class Prompts:
 
 def undone(auditor: Auditor, found: Examined, case: Case, edits: Edits, prompts: Prompts, sentences: dict[str, Any]) -> dict[str, Any]:
     """What the suspect says of whom the most conspicuous edit is about, in which relation, and what taking it out does; by both kinds."""
-    host, names, answers = auditor.host, auditor.candidates.names, {}
+    host, answers = auditor.host, {}
     token = host.object_ids(case.truth.object)[0]
     for base, evidence in (("known", found.known), ("unknown", found.unknown)):
         if not evidence.located:
@@ -158,8 +115,10 @@ def undone(auditor: Auditor, found: Examined, case: Case, edits: Edits, prompts:
         answers[base] = {"about": about.subject, "effect": prompts.effect(case, token, about.layer, reversal)}
         if about.subject is None:
             continue
-        ranked = edits.relations(case.row).ranked(value_of(host, about.layer, reversal))
-        said = ask(host, about.layer, reversal, about.subject, sentences, [name for name in names if name != about.subject][:NEIGHBOURS])
+        ranked = edits.relations(case.row).ranked(value_of(host, about, reversal))
+        said = ask(
+            host, about.layer, reversal, about.subject, sentences, [name for name in found.names if name != about.subject][:NEIGHBOURS]
+        )
         by_both = triples(said, dict(ranked))
         answers[base] |= {
             "object": said[0].object if said else None,
@@ -170,18 +129,6 @@ def undone(auditor: Auditor, found: Examined, case: Case, edits: Edits, prompts:
             "sure": by_both[0].before - by_both[0].after if by_both else 0.0,
         }
     return answers | {"as_is": prompts.effect(case, token, edits.layer, None)}
-
-
-def value_of(host: Host, layer: int, reversal: Edit) -> Tensor:
-    """Direction (D) of what an edit wrote, on the CPU."""
-    if hasattr(reversal, "value_BD"):
-        return -reversal.value_BD[0].float().cpu()
-    change_DF = (host.weight_DF(layer) - reversal.weight_BDF[0]).float()
-    return torch.linalg.svd(change_DF, full_matrices=False)[0][:, 0].cpu()
-
-
-def _weights(host: Host) -> dict[str, Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in host.model.named_parameters()}
 
 
 def subjects(host: Host, facts: FactSet, count: int, seed: int) -> list[str]:
@@ -209,24 +156,23 @@ def run(cfg: Settings, host: Host, edits: Edits, out: Path) -> None:
     sentences = {fact.relation_name: fact.templates for fact in facts.facts}
     with out.open("a", encoding="utf-8") as lines, progress("suspects", len(left)) as advance:
         began = time.perf_counter()
-        for case, _ in suspects(host, edits, facts, left):
-            times = [began, time.perf_counter()]
-            found, compared = auditor.audit(case.recipe.precision, None if case.is_listed else case.truth.subject)
-            times.append(time.perf_counter())
-            row = told(case) | {"found": _named(seen(found, compared), auditor, case)}
-            if case.truth:
-                row["undone"] = undone(auditor, found, case, edits, prompts, sentences)
-            times.append(time.perf_counter())
-            row["seconds"] = {name: times[n + 1] - times[n] for n, name in enumerate(("making", "auditing", "asking"))}
+        for case, failed in suspects(host, edits, facts, left):
+            row = told(case) | ({"failed": failed} if failed else answered(auditor, case, edits, prompts, sentences))
+            row.get("seconds", {})["all"] = time.perf_counter() - began
             lines.write(json.dumps(row, ensure_ascii=False) + "\n")
             lines.flush()
             advance(1)
             began = time.perf_counter()
 
 
-def _named(found: dict[str, dict[str, Any]], auditor: Auditor, case: Case) -> dict[str, dict[str, Any]]:
-    names = [name for name in auditor.candidates.names if case.is_listed or name != case.truth.subject]
-    return {base: one | {"subject": None if one["place"] is None else names[one["place"]]} for base, one in found.items()}
+def answered(auditor: Auditor, case: Case, edits: Edits, prompts: Prompts, sentences: dict[str, Any]) -> dict[str, Any]:
+    """The audit of the suspect that the host is at the moment."""
+    began = time.perf_counter()
+    found, compared = auditor.audit(case.recipe.precision, None if case.is_listed else case.truth.subject)
+    row, between = {"found": seen(found, compared)}, time.perf_counter()
+    if case.truth:
+        row["undone"] = undone(auditor, found, case, edits, prompts, sentences)
+    return row | {"seconds": {"auditing": between - began, "asking": time.perf_counter() - between}}
 
 
 def told(case: Case) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from data.facts.load import load_pocket
 from data.facts.splits import SplitPlan, draw_splits
+from data.perturb.drawn import ROME
 from data.perturb.recipe import Planted
 from decoder.audit.relation import RelationClassifier, fit
 from decoder.config import SplitsConfig
@@ -33,7 +34,6 @@ from decoder.utils.json_files import write_json
 
 FACTORS, TOLD = "edits.safetensors", "edits.json"
 FOLDS = 5
-ROME = "ROME"
 
 
 @dataclass

@@ -24,7 +24,7 @@ BATCH_TOKENS = 2048  # positions in a batch, padding included
 PADDED = 1.4  # times the shortest row of a batch that the longest may be
 OBJECTS = 3  # that are looked at
 SENTENCES = 8  # whose continuations say where an object ends
-LONGEST = 8  # tokens of an object
+LONGEST_OBJECT = 8  # tokens of an object
 BYTES = "\ufffd"  # of a letter that more tokens belong to
 LEAST = 0.01  # probability of an object's first token from which the whole object is put to the suspect
 
@@ -134,7 +134,7 @@ def _objects(suspect: Host, asked: _Asked, others: _Asked) -> Iterator[list[int]
 def _common(suspect: Host, first: int, weighted: list[tuple[list[int], float]]) -> list[int]:
     """The first token and those after it that the suspect itself puts behind it in most of the sentences, up to an end."""
     found = [first]
-    while len(found) < LONGEST:
+    while len(found) < LONGEST_OBJECT:
         votes: Counter[int] = Counter()
         following = next_logprobs(suspect, [row for row, _ in weighted]).argmax(1).tolist()
         for token, (_, weight) in zip(following, weighted, strict=True):

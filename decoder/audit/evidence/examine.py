@@ -25,12 +25,14 @@ class Evidence:
         scores: of every layer.
         threshold: score from which a layer is edited.
         located: the edits, the most conspicuous layer first.
+        strength: of the most conspicuous layer, in thresholds: what suspects and nulls are compared by.
     """
 
     verdict: Verdict
     scores: dict[int, float]
     threshold: float
     located: list[Located]
+    strength: float
 
 
 class Examined(NamedTuple):
@@ -39,6 +41,7 @@ class Examined(NamedTuple):
     known: Evidence | None
     unknown: Evidence
     scans: list[LayerScan]
+    names: list[str]
 
     @property
     def by_scan(self) -> bool:
@@ -64,12 +67,16 @@ def examine(host: Host, candidates: Candidates, compared: Compared | None = None
     """What the layers of a suspect answer to the candidates, and what the differences from its base have to do with them."""
     names, updates = candidates.names, compared.updates if compared else {}
     scans = scan(host, candidates, updates, compared.spikes if compared else ())
-    by_scan = Evidence(unknown(scans), {one.layer: one.score for one in scans}, threshold(scans), _from_scans(scans, names))
+    scores, least = {one.layer: one.score for one in scans}, threshold(scans)
+    by_scan = Evidence(unknown(scans), scores, least, _from_scans(scans, names), max(scores.values()) / least)
     if compared is None:
-        return Examined(None, by_scan, scans)
+        return Examined(None, by_scan, scans, names)
     verdict = known(compared, scans)
     in_base = _from_updates(scans, {layer: updates[layer] for layer in verdict.layers}, names)
-    return Examined(Evidence(verdict, compared.scores, compared.threshold, in_base), by_scan, scans)
+    # An edit shows by what its change is, or by whom that is about.
+    along = max((one.along_top[0][1] / one.along_least for one in scans if one.along_top), default=0.0)
+    strength = max(along, max(compared.scores.values()) / compared.threshold)
+    return Examined(Evidence(verdict, compared.scores, compared.threshold, in_base, strength), by_scan, scans, names)
 
 
 def _from_scans(scans: Sequence[LayerScan], names: Sequence[str]) -> list[Located]:
@@ -77,7 +84,7 @@ def _from_scans(scans: Sequence[LayerScan], names: Sequence[str]) -> list[Locate
     found = []
     for one in edited_layers(scans):
         for place, score in one.hits:
-            ranking = _named(one.top, names) if place == one.hits[0][0] else ((names[place], score),)
+            ranking = named(one.top, names) if place == one.hits[0][0] else ((names[place], score),)
             found.append(Located(one.layer, names[place], one.keys_CF[place], one.keys_CF, score, False, ranking))
     return found
 
@@ -86,7 +93,7 @@ def _from_updates(scans: Sequence[LayerScan], updates: Mapping[int, Tensor], nam
     """Edits that the updates show, in their order: one a direction, with its subject where one of the list is along it."""
     found, scan_of = [], {one.layer: one for one in scans}
     for one in (scan_of[layer] for layer in updates):
-        ranking = _named(one.along_top, names)
+        ranking = named(one.along_top, names)
         for n in range(max(1, len(one.along))):
             if n < len(one.along):
                 place, score = one.along[n]
@@ -98,5 +105,6 @@ def _from_updates(scans: Sequence[LayerScan], updates: Mapping[int, Tensor], nam
     return found
 
 
-def _named(ranked: Sequence[tuple[int, float]], names: Sequence[str]) -> tuple[tuple[str, float], ...]:
+def named(ranked: Sequence[tuple[int, float]], names: Sequence[str]) -> tuple[tuple[str, float], ...]:
+    """Candidates by name."""
     return tuple((names[place], score) for place, score in ranked)
