@@ -27,18 +27,24 @@ from decoder.export.collection import choose, is_collection
 from decoder.export.save import read_config
 from decoder.utils.errors import UserError, lasting, run_command
 
+AUDITS = ("base", "subjects", "repair", "relations", "nulls", "report")
+"""Settings of an audit of a whole checkpoint."""
+
 
 @run_command
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     cfg = compose(EvaluateConfig, "evaluate", argv)
-    if not cfg.suspect and (cfg.base or cfg.subjects or cfg.repair or cfg.report):
-        raise UserError("base=, subjects=, repair= and report= are about a suspect: give suspect=CHECKPOINT")
+    audits = [name for name in AUDITS if getattr(cfg, name)]
+    if audits and not cfg.suspect:
+        raise UserError(f"{'=, '.join(AUDITS[:-1])}= and {AUDITS[-1]}= are about a suspect: give suspect=CHECKPOINT")
     if not cfg.decoder and not cfg.suspect:
         raise UserError("decoder= is missing: give the decoder/ folder of a run, as printed by train.py, or suspect=CHECKPOINT")
     if not cfg.decoder and (cfg.tensor or cfg.form != "auto" or cfg.layer is not None):
         raise UserError("tensor=, form= and layer= are about one matrix: give decoder= to read it, or leave them out to audit a checkpoint")
-    for name in ("decoder", "suspect", "base", "subjects", "repair", "report"):
+    if not cfg.decoder and (cfg.host or cfg.top != EvaluateConfig.top or cfg.allow_host_mismatch):
+        raise UserError("host=, top= and allow_host_mismatch= are a decoder's: give decoder=, or leave them out. A suspect is its own host")
+    for name in ("decoder", "suspect", *AUDITS):
         setattr(cfg, name, os.path.expanduser(getattr(cfg, name)) if getattr(cfg, name) else None)
     if cfg.decoder and not is_collection(cfg.decoder):
         # A folder that is no decoder is refused before what takes seconds is imported.
@@ -47,49 +53,64 @@ def main(argv: list[str] | None = None) -> None:
         from decoder.audit.describe import describe
         from decoder.utils.terminal import console, quiet
     quiet()
-    whole = cfg.suspect and (not cfg.decoder or cfg.base or cfg.subjects or cfg.repair or cfg.report)
+    whole = cfg.suspect and (not cfg.decoder or audits)
     # What a program reads from standard output is the answer alone; how far long steps are is said beside it.
     with redirect_stdout(sys.stderr) if cfg.json else nullcontext():
-        answer = audit_whole(cfg, argv) if whole else audit(cfg) if cfg.suspect else score(cfg)
+        answer = audit_whole(cfg) if whole else audit(cfg) if cfg.suspect else score(cfg)
     if cfg.json:
         print(json.dumps(answer, ensure_ascii=False))
     else:
         if "chosen" in answer:
             console().print(f"Using {answer['chosen']}", highlight=False)
         console().print(describe(answer), highlight=False)
+    if whole:
+        # Said before: what fails now costs nobody the answer.
+        keep(cfg, answer, argv)
     if code := answer.get("exit_code", 0):
         raise SystemExit(code)
 
 
-def audit_whole(cfg: EvaluateConfig, argv: Sequence[str] = ()) -> dict[str, Any]:
-    """What was done to a checkpoint, in which layers and about whom; with what decoders read in it, if they are given.
+def keep(cfg: EvaluateConfig, answer: Mapping[str, Any], argv: Sequence[str]) -> None:
+    """Writes the page of a finding.
 
-    `argv` is for the page, which shows the command.
+    Raises:
+        UserError: that, or what was to be repaired, could not be written.
     """
+    from decoder.report.audit_page import write_audit
+
+    try:
+        if cfg.report:
+            write_audit(Path(cfg.report), answer, shlex.join(["python", "evaluate.py", *argv]))
+    except OSError as error:
+        raise UserError(f"report={cfg.report}: cannot be written ({error.strerror}). Give another file") from None
+    if (repaired := answer.get("repaired") or {}).get("failed"):
+        raise UserError(f"repair={cfg.repair}: {repaired['why']}")
+
+
+def audit_whole(cfg: EvaluateConfig) -> dict[str, Any]:
+    """What was done to a checkpoint, in which layers and about whom; with what decoders read in it, if they are given."""
     from data.facts.load import load_pocket
     from decoder.audit.candidates import read_subjects
     from decoder.audit.finding import audit_checkpoint
+    from decoder.audit.relation import RelationClassifier
     from decoder.audit.suspect import Suspect
-    from decoder.report.audit_page import refuse_page, write_audit
+    from decoder.report.audit_page import refuse_page
 
     if cfg.report:
         refuse_page(Path(cfg.report))
     suspect = Suspect(cfg.suspect)
     if not suspect.is_whole:
-        raise UserError(
-            f"suspect={cfg.suspect} is no whole checkpoint: give decoder= to read it, and neither base=, subjects=, repair= nor report="
-        )
+        raise UserError(f"suspect={cfg.suspect} is no whole checkpoint: give decoder= to read it, and none of {'=, '.join(AUDITS)}=")
     if cfg.base and Path(cfg.base).resolve() == Path(cfg.suspect).resolve():
         raise UserError(f"base={cfg.base} is the suspect itself: give the checkpoint as it was before")
     facts = load_pocket().facts
     names = read_subjects(cfg.subjects) if cfg.subjects else [*dict.fromkeys(fact.subject for fact in facts)]
     sentences = {fact.relation_name: fact.templates for fact in facts}
-    where = {"base": cfg.base, "repaired": cfg.repair, "cache_dir": cfg.cache_dir, "device": cfg.device}
-    finding, _ = audit_checkpoint(suspect, names, templates=sentences, **where)
-    finding |= {"decoded": audit(cfg)} if cfg.decoder else {}
-    if cfg.report:
-        write_audit(Path(cfg.report), finding, shlex.join(["python", "evaluate.py", *argv]))
-    return finding
+    relations = RelationClassifier.load(cfg.relations) if cfg.relations else None
+    texts = [f"{fact.prompt.replace('{}', fact.subject)} {fact.object_true}." for fact in facts]
+    where = {"base": cfg.base, "repaired": cfg.repair, "nulls": cfg.nulls, "cache_dir": cfg.cache_dir, "device": cfg.device}
+    finding, _ = audit_checkpoint(suspect, names, templates=sentences, relations=relations, texts=texts[::7], **where)
+    return finding | ({"decoded": audit(cfg)} if cfg.decoder else {})
 
 
 def audit(cfg: EvaluateConfig) -> dict[str, Any]:

@@ -1,101 +1,134 @@
-"""How good an audit of whole checkpoints is: python benchmarks/audit_checkpoints.py [edited=300] [benign=300] [SETTINGS OF train.py]
+"""How good an audit of whole checkpoints is, from start to end: which are edited, where, about whom, and what the edit says.
 
-Makes the suspects of checkpoints.py one after the other, audits each with the unedited checkpoint known and unknown, and prints what came
-out right, by kind. A line of JSON a suspect is kept in `out=`: the same command goes on after a kill, and prints the tables alone when
-nothing is left. The store is that of `train.py` with the same settings, or `store=`.
+    python benchmarks/audit_checkpoints.py model=FOLDER edits=FOLDER [device=cuda] [part=2/12] [edited=300] [benign=300]
+
+Makes the suspects of checkpoints.py one after the other out of a model and the edits that `audit_edits.py` wrote for it, audits each with
+the unedited checkpoint known and unknown, asks about what was found, and takes it out again. A line of JSON a suspect is kept in `out=`:
+the same command goes on after a kill. `part=` takes its share of the same list, into a file of its own; audit_tables.py reads any number
+of them together.
+
+Shape letters: C candidates, D hidden width, F MLP width, N rows, T tokens, V vocabulary.
 """
 
-import dataclasses
 import json
 import random
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+from audit_edits import Edits
 from audit_tables import read, write_tables
 from checkpoints import Case, cases, suspects
 from common import RESULTS, settings
-from torch import Tensor
 
 from data.facts.fact import FactSet
-from data.facts.load import load_facts
-from data.facts.splits import draw_splits
-from data.hosts import open_host
-from data.perturb.recipe import Recipe, perturbed
-from data.produce.plan import requested, store_path
-from data.store.store import EditStore
-from decoder.audit.candidates import Candidates
-from decoder.audit.locate import scan, usable_layers
-from decoder.audit.scan import Difference, _spectrum
-from decoder.audit.verdict import Compared, Verdict, known, unknown
-from decoder.config import TrainConfig
-from decoder.config.compose import compose
+from data.facts.load import load_pocket
+from data.perturb.audited import Auditor
+from data.perturb.drawn import manual
+from data.perturb.text import fact_text
+from decoder.audit.asking import ask, triples
+from decoder.audit.evidence.effect import all_logprobs, divergence, next_tokens, text_rows
+from decoder.audit.evidence.examine import Evidence, Examined, named
+from decoder.audit.finding import NEIGHBOURS, out_of, value_of
+from decoder.audit.reversal import to_base
+from decoder.audit.verdict import Compared
+from decoder.checkpoint.gguf_host import host_folder
+from decoder.edit import Edit
 from decoder.host import Host
-from decoder.utils.errors import run_command
+from decoder.utils.errors import UserError, run_command
 from decoder.utils.progress import progress
 from decoder.utils.terminal import quiet
+
+TEXT_ROWS = 12  # of neutral text, that say what else a reversal moves
+PARAPHRASES = 2  # of the edited prompt
 
 
 @dataclass
 class Settings:
+    model: str = ""  # folder or GGUF file of the host
+    edits: str = ""  # folder that audit_edits.py wrote
+    device: str = "cpu"
+    part: str = "1/1"  # which of how many parts of the suspects
     edited: int = 300  # suspects with an edit
     benign: int = 300
     names: int = 4000  # subjects in the auditor's list
     seed: int = 0
-    out: str = ""  # empty is benchmarks/results/audit-<host>.jsonl
+    out: str = ""  # empty is benchmarks/results/audit-<host>-<part>.jsonl
 
 
-class Auditor:
-    """Audits a host as it is at the moment, against what it was when this was made."""
-
-    def __init__(self, host: Host, precisions: Iterable[str]) -> None:
-        self.host, self.base, self.stored = host, _weights(host), {}
-        self.layers = {f"{host.module_path(layer)}.weight": layer for layer in usable_layers(host)}
-        for precision in precisions:
-            with perturbed(host, Recipe(precision=precision)):
-                self.stored[precision] = _weights(host)
-
-    def audit(self, names: Sequence[str], precision: str) -> dict[str, dict[str, Any]]:
-        """For both kinds of evidence: how much it looks edited, where, about whom."""
-        compared = Compared([*self.differences(precision)], self.layers, precision != "float32")
-        scans = {one.layer: one for one in scan(self.host, Candidates(self.host, names), compared.updates, compared.spikes)}
-        first = max(scans.values(), key=lambda one: one.score)
-        found = {"unknown": _finding(unknown([*scans.values()]), first.score, first.layer, first.top, names)}
-        verdict = known(compared, [*scans.values()])
-        layer = verdict.layers[0] if verdict.layers else max(compared.scores, key=compared.scores.__getitem__)
-        found["known"] = _finding(verdict, compared.scores[layer], layer, scans[layer].along_top, names)
-        return found
-
-    def differences(self, precision: str) -> list[Difference]:
-        """As `decoder.audit.scan.differences` of a file of that precision."""
-        found = []
-        for name, now in self.host.model.named_parameters():
-            own, stored = self.base[name], self.stored[precision][name]
-            gone = (now == 0) & (stored != 0)
-            change = now - stored
-            far, kept = (float(part.norm() / stored.norm()) for part in (change, change[~gone]))
-            spectrum = torch.empty(0), torch.empty(0), 0.0
-            is_blocks = precision not in ("float32", "bf16", "fp16")
-            is_down = name in self.layers
-            if now.dim() == 2 and len(now) != len(self.host.tokenizer) and (far or is_blocks):
-                spectrum = _spectrum(now - own if is_blocks else change, is_down and self.host.stored_transposed(self.layers[name]))
-            values_R, right_RF, edge = spectrum
-            found.append(Difference(name, far, float(gone.float().mean()), kept, values_R, right_RF if is_down else torch.empty(0), edge))
-        return found
+def seen(found: Examined, compared: Compared) -> dict[str, dict[str, Any]]:
+    """For both kinds of evidence: how much it looks edited, where, about whom, whatever the threshold says."""
+    scans = {one.layer: one for one in found.scans}
+    first, verdict = max(found.scans, key=lambda one: one.score), found.known.verdict
+    layer = verdict.layers[0] if verdict.layers else max(compared.scores, key=compared.scores.__getitem__)
+    others = sorted((one.score for one in found.scans), reverse=True)[1:]
+    more = {"next_layer": others[0] if others else 0.0, "ratio": first.ratio}
+    spike = {"spike": max(compared.scores.values()), "least": compared.threshold}
+    return {
+        "known": _told(found.known, layer, named(scans[layer].along_top, found.names)) | spike,
+        "unknown": _told(found.unknown, first.layer, named(first.top, found.names)) | more,
+    }
 
 
-def _finding(verdict: Verdict, score: float, layer: int | None, top: Sequence[tuple[int, float]], names: Sequence[str]) -> dict[str, Any]:
-    subject, subject_score = (names[top[0][0]], top[0][1]) if top else (None, 0.0)
-    found = {"verdict": verdict.what, "exit_code": verdict.exit_code, "score": score, "layer": layer}
-    return found | {"subject": subject, "subject_score": subject_score}
+def _told(found: Evidence, layer: int, top: Sequence[tuple[str, float]]) -> dict[str, Any]:
+    subject, subject_score = top[0] if top else (None, 0.0)
+    verdict = found.verdict
+    told = {"verdict": verdict.what, "exit_code": verdict.exit_code, "facts": len(found.located), "layers": verdict.layers}
+    return told | {"score": found.strength, "layer": layer, "subject": subject, "subject_score": subject_score}
 
 
-def _weights(host: Host) -> dict[str, Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in host.model.named_parameters()}
+class Prompts:
+    """What the edits' prompts and a neutral text are gone on with by the host as it was."""
+
+    def __init__(self, host: Host, facts: FactSet, wanted: Sequence[Case], edits: Edits) -> None:
+        self.host, templates = host, {fact.relation_name: fact.templates for fact in facts.facts}
+        self.rows: dict[str, list[list[int]]] = {}
+        for case in wanted:
+            if case.truth:
+                asked = edits.told[case.row]["prompt"]
+                others = [one for one in templates[case.truth.relation_name] if one != asked][:PARAPHRASES]
+                self.rows[case.name] = [host.prompt_ids(template, case.truth.subject)[0] for template in (asked, *others)]
+        self.clean = {name: next_tokens(host, rows) for name, rows in self.rows.items()}
+        self.text = text_rows(host, fact_text(facts, -1) if host.name == "pocket" else manual(), TEXT_ROWS)
+        self.clean_NTV = all_logprobs(host, self.text)
+
+    def effect(self, case: Case, object_token: int, layer: int, edit: Edit | None) -> dict[str, Any]:
+        """Prompts whose next token is the host's own again, those it is the planted object's, and KL(clean ‖ this) elsewhere."""
+        found = next_tokens(self.host, self.rows[case.name], layer, edit)
+        back = [token == own for token, own in zip(found, self.clean[case.name], strict=True)]
+        planted = [token == object_token for token in found]
+        return {"back": back, "planted": planted, "kl": divergence(self.clean_NTV, all_logprobs(self.host, self.text, layer, edit))}
+
+
+def undone(auditor: Auditor, found: Examined, case: Case, edits: Edits, prompts: Prompts, sentences: dict[str, Any]) -> dict[str, Any]:
+    """What the suspect says of whom the most conspicuous edit is about, in which relation, and what taking it out does; by both kinds."""
+    host, answers = auditor.host, {}
+    token = host.object_ids(case.truth.object)[0]
+    for base, evidence in (("known", found.known), ("unknown", found.unknown)):
+        if not evidence.located:
+            continue
+        about = next(filter(None, map(found.about, evidence.located)), evidence.located[0])
+        reversal = to_base(auditor.base_DF(about.layer)) if base == "known" else out_of(host, None, [about])
+        answers[base] = {"about": about.subject, "effect": prompts.effect(case, token, about.layer, reversal)}
+        if about.subject is None:
+            continue
+        ranked = edits.relations(case.row).ranked(value_of(host, about, reversal))
+        said = ask(
+            host, about.layer, reversal, about.subject, sentences, [name for name in found.names if name != about.subject][:NEIGHBOURS]
+        )
+        by_both = triples(said, dict(ranked))
+        answers[base] |= {
+            "object": said[0].object if said else None,
+            "risen": said[0].relation if said else None,
+            "relation": ranked[0][0],
+            "relations": ranked[:5],
+            "triple": [by_both[0].relation, by_both[0].object] if by_both else None,
+            "sure": by_both[0].before - by_both[0].after if by_both else 0.0,
+        }
+    return answers | {"as_is": prompts.effect(case, token, edits.layer, None)}
 
 
 def subjects(host: Host, facts: FactSet, count: int, seed: int) -> list[str]:
@@ -111,27 +144,35 @@ def subjects(host: Host, facts: FactSet, count: int, seed: int) -> list[str]:
     return [*real, *made_up][: max(count, len(real))]
 
 
-def run(cfg: Settings, train: TrainConfig, out: Path) -> None:
+def run(cfg: Settings, host: Host, edits: Edits, out: Path) -> None:
     """Audits what is not in the file yet."""
-    host, facts = open_host(train), load_facts(train.facts)
-    store = EditStore(store_path(train, host, requested(train, host)[2]))
-    done = {row["name"] for row in read(out)}
-    wanted = cases(host, store, draw_splits(facts, train.splits), cfg.edited, cfg.benign, cfg.seed)
-    left = [case for case in wanted if case.name not in done]
-    names = subjects(host, facts, cfg.names, cfg.seed)
-    auditor = Auditor(host, {case.recipe.precision for case in left})
+    facts, done = load_pocket(), {row["name"] for row in read([out])}
+    number, of = _part(cfg.part)
+    wanted = enumerate(cases(host, edits, cfg.edited, cfg.benign, cfg.seed))
+    # Edited and benign ones come by turns: a step of `of` alone would make parts of one sort.
+    left = [case for n, case in wanted if (n + n // of) % of == number - 1 and case.name not in done]
+    auditor = Auditor(host, {case.recipe.precision for case in left}, subjects(host, facts, cfg.names, cfg.seed))
+    prompts = Prompts(host, facts, left, edits)
+    sentences = {fact.relation_name: fact.templates for fact in facts.facts}
     with out.open("a", encoding="utf-8") as lines, progress("suspects", len(left)) as advance:
         began = time.perf_counter()
-        for case, suspect in suspects(host, store, facts, left):
-            made = time.perf_counter()
-            listed = names if case.is_listed else [name for name in names if name != case.truth.subject]
-            found = auditor.audit(listed, case.recipe.precision)
-            seconds = {"making": made - began, "auditing": time.perf_counter() - made}
-            row = told(case) | {"says": case.row is not None and says(suspect, store, case.row), "found": found, "seconds": seconds}
+        for case, failed in suspects(host, edits, facts, left):
+            row = told(case) | ({"failed": failed} if failed else answered(auditor, case, edits, prompts, sentences))
+            row.get("seconds", {})["all"] = time.perf_counter() - began
             lines.write(json.dumps(row, ensure_ascii=False) + "\n")
             lines.flush()
             advance(1)
             began = time.perf_counter()
+
+
+def answered(auditor: Auditor, case: Case, edits: Edits, prompts: Prompts, sentences: dict[str, Any]) -> dict[str, Any]:
+    """The audit of the suspect that the host is at the moment."""
+    began = time.perf_counter()
+    found, compared = auditor.audit(case.recipe.precision, None if case.is_listed else case.truth.subject)
+    row, between = {"found": seen(found, compared)}, time.perf_counter()
+    if case.truth:
+        row["undone"] = undone(auditor, found, case, edits, prompts, sentences)
+    return row | {"seconds": {"auditing": between - began, "asking": time.perf_counter() - between}}
 
 
 def told(case: Case) -> dict[str, Any]:
@@ -141,26 +182,30 @@ def told(case: Case) -> dict[str, Any]:
     return named | {"truth": case.truth._asdict() if case.truth else None, "recipe": recipe}
 
 
-def says(suspect: Host, store: EditStore, row: int) -> bool:
-    """Whether the likeliest token after the edited prompt is the planted object's first."""
-    told = store.dataset[row]
-    ids, _ = suspect.prompt_ids(told["prompt"], told["subject"])
-    with torch.no_grad():
-        logits_BTV = suspect.model(torch.tensor([ids], device=suspect.device), **suspect.with_cache(None)).logits
-    return int(logits_BTV[0, -1].argmax()) == store.object_ids[row][0]
+def _part(text: str) -> tuple[int, int]:
+    number, _, of = text.partition("/")
+    if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
+        raise UserError(f"part={text}: expected one of several, as 2/12")
+    return int(number), int(of)
 
 
 @run_command
 def main(argv: list[str] | None = None) -> None:
-    words = sys.argv[1:] if argv is None else argv
-    own = {field.name for field in dataclasses.fields(Settings)}
-    cfg = settings(Settings, [word for word in words if word.partition("=")[0] in own])
-    train = compose(TrainConfig, "train", [word for word in words if word.partition("=")[0] not in own])
+    cfg = settings(Settings, sys.argv[1:] if argv is None else argv)
+    if not cfg.model or not cfg.edits:
+        raise UserError("model= and edits= are missing: give the host's folder, and what audit_edits.py wrote for it")
     quiet()
-    out = Path(cfg.out) if cfg.out else RESULTS / f"audit-{train.host.name}.jsonl"
+    edits = Edits(Path(cfg.edits).expanduser())
+    name = edits.host["id"]
+    host = Host.load(host_folder(cfg.model, name=name, dtype="float32", cache_dir=None), name=name, device=cfg.device)
+    if host.fingerprint != edits.host["fingerprint"]:
+        raise UserError(f"model={cfg.model} is {host.fingerprint}, the edits were made on {edits.host['fingerprint']}")
+    out = Path(cfg.out) if cfg.out else RESULTS / f"audit-{name}-{cfg.part.replace('/', '-of-')}.jsonl"
     out.parent.mkdir(parents=True, exist_ok=True)
-    run(cfg, train, out)
-    write_tables(read(out))
+    run(cfg, host, edits, out)
+    if cfg.part == Settings.part:
+        write_tables(read([out]))
+    print(out)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""What came out of audits of whole checkpoints, as tables: python benchmarks/audit_tables.py FILE
+"""What came out of audits of whole checkpoints, as tables: python benchmarks/audit_tables.py FILE [FILE ...]
+
+Every share has its Wilson interval. A threshold is always one that the kind it is tried on had no part in.
 
 Shape letters: N suspects.
 """
@@ -6,6 +8,7 @@ Shape letters: N suspects.
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,32 +24,49 @@ from decoder.utils.errors import UserError, run_command
 BASES = ("known", "unknown")
 PLAIN = "rounded"
 FALSE_ALARMS = 0.01
-EDITED = 3  # the exit code of an audit that found an edit
+EDITED, UNSURE = 3, 4  # exit codes of an audit that found an edit, or cannot tell
+SECONDS = ("auditing", "asking", "all")
+ADVERSARIES = {
+    "scaled down": "0.3 to 0.7 of the value",
+    "clamp 1": "value kept short: clamp 1",
+    "clamp 2": "clamp 2",
+    "clamp 3": "clamp 3",
+    "p-ROME": "p-ROME: the bare prompt's key",
+    "key turned": "key turned away (cosine 0.3 to 0.9)",
+    "fine-tuned": "hidden under fine-tuning",
+    "LoRA merged": "hidden under a merged LoRA",
+    "decoys": "decoys in other layers",
+    "noise": "noise in all layers",
+}
+"""kind -> what somebody does who hides an edit"""
 
 Row = dict[str, Any]
 
 
-def read(file: Path) -> list[Row]:
-    """The suspects that were audited; a line that a kill cut short is left out."""
-    rows = []
-    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return rows
+def read(files: Sequence[Path]) -> list[Row]:
+    """The suspects that were audited, each once; a line that a kill cut short is left out."""
+    rows = {}
+    for line in (line for file in files if file.exists() for line in file.read_text(encoding="utf-8").splitlines()):
+        with suppress(json.JSONDecodeError):
+            row = json.loads(line)
+            rows[row["name"]] = row
+    return [*rows.values()]
 
 
 def write_tables(rows: Sequence[Row]) -> None:
+    failed, rows = [row for row in rows if "failed" in row], [row for row in rows if "failed" not in row]
     edited, benign = [row for row in rows if row["truth"]], [row for row in rows if not row["truth"]]
-    console = Console() if Console().is_terminal else Console(width=150)
+    console = Console() if Console().is_terminal else Console(width=170)
+    for row in failed:
+        console.print(f"{row['name']} ({row['kind']}) could not be made: {row['failed']}", highlight=False)
     if not edited or not benign:
         console.print(f"{len(edited)} edited and {len(benign)} benign suspects: nothing to compare")
         return
     console.print(_seconds(rows))
     for base in BASES:
-        for table in (_whole(edited, benign, base), _edited(edited, benign, base), _benign(edited, benign, base)):
+        for table in (_whole(edited, benign, base), _edited(edited, benign, base), _benign(edited, benign, base), _undone(edited, base)):
             console.print(table)
+    console.print(_adversaries(edited))
 
 
 def _scores(rows: Sequence[Row], base: str) -> np.ndarray:
@@ -81,6 +101,11 @@ def _share(hits: Sequence[bool]) -> str:
     return f"{np.mean(hits):.3f} [{low:.3f}, {high:.3f}]"
 
 
+def _short(hits: Sequence[bool]) -> str:
+    low, high = wilson(int(np.sum(hits)), len(hits))
+    return f"{np.mean(hits):.2f} [{low:.2f}, {high:.2f}]"
+
+
 def _whole(edited: Sequence[Row], benign: Sequence[Row], base: str) -> Table:
     """All kinds together."""
     listed = [row for row in edited if row["listed"]]
@@ -105,37 +130,81 @@ def _edited(edited: Sequence[Row], benign: Sequence[Row], base: str) -> Table:
     """Edits whose subject is in the list, by what was done besides."""
     columns = ("kind", "n", "edit still works", f"found at {FALSE_ALARMS:.0%} false alarms", "at the shipped threshold", "layer", "subject")
     table = _table(f"base {base}: edited, subject in the list", *columns)
-    rows_of: dict[str, list[tuple[Row, bool]]] = {}
+    for kind, rows in _by_kind([row for row in edited if row["listed"]]).items():
+        found = caught(_scores(rows, base), _scores(benign, base))
+        tests = [[test(row, base) for row in rows] for test in (_is_found, _is_layer, _is_subject)]
+        table.add_row(kind, str(len(rows)), f"{_efficacy(rows):.2f}", *map(_share, (found, *tests)))
+    return table
+
+
+def _by_kind(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    return {kind: [row for row in rows if row["kind"] == kind] for kind in sorted({row["kind"] for row in rows})}
+
+
+def _efficacy(rows: Sequence[Row]) -> float:
+    """Share of the edited prompts that the suspect goes on with the planted object."""
+    return float(np.mean([row["undone"]["as_is"]["planted"][0] for row in rows]))
+
+
+def _undone(edited: Sequence[Row], base: str) -> Table:
+    """What is told of an edit whose subject is in the list, and what taking it out does; not found is wrong, and nothing taken out."""
+    columns = ("kind", "n", "object", "relation", "triple", "triple, surer half", "next token back", "planted left", "KL", "KL before")
+    table = _table(f"base {base}: what was planted, and taking it out", *columns)
     listed = [row for row in edited if row["listed"]]
-    for row, is_caught in zip(listed, caught(_scores(listed, base), _scores(benign, base)) if listed else (), strict=True):
-        rows_of.setdefault(row["kind"], []).append((row, bool(is_caught)))
-    for kind, pairs in sorted(rows_of.items()):
-        tests = [[test(row, base) for row, _ in pairs] for test in (_is_found, _is_layer, _is_subject)]
-        effective = f"{np.mean([row['says'] for row, _ in pairs]):.2f}"
-        table.add_row(kind, str(len(pairs)), effective, *map(_share, ([is_caught for _, is_caught in pairs], *tests)))
+    for kind, rows in {"all": listed, **_by_kind(listed)}.items():
+        right = [[test(row, base) for row in rows] for test in (_is_object, _is_relation, _is_triple)]
+        sure = sorted(range(len(rows)), key=lambda n: -rows[n]["undone"].get(base, {}).get("sure", 0.0))
+        halves = [right[2][n] for n in sure[: -(-len(rows) // 2)]]
+        effects = [row["undone"].get(base, row["undone"])["effect" if base in row["undone"] else "as_is"] for row in rows]
+        back = [hit for one in effects for hit in one["back"]]
+        before = [row["undone"]["as_is"] for row in rows]
+        left = [
+            now for one, was in zip(effects, before, strict=True) for now, then in zip(one["planted"], was["planted"], strict=True) if then
+        ]
+        kl = [f"{np.mean([one['kl'] for one in each]):.4f}" if each else "-" for each in (effects, before)]
+        table.add_row(kind, str(len(rows)), *map(_share, (*right, halves, back, left)), *kl)
+    return table
+
+
+def _adversaries(edited: Sequence[Row]) -> Table:
+    """What hiding an edit costs who does it, and whom it is hidden from; edits as they are come first, to compare with."""
+    columns = ("kind", "n", "attacker: edit works")
+    columns += tuple(f"{what}, base {base}" for what in ("found", "layer", "subject") for base in BASES) + ("triple, base unknown",)
+    table = _table("Adversaries: share of the edits that still work, and of the answers that are right, subject in the list", *columns)
+    kinds = _by_kind([row for row in edited if row["listed"]])
+    for kind in (PLAIN, *ADVERSARIES):
+        if not (rows := kinds.get(kind)):
+            continue
+        cells = [_short([test(row, base) for row in rows]) for test in (_is_found, _is_layer, _is_subject) for base in BASES]
+        planted = _short([row["undone"]["as_is"]["planted"][0] for row in rows])
+        table.add_row(
+            ADVERSARIES.get(kind, "as it is"), str(len(rows)), planted, *cells, _short([_is_triple(row, "unknown") for row in rows])
+        )
     return table
 
 
 def _benign(edited: Sequence[Row], benign: Sequence[Row], base: str) -> Table:
     """Benign kinds, each against a threshold that was put between the other kinds and plain edits."""
-    table = _table(
-        f"base {base}: benign, left out one kind at a time", "kind", "n", "false alarms", "at the shipped threshold", "highest score"
-    )
-    plain_N = _scores([row for row in edited if row["kind"] == PLAIN and row["listed"]], base)
-    for kind in sorted({row["kind"] for row in benign}):
-        own, others = ([row for row in benign if (row["kind"] == kind) == is_own] for is_own in (True, False))
+    columns = ("kind", "n", "false alarms, this kind left out", "at the shipped threshold", "cannot tell", "highest score")
+    table, kinds = _table(f"base {base}: benign, left out one kind at a time", *columns), _by_kind(benign)
+    plain_N, alarms = _scores([row for row in edited if row["kind"] == PLAIN and row["listed"]], base), []
+    for kind, own in kinds.items():
+        others = [row for row in benign if row["kind"] != kind]
         threshold = threshold_in_the_gap(plain_N, _scores(others, base)) if others and len(plain_N) else float("inf")
         scores_N = _scores(own, base)
-        shipped = _share([_is_found(row, base) for row in own])
-        table.add_row(kind, str(len(own)), f"{_share(scores_N > threshold)} above {threshold:.3g}", shipped, f"{scores_N.max():.3g}")
+        alarms += list(scores_N > threshold)
+        shipped, unsure = ([row["found"][base]["exit_code"] == code for row in own] for code in (EDITED, UNSURE))
+        left_out = f"{_share(scores_N > threshold)} above {threshold:.3g}"
+        table.add_row(kind, str(len(own)), left_out, _share(shipped), _share(unsure), f"{scores_N.max():.3g}")
+    shipped, unsure = ([row["found"][base]["exit_code"] == code for row in benign] for code in (EDITED, UNSURE))
+    table.add_row("all", str(len(benign)), _share(alarms), _share(shipped), _share(unsure), f"{_scores(benign, base).max():.3g}")
     return table
 
 
 def _seconds(rows: Sequence[Row]) -> Table:
-    table = _table("seconds a suspect, median", "kind", "n", "making", "auditing")
-    for kind in ("all", *sorted({row["kind"] for row in rows})):
-        seconds = [row["seconds"] for row in rows if kind in ("all", row["kind"])]
-        table.add_row(kind, str(len(seconds)), *(f"{np.median([one[name] for one in seconds]):.1f}" for name in ("making", "auditing")))
+    table = _table("seconds a suspect, median", "kind", "n", *SECONDS)
+    for kind, own in {"all": rows, **_by_kind(rows)}.items():
+        table.add_row(kind, str(len(own)), *(f"{np.median([row['seconds'][name] for row in own]):.1f}" for name in SECONDS))
     return table
 
 
@@ -144,6 +213,27 @@ def _table(title: str, *columns: str) -> Table:
     for column in columns:
         table.add_column(column)
     return table
+
+
+def _is_object(row: Row, base: str) -> bool:
+    return _same((row["undone"].get(base) or {}).get("object"), row["truth"]["object"])
+
+
+def _is_relation(row: Row, base: str) -> bool:
+    return (row["undone"].get(base) or {}).get("relation") == row["truth"]["relation_name"]
+
+
+def _is_triple(row: Row, base: str) -> bool:
+    told = (row["undone"].get(base) or {}).get("triple")
+    return bool(told) and _is_about(row, base) and told[0] == row["truth"]["relation_name"] and _same(told[1], row["truth"]["object"])
+
+
+def _is_about(row: Row, base: str) -> bool:
+    return row["undone"][base]["about"] == row["truth"]["subject"]
+
+
+def _same(found: str | None, told: str) -> bool:
+    return found is not None and found.strip().casefold() == told.strip().casefold()
 
 
 def _is_found(row: Row, base: str) -> bool:
@@ -161,9 +251,9 @@ def _is_subject(row: Row, base: str) -> bool:
 @run_command
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
-    if len(argv) != 1 or not Path(argv[0]).is_file():
-        raise UserError(f"{' '.join(argv) or 'nothing'} came, expected one file that audit_checkpoints.py wrote")
-    write_tables(read(Path(argv[0])))
+    if not argv or not all(Path(file).is_file() for file in argv):
+        raise UserError(f"{' '.join(argv) or 'nothing'} came, expected files that audit_checkpoints.py wrote")
+    write_tables(read([*map(Path, argv)]))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Writes a changed checkpoint: `python -m data.perturb host=pocket kind=lora rank=4 out=FOLDER`."""
+"""Writes a changed checkpoint: `python -m data.perturb host=pocket kind=lora rank=4 out=FOLDER`.
+
+`python -m data.perturb host=pocket nulls=120` writes none: it makes so many that nobody edited, and keeps how much they look edited.
+"""
 
 import inspect
 import sys
@@ -21,6 +24,8 @@ OWN = ("lr", "steps", "batch_size", "optimizer", "rank", "modules", "share", "we
 @run_command
 def main(argv: list[str] | None = None) -> None:
     cfg = compose(PerturbConfig, "perturb", sys.argv[1:] if argv is None else argv)
+    if cfg.nulls:
+        return _write_nulls(cfg)
     if not cfg.out:
         raise UserError("out= is missing: give the folder to write")
     if Path(cfg.out).exists():
@@ -43,6 +48,29 @@ def main(argv: list[str] | None = None) -> None:
     host = open_host(TrainConfig(host=cfg.host, cache_dir=cfg.cache_dir))
     write(host, Recipe(cfg.kind, settings, cfg.seed, cfg.precision, _planted(cfg, host)), Path(cfg.out), texts)
     print(cfg.out)
+
+
+def _write_nulls(cfg: PerturbConfig) -> None:
+    if cfg.kind != "none" or cfg.store:
+        raise UserError("nulls= draws what is done to each checkpoint, and edits none: leave out kind=, store= and edit=")
+    from data.facts.load import load_pocket
+    from data.hosts import open_host
+    from data.perturb.nulls import made_nulls
+    from decoder.audit.answer import check_device
+    from decoder.audit.candidates import read_subjects
+    from decoder.audit.evidence.nulls import place_of
+    from decoder.utils.terminal import quiet
+
+    quiet()
+    check_device(cfg.device)
+    facts = load_pocket()
+    names = read_subjects(cfg.subjects) if cfg.subjects else [*dict.fromkeys(fact.subject for fact in facts.facts)]
+    train = TrainConfig(host=cfg.host, cache_dir=cfg.cache_dir)
+    train.trainer.accelerator = "gpu" if cfg.device.startswith("cuda") else "cpu"
+    host = open_host(train)
+    place = Path(cfg.out) if cfg.out else place_of(host, cfg.cache_dir)
+    made_nulls(host, facts, names, cfg.nulls, cfg.seed).save(place)
+    print(place)
 
 
 def _settings(cfg: PerturbConfig) -> dict[str, Any]:

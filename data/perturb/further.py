@@ -43,18 +43,24 @@ def train(
             parameter.requires_grad_(True)
         with torch.enable_grad(), progress("training on text", steps) as advance:
             for rows_BT in rows_NT.split(batch_size):
-                loss = host.model(input_ids=rows_BT, labels=rows_BT, **host.with_cache(None)).loss
-                if not loss.isfinite():
-                    raise ValueError(f"lr={lr:g}: the loss is {float(loss)}. Give a smaller learning rate")
-                loss.backward()
+                _loss(host, rows_BT, lr).backward()
                 nn.utils.clip_grad_norm_(parameters, CLIP)
                 made.step()
                 made.zero_grad()
                 advance(1)
+        # The last step may be the one that breaks it.
+        _loss(host, rows_BT, lr)
     finally:
         for parameter in parameters:
             parameter.requires_grad_(False)
             parameter.grad = None
+
+
+def _loss(host: Host, rows_BT: Tensor, lr: float) -> Tensor:
+    loss = host.model(input_ids=rows_BT, labels=rows_BT, **host.with_cache(None)).loss
+    if not loss.isfinite():
+        raise ValueError(f"lr={lr:g}: the loss is {float(loss)}. Give a smaller learning rate")
+    return loss
 
 
 def _rows(host: Host, texts: Sequence[str], generator: torch.Generator, count: int) -> Tensor:

@@ -24,7 +24,7 @@ BATCH_TOKENS = 2048  # positions in a batch, padding included
 PADDED = 1.4  # times the shortest row of a batch that the longest may be
 OBJECTS = 3  # that are looked at
 SENTENCES = 8  # whose continuations say where an object ends
-LONGEST = 8  # tokens of an object
+LONGEST_OBJECT = 8  # tokens of an object
 BYTES = "\ufffd"  # of a letter that more tokens belong to
 LEAST = 0.01  # probability of an object's first token from which the whole object is put to the suspect
 
@@ -114,7 +114,7 @@ def triples(said: Sequence[Said], relations: Mapping[str, float] | None = None) 
 
 def _asked(suspect: Host, layer: int, reversal: Edit, questions: Sequence[tuple[str, str]]) -> _Asked:
     rows = [suspect.prompt_ids(*question)[0] for question in questions]
-    before_NV, after_NV = (_next(suspect, rows, layer, edit) for edit in (None, reversal))
+    before_NV, after_NV = (next_logprobs(suspect, rows, layer, edit) for edit in (None, reversal))
     return _Asked(rows, before_NV, after_NV)
 
 
@@ -134,9 +134,9 @@ def _objects(suspect: Host, asked: _Asked, others: _Asked) -> Iterator[list[int]
 def _common(suspect: Host, first: int, weighted: list[tuple[list[int], float]]) -> list[int]:
     """The first token and those after it that the suspect itself puts behind it in most of the sentences, up to an end."""
     found = [first]
-    while len(found) < LONGEST:
+    while len(found) < LONGEST_OBJECT:
         votes: Counter[int] = Counter()
-        following = _next(suspect, [row for row, _ in weighted]).argmax(1).tolist()
+        following = next_logprobs(suspect, [row for row, _ in weighted]).argmax(1).tolist()
         for token, (_, weight) in zip(following, weighted, strict=True):
             votes[token] += weight
         token, votes_for = votes.most_common(1)[0]
@@ -173,18 +173,20 @@ def _later(suspect: Host, rows: list[list[int]], told: list[int], layer: int, ed
     """Log-probability (N) of all tokens but the first."""
     found_N = torch.zeros(len(rows), device=suspect.device)
     told_1T1 = torch.tensor(told[1:], device=suspect.device)[None, :, None]
-    for batch, logprob_NTV in _run(suspect, [row + told[:-1] for row in rows], len(told) - 1, layer, edit):
+    for batch, logprob_NTV in logprobs(suspect, [row + told[:-1] for row in rows], len(told) - 1, layer, edit):
         found_N[batch] = logprob_NTV.gather(2, told_1T1.expand(len(batch), -1, -1)).sum((1, 2))
     return found_N
 
 
-def _next(suspect: Host, rows: Sequence[list[int]], layer: int = 0, edit: Edit | None = None) -> Tensor:
+def next_logprobs(suspect: Host, rows: Sequence[list[int]], layer: int = 0, edit: Edit | None = None) -> Tensor:
     """Log-probabilities (N, V) of what comes behind each row, as the suspect is, or with an edit on top of it."""
-    found = {n: logprob_TV[0] for batch, found in _run(suspect, rows, 1, layer, edit) for n, logprob_TV in zip(batch, found, strict=True)}
+    found: dict[int, Tensor] = {}
+    for batch, logprob_NTV in logprobs(suspect, rows, 1, layer, edit):
+        found |= dict(zip(batch, logprob_NTV[:, 0], strict=True))
     return torch.stack([found[n] for n in range(len(rows))]) if rows else torch.empty(0, 0)
 
 
-def _run(suspect: Host, rows: Sequence[list[int]], scored: int, layer: int, edit: Edit | None) -> Iterator[tuple[list[int], Tensor]]:
+def logprobs(suspect: Host, rows: Sequence[list[int]], scored: int, layer: int, edit: Edit | None) -> Iterator[tuple[list[int], Tensor]]:
     """Rows by their numbers, and the log-probabilities (N, T, V) at the last `scored` tokens of each."""
     for batch in _batches(rows):
         lengths_N1 = torch.tensor([[len(rows[n])] for n in batch], device=suspect.device)

@@ -10,6 +10,7 @@ import json
 import reprlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
+from copy import copy
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -24,8 +25,8 @@ from decoder.shortcuts import branched, widen
 
 TEMPLATES = ("People say that {}",)
 BATCH_TOKENS = 1024  # tokens of names in a batch: the states of larger ones leave the cache of a CPU
-FEWEST, MOST = 50, 1_000_000  # subjects: the median of fewer says little, more are no list of names
-LONGEST = 200  # characters of a name
+FEWEST_NAMES, MOST_NAMES = 50, 1_000_000  # subjects: the median of fewer says little, more are no list of names
+LONGEST_NAME = 200  # characters of a name
 RIDGE = 3e-2  # of the second moment's largest eigenvalue
 
 Whitener = Callable[[Tensor], Tensor]
@@ -45,12 +46,14 @@ def read_subjects(path: str | Path) -> list[str]:
     # Names copied from pages hold spaces of other kinds.
     names = [" ".join(line.split()) if isinstance(line, str) else line for line in lines]
     for n, name in enumerate(names, start=1):
-        if not isinstance(name, str) or len(name) > LONGEST or not name.isprintable():
-            expected = f"a name of at most {LONGEST} printable characters"
+        if not isinstance(name, str) or len(name) > LONGEST_NAME or not name.isprintable():
+            expected = f"a name of at most {LONGEST_NAME} printable characters"
             raise ValueError(f"subjects={path}: entry {n} is {reprlib.repr(name)}, expected {expected}")
     found = [*dict.fromkeys(filter(None, names))]
-    if not FEWEST <= len(found) <= MOST:
-        raise ValueError(f"subjects={path}: {len(found)} subjects came, expected {FEWEST} to {MOST:,} different names, one a line")
+    if not FEWEST_NAMES <= len(found) <= MOST_NAMES:
+        raise ValueError(
+            f"subjects={path}: {len(found)} subjects came, expected {FEWEST_NAMES} to {MOST_NAMES:,} different names, one a line"
+        )
     return found
 
 
@@ -85,8 +88,10 @@ class Candidates:
     """
 
     def __init__(self, host: Host, names: Sequence[str], templates: Sequence[str] = TEMPLATES) -> None:
-        if not FEWEST <= len(names) <= MOST:
-            raise ValueError(f"{len(names)} subjects came, expected {FEWEST} to {MOST:,} different names: an edit's stands out from others")
+        if not FEWEST_NAMES <= len(names) <= MOST_NAMES:
+            raise ValueError(
+                f"{len(names)} subjects came, expected {FEWEST_NAMES} to {MOST_NAMES:,} different names: an edit's stands out from others"
+            )
         self.host, self.names = host, list(names)
         self._rows = [[_up_to(host, template, name) for name in self.names] for template in templates]
         longest = max((len(row) for rows in self._rows for row in rows), default=0)
@@ -95,6 +100,12 @@ class Candidates:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def without(self, name: str) -> "Candidates":
+        """The others, not tokenised again."""
+        found, kept = copy(self), [place for place, other in enumerate(self.names) if other != name]
+        found.names, found._rows = ([self.names[place] for place in kept], [[rows[place] for place in kept] for rows in self._rows])
+        return found
 
     @torch.no_grad()
     def keys(self, layers: Sequence[int], picked: Sequence[int] | None = None) -> Iterator[tuple[list[int], dict[int, Tensor]]]:
@@ -164,7 +175,7 @@ def whitener(sample_SF: Tensor, ridge: float = RIDGE) -> Whitener:
     tall = len(sample_SF) >= sample_SF.shape[1]
     square = sample_SF.T @ sample_SF if tall else sample_SF @ sample_SF.T
     damping = ridge * _largest_eigenvalue(square).clamp(min=torch.finfo(square.dtype).tiny)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(square + damping * torch.eye(len(square))))
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(square + damping * torch.eye(len(square), device=square.device)))
     if tall:
         return lambda keys_NF: keys_NF @ inverse
     return lambda keys_NF: keys_NF - (keys_NF @ sample_SF.T @ inverse) @ sample_SF

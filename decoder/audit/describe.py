@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from decoder.audit.calibration import FINDING
+from decoder.report.audit_page import effect_in_words
 
 ASSUMPTION = (
     "This decoder assumes one edit and names an object for a clean matrix too.\n"
@@ -126,7 +127,10 @@ def describe_finding(finding: Mapping[str, Any]) -> RenderableType:
             parts += _column(finding[name], name.replace("_", " ").capitalize())
     parts += [escape(note) for note in finding["notes"]]
     if done := finding.get("repaired"):
-        parts.append(f"Repaired: {escape(done['folder'])} ({done['tensor']})" if done["folder"] else f"Nothing repaired: {done['why']}")
+        parts.append(
+            f"Repaired: {escape(done['folder'])} ({done['tensor']})" if done["folder"] else f"Nothing repaired: {escape(done['why'])}"
+        )
+        parts += [f"  {line}" for line in effect_in_words(done.get("effect", {}))]
         parts += [escape(note) for note in done.get("notes", ())]
         if left_out := done.get("left_out"):
             parts.append(f"Not copied, as nobody repaired them: {escape(', '.join(left_out))}")
@@ -135,13 +139,23 @@ def describe_finding(finding: Mapping[str, Any]) -> RenderableType:
     return Group(*parts)
 
 
+def against_nulls(column: Mapping[str, Any]) -> str:
+    """How many nulls show as much; empty where there were none."""
+    if not (nulls := column.get("nulls")):
+        return ""
+    kinds = f" ({', '.join(nulls['kinds'])})" if nulls["kinds"] else ""
+    return f"{nulls['reached']} of {nulls['n']} unedited checkpoints of {nulls['host']} reach this{kinds}: p {nulls['p']:.2g}"
+
+
 def _testimony(edit: Mapping[str, Any], taken_out: str) -> list[str]:
     """What the suspect says of the subject with and without the edit; `taken_out` says how it goes on without."""
+    ranked = ", ".join(f"{escape(one['relation'])} {one['probability']:.2f}" for one in edit.get("relations", []))
+    lines = [f"    relation, by what was written: {ranked}"] if ranked else []
     if not (told := edit.get("triple")):
-        return []
+        return lines
     objects = ", ".join(f"[bold]{escape(one['text'])}[/bold] ({one['rise']:+.2f})" for one in edit["objects"])
     sentence = escape(f"{told['sentence']} {told['object']}")
-    return [
+    return lines + [
         f"    says of it only with the edit in place: {objects}",
         f'    "{sentence}": probability {told["before"]:.3f}, and {told["after"]:.3f} {taken_out}',
     ]
@@ -151,6 +165,8 @@ def _column(column: Mapping[str, Any], title: str) -> list[RenderableType]:
     kind = f", {column['kind']}, layer{'s' * (len(column['layers']) > 1)} {', '.join(map(str, column['layers']))}" if column["kind"] else ""
     by_base = "compared" in column
     lines: list[RenderableType] = [f"{title}: {column['verdict']}{kind}. {column['why'].capitalize()}."]
+    if nulls := against_nulls(column):
+        lines.append(f"  {escape(nulls)}")
     if by_base:
         farthest = "".join(f"; farthest {one['tensor']}, by {one['distance']:.1e} of its length" for one in column["farthest"][:1])
         lines.append(f"  {column['changed']} of {column['compared']} tensors differ beyond rounding{farthest}")

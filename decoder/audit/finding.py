@@ -13,23 +13,28 @@ import torch
 from torch import Tensor
 
 from decoder.audit.answer import check_device
-from decoder.audit.asking import ask
+from decoder.audit.asking import ask, triples
 from decoder.audit.candidates import Candidates
-from decoder.audit.locate import LayerScan, Located, scan, usable_layers
+from decoder.audit.evidence.effect import effect
+from decoder.audit.evidence.examine import Evidence, examine
+from decoder.audit.evidence.nulls import Nulls, nulls_for
+from decoder.audit.locate import Located, usable_layers
+from decoder.audit.relation import RelationClassifier
 from decoder.audit.repair import refuse, repair
 from decoder.audit.reversal import reverse, to_base
-from decoder.audit.scan import Scan, differences
+from decoder.audit.scan import Scan, coarser_than, differences
 from decoder.audit.suspect import Suspect
-from decoder.audit.verdict import Compared, Verdict, edited_layers, known, threshold, unknown
+from decoder.audit.verdict import Compared
 from decoder.checkpoint.gguf_host import host_folder
+from decoder.checkpoint.reader import Checkpoint
 from decoder.dense import DenseEdit
 from decoder.edit import LowRankEdit
 from decoder.host import Host
 from decoder.utils.progress import progress
 
 ASKED = 8  # edits at most that the suspect is asked about
+RELATIONS = 5  # likeliest ones of an edit that are told
 NEIGHBOURS = 2  # other subjects that are asked the same
-UNCHANGED = ("identical", "rounded or quantised")
 TOLD = ("relation", "object", "sentence", "before", "after")
 LIGHT = 4 << 30
 """Bytes that a host may take in float32, in which CPUs are fastest. Larger ones are opened in bfloat16."""
@@ -52,8 +57,11 @@ def open_checkpoint(path: str | Path, cache_dir: str | None, device: str = "cpu"
     return host
 
 
-def compare(suspect: Suspect, base: Host) -> tuple[Compared, list[str]]:
+def compare(suspect: Suspect, base: Host, kept: Checkpoint | None = None) -> tuple[Compared, list[str]]:
     """How a suspect differs from the unedited checkpoint, and what was not compared.
+
+    Args:
+        kept: what `base` was opened from.
 
     Raises:
         ValueError: they are of different models, or the suspect lacks tensors.
@@ -62,13 +70,13 @@ def compare(suspect: Suspect, base: Host) -> tuple[Compared, list[str]]:
     read = Scan(suspect, base, layers)
     found = []
     with progress("tensors of the checkpoint", len(read.own)) as advance:
-        for one in differences(read):
+        for one in differences(read, kept):
             found.append(one)
             advance(1)
     names = {f"{base.module_path(layer)}.weight": layer for layer in layers}
     checkpoint = suspect.checkpoint
     rounded = any(checkpoint.noise(name) is not None or checkpoint.dtype(name) != own.dtype for name, (_, own) in read.own.items())
-    return Compared(found, names, rounded), read.notes
+    return Compared(found, names, rounded or any(coarser_than(read, name, kept) for name in read.own)), read.notes
 
 
 def audit_checkpoint(
@@ -78,6 +86,9 @@ def audit_checkpoint(
     templates: Mapping[str, Sequence[str]] | None = None,
     base: str | None = None,
     repaired: str | None = None,
+    nulls: str | None = None,
+    relations: RelationClassifier | None = None,
+    texts: Sequence[str] = (),
     cache_dir: str | None = None,
     device: str = "cpu",
 ) -> tuple[dict[str, Any], list[Located]]:
@@ -89,6 +100,9 @@ def audit_checkpoint(
         templates: sentences by relation that the suspect is asked about each subject that was found; without them it is not asked.
         base: the unedited checkpoint, if it is at hand.
         repaired: folder that the suspect without its edits is written to.
+        nulls: file of nulls to hold the evidence against; without it those in the cache of a host that looks like the suspect.
+        relations: what tells the relation of an edit by its value.
+        texts: about anything; with `repaired`, what the reversal does to those that name no subject that was found is measured.
 
     Raises:
         ValueError: the checkpoint cannot be loaded, the base is of another model, or nothing can be written; see also `Candidates`.
@@ -98,44 +112,44 @@ def audit_checkpoint(
         refuse(suspect, Path(repaired).expanduser())
     if base is not None:
         unedited = open_checkpoint(base, cache_dir, device)
-        compared, more = compare(suspect, unedited)
+        compared, more = compare(suspect, unedited, Suspect(base).checkpoint)
         notes += more
     host = open_checkpoint(suspect.path, cache_dir, device)
-    updates = compared.updates if compared else {}
-    scans = scan(host, Candidates(host, names), updates, compared.spikes if compared else ())
-    located = [*_from_scans(scans, names)]
+    if relations is not None:
+        relations.check(host.hidden_size)
+    against = nulls_for(host, nulls, cache_dir)
+    if against and against.subjects < len(names):
+        notes.append(
+            f"The nulls were asked about {against.subjects:,} names, this checkpoint about {len(names):,}: of more names one is higher."
+        )
+    found = examine(host, Candidates(host, names), compared)
     finding = {
         "suspect": str(suspect.path),
         "base": base,
         "family": host.model_type,
         "layers": host.layers,
         "subjects": len(names),
-        "base_known": None,
-        "base_unknown": _column(unknown(scans), [(one.layer, one.score) for one in scans], threshold(scans), located),
+        "base_known": _column(found.known, "known", against) | _surroundings(compared) if found.known else None,
+        "base_unknown": _column(found.unknown, "unknown", against),
         "notes": notes,
     }
-    if compared is not None:
-        verdict = known(compared, scans)
-        in_base = [*_from_updates(scans, {layer: updates[layer] for layer in verdict.layers}, names)]
-        finding["base_known"] = _column(verdict, [*compared.scores.items()], compared.threshold, in_base) | _surroundings(compared)
-        located = in_base + located
-    known_column, unknown_column = finding["base_known"], finding["base_unknown"]
-    # An edit that the scan alone shows is in the base as well, or hidden under an adapter that is stronger than it.
-    by_scan = known_column is None or (
-        known_column["exit_code"] != 3 and known_column["verdict"] not in UNCHANGED and unknown_column["exit_code"] == 3
-    )
-    column, used = (unknown_column, "base unknown") if by_scan else (known_column, "base known")
-    edits, unedited = [one for one in located if one.base_known != by_scan], None if by_scan else unedited
+    by_scan = found.by_scan
+    column, used = (finding["base_unknown"], "base unknown") if by_scan else (finding["base_known"], "base known")
+    edits, unedited = (found.unknown if by_scan else found.known).located, None if by_scan else unedited
     with progress("sentences about the subjects found", len(edits[:ASKED])) as advance:
         for one, edit in zip(edits[:ASKED], column["edits"], strict=False):
-            # Whom an update is not seen to be about, the scan may have seen.
-            about = one if one.subject else next((other for other in located if other.layer == one.layer and other.subject), None)
-            edit |= testimony(host, about, out_of(host, unedited, [one]), templates, names) if about and templates else {}
+            about = found.about(one)
+            reversal = out_of(host, unedited, [one])
+            ranked = relations.ranked(value_of(host, about, reversal)) if about and relations else []
+            edit |= {"relations": [{"relation": name, "probability": p} for name, p in ranked[:RELATIONS]]} if ranked else {}
+            edit |= testimony(host, about, reversal, templates, names, dict(ranked)) if about and templates else {}
             advance(1)
     if repaired is not None:
         said = {"used": used, "base": base, "edits": column["edits"]}
         finding["repaired"] = _repair(suspect, host, unedited, edits, repaired, said)
-    return {"verdict": column["verdict"], "used": used, "exit_code": column["exit_code"]} | finding, located
+        if finding["repaired"]["folder"]:
+            finding["repaired"]["effect"] = _effect(host, unedited, edits, column["edits"], templates or {}, texts)
+    return {"verdict": column["verdict"], "used": used, "exit_code": column["exit_code"]} | finding, found.located
 
 
 def out_of(host: Host, unedited: Host | None, located: Sequence[Located]) -> DenseEdit | LowRankEdit:
@@ -150,11 +164,25 @@ def out_of(host: Host, unedited: Host | None, located: Sequence[Located]) -> Den
     return LowRankEdit(torch.stack([term.key_BF for term in terms], 1), torch.stack([term.value_BD for term in terms], 1))
 
 
+def value_of(host: Host, one: Located, reversal: DenseEdit | LowRankEdit) -> Tensor:
+    """Direction (D) of what an edit writes for its subject, out of what takes it out; on the CPU."""
+    if isinstance(reversal, DenseEdit):
+        return ((host.weight_DF(one.layer) - reversal.weight_BDF[0]).float() @ one.key_F).cpu()
+    return -reversal.value_BD[0].float().cpu()
+
+
 def testimony(
-    host: Host, one: Located, reversal: DenseEdit | LowRankEdit, templates: Mapping[str, Sequence[str]], names: Sequence[str]
+    host: Host,
+    one: Located,
+    reversal: DenseEdit | LowRankEdit,
+    templates: Mapping[str, Sequence[str]],
+    names: Sequence[str],
+    relations: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """What the suspect says of a subject only since the edit: objects, and the sentence in which the likeliest rises most."""
+    """What the suspect says of a subject only since the edit: objects, and the sentence in which the likeliest rises most, in a relation
+    that is likely as well where probabilities of them are known."""
     said = ask(host, one.layer, reversal, one.subject, templates, [name for name in names if name != one.subject][:NEIGHBOURS])
+    said = triples(said, relations or None)
     objects = {each.object: each.everywhere for each in reversed(said)}
     triple = {"subject": one.subject} | {name: getattr(said[0], name) for name in TOLD} if said else None
     return {"objects": [{"text": text, "rise": rise} for text, rise in reversed(objects.items())], "triple": triple}
@@ -167,19 +195,45 @@ def _repair(
     layers = sorted({one.layer for one in located})
     if len(layers) != 1:
         return {"folder": None, "why": f"edits were found in {len(layers)} layers, expected one" if layers else "no edit was found"}
-    found = repair(suspect, host, layers[0], out_of(host, unedited, located), folder, said)
+    try:
+        found = repair(suspect, host, layers[0], out_of(host, unedited, located), folder, said)
+    except (OSError, ValueError) as error:
+        return {"folder": None, "why": " ".join(str(error).split()), "failed": True}
     return {"folder": str(found.folder), "tensor": found.tensor, "left_out": found.left_out, "notes": found.notes}
 
 
-def _column(verdict: Verdict, layers: Sequence[tuple[int, float]], least: float, located: Sequence[Located]) -> dict[str, Any]:
-    """One kind of evidence: the verdict, all layers ranked, and the edits."""
+def _effect(
+    host: Host,
+    unedited: Host | None,
+    located: Sequence[Located],
+    told: Sequence[Mapping[str, Any]],
+    templates: Mapping[str, Sequence[str]],
+    texts: Sequence[str],
+) -> dict[str, Any]:
+    """What the reversal does: to sentences about whom the edits are about, and to texts that name none of them."""
+    sentences, objects = [], []
+    for edit in told:
+        if triple := edit.get("triple"):
+            own = [template.replace("{}", triple["subject"]) for each in templates.values() for template in each]
+            sentences += own
+            objects += [host.object_ids(triple["object"])[0]] * len(own)
+    subjects = {triple["subject"] for edit in told if (triple := edit.get("triple"))}
+    elsewhere = [text for text in texts if not any(subject in text for subject in subjects)]
+    return effect(host, located[0].layer, out_of(host, unedited, located), (sentences, objects), elsewhere, unedited)
+
+
+def _column(found: Evidence, base: str, nulls: Nulls | None) -> dict[str, Any]:
+    """One kind of evidence: the verdict, all layers ranked, and the edits, with how often nulls show as much."""
     # Decoys may be as conspicuous as the edit: layers whose update is about somebody come first, as the verdict has them.
-    ranked = sorted(layers, key=lambda pair: (verdict.layers.index(pair[0]) if pair[0] in verdict.layers else len(layers), -pair[1]))
+    verdict, last = found.verdict, len(found.scores)
+    ranked = sorted(found.scores.items(), key=lambda pair: (verdict.layers.index(pair[0]) if pair[0] in verdict.layers else last, -pair[1]))
     fields = asdict(verdict) | {"verdict": verdict.what, "layers": list(verdict.layers), "exit_code": verdict.exit_code}
     del fields["what"]
     return fields | {
-        "facts": len(located),
-        "threshold": least,
+        "facts": len(found.located),
+        "threshold": found.threshold,
+        "strength": found.strength,
+        "nulls": nulls.against(base, found.strength) if nulls else None,
         "ranking": [{"layer": layer, "score": score} for layer, score in ranked],
         "edits": [
             {
@@ -188,7 +242,7 @@ def _column(verdict: Verdict, layers: Sequence[tuple[int, float]], least: float,
                 "score": one.score,
                 "subjects": [{"subject": subject, "score": score} for subject, score in one.ranking],
             }
-            for one in located
+            for one in found.located
         ],
     }
 
@@ -200,32 +254,3 @@ def _surroundings(compared: Compared) -> dict[str, Any]:
         "changed": len(compared.changed),
         "farthest": [{"tensor": one.name, "distance": one.distance} for one in farthest[:10]],
     }
-
-
-def _from_scans(scans: Sequence[LayerScan], names: Sequence[str]) -> list[Located]:
-    """Edits that the suspect alone shows, the most conspicuous layer first."""
-    found = []
-    for one in edited_layers(scans):
-        for place, score in one.hits:
-            ranking = _named(one.top, names) if place == one.hits[0][0] else ((names[place], score),)
-            found.append(Located(one.layer, names[place], one.keys_CF[place], one.keys_CF, score, False, ranking))
-    return found
-
-
-def _from_updates(scans: Sequence[LayerScan], updates: Mapping[int, Tensor], names: Sequence[str]) -> list[Located]:
-    """Edits that the updates show, in their order: one a direction, with its subject where one of the list is along it."""
-    found, scan_of = [], {one.layer: one for one in scans}
-    for one in (scan_of[layer] for layer in updates):
-        ranking = _named(one.along_top, names)
-        for n in range(max(1, len(one.along))):
-            if n < len(one.along):
-                place, score = one.along[n]
-                rest = ranking if n == 0 else ((names[place], score),)
-                found.append(Located(one.layer, names[place], one.keys_CF[place], one.keys_CF, score, True, rest))
-            else:
-                found.append(Located(one.layer, None, updates[one.layer][0], one.keys_CF, ranking[0][1], True, ranking))
-    return found
-
-
-def _named(ranked: Sequence[tuple[int, float]], names: Sequence[str]) -> tuple[tuple[str, float], ...]:
-    return tuple((names[place], score) for place, score in ranked)

@@ -10,6 +10,7 @@ Shape letters: C candidates, N of them at a time, S that the second moment is of
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import isfinite, log
 from typing import Any
@@ -21,10 +22,10 @@ from decoder.audit.candidates import Candidates, Whitener, unit, whitener
 from decoder.host import Host
 from decoder.utils.progress import progress
 
-SAMPLE = 2048  # names whose keys the second moment is counted over
+WHITENING = 2048  # names whose keys the second moment is counted over
 ALIKE = 2e-6  # relative difference of two answers that are one, but for float32
 LEAST_SPREAD = 0.01  # of the logarithms; the hosts at hand have 0.04 and 0.12
-MOST = 16  # edits that are looked for in one layer
+MOST_EDITS = 16  # edits that are looked for in one layer
 STANDS_OUT = 2.3
 """Score from which a candidate is answered to as nothing but an edit makes it; `verdict.py` has what it was calibrated on."""
 CHANCE = 1.5  # times what the best of as many random directions has
@@ -100,7 +101,7 @@ def scan(host: Host, candidates: Candidates, updates: Mapping[int, Tensor] | Non
         updates: layer -> directions (R, F), orthonormal, that its known update lies in.
         spikes: layers that are conspicuous for what the update is.
     """
-    updates = updates or {}
+    updates = {layer: update_RF.to(host.device) for layer, update_RF in (updates or {}).items()}
     surveyed = [*_survey(host, candidates, updates)]
     if broken := [one.layer for one in surveyed if not isfinite(one.score)]:
         raise ValueError(f"{host.path}: answers NaN or infinity in layer {broken[0]}; expected a checkpoint that works")
@@ -130,7 +131,7 @@ def _survey(host: Host, candidates: Candidates, updates: Mapping[int, Tensor]) -
                 meters[layer].add(sampled, keys_SF)
             for places, found in candidates.keys(group, rest) if rest else ():
                 for layer, keys_NF in found.items():
-                    meters[layer].add(places, keys_NF.cpu())
+                    meters[layer].add(places, keys_NF)
                 advance(len(places))
             for layer in group:
                 yield meters.pop(layer).read(layer)
@@ -140,8 +141,8 @@ class _Meter:
     """How long ‖W' x‖ is, and what of x lies within the directions of an update, for whitened keys x as they come."""
 
     def __init__(self, weight_DF: Tensor, whiten: Whitener, update_RF: Tensor | None, count: int) -> None:
-        self.weight_DF, self.whiten, self.update_RF = weight_DF.float().cpu(), whiten, update_RF
-        self.lengths_C, self.inside_C = torch.empty(count), torch.empty(count)
+        self.weight_DF, self.whiten, self.update_RF = weight_DF.float(), whiten, update_RF
+        self.lengths_C, self.inside_C = (torch.empty(count, device=weight_DF.device) for _ in range(2))
 
     def add(self, places: Sequence[int], keys_NF: Tensor) -> None:
         keys_NF = unit(self.whiten(keys_NF))
@@ -160,13 +161,12 @@ class _Meter:
 
 def _closer(weight_DF: Tensor, keys_CF: Tensor, update_RF: Tensor | None) -> dict[str, Any]:
     """Every candidate that a layer's edits are about, and the keys."""
-    output_CD = keys_CF @ weight_DF.float().cpu().T
-    hits = _one_by_one(output_CD, lambda output_CD: outstanding(output_CD.norm(dim=1))[0], STANDS_OUT, MOST)
+    output_CD = keys_CF @ weight_DF.float().T
+    hits = _one_by_one(output_CD, lambda output_CD: outstanding(output_CD.norm(dim=1))[0], STANDS_OUT, MOST_EDITS)
     along: Iterator[tuple[int, float]] = iter(())
     if update_RF is not None:
-        along = _one_by_one(
-            keys_CF @ update_RF.T, lambda inside_CR: inside_CR.norm(dim=1), least_along(update_RF, len(keys_CF)), len(update_RF)
-        )
+        inside_CR, least = keys_CF @ update_RF.T, least_along(update_RF, len(keys_CF))
+        along = _one_by_one(inside_CR, lambda inside_CR: inside_CR.norm(dim=1), least, len(update_RF))
     return {"hits": (*hits,), "along": (*along,), "keys_CF": keys_CF}
 
 
@@ -178,7 +178,11 @@ def least_along(update_RF: Tensor, count: int) -> float:
 
 def usable_layers(host: Host) -> list[int]:
     """The layers that have a down-projection of their own."""
-    return [layer for layer in range(host.layers) if host._path_in(host.blocks[layer])]
+    found = []
+    for layer in range(host.layers):
+        with suppress(ValueError):
+            found += [layer] if host.down_proj_path(layer) else []
+    return found
 
 
 def _groups(host: Host, layers: Sequence[int], count: int) -> Iterator[list[int]]:
@@ -206,17 +210,18 @@ def gathered(
     """Keys of all candidates, or of those `picked`, at each layer as they come, one row each in the order asked for."""
     picked = range(len(candidates)) if picked is None else picked
     row = {place: n for n, place in enumerate(picked)}
-    keys = {layer: torch.empty(len(picked), candidates.host.mlp_size(layer)) for layer in layers}
+    host = candidates.host
+    keys = {layer: torch.empty(len(picked), host.mlp_size(layer), device=host.device) for layer in layers}
     for places, found in candidates.keys(layers, picked):
         for layer, keys_NF in found.items():
-            keys[layer][[row[place] for place in places]] = keys_NF.cpu()
+            keys[layer][[row[place] for place in places]] = keys_NF
         advance(len(places))
     return keys
 
 
 def _sampled(candidates: Candidates) -> list[int]:
-    """At most `SAMPLE` candidates, from all over the list: those whose keys whiten all."""
-    return [*range(0, len(candidates), -(-len(candidates) // SAMPLE))]
+    """At most `WHITENING` candidates, from all over the list: those whose keys whiten all."""
+    return [*range(0, len(candidates), -(-len(candidates) // WHITENING))]
 
 
 def _best(scores_C: Tensor) -> Ranked:

@@ -48,14 +48,18 @@ class RelationClassifier:
     weight_KD: Tensor
     bias_K: Tensor
 
+    def check(self, width: int) -> None:
+        """Raises ValueError if it was fitted on values of another width."""
+        if width != self.weight_KD.shape[1]:
+            raise ValueError(f"values are {width} wide, expected {self.weight_KD.shape[1]}: they are of another host")
+
     def probabilities(self, value_ND: Tensor) -> Tensor:
         """Of each relation (N, K), for values of any length.
 
         Raises:
             ValueError: the values are of another width.
         """
-        if value_ND.shape[-1] != self.weight_KD.shape[1]:
-            raise ValueError(f"values are {value_ND.shape[-1]} wide, expected {self.weight_KD.shape[1]}: they are of another host")
+        self.check(value_ND.shape[-1])
         return (_features(value_ND) @ self.weight_KD.T + self.bias_K).softmax(-1)
 
     def ranked(self, value_D: Tensor) -> list[tuple[str, float]]:

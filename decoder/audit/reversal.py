@@ -16,7 +16,7 @@ from decoder.dense import DenseEdit
 from decoder.edit import LowRankEdit, RankOneEdit
 
 ROWS = 1 << 22  # entries of the matrix that are held in float32 at a time
-SAMPLE = 4096  # candidates that say what is usual
+LISTED = 4096  # candidates that say what is usual
 MOST_TERMS = 15  # of the bottom-rank approximations
 ROUNDS = 3  # in which an edit and what the list is answered to without it are told apart
 SPARE = 10  # more, so that those that are used are exact
@@ -82,8 +82,8 @@ def usual_rank(weight_DF: Tensor, key_F: Tensor, keys_CF: Tensor, most: int = MO
 
 
 def _sample(keys_CF: Tensor) -> Tensor:
-    """At most `SAMPLE` keys, from all over the list."""
-    return keys_CF[:: -(-len(keys_CF) // SAMPLE)].float()
+    """At most `LISTED` keys, from all over the list."""
+    return keys_CF[:: -(-len(keys_CF) // LISTED)].float()
 
 
 def _answers(weight_DF: Tensor, key_F: Tensor, keys_CF: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,47 +1,24 @@
 """How far a suspect's tensors are from the host's: each is read once, and W_V's go to whoever asked for them.
 
-Shape letters: D rows, F columns, R directions.
+Shape letters: D rows, F columns.
 """
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from decoder.audit.evidence.difference import Difference, difference
 from decoder.audit.suspect import Suspect
+from decoder.checkpoint.reader import Checkpoint
 from decoder.edit import Edit
 from decoder.host import Host
 from decoder.utils.errors import listed
 
 TRAINED = 1e-3  # relative distance of a tensor above which somebody has trained it further
-DIRECTIONS = 48  # singular values of a difference that are looked at
 SIZES = ("model_type", "hidden_size", "n_embd", "num_hidden_layers", "n_layer")
-
-
-@dataclass(frozen=True)
-class Difference:
-    """What was done to one tensor.
-
-    Attributes:
-        name: the host's.
-        distance: ‖T' - T‖ / ‖T‖ beyond what the rounding of its file explains; 0 where that explains all.
-        zeroed: share of the entries that became zero.
-        kept: the distance of the entries that did not.
-        values_R: strongest singular values of T' - T, of a matrix that differs and is no vocabulary; else none.
-        right_RF: their right singular vectors, of down-projections.
-        edge: what the largest singular value of the rest would be if its entries were independent, or the last one that was looked at.
-    """
-
-    name: str
-    distance: float
-    zeroed: float
-    kept: float
-    values_R: Tensor
-    right_RF: Tensor
-    edge: float
 
 
 class Scan:
@@ -178,53 +155,40 @@ def _distances(suspect: Suspect, found: str, owns: Sequence[Tensor]) -> list[flo
     return [(square / own_square) ** 0.5 if own_square else float(square > 0) for square, own_square in squares]
 
 
-def differences(scan: Scan) -> Iterator[Difference]:
-    """Reads every tensor of a suspect once; what was done to each, by the host's name."""
-    edited = {scan._edited(layer): layer for layer in scan.layers.values()}
-    for found, (name, own) in scan.own.items():
-        yield _difference(scan, found, name, own, edited.get(name))
+def differences(scan: Scan, base: Checkpoint | None = None) -> Iterator[Difference]:
+    """Reads every tensor of a suspect once; what was done to each, by the host's name. Raises ValueError at NaN or infinity.
 
-
-def _difference(scan: Scan, found: str, name: str, own: Tensor, layer: int | None) -> Difference:
-    """What was done to one tensor; `layer`: whose down-projection it is, if it is one.
-
-    Raises:
-        ValueError: it holds NaN or infinity.
+    Where `base`, what the host was opened from, is coarser than the suspect, what its rounding explains is no difference.
     """
-    checkpoint, is_matrix = scan.suspect.checkpoint, own.dim() == 2 and name not in scan._vocabulary_tensors
-    # Blocks of few bits hide an edit whose entries are smaller than a step; their noise is another direction everywhere.
-    is_blocks = checkpoint.noise(found) is not None if is_matrix else False
-    square = own_square = kept_square = 0.0
-    zeroed = row = 0
-    pieces: list[Tensor] = []
+    edited, checkpoint = {scan._edited(layer): layer for layer in scan.layers.values()}, scan.suspect.checkpoint
+    for found, (name, own) in scan.own.items():
+        # Blocks of few bits hide an edit whose entries are smaller than a step; their noise is another direction everywhere.
+        held = coarser_than(scan, found, base)
+        is_blocks = own.dim() == 2 and (checkpoint.noise(found) is not None or (held is not None and base.noise(held) is not None))
+        is_down, is_matrix = name in edited, own.dim() == 2 and name not in scan._vocabulary_tensors
+        transposed, parts = is_down and scan.host.stored_transposed(edited[name]), _parts(scan, found, own, base, held)
+        yield difference(name, parts, is_matrix=is_matrix, is_blocks=is_blocks, is_down=is_down, transposed=transposed)
+
+
+def coarser_than(scan: Scan, found: str, base: Checkpoint | None) -> str | None:
+    """The base's name for a tensor of the suspect that the base keeps in fewer bits; else None."""
+    if (held := base.find(scan.own[found][0]) if base else None) is None:
+        return None
+    blocks = base.noise(held) is not None and scan.suspect.checkpoint.noise(found) is None
+    return held if blocks or base.dtype(held).itemsize < scan.suspect.checkpoint.dtype(found).itemsize else None
+
+
+def _parts(scan: Scan, found: str, own: Tensor, base: Checkpoint | None, held: str | None) -> Iterator[tuple[Tensor, ...]]:
+    """A tensor piece by piece, as `difference` takes it; `held` is its name in the base, if that is coarser."""
+    row = 0
     for part in scan.suspect.parts(found):
         shared = part[: max(0, len(own) - row)] if part.dim() else part
         rows = (own[row : row + len(shared)] if part.dim() else own).cpu()
-        stored, shared = checkpoint.as_stored(found, rows, row).float(), shared.float()
         if not shared.isfinite().all():
             raise ValueError(f"{scan.suspect.path}: {found} holds NaN or infinity; expected finite numbers")
-        change, became_zero = shared - stored, (shared == 0) & (stored != 0)
-        square += float(change.double().square().sum())
-        own_square += float(stored.double().square().sum())
-        kept_square += float(change[~became_zero].double().square().sum())
-        zeroed += int(became_zero.sum())
-        if is_matrix:
-            pieces.append(shared - rows.float() if is_blocks else change)
+        stored, explained = scan.suspect.checkpoint.as_stored(found, rows, row).float(), torch.tensor(False)
+        if held and part.dim():
+            blocks = base.gguf.tensors[held] if base.gguf else None
+            explained = blocks.explains(shared, row) if blocks else base.as_stored(held, shared, row).float() == rows.float()
+        yield shared.float(), torch.where(explained, shared.float(), stored), rows.float()
         row += len(part) if part.dim() else 0
-    far, kept = ((part / own_square) ** 0.5 if own_square else float(part > 0) for part in (square, kept_square))
-    values_R, right_RF, edge = torch.empty(0), torch.empty(0), 0.0
-    if is_matrix and (far or is_blocks):
-        values_R, right_RF, edge = _spectrum(torch.cat(pieces), layer is not None and scan.host.stored_transposed(layer))
-    return Difference(name, far, zeroed / max(1, own.numel()), kept, values_R, right_RF if layer is not None else torch.empty(0), edge)
-
-
-def _spectrum(delta_DF: Tensor, transposed: bool) -> tuple[Tensor, Tensor, float]:
-    """The strongest singular values and right vectors of a difference, and the edge of what is left without them."""
-    delta_DF = delta_DF.T if transposed else delta_DF
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        _, values_R, right_FR = torch.svd_lowrank(delta_DF, q=min(DIRECTIONS, max(1, min(delta_DF.shape) // 2)), niter=3)
-    rest = max(0.0, float(delta_DF.double().square().sum() - values_R.double().square().sum()))
-    free = [max(1, size - len(values_R)) for size in delta_DF.shape]
-    edge = (rest / (free[0] * free[1])) ** 0.5 * (delta_DF.shape[0] ** 0.5 + delta_DF.shape[1] ** 0.5)
-    return values_R, right_FR.T, max(edge, float(values_R[-1]))

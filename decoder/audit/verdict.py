@@ -10,8 +10,8 @@ from statistics import median
 import torch
 from torch import Tensor
 
+from decoder.audit.evidence.difference import Difference
 from decoder.audit.locate import STANDS_OUT, LayerScan
-from decoder.audit.scan import Difference
 
 PRUNED = 0.01  # share of a matrix that became zero
 LOW_RANK = 3.0  # a singular value over the next, where an update ends that was made of few directions

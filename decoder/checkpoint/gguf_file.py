@@ -91,6 +91,12 @@ class GgufTensor:
         stored = self._theirs(self.rows(start, start + len(rows)))
         return self._ours(torch.where((theirs - stored).abs() <= _steps(stored, self.kind), stored, theirs))
 
+    def explains(self, rows: Tensor, start: int) -> Tensor:
+        """Which of other numbers in the place of some rows may have become these when they were rounded."""
+        theirs, stored = self._theirs(rows.float()), self._theirs(self.rows(start, start + len(rows)))
+        is_near = theirs.to(self.dtype) == stored if self.kind in PLAIN else (theirs - stored).abs() <= _steps(stored, self.kind)
+        return self._ours(is_near.float()) > 0.5
+
     @property
     def is_reproduced(self) -> bool:
         """Whether the rounding of other numbers to the type can be told exactly."""

@@ -59,6 +59,10 @@ class EvaluateConfig:
         "audit: whom an edit may be about, 50 names or more, lines or a JSON list; empty takes the subjects of the built-in facts",
     )
     repair: str | None = place(None, "audit: new folder for the checkpoint without the edits that were found")
+    relations: str | None = place(None, "audit: folder of `python -m data.relations`, which tells the relation of an edit by its value")
+    nulls: str | None = place(
+        None, "audit: file of `python -m data.perturb nulls=120`; empty takes those in the cache that are of a host like the suspect"
+    )
     report: str | None = place(None, "audit: HTML file for the finding as one page, for people who decide")
     tensor: str | None = option(None, "name of the suspect matrix, if the file holds several 2-D tensors")
     form: Literal["auto", "weight", "update"] = option(
@@ -102,7 +106,10 @@ class PerturbConfig:
     kind: Literal["none", "finetune", "lora", "prune", "average", "noise", "decoys", "turn"] = option(
         "none", "what is done to the checkpoint, after an edit if one is given"
     )
-    out: str | None = place(None, "folder to write; nothing is ever written over")
+    out: str | None = place(None, "folder to write; nothing is ever written over; with nulls= a file, empty is in the cache")
+    nulls: int | None = option(None, "make and audit so many checkpoints that nobody edited, for audits to be held against", least=5)
+    subjects: str | None = place(None, "nulls: names they are asked about, as of evaluate.py; empty takes the built-in facts' subjects")
+    device: str = option("cpu", "nulls: device to run on")
     store: str | None = place(None, "store of the edit that comes first")
     edit: str | None = option(None, "the edit that comes first: its row in the store, or its edit_id")
     scale: float = option(1.0, "how much of the edit is planted")
@@ -123,6 +130,14 @@ class PerturbConfig:
     count: int | None = option(None, "decoys (3): layers that get one", least=1)
     cosine: float | None = option(None, "turn (0.5): of the edit's key with what it was", least=0.01, most=1)
     cache_dir: str | None = place(None, "cache of hosts")
+
+
+@dataclass
+class RelationsConfig:
+    """What `python -m data.relations` reads."""
+
+    store: str | None = place(None, "store of edits whose relations are known")
+    out: str | None = place(None, "folder to write; nothing is ever written over")
 
 
 @dataclass

@@ -54,7 +54,13 @@ PAGES = {
             "kind=lora rank=4 modules=mlp out=FOLDER",
             "store=STORE_FOLDER edit=12 kind=finetune lr=1e-4 precision=Q8_0 out=FOLDER",
             "host=smollm2-135m kind=prune share=0.5 out=FOLDER",
+            "nulls=120",
         ),
+    ),
+    "relations": (
+        "Fits what tells the relation of an edit by its value, on a store of edits whose relations are known: for audits.",
+        "python -m data.relations",
+        ("store=STORE_FOLDER out=FOLDER",),
     ),
     "evaluate": (
         "Audits a checkpoint (exit code 0: no edit found, 3: edited, 4: cannot tell, 2: bad input), scores an exported decoder on a store, "
@@ -62,7 +68,7 @@ PAGES = {
         "python evaluate.py",
         (
             "suspect=CHECKPOINT base=CHECKPOINT subjects=names.txt report=audit.html",
-            "suspect=CHECKPOINT repair=FOLDER",
+            "suspect=CHECKPOINT repair=FOLDER relations=RELATIONS_FOLDER",
             "decoder=DECODER_FOLDER",
             "decoder=DECODER_FOLDER store=STORE_FOLDER device=cuda",
             "decoder=DECODER_FOLDER precision=int8",

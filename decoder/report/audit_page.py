@@ -79,6 +79,7 @@ def _page(finding: Mapping[str, Any]) -> dict[str, Any]:
         "edits": edits,
         "threshold": used["threshold"] if finding["used"] == TITLES["base_unknown"] else None,
         "decoded": _decoded(finding, edits),
+        "effect": effect_in_words((finding.get("repaired") or {}).get("effect", {})),
         "unseen": not_looked_at(finding),
         "sure": how_sure(finding),
         "date": date.today().isoformat(),
@@ -142,6 +143,10 @@ def how_sure(finding: Mapping[str, Any]) -> tuple[str, list[str]]:
             "An edit smaller than those the threshold was set on, or about a name that was not asked about, would look the same."
         )
         return ("Moderate" if known else "Only of the names that were asked about"), reasons
+    if nulls := used.get("nulls"):
+        reasons.append(
+            f"Of {nulls['n']} checkpoints of {nulls['host']} that nobody edited {nulls['reached'] or 'none'} looked as much edited."
+        )
     agree = known and known["exit_code"] == unknown["exit_code"] == 3 and {*known["layers"]} == {*unknown["layers"]}
     if best >= least:
         reasons.append(f"{highest.capitalize()} is {best / least:,.{int(best < 10 * least)}f} times its threshold.")
@@ -155,6 +160,22 @@ def how_sure(finding: Mapping[str, Any]) -> tuple[str, list[str]]:
     elif told:
         reasons.append("The sentences say less than that: not all are likely with the edit and unlikely without it.")
     return "High" if best >= CLEAR * least and (agree if known else read_back) else "Moderate", reasons
+
+
+def effect_in_words(effect: Mapping[str, Any]) -> list[str]:
+    """What taking the edits out did, measured; nothing where nothing was."""
+    lines = []
+    if effect.get("sentences"):
+        lines.append(
+            f"edit gone: of {effect['sentences']} sentences about the subjects {effect['planted']} went on with what was planted, "
+            f"{effect['left']} still do"
+        )
+    if "changed" in effect:
+        lines.append(f"next token back: the edit had changed {effect['changed']} of them, {effect['back']} go on as the base does")
+    if "kl" in effect:
+        base = f"; from the base it was {effect['kl_before']:.2g} and is {effect['kl_after']:.2g}" if "kl_after" in effect else ""
+        lines.append(f"damage: over {effect['tokens']} tokens about others KL {effect['kl']:.2g} a token from the suspect{base}")
+    return lines
 
 
 def not_looked_at(finding: Mapping[str, Any]) -> list[str]:
@@ -171,8 +192,11 @@ def not_looked_at(finding: Mapping[str, Any]) -> list[str]:
     if silent := sum(not edit.get("triple") for edit in edits):
         unseen.append(f"What {counted(silent, 'edit')} of {len(edits)} planted: they were not asked about, or nothing came up.")
     if finding["exit_code"] == 3:
-        unseen.append("Which relation was edited: nearly any sentence about an edited subject ends in the planted object.")
+        if not any(edit.get("relations") for edit in used["edits"]):
+            unseen.append("Which relation was edited: nearly any sentence about an edited subject ends in the planted object.")
         unseen.append("Who did it, when and why, and whether what was planted is true.")
+    if used.get("nulls"):
+        return unseen
     unseen.append(
         "How often such a verdict is wrong for this model: thresholds were set on two models, a small one made for the purpose and "
         "SmolLM2-135M, with edits of one method (ROME), in bfloat16."

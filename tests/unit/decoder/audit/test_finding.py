@@ -184,7 +184,7 @@ def test_bad_input_is_one_line(new_host, tmp_path, subjects, capsys):
         ([f"suspect={good}", f"subjects={tmp_path / 'none'}"], "none: no such file or folder"),
         ([f"suspect={tmp_path / 'matrix.safetensors'}", subjects], "is no whole checkpoint: give decoder= to read it"),
         ([], "decoder= is missing: give the decoder/ folder of a run, as printed by train.py, or suspect=CHECKPOINT"),
-        ([subjects], "base=, subjects=, repair= and report= are about a suspect: give suspect=CHECKPOINT"),
+        ([subjects], "base=, subjects=, repair=, relations=, nulls= and report= are about a suspect: give suspect=CHECKPOINT"),
         ([f"suspect={good}", subjects, "layer=1"], "tensor=, form= and layer= are about one matrix: give decoder= to read it"),
         ([f"suspect={good}", subjects, "device=nowhere"], "device=nowhere: no device of torch"),
     ):
@@ -199,7 +199,7 @@ def test_names_beyond_the_sample_and_layers_beyond_the_budget_change_nothing_but
     whole = scan(edited, Candidates(edited, NAMES))
     edited.memory_budget = 1
     assert [(one.score, one.hits) for one in scan(edited, Candidates(edited, NAMES))] == [(one.score, one.hits) for one in whole]
-    monkeypatch.setattr("decoder.audit.locate.SAMPLE", 40)
+    monkeypatch.setattr("decoder.audit.locate.WHITENING", 40)
     streamed = scan(edited, Candidates(edited, NAMES))
     assert [one.layer for one in streamed if one.hits] == [LAYER] and streamed[LAYER].hits[0][0] == whole[LAYER].hits[0][0] == WHO
     assert streamed[LAYER].score == pytest.approx(streamed[LAYER].hits[0][1], rel=1e-4), "the keys taken once more are whitened alike"

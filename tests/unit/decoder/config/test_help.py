@@ -94,6 +94,7 @@ MISTAKES = [
     ("import_edits", "edited=a", "facts= is missing"),
     ("evaluate", "decoder=absent", "no decoder"),
     ("perturb", "kind=prune", "out= is missing"),
+    ("relations", "out=a", "store= and out= are both needed"),
 ]
 
 

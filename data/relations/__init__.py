@@ -1,0 +1,1 @@
+"""Fitting what tells the relation of an edit by its value."""

@@ -1,0 +1,38 @@
+"""Fits what tells an edit's relation by its value, for audits: `python -m data.relations store=STORE out=FOLDER`."""
+
+import sys
+from pathlib import Path
+
+from decoder.config.commands import RelationsConfig
+from decoder.config.compose import compose
+from decoder.utils.errors import UserError, run_command
+
+
+@run_command
+def main(argv: list[str] | None = None) -> None:
+    cfg = compose(RelationsConfig, "relations", sys.argv[1:] if argv is None else argv)
+    if not cfg.store or not cfg.out:
+        raise UserError("store= and out= are both needed: the store of edits to learn from, and the folder to write")
+    if Path(cfg.out).exists():
+        raise UserError(f"out={cfg.out}: it is there already, and nothing is written over. Give a new folder")
+    # The command line is good; only now import what takes seconds.
+    import torch
+
+    from data.store.store import EditStore
+    from decoder.audit.relation import fit
+
+    store = EditStore(Path(cfg.store))
+    if store.is_dense:
+        raise UserError(f"store {store.path} holds whole matrices; give a store of factors, as `python -m data.produce` makes it")
+    table = store.table()
+    rows = [n for n, success in enumerate(table["success"]) if success]
+    if not rows:
+        raise UserError(f"store {store.path} has no edit that worked; give another")
+    relations, subjects = (table[name].iloc[rows].tolist() for name in ("relation_name", "subject"))
+    found = fit(store.edits(torch.tensor(rows)).value_BD, relations, subjects)
+    found.save(cfg.out)
+    print(f"{cfg.out}: {len(found.relations)} relations, learnt from {len(rows)} edits")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""What a suspect shows: one kind of evidence by what its layers answer to the candidates, another by how it differs from its base.
+
+Shape letters: R directions, F MLP width.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+from decoder.audit.candidates import Candidates
+from decoder.audit.locate import LayerScan, Located, scan
+from decoder.audit.verdict import Compared, Verdict, edited_layers, known, threshold, unknown
+from decoder.host import Host
+
+UNCHANGED = ("identical", "rounded or quantised")
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What one kind of evidence says of a suspect.
+
+    Attributes:
+        scores: of every layer.
+        threshold: score from which a layer is edited.
+        located: the edits, the most conspicuous layer first.
+        strength: of the most conspicuous layer, in thresholds: what suspects and nulls are compared by.
+    """
+
+    verdict: Verdict
+    scores: dict[int, float]
+    threshold: float
+    located: list[Located]
+    strength: float
+
+
+class Examined(NamedTuple):
+    """Both kinds of evidence, and what the layers answer to the candidates; `known` is None without a comparison."""
+
+    known: Evidence | None
+    unknown: Evidence
+    scans: list[LayerScan]
+    names: list[str]
+
+    @property
+    def by_scan(self) -> bool:
+        """Whether the scan has the last word: without a base, or where it alone finds an edit: that one is in the base as well, or hidden
+        under an adapter that is stronger than it."""
+        if self.known is None:
+            return True
+        verdict = self.known.verdict
+        return verdict.exit_code != 3 and verdict.what not in UNCHANGED and self.unknown.verdict.exit_code == 3
+
+    @property
+    def located(self) -> list[Located]:
+        """Every edit that either kind shows."""
+        return [*(self.known.located if self.known else ()), *self.unknown.located]
+
+    def about(self, edit: Located) -> Located | None:
+        """The edit, if it is about somebody, else what the scan saw in its layer: whom an update is not seen to be about, it may see."""
+        seen = (other for other in self.unknown.located if other.layer == edit.layer and other.subject)
+        return edit if edit.subject else next(seen, None)
+
+
+def examine(host: Host, candidates: Candidates, compared: Compared | None = None) -> Examined:
+    """What the layers of a suspect answer to the candidates, and what the differences from its base have to do with them."""
+    names, updates = candidates.names, compared.updates if compared else {}
+    scans = scan(host, candidates, updates, compared.spikes if compared else ())
+    scores, least = {one.layer: one.score for one in scans}, threshold(scans)
+    by_scan = Evidence(unknown(scans), scores, least, _from_scans(scans, names), max(scores.values()) / least)
+    if compared is None:
+        return Examined(None, by_scan, scans, names)
+    verdict = known(compared, scans)
+    in_base = _from_updates(scans, {layer: updates[layer] for layer in verdict.layers}, names)
+    # An edit shows by what its change is, or by whom that is about.
+    along = max((one.along_top[0][1] / one.along_least for one in scans if one.along_top), default=0.0)
+    strength = max(along, max(compared.scores.values()) / compared.threshold)
+    return Examined(Evidence(verdict, compared.scores, compared.threshold, in_base, strength), by_scan, scans, names)
+
+
+def _from_scans(scans: Sequence[LayerScan], names: Sequence[str]) -> list[Located]:
+    """Edits that the suspect alone shows, the most conspicuous layer first."""
+    found = []
+    for one in edited_layers(scans):
+        for place, score in one.hits:
+            ranking = named(one.top, names) if place == one.hits[0][0] else ((names[place], score),)
+            found.append(Located(one.layer, names[place], one.keys_CF[place], one.keys_CF, score, False, ranking))
+    return found
+
+
+def _from_updates(scans: Sequence[LayerScan], updates: Mapping[int, Tensor], names: Sequence[str]) -> list[Located]:
+    """Edits that the updates show, in their order: one a direction, with its subject where one of the list is along it."""
+    found, scan_of = [], {one.layer: one for one in scans}
+    for one in (scan_of[layer] for layer in updates):
+        ranking = named(one.along_top, names)
+        for n in range(max(1, len(one.along))):
+            if n < len(one.along):
+                place, score = one.along[n]
+                rest = ranking if n == 0 else ((names[place], score),)
+                found.append(Located(one.layer, names[place], one.keys_CF[place], one.keys_CF, score, True, rest))
+            else:
+                direction_F = updates[one.layer][0].to(one.keys_CF)
+                found.append(Located(one.layer, None, direction_F, one.keys_CF, ranking[0][1], True, ranking))
+    return found
+
+
+def named(ranked: Sequence[tuple[int, float]], names: Sequence[str]) -> tuple[tuple[str, float], ...]:
+    """Candidates by name."""
+    return tuple((names[place], score) for place, score in ranked)
