@@ -87,7 +87,11 @@ class JoinedStores(EditStore):
 
     def table(self) -> pd.DataFrame:
         """As of any store, with the editor of each row."""
-        return pd.concat([part.table().assign(editor=part.manifest["editor"]["name"]) for part in self.parts], ignore_index=True)
+        tables = [part.table().assign(editor=part.manifest["editor"]["name"]) for part in self.parts]
+        for start, table in zip(self._starts, tables, strict=True):
+            if "host" in table:  # of several facts; another store's hosts are others
+                table["host"] += start
+        return pd.concat(tables, ignore_index=True)
 
 
 def _vectors(edits: RankOneEdit | LowRankEdit) -> tuple[Tensor, Tensor]:

@@ -77,3 +77,17 @@ def test_a_step_does_the_floor_s_operations_and_no_more(monkeypatch, layer):
         bench.step("grown")
     operations, _ = decode.necessary(bench)
     assert counter.get_total_flops() == pytest.approx(operations, rel=0.05)
+
+
+def test_who_reads_whom_is_every_editor_alone_left_out_and_all_of_them(monkeypatch, capsys, tmp_path):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    from editors import main, readers
+
+    found = readers(["rome", "memit", "ft"], ["alone", "without", "all"], 2)
+    assert [one.seed for one in found] == [0, 1] * 7 and found[0].editors == ("rome", "memit", "ft"), "what takes longest comes first"
+    assert {one.editors for one in found[2:8]} == {("memit", "ft"), ("rome", "ft"), ("rome", "memit")}
+    assert {one.editors for one in found[8:]} == {("rome",), ("memit",), ("ft",)}
+    assert readers(["rome", "ft"], ["without"], 1) == [], "all but one of two is one alone"
+    with pytest.raises(SystemExit) as stop:
+        main([f"stores={tmp_path}"])
+    assert stop.value.code == 2 and "a store for each of two editors or more" in capsys.readouterr().err
