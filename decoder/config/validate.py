@@ -8,7 +8,7 @@ from typing import Any
 
 from decoder.config.commands import EvaluateConfig, ExportConfig, ImportConfig, PerturbConfig, ProduceConfig, ReportConfig
 from decoder.config.editors import FineTuneConfig
-from decoder.config.options import settings
+from decoder.config.options import layers_of, settings
 from decoder.config.schema import HostConfig, TrainConfig
 from decoder.utils.errors import UserError
 
@@ -25,6 +25,8 @@ def check(config: TrainConfig | EvaluateConfig | ImportConfig | PerturbConfig | 
             raise UserError(f"{key}={value}: expected a number from {least} " + ("up" if most is None else f"to {most}"))
     if isinstance(config, TrainConfig):
         _check_train(config)
+    if isinstance(config, ImportConfig) and config.layer is not None:
+        layers_of("layer", config.layer)
     if isinstance(config, EvaluateConfig) and config.suspect and (config.store or config.precision != "factors"):
         raise UserError("suspect= reads one matrix as it is: leave out store= and precision=, which are for scoring")
 
@@ -37,7 +39,7 @@ def _check_train(config: TrainConfig) -> None:
         )
     config.edits.check()
     count = _layers_of(config.host)
-    for key, layer in (("edits.layer", config.edits.layer), *(("decoder.layer", layer) for layer in layers)):
+    for key, layer in (*(("edits.layer", layer) for layer in config.edits.layers), *(("decoder.layer", layer) for layer in layers)):
         if count is not None and layer >= count:
             raise UserError(f"{key}={layer}: {config.host.name} has layers 0 to {count - 1}")
     devices = config.trainer.devices
