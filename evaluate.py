@@ -145,10 +145,9 @@ def score(cfg: EvaluateConfig) -> dict[str, Any]:
     chosen = choose_decoder(cfg)
     decoder, config = open_decoder(cfg)
     store = EditStore(Path(cfg.store).expanduser()) if cfg.store else find_store(cfg.cache_dir, config["store"])
-    if (found := store.manifest["layer"]) != decoder.edited_layer:
-        raise UserError(
-            f"store {store.path} has edits of layer {found}, the decoder reads layer {decoder.edited_layer}. Give another store="
-        )
+    if store.layers != decoder.edited_layers:
+        found, read = (", ".join(map(str, layers)) for layers in (store.layers, decoder.edited_layers))
+        raise UserError(f"store {store.path} has edits of layer {found}, the decoder reads layer {read}. Give another store=")
     if (found := store.manifest["host"]["fingerprint"]) != config["host"]["fingerprint"] and not cfg.allow_host_mismatch:
         raise UserError(
             f"store {store.path} has edits of host {store.manifest['host']['id']} ({found}), the decoder reads {config['host']['id']} "

@@ -61,7 +61,7 @@ def make(folder: Path) -> None:
         "seed": 0,
     }
     for layer in LAYERS:
-        decoder = ObjectDecoder(host, edited_layer=layer, trained_layers=[layer], prompt_MD=torch.randn(4, host.hidden_size))
+        decoder = ObjectDecoder(host, edited_layers=[layer], trained_layers=[layer], prompt_MD=torch.randn(4, host.hidden_size))
         save_decoder(folder / "decoders" / f"large-e{layer}", decoder, facts)
     from decoder.export.collection import FORMAT, INDEX, KEPT
     from decoder.export.save import read_config

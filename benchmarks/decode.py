@@ -98,7 +98,7 @@ class Bench:
     def __init__(self, host: Host, case: Case) -> None:
         self.host, self.case, self.layer = host, case, case.layer
         self.decoder = ObjectDecoder(
-            host, edited_layer=case.layer, trained_layers=[case.layer], prompt_MD=random_prompt(host, case.prompt, 0)
+            host, edited_layers=[case.layer], trained_layers=[case.layer], prompt_MD=random_prompt(host, case.prompt, 0)
         ).to(host.device)
         generator = torch.Generator().manual_seed(0)
         weight_DF = host.weight_DF(case.layer)
@@ -116,7 +116,7 @@ class Bench:
     def plain(self) -> None:
         """The prompt is repeated where it enters; every layer sees the whole batch."""
         prompt_BMD = self.decoder.prompt_MD.to(self.host.dtype).expand(self.case.batch, -1, -1)
-        with swapped(self.host, self.edits, self.layer):
+        with swapped(self.host, {self.layer: self.edits}):
             self._loss(prompt_BMD, self.ids_BT).backward()
 
     def dense(self) -> None:

@@ -143,7 +143,7 @@ def phases(task: Task, cfg: Settings, rates: Rates) -> list[Row]:
         {
             "statistics": lambda: second_moments(task.host, [task.cfg.layer], texts, 10**9),
             "solve": lambda: task.rome.whiten(key_BF),
-            "scoring": lambda: score(task.host, task.cfg.layer, task.requests, made, task.facts),
+            "scoring": lambda: score(task.host, task.requests, {task.cfg.layer: made}, task.facts),
         },
         cfg.repeats,
     )
@@ -180,7 +180,7 @@ def pocket(cfg: Settings) -> Row:
 
     def make() -> None:
         made = rome.edit(requests)
-        scores = score(host, train.edits.layer, [requests[i] for i in made.kept], made.edits, facts)
+        scores = score(host, [requests[i] for i in made.kept], {train.edits.layer: made.edits}, facts)
         found.append(sum(scores["success"]))
 
     seconds = alternate({"ours": make}, cfg.repeats)["ours"]

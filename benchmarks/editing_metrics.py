@@ -51,8 +51,7 @@ def drawn(cfg: ProduceConfig, host: Host, n: int) -> tuple[FactSet, list[EditReq
 
 def scored(cfg: ProduceConfig, host: Host, facts: FactSet, requests: Sequence[EditRequest], name: str) -> dict[str, Any]:
     """Mean and Student's interval of every metric, over the edits that have it."""
-    layer = cfg.edits.layer
-    weight_DF = host.weight_DF(layer)
+    weight_DF = host.weight_DF(cfg.edits.layers[0])
     editor = None if name == NONE else prepare_editor(cfg, host, facts)
     with measured(host.device) as cost:
         if editor:
@@ -61,12 +60,12 @@ def scored(cfg: ProduceConfig, host: Host, facts: FactSet, requests: Sequence[Ed
             zeros = (torch.zeros(len(requests), size) for size in reversed(weight_DF.shape))
             made = Edited(list(range(len(requests))), RankOneEdit(*zeros), [])
     kept = [[requests[place]] for place in made.kept]
-    columns = score_made(host, layer, kept, made, facts) | further_scores(host, layer, kept, made, FURTHER, cost)
+    columns = score_made(host, cfg.edits.layers, kept, made, facts) | further_scores(host, cfg.edits.layers, kept, made, FURTHER, cost)
     known = {metric: [value for value in columns.get(metric, ()) if value == value] for metric in METRICS}
     return {
         "editor": name,
         "host": host.name,
-        "layer": layer,
+        "layer": cfg.edits.layer,
         "device": host.device.type,
         "asked": len(requests),
         "edits": len(kept),

@@ -61,7 +61,7 @@ def edits(cfg: Settings, rates: dict[str, Rates]) -> list[Row]:
     def make(name: str, rome: Rome) -> None:
         made = rome.edit(requests)
         told = FactSet((), "", "") if cfg.miniature else facts
-        scores = score(host, train.edits.layer, [requests[i] for i in made.kept], made.edits, told)
+        scores = score(host, [requests[i] for i in made.kept], {train.edits.layer: made.edits}, told)
         efficacy[name] = statistics.mean(scores["efficacy"])
 
     steps = round(float(exact.edit(requests).steps_B.float().mean()))

@@ -4,7 +4,7 @@ Shape letters: B edits in a batch, N edits of a split, T object tokens.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from operator import itemgetter
 
 import numpy as np
@@ -20,7 +20,7 @@ class EditRows(Dataset):
     """Some rows of a store; a list of indices gives a whole `EditBatch`, read in one piece.
 
     Args:
-        weight_DF: the host's W_V; given, batches carry whole matrices W'_V instead of factors.
+        weight_DF: the host's W_V, of several layers by layer; given, batches carry whole matrices W'_V instead of factors.
         planted: rows whose objects are the targets, if not the rows themselves (the shuffled-label control).
     """
 
@@ -29,7 +29,7 @@ class EditRows(Dataset):
         store: EditStore,
         rows: list[int],
         terminator_id: int | None,
-        weight_DF: Tensor | None = None,
+        weight_DF: Tensor | Mapping[int, Tensor] | None = None,
         planted: list[int] | None = None,
     ) -> None:
         self.store, self.rows, self.weight_DF = store, torch.tensor(rows, dtype=torch.long), weight_DF

@@ -35,7 +35,7 @@ MOST_IN_MEMORY = 20_000  # edits that baselines and calibration look at; 640 MB 
 
 
 class EditDataModule(LightningDataModule):
-    """Edits of one host and layer, split into training, validation and test.
+    """Edits of one host and its edited layers, split into training, validation and test.
 
     `prepare_data` makes the store if it is not there; `setup` opens it and draws the splits. Both may be called any number of
     times. Loaders are named by `val_splits` and `test_splits`, in order; tests read the validation splits too, because
@@ -98,14 +98,19 @@ class EditDataModule(LightningDataModule):
         ids_NT = padded_objects(self.store, rows, self.host.terminator_id)
         return EditBatch(self.store.edits(torch.tensor(rows)), ids_NT, torch.tensor(rows)).on(self.host.device)
 
-    def probe_keys(self) -> list[Tensor]:
-        """Keys (K, F) of training subjects and made-up ones, as `optim.gain_spread` needs them, for each editor trained on."""
-        training, edits = self.table.iloc[self._few("train")], self.cfg.edits
+    def probe_keys(self) -> list[dict[int, Tensor]]:
+        """For each editor trained on, keys (K, F) of training and made-up subjects of each layer, as `optim.gain_spread` needs them."""
+        training = self.table.iloc[self._few("train")]
         prompts = list(zip(training["prompt"], training["subject"], strict=True))
         others = self.store.parts[1:] if isinstance(self.store, JoinedStores) else []
         configs = [self.cfg, *(replace(self.cfg, edits=settings_of(store.manifest)) for store in others)]
-        whitened = [prepare_editor(cfg, self.host, self.facts).whiten or torch.Tensor.double for cfg in configs]
-        return [probe_keys(self.host, edits.layer, whiten, prompts, self.cfg.data.made_up_keys, edits.seed) for whiten in whitened]
+        return [self._probed(cfg, prompts) for cfg in configs]
+
+    def _probed(self, cfg: TrainConfig, prompts: list[tuple[str, str]]) -> dict[int, Tensor]:
+        editor, layers = prepare_editor(cfg, self.host, self.facts), cfg.edits.layers
+        whiteners = editor.whiteners if len(layers) > 1 else {layers[0]: editor.whiten or torch.Tensor.double}
+        made_up, seed = self.cfg.data.made_up_keys, self.cfg.edits.seed
+        return {layer: probe_keys(self.host, layer, whiten, prompts, made_up, seed) for layer, whiten in whiteners.items()}
 
     def _few(self, split: str) -> list[int]:
         rows = self.rows[split]
@@ -153,13 +158,19 @@ class EditDataModule(LightningDataModule):
         ids_NT = padded_objects(self.store, planted, self.host.terminator_id)
         return StreamLoader(self.store, rows, ids_NT, batch_size, weight_DF=self._dense_base(), prefetch=self.cfg.data.prefetch, **more)
 
-    def _dense_base(self) -> Tensor | None:
+    def _dense_base(self) -> Tensor | dict[int, Tensor] | None:
         whole = self.cfg.data.form == "dense" or (isinstance(self.store, EditStore) and self.store.is_dense)
-        return self.host.weight_DF(self.cfg.edits.layer).cpu() if whole else None
+        return bases(self.host, self.cfg.edits.layers) if whole else None
 
     def _place(self) -> tuple[int, int]:
         """Rank of this process and how many there are."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+
+def bases(host: Host, layers: list[int]) -> Tensor | dict[int, Tensor]:
+    """W_V as `EditStore.whole_edits` takes it: of several layers by layer."""
+    found = {layer: host.weight_DF(layer).cpu() for layer in layers}
+    return found if len(layers) > 1 else found[layers[0]]
 
 
 def facts_of(store: EditStore) -> FactSet:

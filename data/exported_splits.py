@@ -17,6 +17,7 @@ from data.store.fact_rows import one_fact_a_row
 from data.store.manifest import IMPORTED
 from data.store.store import EditStore
 from decoder.batch import EditBatch
+from decoder.export.formats import layers_of
 from decoder.host import Host
 from decoder.scores import TEST_SPLITS
 
@@ -75,10 +76,11 @@ def _loader(
 ) -> DataLoader:
     if not (precision or store.is_dense):
         return DataLoader(EditRows(store, rows, host.terminator_id), BATCH, collate_fn=as_is)
-    weight_DF = host.weight_DF(config["edited_layer"]).float().cpu()
-    batch_size = max(1, min(BATCH, DENSE_BYTES // (4 * weight_DF.numel())))
+    weights = {layer: host.weight_DF(layer).float().cpu() for layer in layers_of(config)}
+    batch_size = max(1, min(BATCH, DENSE_BYTES // sum(4 * weight_DF.numel() for weight_DF in weights.values())))
+    bases = weights if len(weights) > 1 else next(iter(weights.values()))
 
     def stored(batch: EditBatch) -> EditBatch:
         return batch._replace(edits=batch.edits._map(precision))
 
-    return DataLoader(EditRows(store, rows, host.terminator_id, weight_DF), batch_size, collate_fn=stored if precision else as_is)
+    return DataLoader(EditRows(store, rows, host.terminator_id, bases), batch_size, collate_fn=stored if precision else as_is)

@@ -108,7 +108,7 @@ def kept_baselines(
         return score(names)
     host = edits.host
     made_of = [edits.store.fingerprint, edits.rows, cfg.decoder.beams, cfg.decoder.max_object_tokens, host.device.type, _program()]
-    file = cached(cfg.cache_dir, "baselines", f"{host.name}-e{cfg.edits.layer}", short_hash(made_of)) / "scores.json"
+    file = cached(cfg.cache_dir, "baselines", f"{host.name}-e{'-'.join(map(str, cfg.edits.layers))}", short_hash(made_of)) / "scores.json"
     entries = {"base_known", *(split for split in edits.test_splits if "/" not in split)}
     with suppress(OSError, ValueError):
         found = SCORES_OF_BASELINES.validate_json(file.read_bytes(), strict=True)
@@ -135,7 +135,7 @@ def baselines(cfg: TrainConfig, edits: EditDataModule, names: Collection[str]) -
     """Scores of the baselines of these names, on all test splits."""
     evidence = Evidence(
         host=edits.host,
-        edited_layer=cfg.edits.layer,
+        edited_layer=cfg.edits.layers[-1],
         train=edits.factors("train"),
         validation=edits.factors("val/id"),
         start=untrained_decoder(cfg, edits.host),

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from decoder.edit import Edit
+from decoder.edit import Edits
 
 PADDING = -100
 """Marks positions of `object_ids_BT` behind the end of an object; what torch's cross-entropy ignores."""
@@ -17,7 +17,7 @@ PADDING = -100
 class EditBatch(NamedTuple):
     """What a loader yields."""
 
-    edits: Edit
+    edits: Edits
     """B edits."""
     object_ids_BT: Tensor
     """Tokens of each planted object and its terminator, then `PADDING`."""

@@ -1,10 +1,11 @@
-"""An edit of one down-projection, as a type with its algebra.
+"""An edit of one down-projection, as a type with its algebra; and edited hosts, which have an edit in each of some layers.
 
-Shape letters: B edits, C of them at a time, T positions, S positions of several samples, R rank, D hidden width, F MLP width. An edit
-always carries the B of a whole batch: one edit is B = 1.
+Shape letters: B edits, C of them at a time, T positions, S positions of several samples, R rank, D hidden width, F MLP width, L layers.
+An edit always carries the B of a whole batch: one edit is B = 1.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -14,31 +15,42 @@ MEMORY_BUDGET = 1 << 30
 """Bytes that copies of whole matrices may take at a time, unless told otherwise."""
 
 
+class Rows(ABC):
+    """A batch B that is cut, moved and repeated as one."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def _map(self, function: Callable[[Tensor], Tensor]) -> "Rows":
+        """What a function makes of every tensor, each of which has B first."""
+
+    def __getitem__(self, index: int | slice | Tensor) -> "Rows":
+        """The rows of an integer, slice or index tensor; an integer keeps B = 1."""
+        index = slice(index, index + 1 or None) if isinstance(index, int) else index
+        return self._map(lambda tensor: tensor[index])
+
+    def to(self, *args, **kwargs) -> "Rows":
+        return self._map(lambda tensor: tensor.to(*args, **kwargs))
+
+    def pin_memory(self) -> "Rows":
+        """Page-locked copies, as a loader makes them for a GPU."""
+        return self._map(Tensor.pin_memory)
+
+    def repeat_interleave(self, times: int) -> "Rows":
+        """Each row `times` times in a row, as beams need it."""
+        return self._map(lambda tensor: tensor.repeat_interleave(times, dim=0))
+
+
 @dataclass(frozen=True)
-class Edit(ABC):
+class Edit(Rows):
     """What acts on a down-projection instead of, or on top of, the host's W_V. Every field is a tensor with B first."""
 
     def __len__(self) -> int:
         return len(getattr(self, fields(self)[0].name))
 
-    def _map(self, function) -> "Edit":
+    def _map(self, function: Callable[[Tensor], Tensor]) -> "Edit":
         return type(self)(*(function(getattr(self, f.name)) for f in fields(self)))
-
-    def __getitem__(self, index: int | slice | Tensor) -> "Edit":
-        """The edits of an integer, slice or index tensor; an integer keeps B = 1."""
-        index = slice(index, index + 1 or None) if isinstance(index, int) else index
-        return self._map(lambda tensor: tensor[index])
-
-    def to(self, *args, **kwargs) -> "Edit":
-        return self._map(lambda tensor: tensor.to(*args, **kwargs))
-
-    def pin_memory(self) -> "Edit":
-        """Page-locked copies, as a loader makes them for a GPU."""
-        return self._map(Tensor.pin_memory)
-
-    def repeat_interleave(self, times: int) -> "Edit":
-        """Each edit `times` times in a row, as beams need it."""
-        return self._map(lambda tensor: tensor.repeat_interleave(times, dim=0))
 
     @abstractmethod
     def width(self) -> tuple[int, int]:
@@ -119,3 +131,79 @@ class LowRankEdit(Edit):
     def delta(self) -> Tensor:
         """As `RankOneEdit.delta`."""
         return self.value_BRD.float().transpose(1, 2) @ self.key_BRF.float()
+
+
+@dataclass(frozen=True)
+class LayerEdits(Rows):
+    """Hosts that are edited in the same layers: edit b of every layer is of host b. Kinds and ranks of the layers may differ.
+
+    Raises:
+        ValueError: there is no layer, their order is not theirs in the host, or they have different numbers of edits.
+    """
+
+    by_layer: Mapping[int, Edit]
+
+    def __post_init__(self) -> None:
+        if not self.by_layer or self.layers != sorted(self.layers):
+            raise ValueError(f"edits of layers {self.layers}: expected one at least, the lowest first")
+        if len(set((counts := {layer: len(edits) for layer, edits in self.by_layer.items()}).values())) > 1:
+            raise ValueError(f"edits by layer: {counts}; expected as many in each, edit b being of host b")
+
+    @classmethod
+    def of(cls, edits: "Edit | LayerEdits", layers: Sequence[int]) -> "LayerEdits":
+        """Edits of hosts that are edited in these layers; where it is one layer they may come as they are.
+
+        Raises:
+            ValueError: they are of other layers.
+        """
+        found = cls({layers[0]: edits}) if isinstance(edits, Edit) and len(layers) == 1 else edits
+        if isinstance(found, Edit) or found.layers != list(layers):
+            came = "one layer" if isinstance(found, Edit) else f"layers {found.layers}"
+            raise ValueError(
+                f"edits are of {came}, expected layers {list(layers)}. Edits can only be read with the layers they were made in"
+            )
+        return found
+
+    @property
+    def layers(self) -> list[int]:
+        return list(self.by_layer)
+
+    @property
+    def unwrapped(self) -> "Edit | LayerEdits":
+        """The edits as they are where it is one layer."""
+        return self if len(self.by_layer) > 1 else self.last
+
+    @property
+    def last(self) -> Edit:
+        """Those of the highest layer, where values are searched for."""
+        return self.by_layer[self.layers[-1]]
+
+    @property
+    def key_BF(self) -> Tensor:
+        """The last layer's, for baselines that look at one matrix."""
+        return self.last.key_BF
+
+    @property
+    def value_BD(self) -> Tensor:
+        return self.last.value_BD
+
+    def __len__(self) -> int:
+        return len(self.last)
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> "LayerEdits":
+        return self._each(lambda edits: edits._map(function))
+
+    def repeat_interleave(self, times: int) -> "LayerEdits":
+        return self._each(lambda edits: edits.repeat_interleave(times))
+
+    def _each(self, function: Callable[[Edit], Edit]) -> "LayerEdits":
+        return LayerEdits({layer: function(edits) for layer, edits in self.by_layer.items()})
+
+    def delta_norm(self, weights: Mapping[int, Tensor]) -> Tensor:
+        """Frobenius norm (B,) of all W'_V - W_V of each host together, `weights` being W_V of each layer."""
+        norms_LB = torch.stack([edits.delta_norm(weights[layer]) for layer, edits in self.by_layer.items()])
+        return norms_LB.norm(dim=0)
+
+
+Edits = Edit | LayerEdits
+"""Edited hosts: those of one layer as they are."""

@@ -21,7 +21,7 @@ from transformers import DynamicCache
 from decoder.batch import PADDING
 from decoder.beam import Beams, beam_search
 from decoder.dense import RoundedEdit, WholeEdit
-from decoder.edit import Edit, LowRankEdit, RankOneEdit
+from decoder.edit import Edits, LayerEdits, LowRankEdit, RankOneEdit
 from decoder.ending import Ending, fit_ending, inside_words, word_ends
 from decoder.host import Host
 from decoder.shortcuts import branched, last_state_only, scored_only, widen
@@ -32,10 +32,10 @@ CHUNK = 64
 
 
 class ObjectDecoder(nn.Module):
-    """Reads edits of `edited_layer` of a host.
+    """Reads edits of `edited_layers` of a host: an `Edit` where that is one layer, else `LayerEdits`.
 
     The module tree holds what is learnt and nothing else, in float32: `prompt_MD`, a copy of each trained layer, `prior_V`, and `ending`
-    once it is learnt. The host is kept outside; if the edited layer itself is trained, its W_V stays the host's (paper, section 6).
+    once it is learnt. The host is kept outside; if an edited layer itself is trained, its W_V stays the host's (paper, section 6).
 
     Args:
         prompt_MD: start of the prompt vectors.
@@ -49,7 +49,7 @@ class ObjectDecoder(nn.Module):
         self,
         host: Host,
         *,
-        edited_layer: int,
+        edited_layers: Sequence[int],
         trained_layers: Sequence[int],
         prompt_MD: Tensor,
         train_prompt: bool = True,
@@ -58,15 +58,16 @@ class ObjectDecoder(nn.Module):
         ending: Ending | None = None,
     ) -> None:
         super().__init__()
-        host.check_layer(edited_layer, "edits.layer")
+        for layer in edited_layers:
+            host.check_layer(layer, "edits.layer")
         for layer in trained_layers:
             host.check_layer(layer, "decoder.layer")
         object.__setattr__(self, "host", host)
-        self.edited_layer, self.scope, self.arithmetic = edited_layer, scope, arithmetic
+        self.edited_layers, self.scope, self.arithmetic = list(edited_layers), scope, arithmetic
         self.prompt_MD = nn.Parameter(prompt_MD.detach().clone().float(), requires_grad=train_prompt)
         self.register_buffer("prior_V", torch.zeros(len(host.unembedding_VD)))
         self.ending = ending
-        self.trained = nn.ModuleDict({str(layer): _trainable_copy(host, layer, edited_layer) for layer in trained_layers})
+        self.trained = nn.ModuleDict({str(layer): _trainable_copy(host, layer, layer in edited_layers) for layer in trained_layers})
 
     @property
     def trained_layers(self) -> list[int]:
@@ -77,7 +78,7 @@ class ObjectDecoder(nn.Module):
         """What ends an object: the host's terminator, else the learnt end, whose id is behind the vocabulary's last; None: nothing."""
         return self.host.terminator_id if self.ending is None else len(self.host.unembedding_VD)
 
-    def forward(self, edits: Edit, object_ids_BT: Tensor) -> Tensor:
+    def forward(self, edits: Edits, object_ids_BT: Tensor) -> Tensor:
         """Logits (B, T, V) of each object token given the ones before it; `PADDING` may follow the objects.
 
         Training needs no more than `scored`.
@@ -90,20 +91,20 @@ class ObjectDecoder(nn.Module):
         later_NV = self._later(edits, object_ids_BT, cache)
         return torch.cat([first_BV.unsqueeze(1), later_NV.view(batch, tokens - 1, -1)], dim=1)
 
-    def scored(self, edits: Edit, object_ids_BT: Tensor) -> tuple[Tensor, Tensor]:
+    def scored(self, edits: Edits, object_ids_BT: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (N, V) of the N object tokens that are no padding, and these tokens (N,): first tokens, then the others row by row."""
         edits = self._prepared(edits)
         first_BV, cache = self._read_prompt(edits, keep=object_ids_BT.shape[1] > 1)
         return self._teacher_forced(edits, object_ids_BT, first_BV, cache)
 
     @torch.no_grad()
-    def read(self, edits: Edit, *, beams: int, max_object_tokens: int) -> Beams:
+    def read(self, edits: Edits, *, beams: int, max_object_tokens: int) -> Beams:
         """The most probable whole objects of each edit, best first."""
         edits = self._prepared(edits)
         return self._search(edits, *self._read_prompt(edits), beams, max_object_tokens)
 
     @torch.no_grad()
-    def read_and_scored(self, edits: Edit, object_ids_BT: Tensor, *, beams: int, max_object_tokens: int) -> tuple[Beams, Tensor, Tensor]:
+    def read_and_scored(self, edits: Edits, object_ids_BT: Tensor, *, beams: int, max_object_tokens: int) -> tuple[Beams, Tensor, Tensor]:
         """What `read` and `scored` give, from one pass over the prompt."""
         edits = self._prepared(edits)
         first_BV, cache = self._read_prompt(edits)
@@ -123,7 +124,7 @@ class ObjectDecoder(nn.Module):
         self.prior_V.copy_(share * logits_V.float().log_softmax(-1))
 
     @torch.no_grad()
-    def learn_end(self, edits: Edit, object_ids_BT: Tensor) -> None:
+    def learn_end(self, edits: Edits, object_ids_BT: Tensor) -> None:
         """From now on objects end as those of these edits do, of which `ENDS_FROM` at most are looked at.
 
         A host with a terminator needs none.
@@ -147,22 +148,29 @@ class ObjectDecoder(nn.Module):
         objects = numbered_B.repeat_interleave(planted_BT.sum(1).cpu()).tolist()
         self.ending = fit_ending(torch.cat(states), torch.cat(words), ended_BT[planted_BT], objects, inside_V)
 
-    def _prepared(self, edits: Edit) -> Edit:
-        edits = edits.to(self.host.device)
-        if self.arithmetic == "dense" and isinstance(edits, RankOneEdit | LowRankEdit):
-            return RoundedEdit(edits, self.host.weight_DF(self.edited_layer))
-        return edits
+    def _prepared(self, edits: Edits) -> LayerEdits:
+        edits = LayerEdits.of(edits, self.edited_layers).to(self.host.device)
+        if self.arithmetic != "dense":
+            return edits
+        return LayerEdits(
+            {
+                layer: RoundedEdit(own, self.host.weight_DF(layer)) if isinstance(own, RankOneEdit | LowRankEdit) else own
+                for layer, own in edits.by_layer.items()
+            }
+        )
 
-    def _read_prompt(self, edits: Edit, keep: bool = True) -> tuple[Tensor, DynamicCache | None]:
+    def _read_prompt(self, edits: LayerEdits, keep: bool = True) -> tuple[Tensor, DynamicCache | None]:
         """First pass: logits (B, V) after the prompt and, if kept, a cache of it: batch 1 up to the edit, B after it."""
         prompt_1MD, cache = self.prompt_MD.unsqueeze(0).to(self.host.dtype), DynamicCache() if keep else None
-        with self._autocast(), self._trained_in_place(), swapped(self.host, edits, self.edited_layer), scored_only(self.host):
-            with last_state_only(self.host, self.edited_layer):
+        with self._autocast(), self._trained_in_place(), swapped(self.host, edits.by_layer), scored_only(self.host):
+            with last_state_only(self.host, self.edited_layers[-1]):
                 logits_1BV = self.host.model(inputs_embeds=prompt_1MD, **self.host.with_cache(cache), logits_to_keep=1).logits
         assert cache is None or cache.get_seq_length() == len(self.prompt_MD), "the host did not keep the prompt in its cache"
         return logits_1BV[0], cache
 
-    def _teacher_forced(self, edits: Edit, object_ids_BT: Tensor, first_BV: Tensor, cache: DynamicCache | None) -> tuple[Tensor, Tensor]:
+    def _teacher_forced(
+        self, edits: LayerEdits, object_ids_BT: Tensor, first_BV: Tensor, cache: DynamicCache | None
+    ) -> tuple[Tensor, Tensor]:
         """What `scored` gives, after the first pass."""
         planted_BT = object_ids_BT != PADDING
         ids_N = torch.cat([object_ids_BT[:, 0], object_ids_BT[:, 1:][planted_BT[:, 1:]]])
@@ -170,12 +178,12 @@ class ObjectDecoder(nn.Module):
             return first_BV, ids_N
         return torch.cat([first_BV, self._later(edits, object_ids_BT, cache, planted_BT[:, 1:])]), ids_N
 
-    def _later(self, edits: Edit, object_ids_BT: Tensor, cache: DynamicCache, scored_BT: Tensor | None = None) -> Tensor:
+    def _later(self, edits: LayerEdits, object_ids_BT: Tensor, cache: DynamicCache, scored_BT: Tensor | None = None) -> Tensor:
         """Logits (N, V) of the tokens after the first that are scored, all by default, row by row; the prompt's cache is used up."""
         widen(cache, len(edits))
         return self._continue(edits, object_ids_BT[:, :-1].clamp(min=0), cache, scored_BT)[0]
 
-    def _search(self, edits: Edit, first_BV: Tensor, cache: DynamicCache, beams: int, max_object_tokens: int) -> Beams:
+    def _search(self, edits: LayerEdits, first_BV: Tensor, cache: DynamicCache, beams: int, max_object_tokens: int) -> Beams:
         """What `read` gives, after the first pass; the prompt's cache is used up."""
         first_BV = first_BV.float().log_softmax(-1) - self.prior_V.to(first_BV.device)
         vocabulary, ending = first_BV.shape[1], self.ending
@@ -194,12 +202,12 @@ class ObjectDecoder(nn.Module):
 
         bounds = {"beams": beams, "max_tokens": max_object_tokens, "terminator_id": self.end_id}
         # To drop some whole matrices the others would have to be copied.
-        return beam_search(first_BV, step, **bounds, drop_finished=not isinstance(edits, WholeEdit))
+        return beam_search(first_BV, step, **bounds, drop_finished=not any(isinstance(own, WholeEdit) for own in edits.by_layer.values()))
 
-    def _continue(self, edits: Edit, ids_BT: Tensor, cache: DynamicCache, scored_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def _continue(self, edits: LayerEdits, ids_BT: Tensor, cache: DynamicCache, scored_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Second pass: logits (N, V) and final states (N, D) behind the object tokens that are scored, all by default; the cache grows."""
         trained = self._trained_in_place() if self.scope == "all" else nullcontext()
-        with self._autocast(), trained, swapped(self.host, edits, self.edited_layer), scored_only(self.host, scored_BT) as states:
+        with self._autocast(), trained, swapped(self.host, edits.by_layer), scored_only(self.host, scored_BT) as states:
             logits_NV = self.host.model(input_ids=ids_BT, **self.host.with_cache(cache)).logits[0]
         return logits_NV, states[0]
 
@@ -212,10 +220,10 @@ class ObjectDecoder(nn.Module):
         return exchanged(self.host, {int(layer): block for layer, block in self.trained.items()})
 
 
-def _trainable_copy(host: Host, layer: int, edited_layer: int) -> nn.Module:
-    """A float32 copy of a block with gradients on; the edited W_V is not copied but shared, outside the module tree."""
+def _trainable_copy(host: Host, layer: int, is_edited: bool) -> nn.Module:
+    """A float32 copy of a block with gradients on; an edited W_V is not copied but shared, outside the module tree."""
     block = copy.deepcopy(host.blocks[layer]).float().requires_grad_(True)
-    if layer == edited_layer:
+    if is_edited:
         parent_path, _, leaf = host.down_proj_path(layer).rpartition(".")
         parent = block.get_submodule(parent_path)
         delattr(parent, leaf)

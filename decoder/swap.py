@@ -5,13 +5,14 @@ Shape letters: B edits, T positions, D hidden width, F MLP width.
 
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from decoder.edit import Edit, RankOneEdit
+from decoder.edit import Edit, LayerEdits, RankOneEdit
 from decoder.host import Host
 
 INPUTS = {"input_ids", "inputs_embeds", "attention_mask"}
@@ -21,36 +22,43 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def swapped(host: Host, edits: Edit, edited_layer: int) -> Iterator[None]:
-    """Inside the block edit b acts in sample b; afterwards, also after an exception, the host is as it was.
+def swapped(host: Host, edits: Mapping[int, Edit]) -> Iterator[None]:
+    """Inside the block edit b of every layer acts in sample b; afterwards, also after an exception, the host is as it was.
 
-    The host's weights are never written: a forward hook on the down-projection of `edited_layer` replaces its output. A forward of
-    batch B, or of batch 1 where all samples share their input, ends with batch B. The batch grows at the projection, or, in
-    families whose blocks do not let it, where the input enters the model.
+    The host's weights are never written: a forward hook on the down-projection of each layer replaces its output. A forward of
+    batch B, or of batch 1 where all samples share their input, ends with batch B. The batch grows at the lowest of the projections, or,
+    in families whose blocks do not let it, where the input enters the model.
+
+    Args:
+        edits: B of each edited layer.
 
     Raises:
-        ValueError: the layer does not exist, the edits are for a matrix of another width, the batch of a forward is neither 1
-            nor B, or the host has gradient checkpointing on (it would re-run the block without the hook).
+        ValueError: a layer does not exist, edits are for a matrix of another width, layers differ in their number of edits, the batch of
+            a forward is neither 1 nor B, or the host has gradient checkpointing on (it would re-run the block without the hook).
     """
-    module = host.down_proj(edited_layer)
-    _check(host, edits, edited_layer)
-    _settle(host, edited_layer)
-    hooks = _Hooks(edits, host.memory_budget)
-    grown = nullcontext() if host.batch_grows_at_edit else host.entry.register_forward_pre_hook(hooks.at_entry, with_kwargs=True)
-    with grown, module.register_forward_hook(hooks.at_projection):
+    edits = LayerEdits(edits)
+    for layer in edits.layers:
+        _check(host, edits.by_layer[layer], layer)
+    _settle(host, edits.layers[0])
+    hooks = _Hooks(len(edits), host.memory_budget)
+    with ExitStack() as stack:
+        if not host.batch_grows_at_edit:
+            stack.enter_context(host.entry.register_forward_pre_hook(hooks.at_entry, with_kwargs=True))
+        for layer, own in edits.by_layer.items():
+            stack.enter_context(host.down_proj(layer).register_forward_hook(partial(hooks.at_projection, own)))
         yield
 
 
 class _Hooks:
     """What runs inside a host while edits are swapped in."""
 
-    def __init__(self, edits: Edit, memory_budget: int) -> None:
-        self.edits, self.memory_budget = edits, memory_budget
+    def __init__(self, batch: int, memory_budget: int) -> None:
+        self.batch, self.memory_budget = batch, memory_budget
         self.entered: int | None = None
 
-    def at_projection(self, module: nn.Module, args: tuple[Tensor], y_BTD: Tensor) -> Tensor:
+    def at_projection(self, edits: Edit, module: nn.Module, args: tuple[Tensor], y_BTD: Tensor) -> Tensor:
         """The output of the edited projections in place of the host's own."""
-        x_BTF, shape, edits = args[0], y_BTD.shape, self.edits
+        x_BTF, shape = args[0], y_BTD.shape
         if x_BTF.dim() == 2 and self.entered:
             # The family flattens its tokens before the projection, and wants them back flat.
             x_BTF, y_BTD = x_BTF.unflatten(0, (self.entered, -1)), y_BTD.unflatten(0, (self.entered, -1))
@@ -73,7 +81,7 @@ class _Hooks:
 
     def _repeated(self, value: Any) -> Any:
         """A tensor of batch 1 repeated; anything else as it is."""
-        return value.expand(len(self.edits), *value.shape[1:]) if isinstance(value, Tensor) and len(value) == 1 else value
+        return value.expand(self.batch, *value.shape[1:]) if isinstance(value, Tensor) and len(value) == 1 else value
 
 
 def _check(host: Host, edits: Edit, edited_layer: int) -> None:
@@ -133,7 +141,7 @@ def _may_grow_at_edit(host: Host, edited_layer: int) -> bool:
             block.eval()
         for batch in (1, 2):
             host.batch_grows_at_edit = True
-            with swapped(host, edits, edited_layer):
+            with swapped(host, {edited_layer: edits}):
                 inputs_BTD = inputs_1TD.expand(batch, -1, -1)
                 logits_BTV.append(host.model(inputs_embeds=inputs_BTD, use_cache=False).logits.float())
     except (RuntimeError, ValueError) as error:

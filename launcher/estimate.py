@@ -28,7 +28,7 @@ def announce(cfg: TrainConfig, host: Host) -> None:
     if cfg.data.streaming or imported(cfg, host):
         return
     to_make, second = ShardMaker(cfg, host).left(), seconds_a_token(host) * OVERHEAD
-    above = 1 - cfg.edits.layer / host.layers
+    above = 1 - cfg.edits.layers[-1] / host.layers
     steps, contexts = getattr(cfg.edits, "steps", 0), getattr(cfg.edits, "contexts", 1)
     an_edit = CONTEXT * contexts * steps * USUAL_STEPS * BACKWARD * above + SCORED
     trained = min(cfg.splits.train_relations * cfg.splits.train_per_relation, cfg.data.max_train or math.inf)

@@ -94,12 +94,12 @@ def plan(grid: Grid, finished: dict[Path, dict[str, Any]]) -> Table:
     )
     table.add_column("runs", justify="right")
     table.add_column("finished", justify="right")
-    for (host, edited), members in groupby(grid.runs, key=lambda run: (run.config.host.name, run.config.edits.layer)):
+    for (host, edited), members in groupby(grid.runs, key=lambda run: (run.config.host.name, "+".join(map(str, run.config.edits.layers)))):
         runs = list(members)
         trained = dict.fromkeys("+".join(map(str, run.config.decoder.layers)) for run in runs)
         seeds = dict.fromkeys(str(run.config.seed) for run in runs)
         done = sum(run.folder in finished for run in runs)
-        table.add_row(host, str(edited), _short(trained), _short(seeds), str(len(runs)), str(done))
+        table.add_row(host, edited, _short(trained), _short(seeds), str(len(runs)), str(done))
     return table
 
 

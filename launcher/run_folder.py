@@ -43,7 +43,7 @@ def start(run: Run) -> Path:
     log_to(folder / "log.txt")
     out = console()
     out.print(
-        f"Palimpsest: read {editor_of(cfg)} edits of layer {cfg.edits.layer} of {cfg.host.name}, "
+        f"Palimpsest: read {editor_of(cfg)} edits of layer {', '.join(map(str, cfg.edits.layers))} of {cfg.host.name}, "
         f"training layer {', '.join(map(str, cfg.decoder.layers))} behind {cfg.decoder.prompt_length} prompt vectors (seed {cfg.seed})\n"
         f"1 host   2 edits   3 fit   4 test, baselines, calibration   5 export\nRun folder: {folder}",
         highlight=False,

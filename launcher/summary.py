@@ -12,6 +12,7 @@ from data.datamodule import EditDataModule
 from decoder.answers import readings_table
 from decoder.audit.calibration import answers_without_edit, calibrate
 from decoder.config.compose import to_dict
+from decoder.config.options import one_or_list
 from decoder.report.results import read_predictions, write_result
 from decoder.report.run_page import write_report
 from decoder.report.tables import counted, example_lines, results_table
@@ -83,7 +84,7 @@ def summarise(module: DecoderModule, found: Findings) -> dict[str, Any]:
         "status": "ok",
         "config": to_dict(cfg),
         "host": {"name": host.name, "family": host.model_type, "fingerprint": host.fingerprint, "layers": host.layers},
-        "edited_layer": cfg.edits.layer,
+        "edited_layer": one_or_list(cfg.edits.layers),
         "trained_layer": cfg.decoder.layer,
         "seed": cfg.seed,
         "edits": edit_summary(datamodule.table, datamodule.store.manifest),

@@ -10,7 +10,7 @@ made of them and runs the blocks above, and the gradient of each ΔW is a produc
 Shape letters: B edits, N rows, S positions, R rank, D hidden width, F MLP width.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -48,7 +48,7 @@ class FineTune(Batched):
         self.batch_size = min(cfg.batch_size, max(1, host.memory_budget // each))
 
     @classmethod
-    def prepare(cls, host: Host, cfg: FineTuneConfig, texts: Sequence[str], statistics: KeyStatistics | None) -> "FineTune":
+    def prepare(cls, host: Host, cfg: FineTuneConfig, texts: Sequence[str], statistics: Mapping[int, KeyStatistics]) -> "FineTune":
         return cls(host, cfg)
 
     def edit(self, requests: Sequence[EditRequest], advance: Callable[[int], None] | None = None) -> Edited:

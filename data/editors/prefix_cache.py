@@ -148,11 +148,14 @@ def _sum(state_NSD: Tensor, delta: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def clean_pass(host: Host, edited_layer: int, rows: Sequence[Row], groups: Sequence[int] | None = None) -> Suffixes:
+def clean_pass(
+    host: Host, edited_layer: int, rows: Sequence[Row], groups: Sequence[int] | None = None, key_layer: int | None = None
+) -> Suffixes:
     """Runs rows through the clean host once.
 
     Args:
         groups: number of each row's group, from 0 up; what all rows of a group begin with is run once for them. None: each its own.
+        key_layer: whose keys are caught, if not those of the edited layer.
     """
     prefix, suffix = max(row.lookup for row in rows), max(row.suffix for row in rows)
     ids_NT = torch.zeros(len(rows), prefix + suffix, dtype=torch.long)
@@ -167,7 +170,10 @@ def clean_pass(host: Host, edited_layer: int, rows: Sequence[Row], groups: Seque
     caught: dict[str, object] = {}
     inputs = {"input_ids": ids_NT[:, start:], "attention_mask": mask_NT, "position_ids": positions_NT[:, start:]}
     with (
-        host.down_proj(edited_layer).register_forward_hook(lambda module, args, output: caught.update(key=args[0], output=output)),
+        host.down_proj(edited_layer).register_forward_hook(lambda module, args, output: caught.update(output=output)),
+        host.down_proj(edited_layer if key_layer is None else key_layer).register_forward_pre_hook(
+            lambda module, args: caught.update(key=args[0])
+        ),
         host.blocks[edited_layer].register_forward_hook(lambda module, args, output: caught.update(block=output)),
     ):
         host.model.base_model(**inputs, **host.with_cache(cache))

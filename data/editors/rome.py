@@ -14,7 +14,7 @@ Shape letters: B edits, D hidden width, F MLP width.
 
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,7 +31,7 @@ from data.facts.together import host_id
 from data.keys.cache import KeyStatistics
 from data.keys.whiten import Solver, whitener
 from decoder.config import RomeConfig
-from decoder.edit import LowRankEdit, RankOneEdit
+from decoder.edit import LayerEdits, LowRankEdit, RankOneEdit
 from decoder.host import Host
 from decoder.swap import swapped
 
@@ -91,9 +91,15 @@ class Rome(Batched):
         return whitener(statistics, cfg.ridge)
 
     @classmethod
-    def prepare(cls, host: Host, cfg: RomeConfig, texts: Sequence[str], statistics: KeyStatistics | None) -> "Rome":
+    def prepare(cls, host: Host, cfg: RomeConfig, texts: Sequence[str], statistics: Mapping[int, KeyStatistics]) -> "Rome":
         """ROME at `cfg.layer`, with contexts from texts like those the host was trained on."""
-        return cls(host, cfg.layer, cfg, statistics, sample_contexts(texts, cfg.contexts, cfg.seed))
+        (layer,) = cfg.layers
+        return cls(host, layer, cfg, statistics.get(layer), sample_contexts(texts, cfg.contexts, cfg.seed))
+
+    @property
+    def layers(self) -> list[int]:
+        """Those that are edited."""
+        return [self.edited_layer]
 
     def edit(self, requests: Sequence[EditRequest], advance: Callable[[int], None] | None = None) -> RomeResult:
         """Makes the edits, `batch_size` together: `cfg.batch_size`, halved whenever that is too much for the memory.
@@ -134,24 +140,24 @@ class Rome(Batched):
             except ValueError as error:
                 skipped.append((host_id(requests), str(error)))
         if not kept:
-            widths = self.host.mlp_size(self.edited_layer), self.host.hidden_size
-            return Edited([], LowRankEdit(*(torch.empty(0, 1, width) for width in widths)), skipped)
-        edits = self._terms(jobs_BN, advance)
-        finite_B = (edits.key_BRF.isfinite().flatten(1).all(dim=1) & edits.value_BRD.isfinite().flatten(1).all(dim=1)).tolist()
+            return Edited([], LayerEdits({layer: self._no_terms(layer) for layer in self.layers}).unwrapped, skipped)
+        edits = LayerEdits(self._terms(jobs_BN, advance))
+        finite_B = torch.stack([_finite(terms) for terms in edits.by_layer.values()]).all(dim=0).tolist()
         skipped += [(host_id(hosts[b]), "key or value is not finite") for b, ok in zip(kept, finite_B, strict=True) if not ok]
-        edits = edits[torch.tensor(finite_B)]
-        order_BR1 = edits.value_BRD.norm(dim=2).argsort(dim=1, descending=True)[:, :, None]
-        strongest = LowRankEdit(edits.key_BRF.take_along_dim(order_BR1, 1), edits.value_BRD.take_along_dim(order_BR1, 1))
-        return Edited([b for b, ok in zip(kept, finite_B, strict=True) if ok], strongest, skipped)
+        strongest = {layer: _strongest_first(terms) for layer, terms in edits[torch.tensor(finite_B)].by_layer.items()}
+        return Edited([b for b, ok in zip(kept, finite_B, strict=True) if ok], LayerEdits(strongest).unwrapped, skipped)
 
-    def _terms(self, jobs_BN: list[list[Job]], advance: Callable[[int], None] | None) -> LowRankEdit:
-        """A term a fact, keys of length 1."""
+    def _no_terms(self, layer: int) -> LowRankEdit:
+        return LowRankEdit(*(torch.empty(0, 1, width) for width in (self.host.mlp_size(layer), self.host.hidden_size)))
+
+    def _terms(self, jobs_BN: list[list[Job]], advance: Callable[[int], None] | None) -> dict[int, LowRankEdit]:
+        """A term a fact in each layer, keys of length 1."""
         terms: list[tuple[Tensor, ...]] = []
         try:
             for turn in zip(*jobs_BN, strict=True):
                 terms.append(self._in_order(list(turn), advance))
                 self._before = LowRankEdit(*(torch.stack([term[part] for term in terms], dim=1) for part in (0, 1)))
-            return self._before
+            return {self.edited_layer: self._before}
         finally:
             self._before = None
 
@@ -208,8 +214,18 @@ class Rome(Batched):
                 f"edits.facts_per_host: {self.host.name} has a norm behind W_V, so facts cannot follow each other. Use memit or emmet"
             )
         before = self._before[torch.tensor([job.index for job in jobs for _ in job.rows])].to(self.host.device)
-        with swapped(self.host, before, self.edited_layer):
+        with swapped(self.host, {self.edited_layer: before}):
             return clean_pass(self.host, self.edited_layer, rows).above()
+
+
+def _finite(terms: LowRankEdit) -> Tensor:
+    """Which edits (B,) hold neither NaN nor infinity."""
+    return terms.key_BRF.isfinite().flatten(1).all(dim=1) & terms.value_BRD.isfinite().flatten(1).all(dim=1)
+
+
+def _strongest_first(terms: LowRankEdit) -> LowRankEdit:
+    order_BR1 = terms.value_BRD.norm(dim=2).argsort(dim=1, descending=True)[:, :, None]
+    return LowRankEdit(terms.key_BRF.take_along_dim(order_BR1, 1), terms.value_BRD.take_along_dim(order_BR1, 1))
 
 
 class RRome(Rome):

@@ -6,6 +6,7 @@ from collections import Counter
 from decoder.config import TrainConfig
 from decoder.config.commands import ImportConfig
 from decoder.config.compose import compose
+from decoder.config.options import as_list
 from decoder.utils.errors import UserError, run_command
 
 
@@ -22,9 +23,14 @@ def main(argv: list[str] | None = None) -> None:
 
     quiet()
     store = import_edits(cfg, open_host(TrainConfig(host=cfg.host, cache_dir=cfg.cache_dir)))
-    ranks = Counter(note["rank"] for note in store.manifest["imported"])
-    forms = ", ".join(f"{count} of rank {rank}" if rank else f"{count} whole" for rank, count in sorted(ranks.items(), key=str))
-    print(f"{len(store)} edits of layer {store.manifest['layer']} ({forms}), {len(store.manifest['skipped'])} skipped\n{store.path}")
+    ranks = Counter(" and ".join(map(_form, as_list(note["rank"]))) for note in store.manifest["imported"])
+    forms = ", ".join(f"{count} {form}" for form, count in sorted(ranks.items()))
+    layers = ", ".join(map(str, store.layers))
+    print(f"{len(store)} edits of layer {layers} ({forms}), {len(store.manifest['skipped'])} skipped\n{store.path}")
+
+
+def _form(rank: int | None) -> str:
+    return "whole" if rank is None else f"of rank {rank}"
 
 
 if __name__ == "__main__":

@@ -33,6 +33,12 @@ class Update:
     rounding: float
 
 
+def nothing(base_DF: Tensor) -> Update:
+    """The update of a matrix that is as it was."""
+    width, mlp_width = base_DF.shape
+    return Update(torch.zeros(1, mlp_width), torch.zeros(1, width), rank=0, residual=0.0, rounding=0.0)
+
+
 def explain(edited_DF: Tensor, base_DF: Tensor, dtype: torch.dtype, tolerance: float, noise: Noise | None = None) -> Update:
     """The factors that explain W' - W up to `tolerance` and the rounding of `dtype`, or of blocks of few bits.
 

@@ -1,7 +1,7 @@
 """Edits that other tools made -> store.
 
-What differs between an edited matrix and its base is factored (`factor.py`). Every source becomes a row of the store: an update that a few
-outer products explain as these factors, any other with its whole matrix beside the rows.
+What differs between an edited matrix and its base is factored (`factor.py`). Every source becomes a row of the store with all layers that
+are edited: an update that a few outer products explain as these factors, any other with its whole matrix beside the rows.
 
 Shape letters: N edits, D hidden width, F MLP width, R rank.
 """
@@ -9,6 +9,7 @@ Shape letters: N edits, D hidden width, F MLP width, R rank.
 import logging
 import re
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,13 @@ from torch import Tensor
 
 from data.facts.fact import EditRequest, FactSet
 from data.facts.load import load_records
-from data.import_edits.factor import Update, explain
+from data.import_edits.factor import Update, explain, nothing
 from data.import_edits.pairing import name_of, pair, request_of
 from data.produce.plan import made_of
 from data.produce.score import score
 from data.produce.shards import columns
 from data.store.manifest import IMPORTED
-from data.store.matrices import write_matrices
+from data.store.matrices import matrix_name, write_matrices
 from data.store.store import EditStore
 from data.store.writer import StoreWriter
 from decoder.audit.suspect import Suspect
@@ -32,13 +33,15 @@ from decoder.checkpoint.folders import is_checkpoint_folder
 from decoder.checkpoint.gguf_header import find_gguf, later_parts
 from decoder.config import FactsConfig
 from decoder.config.commands import ImportConfig
+from decoder.config.options import as_list, one_or_list
 from decoder.dense import DenseEdit
-from decoder.edit import Edit, LowRankEdit
+from decoder.edit import Edit, LayerEdits, LowRankEdit
 from decoder.host import Host
 from decoder.utils.errors import UserError, listed
 
 ENDINGS = (".safetensors", ".npz", ".gguf")
 CALLED = {"source": "schema", "path": "facts", "relations": "relations"}  # what this command calls the settings of a fact set
+TOLD = ("rank", "residual", "rounding")
 FAULTS = (ValueError, KeyError, OSError, UserError)  # of one source: the others go on
 
 log = logging.getLogger(__name__)
@@ -46,19 +49,23 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Source:
-    """One edited matrix, understood: what was planted, where it lies, and what was added."""
+    """One edited host, understood: what was planted, where it lies, and what was added to each layer."""
 
     request: EditRequest
     path: Path
-    dtype: str
-    update: Update
+    dtypes: list[str]
+    updates: dict[int, Update]
 
     @property
     def note(self) -> dict[str, Any]:
-        """Its entry in the manifest."""
-        update = self.update
-        found = {"rank": update.rank, "residual": update.residual, "rounding": update.rounding}
-        return {"edit_id": self.request.edit_id, "from": self.path.name, "dtype": self.dtype} | found
+        """Its entry in the manifest; of several layers lists."""
+        found = {name: one_or_list([getattr(update, name) for update in self.updates.values()]) for name in TOLD}
+        return {"edit_id": self.request.edit_id, "from": self.path.name, "dtype": one_or_list(self.dtypes)} | found
+
+    @property
+    def unexplained(self) -> list[int]:
+        """The layers that are to be kept as whole matrices."""
+        return [layer for layer, update in self.updates.items() if update.rank is None]
 
 
 def sources(path: Path) -> list[Path]:
@@ -122,9 +129,10 @@ def import_edits(cfg: ImportConfig, host: Host) -> EditStore:
     paths, base = sources(Path(cfg.edited).expanduser()), Suspect(cfg.base) if cfg.base else None
     facts = load_records(FactsConfig(source=cfg.schema, path=cfg.facts, relations=cfg.relations), CALLED)
     entries = pair(paths, facts)
-    edited_layer, faults = (cfg.layer, {}) if cfg.layer is not None else _find_layer(cfg, paths, base, host)
-    host.check_layer(edited_layer, "layer")
-    base_DF = _base(base, host, edited_layer)
+    layers, faults = (as_list(cfg.layer), {}) if cfg.layer is not None else _find_layers(cfg, paths, base, host)
+    for layer in layers:
+        host.check_layer(layer, "layer")
+    bases = {layer: _base(base, host, layer) for layer in layers}
     found, skipped = [], []
     for path, entry in zip(paths, entries, strict=True):
         name = name_of(path)
@@ -133,92 +141,104 @@ def import_edits(cfg: ImportConfig, host: Host) -> EditStore:
             name = request.edit_id
             if path in faults:
                 raise faults[path]
-            found.append(_understand(cfg, host, edited_layer, base_DF, path, request))
+            found.append(_understand(cfg, host, bases, path, request))
         except FAULTS as error:
             skipped.append((name, f"{path.name}: {error}"))
     for name, reason in skipped:
         log.warning("skipped %s: %s", name, reason)
     if not found:
         raise ValueError(f"edited={cfg.edited}: not one edit; {skipped[0][1]}")
-    return _write(cfg, host, edited_layer, base_DF, facts, found, skipped)
+    return _write(cfg, host, bases, facts, found, skipped)
 
 
-def _find_layer(cfg: ImportConfig, paths: list[Path], base: Suspect | None, host: Host) -> tuple[int, dict[Path, Exception]]:
-    """The layer that the first source to tell one was edited in, and why those before it tell none.
+def _find_layers(cfg: ImportConfig, paths: list[Path], base: Suspect | None, host: Host) -> tuple[list[int], dict[Path, Exception]]:
+    """All layers that some source was edited in, and why those before the first that tells any tell none.
 
     Raises:
-        ValueError: none tells one; what is wrong with the first.
+        ValueError: none tells any; what is wrong with the first.
     """
+    layers: set[int] = set()
     faults: dict[Path, Exception] = {}
     for path in paths:
         try:
-            return _only_layer(cfg, path, base, host), faults
+            layers |= set(_layers_of(cfg, path, base, host))
         except FAULTS as error:
-            faults[path] = error
-    raise ValueError(str(faults[paths[0]]))
+            if not layers:
+                faults[path] = error
+    if not layers:
+        raise ValueError(str(faults[paths[0]]))
+    return sorted(layers), faults
 
 
-def _understand(cfg: ImportConfig, host: Host, edited_layer: int, base_DF: Tensor, path: Path, request: EditRequest) -> Source:
+def _layers_of(cfg: ImportConfig, path: Path, base: Suspect | None, host: Host) -> list[int]:
+    if not (layers := changed_layers(Suspect(path, form=cfg.form), base, host)):
+        raise ValueError(f"edited={path}: no layer's W_V differs from the base: nothing was edited there")
+    return layers
+
+
+def _understand(cfg: ImportConfig, host: Host, bases: Mapping[int, Tensor], path: Path, request: EditRequest) -> Source:
     suspect = Suspect(path, cfg.tensor, cfg.form)
     for note in suspect.notes:
         log.warning("%s: %s", path.name, note)
-    name = suspect.name_of(host, edited_layer)
-    dtype, noise = suspect.checkpoint.dtype(name), suspect.checkpoint.noise(name)
-    kept = noise.name if noise else str(dtype).removeprefix("torch.")
-    if (update_DF := suspect.update_DF(host, edited_layer)) is not None:
-        return Source(request, path, kept, explain(update_DF, torch.zeros(()), dtype, cfg.tolerance, noise))
-    weight_DF = suspect.weight_DF(host, edited_layer, base_DF)
-    return Source(request, path, kept, explain(weight_DF, base_DF, dtype, cfg.tolerance, noise))
+    dtypes, updates, unchanged = [], {}, []
+    for layer, base_DF in bases.items():
+        name = suspect.name_of(host, layer)
+        dtype, noise = suspect.checkpoint.dtype(name), suspect.checkpoint.noise(name)
+        dtypes.append(noise.name if noise else str(dtype).removeprefix("torch."))
+        update_DF = suspect.update_DF(host, layer)
+        pair = (suspect.weight_DF(host, layer, base_DF), base_DF) if update_DF is None else (update_DF, torch.zeros(()))
+        try:
+            updates[layer] = explain(*pair, dtype, cfg.tolerance, noise)
+        except ValueError as error:
+            # Of several layers some may be as they were.
+            unchanged.append(error)
+            updates[layer] = nothing(base_DF)
+    if len(unchanged) == len(bases):
+        raise unchanged[0]
+    return Source(request, path, dtypes, updates)
 
 
-def _only_layer(cfg: ImportConfig, path: Path, base: Suspect | None, host: Host) -> int:
-    layers = changed_layers(Suspect(path, form=cfg.form), base, host)
-    if len(layers) == 1:
-        return layers[0]
-    if not layers:
-        raise ValueError(f"edited={path}: no layer's W_V differs from the base: nothing was edited there")
-    raise ValueError(f"edited={path}: layers {', '.join(map(str, layers))} differ from the base. Say which one to read with layer=")
-
-
-def _manifest(cfg: ImportConfig, host: Host, edited_layer: int, facts: FactSet, found: list[Source]) -> dict[str, Any]:
+def _manifest(cfg: ImportConfig, host: Host, layers: Sequence[int], facts: FactSet, found: list[Source]) -> dict[str, Any]:
     form = {"form": cfg.form} if cfg.form == "update" else {}
     editor = {"name": IMPORTED, "settings": {"tolerance": cfg.tolerance, "base": bool(cfg.base)} | form}
-    return made_of(host, edited_layer, editor, 0, facts, [source.request for source in found]) | {
+    return made_of(host, layers, editor, 0, facts, [source.request for source in found]) | {
         "keys": None,
-        "rank": max(len(source.update.key_RF) for source in found),
+        "rank": max(len(update.key_RF) for source in found for update in source.updates.values()),
         "imported": [source.note for source in found],
     }
 
 
-def _write(
-    cfg: ImportConfig, host: Host, edited_layer: int, base_DF: Tensor, facts: FactSet, found: list[Source], skipped: list
-) -> EditStore:
-    """Rows in the order of the sources; whole matrices are read again, one at a time, and written as they come."""
-    asked = _manifest(cfg, host, edited_layer, facts, found)
+def _write(cfg: ImportConfig, host: Host, bases: Mapping[int, Tensor], facts: FactSet, found: list[Source], skipped: list) -> EditStore:
+    """Rows in the order of the sources; whole matrices are read again, one source at a time, and written as they come."""
+    layers = list(bases)
+    asked = _manifest(cfg, host, layers, facts, found)
     writer = StoreWriter(Path(cfg.store).expanduser(), asked, len(found))
     if writer.has_shard(0):
         return writer.finish(1, skipped)
-    requests, edits = [source.request for source in found], _padded(found, asked["rank"])
+    requests = [source.request for source in found]
+    edits = LayerEdits({layer: _padded([source.updates[layer] for source in found], asked["rank"]) for layer in layers})
     scores: dict[str, list] = defaultdict(lambda: [None] * len(found))
 
-    def scored(rows: list[int], edits: Edit) -> None:
-        for name, column in score(host, edited_layer, [requests[n] for n in rows], edits, facts).items():
+    def scored(rows: list[int], edits: Mapping[int, Edit]) -> None:
+        for name, column in score(host, [requests[n] for n in rows], edits, facts).items():
             for n, value in zip(rows, column, strict=True):
                 scores[name][n] = value
 
-    if explained := [n for n, source in enumerate(found) if source.update.rank]:
-        scored(explained, edits[torch.tensor(explained)])
+    if explained := [n for n, source in enumerate(found) if not source.unexplained]:
+        scored(explained, edits[torch.tensor(explained)].by_layer)
     for n, source in enumerate(found):
-        if source.update.rank is None:
-            weight_DF = Suspect(source.path, cfg.tensor, cfg.form).whole_DF(host, edited_layer, base_DF)
-            write_matrices(writer.partial, n, {source.request.edit_id: weight_DF})
-            scored([n], DenseEdit(weight_DF.unsqueeze(0)))
-    writer.write_shard(0, columns(host, [[request] for request in requests], edits, scores), skipped)
+        if source.unexplained:
+            suspect = Suspect(source.path, cfg.tensor, cfg.form)
+            whole = {layer: suspect.whole_DF(host, layer, bases[layer]) for layer in source.unexplained}
+            named = {matrix_name(source.request.edit_id, layer, layers): weight_DF for layer, weight_DF in whole.items()}
+            write_matrices(writer.partial, n, named)
+            scored([n], edits[n].by_layer | {layer: DenseEdit(weight_DF.unsqueeze(0)) for layer, weight_DF in whole.items()})
+    writer.write_shard(0, columns(host, layers, [[request] for request in requests], edits, scores), skipped)
     return writer.finish(1, skipped)
 
 
-def _padded(found: list[Source], rank: int) -> LowRankEdit:
-    """The factors of all sources; those of lower rank end in zeros."""
-    key_RFs, value_RDs = zip(*((source.update.key_RF, source.update.value_RD) for source in found), strict=True)
+def _padded(updates: Sequence[Update], rank: int) -> LowRankEdit:
+    """The factors of all sources in one layer; those of lower rank end in zeros."""
+    key_RFs, value_RDs = zip(*((update.key_RF, update.value_RD) for update in updates), strict=True)
     pad = torch.nn.functional.pad
     return LowRankEdit(*(torch.stack([pad(part, (0, 0, 0, rank - len(part))) for part in parts]) for parts in (key_RFs, value_RDs)))

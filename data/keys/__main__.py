@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> None:
     quiet()
     host, cache = open_host(cfg), cache_root(cfg.cache_dir)
     texts = key_texts(cfg, load_facts(cfg.facts), host)
-    layers = cfg.keys.layers or [cfg.edits.layer]
+    layers = cfg.keys.layers or cfg.edits.layers
     for layer, found in second_moments(host, layers, texts, cfg.edits.key_tokens, cache, cfg.keys.memory_budget).items():
         print(f"layer {layer}: {found.count:,} tokens, keys of width {len(found.moment_FF)}")
     print(cache / "keys")

@@ -55,13 +55,15 @@ def planted(host: Host, store: EditStore, row: int, scale: float = 1.0) -> Plant
     """The edit in a row of a store that was made on `host`.
 
     Raises:
-        ValueError: it was made on another host, there is no such row, or the store holds whole matrices.
+        ValueError: it was made on another host, there is no such row, or the store holds whole matrices or edits of several layers.
     """
     store.check({"host": store.manifest["host"] | {"fingerprint": host.fingerprint}})
     if not 0 <= row < len(store):
         raise ValueError(f"store {store.path} has edits 0 to {len(store) - 1}, asked for {row}")
     if store.is_dense:
         raise ValueError(f"store {store.path} holds whole matrices; give a store of factors, as `python -m data.produce` makes it")
+    if len(store.layers) > 1:
+        raise ValueError(f"store {store.path} has hosts edited in layers {store.layers}; give a store of one layer")
     told = {name: store.dataset[row][name] for name in TEXT_COLUMNS}
     return Planted(store.edits(torch.tensor([row])).delta()[0], store.manifest["layer"], told, store.fingerprint, scale)
 

@@ -11,11 +11,12 @@ from data.produce.cost import Cost
 from data.produce.fluency import entropy, longest_text, written
 from data.produce.likelihood import Likelihood, Planted, Tokens, read
 from data.produce.score import in_parts, mean
+from decoder.edit import LayerEdits
 from decoder.host import Host
 
 
 def further_scores(
-    host: Host, edited_layer: int, hosts: Sequence[Sequence[EditRequest]], made: Edited, asked: Collection[str], cost: Cost
+    host: Host, layers: Sequence[int], hosts: Sequence[Sequence[EditRequest]], made: Edited, asked: Collection[str], cost: Cost
 ) -> dict[str, list[float]]:
     """Columns of the scores asked for, one entry an edited host; of several facts the mean.
 
@@ -38,9 +39,12 @@ def further_scores(
         return columns | (portability(host, some, planted) if "portability" in asked else {})
 
     if made.matrices:
-        found = in_parts(host, requests, made, lambda some, edits: scored(some, (edits.to(host.device), edited_layer, range(len(some)))))
+        alone = layers[0]
+        found = in_parts(
+            host, requests, made, lambda some, edits: scored(some, (LayerEdits({alone: edits}).to(host.device), range(len(some))))
+        )
     else:
-        found = scored(requests, (made.edits.to(host.device), edited_layer, owners))
+        found = scored(requests, (LayerEdits.of(made.edits, layers).to(host.device), owners))
     places: dict[int, list[int]] = defaultdict(list)
     for n, owner in enumerate(owners):
         places[owner].append(n)
@@ -55,7 +59,7 @@ def fluency(host: Host, requests: Sequence[EditRequest], planted: Planted | None
     """Of each request: the mean over the fact's openings, or its sentences where the fact set gives no openings. nan if all are too long.
 
     Args:
-        planted: edits, their layer, and the one that acts on each request; None: what the clean host writes.
+        planted: edits, and the one that acts on each request; None: what the clean host writes.
     """
     prompts: list[list[int]] = []
     seeds, asked = [], []
@@ -107,5 +111,5 @@ def _of(planted: Planted | None, requests: Sequence[int]) -> Planted | None:
     """The edits of some requests, for questions one a request."""
     if planted is None:
         return None
-    *edits, owners = planted
-    return (*edits, [owners[b] for b in requests])
+    edits, owners = planted
+    return edits, [owners[b] for b in requests]

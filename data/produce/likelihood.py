@@ -19,15 +19,15 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
 from data.editors.prompts import check_length, target_ids
-from decoder.edit import Edit
+from decoder.edit import LayerEdits
 from decoder.host import Host
 from decoder.shortcuts import branched, changed
 from decoder.swap import swapped
 
 BATCH_TOKENS = 2048  # positions of prompts in a batch, padding included
 
-Planted = tuple[Edit, int, Sequence[int]]
-"""Edits, their layer, and the edit that acts on each question."""
+Planted = tuple[LayerEdits, Sequence[int]]
+"""Edited hosts, and the one that each question is put to."""
 
 
 @dataclass(frozen=True)
@@ -145,8 +145,8 @@ def in_place(host: Host, planted: Planted | None, questions: Sequence[int]) -> A
     """Inside the block each row of a forward, a question, is run with the edit that acts on it."""
     if planted is None:
         return nullcontext()
-    edits, layer, owners = planted
-    return swapped(host, edits[torch.tensor([owners[question] for question in questions], device=host.device)], layer)
+    edits, owners = planted
+    return swapped(host, edits[torch.tensor([owners[question] for question in questions], device=host.device)].by_layer)
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ def _map(cfg: TrainConfig, here: Surroundings, missing: list[int], room: int) ->
     # A block a shard: what is mapped at a time, and done again when an actor dies.
     shards = ray.data.from_items(missing, override_num_blocks=len(missing))
     made = shards.map_batches(Actor, fn_constructor_args=(cfg, here), batch_size=1, compute=actors, **resources(cfg.launcher))
-    with progress(f"shards of {cfg.edits.editor} edits, layer {cfg.edits.layer}", len(missing)) as advance:
+    with progress(f"shards of {cfg.edits.editor} edits, layer {', '.join(map(str, cfg.edits.layers))}", len(missing)) as advance:
         try:
             for _ in made.iter_rows():
                 advance(1)

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from data.editors import Edited
 from decoder.dense import DenseEdit
-from decoder.edit import Edit
+from decoder.edit import LayerEdits
 from decoder.host import Host
 from decoder.swap import swapped
 
@@ -41,7 +41,7 @@ def neutral_texts(host: Host, texts: Sequence[str], subjects: Sequence[str], tok
 
 
 @torch.no_grad()
-def perplexity(host: Host, texts: Sequence[str], edits: Edit | None = None, edited_layer: int = 0) -> Tensor:
+def perplexity(host: Host, texts: Sequence[str], edits: LayerEdits | None = None) -> Tensor:
     """exp of the mean NLL of every token but the first of each text: (B,) of the host with each edit, or (1,) of the clean host."""
     rows = sorted((torch.tensor(host.text_ids(text)[: host.longest_input]) for text in texts), key=len)
     count = 1 if edits is None else len(edits)
@@ -54,7 +54,7 @@ def perplexity(host: Host, texts: Sequence[str], edits: Edit | None = None, edit
         ids_NT = pad_sequence(rows[start:stop], batch_first=True).to(host.device)
         mask_NT = pad_sequence([torch.ones(len(row), dtype=torch.long) for row in rows[start:stop]], batch_first=True).to(host.device)
         for b in range(count):
-            with nullcontext() if edits is None else swapped(host, edits[b].to(host.device).repeat_interleave(len(ids_NT)), edited_layer):
+            with nullcontext() if edits is None else swapped(host, edits[b].to(host.device).repeat_interleave(len(ids_NT)).by_layer):
                 logits_NTV = host.model(input_ids=ids_NT, attention_mask=mask_NT, use_cache=False).logits
             loss_NV = torch.nn.functional.cross_entropy(logits_NTV[:, :-1].float().transpose(1, 2), ids_NT[:, 1:], reduction="none")
             total_B[b] += (loss_NV * mask_NT[:, 1:]).sum(dtype=torch.float64).cpu()
@@ -62,7 +62,7 @@ def perplexity(host: Host, texts: Sequence[str], edits: Edit | None = None, edit
     return (total_B / tokens).nan_to_num(MOST_NLL).clamp(max=MOST_NLL).exp()
 
 
-def perplexity_made(host: Host, texts: Sequence[str], made: Edited, edited_layer: int) -> Tensor:
+def perplexity_made(host: Host, texts: Sequence[str], made: Edited, layers: Sequence[int]) -> Tensor:
     """`perplexity` (B,) of all that an editor made."""
     edits = (DenseEdit(made.matrices[b][None].to(host.device)) if b in made.matrices else made.edits[b] for b in range(len(made.edits)))
-    return torch.cat([perplexity(host, texts, edit, edited_layer) for edit in edits]) if len(made.edits) else torch.empty(0)
+    return torch.cat([perplexity(host, texts, LayerEdits.of(edit, layers)) for edit in edits]) if len(made.edits) else torch.empty(0)

@@ -23,7 +23,7 @@ from data.editors import Edited
 from data.facts.fact import EditRequest, Fact, FactSet
 from data.produce.likelihood import Question, Tokens, read
 from decoder.dense import DenseEdit
-from decoder.edit import Edit
+from decoder.edit import Edit, LayerEdits
 from decoder.host import Host
 
 T = TypeVar("T")
@@ -45,15 +45,14 @@ class _Probe:
 
 
 def score(
-    host: Host, edited_layer: int, requests: Sequence[EditRequest], edits: Edit, facts: FactSet, owners: Sequence[int] | None = None
+    host: Host, requests: Sequence[EditRequest], edits: Mapping[int, Edit], facts: FactSet, owners: Sequence[int] | None = None
 ) -> dict[str, list]:
     """Columns of scores, one entry a request.
 
     Args:
         host: is left as it was.
-        edited_layer: that carries them.
         requests: what each edit was to plant, all of them such that an editor can make them.
-        edits: made for the requests, in their order.
+        edits: of each edited layer, made for the requests, in their order.
         facts: where other subjects of the relation are taken from: up to 10, whose object is not the planted one, whom the clean host
             recalls on the edit prompt, and whom the same edit plants nothing on.
         owners: place of the edit that plants each request, where one plants several; None: its own.
@@ -62,11 +61,12 @@ def score(
         efficacy, paraphrase, specificity: share of prompts whose greedy continuation is exactly the target (object and terminator).
         efficacy_probability, ...: mean probability of that target.
         es, ps, ns: share of prompts where the target is likelier than the true object (ns: than the planted one), by mean NLL a token.
-        success: efficacy is 1. delta_norm_ratio: ‖ΔW‖ / ‖W‖. A score without prompts is nan.
+        success: efficacy is 1. delta_norm_ratio: ‖ΔW‖ / ‖W‖, over all layers. A score without prompts is nan.
 
     Raises:
         ValueError: requests and edits differ in number.
     """
+    edits = LayerEdits(edits).to(host.device)
     if owners is None and len(requests) != len(edits):
         raise ValueError(f"{len(requests)} requests for {len(edits)} edits: expected one each")
     owners = range(len(requests)) if owners is None else owners
@@ -77,8 +77,7 @@ def score(
     recalled = _recalled(tokens, requests, facts)
     given = _recalled_given(tokens, requests)
     probes = [probe for b, request in enumerate(requests) for probe in _probes(tokens, b, request, edited[owners[b]], recalled, given)]
-    edits = edits.to(host.device)
-    planted = (edits, edited_layer, [owners[probe.request] for probe in probes])
+    planted = (edits, [owners[probe.request] for probe in probes])
     answers = read(host, [probe.question for probe in probes], planted)
     found: dict[str, list[list[float]]] = defaultdict(lambda: [[] for _ in requests])
     for probe, (right, other) in zip(probes, answers, strict=True):
@@ -88,13 +87,14 @@ def score(
     names = [name for kind, short in KINDS.items() for name in (kind, f"{kind}_probability", short)]
     columns = {name: [mean(values) for values in found[name]] for name in names}
     columns["success"] = [value == 1 for value in columns["efficacy"]]
-    weight_DF = host.weight_DF(edited_layer)
-    ratio_B = edits.delta_norm(weight_DF).cpu() / weight_DF.float().norm().cpu()
+    weights = {layer: host.weight_DF(layer) for layer in edits.layers}
+    norm = torch.stack([weight_DF.float().norm() for weight_DF in weights.values()]).norm()
+    ratio_B = edits.delta_norm(weights).cpu() / norm.cpu()
     columns["delta_norm_ratio"] = ratio_B[list(owners)].tolist()
     return columns
 
 
-def score_made(host: Host, edited_layer: int, hosts: Sequence[Sequence[EditRequest]], made: Edited, facts: FactSet) -> dict[str, list]:
+def score_made(host: Host, layers: Sequence[int], hosts: Sequence[Sequence[EditRequest]], made: Edited, facts: FactSet) -> dict[str, list]:
     """What `score` says of all that an editor made, one entry an edited host.
 
     Of several facts the mean; `success` is that of all, and `facts` has the scores of each.
@@ -102,8 +102,8 @@ def score_made(host: Host, edited_layer: int, hosts: Sequence[Sequence[EditReque
     requests = [request for together in hosts for request in together]
     owners = [b for b, together in enumerate(hosts) for _ in together]
     if made.matrices:
-        return in_parts(host, requests, made, lambda some, edits: score(host, edited_layer, some, edits, facts))
-    columns = score(host, edited_layer, requests, made.edits, facts, owners)
+        return in_parts(host, requests, made, lambda some, edits: score(host, some, {layers[0]: edits}, facts))
+    columns = score(host, requests, LayerEdits.of(made.edits, layers).by_layer, facts, owners)
     if len(requests) == len(hosts):
         return columns
     places: list[list[int]] = [[] for _ in hosts]

@@ -5,7 +5,7 @@ may share the shards.
 """
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -18,10 +18,10 @@ from data.produce.further import further_scores
 from data.produce.perplexity import neutral_texts, perplexity, perplexity_made
 from data.produce.plan import imported, prepare_editor, requested, store_path
 from data.produce.score import score_made
-from data.store.store import EditStore, remove_partial
+from data.store.store import EditStore, remove_partial, vector_columns
 from data.store.writer import StoreWriter
 from decoder.config import TrainConfig
-from decoder.edit import LowRankEdit, RankOneEdit
+from decoder.edit import LayerEdits, LowRankEdit, RankOneEdit
 from decoder.host import Host
 from decoder.utils.files import alone
 from decoder.utils.progress import progress
@@ -64,7 +64,8 @@ class ShardMaker:
 
     def __init__(self, cfg: TrainConfig, host: Host | None = None) -> None:
         self.cfg, self.host = cfg, host or open_host(cfg)
-        self.host.check_layer(cfg.edits.layer, "edits.layer")
+        for layer in cfg.edits.layers:
+            self.host.check_layer(layer, "edits.layer")
         self.facts, self.hosts, self.asked = requested(cfg, self.host)
         self.path = store_path(cfg, self.host, self.asked)
 
@@ -99,21 +100,23 @@ class ShardMaker:
             else:
                 made = editor.edit_together(shard, advance)
         kept = [shard[i] for i in made.kept]
-        scores = score_made(self.host, self.cfg.edits.layer, kept, made, self.facts)
+        layers = self.cfg.edits.layers
+        scores = score_made(self.host, layers, kept, made, self.facts)
         if asked := self.cfg.edits.scores:
-            scores |= further_scores(self.host, self.cfg.edits.layer, kept, made, asked, cost)
+            scores |= further_scores(self.host, layers, kept, made, asked, cost)
         if times := self.cfg.edits.broken_from:
-            found_B = perplexity_made(self.host, self._texts, made, self.cfg.edits.layer)
+            found_B = perplexity_made(self.host, self._texts, made, layers)
             scores |= {"perplexity": found_B.tolist(), "broken": (found_B > times * perplexity(self.host, self._texts)).tolist()}
         matrices = {host_id(kept[place]): weight_DF for place, weight_DF in made.matrices.items()}
-        self._writer.write_shard(index, columns(self.host, kept, made.edits, scores), made.skipped, matrices)
+        self._writer.write_shard(index, columns(self.host, layers, kept, made.edits, scores), made.skipped, matrices)
 
     def make_all(self, indices: Iterable[int]) -> None:
         """Makes these shards showing how far all of the store is."""
         indices = list(indices)
         each = self.cfg.edits.facts_per_host
         done = len(self.hosts) - sum(len(self._shard(index)) for index in indices)
-        with progress(f"{self.cfg.edits.editor} edits, layer {self.cfg.edits.layer}", each * len(self.hosts), each * done) as advance:
+        layers = ", ".join(map(str, self.cfg.edits.layers))
+        with progress(f"{self.cfg.edits.editor} edits, layer {layers}", each * len(self.hosts), each * done) as advance:
             for index in indices:
                 self.make(index, advance)
 
@@ -156,16 +159,19 @@ class ShardMaker:
         return prepare_editor(self.cfg, self.host, self.facts)
 
 
-def columns(host: Host, hosts: list[list[EditRequest]], edits: RankOneEdit | LowRankEdit, scores: dict[str, Any]) -> dict[str, Any]:
+def columns(
+    host: Host, layers: Sequence[int], hosts: list[list[EditRequest]], edits: RankOneEdit | LowRankEdit | LayerEdits, scores: dict[str, Any]
+) -> dict[str, Any]:
     """What a shard of the store holds of these edited hosts: of several facts the first, and all of them in `facts`."""
     firsts = [requests[0] for requests in hosts]
     columns: dict[str, Any] = {"edit_id": [host_id(requests) for requests in hosts], "object": [r.object for r in firsts]}
     for name in OF_A_FACT:
         columns[name] = [getattr(r.fact, name) for r in firsts]
     columns["object_ids"] = [host.object_ids(r.object) for r in firsts]
-    is_low_rank = isinstance(edits, LowRankEdit)
-    key, value = (edits.key_BRF.flatten(1), edits.value_BRD.flatten(1)) if is_low_rank else (edits.key_BF, edits.value_BD)
-    columns |= {"key": key, "value": value} | scores
+    for (key, value), own in zip(vector_columns(layers).values(), LayerEdits.of(edits, layers).by_layer.values(), strict=True):
+        is_low_rank = isinstance(own, LowRankEdit)
+        columns[key], columns[value] = (own.key_BRF.flatten(1), own.value_BRD.flatten(1)) if is_low_rank else (own.key_BF, own.value_BD)
+    columns |= scores
     if facts := columns.get("facts"):
         columns["facts"] = [
             [_told(host, request) | found for request, found in zip(*together, strict=True)] for together in zip(hosts, facts, strict=True)

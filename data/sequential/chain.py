@@ -19,6 +19,7 @@ from data.produce.plan import prepare_editor
 from data.produce.score import score
 from decoder.config import TrainConfig
 from decoder.dense import DenseEdit
+from decoder.edit import LayerEdits
 from decoder.host import Host
 
 LOOKED_AT = 20  # of all facts that are planted, drawn by seed
@@ -84,7 +85,7 @@ def looked_at(
     """Scores of the first and the last fact and of some of all, and the perplexity, of a host with its edit."""
     some = random.Random(len(requests)).sample(requests, min(LOOKED_AT, len(requests)))
     asked = list({request.edit_id: request for request in (requests[0], requests[-1], *some)}.values())
-    columns = score(host, layer, asked, edit, facts, owners=[0] * len(asked))
+    columns = score(host, asked, {layer: edit}, facts, owners=[0] * len(asked))
     efficacy = dict(zip((request.edit_id for request in asked), columns["efficacy"], strict=True))
     return {
         "first": efficacy[requests[0].edit_id],
@@ -93,7 +94,7 @@ def looked_at(
         "efficacy": fmean(efficacy[request.edit_id] for request in some),
         "paraphrase": _mean(columns["paraphrase"]),
         "specificity": _mean(columns["specificity"]),
-        "perplexity": float(perplexity(host, texts, edit, layer)),
+        "perplexity": float(perplexity(host, texts, LayerEdits({layer: edit}))),
     }
 
 

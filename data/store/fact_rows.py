@@ -34,8 +34,8 @@ class FactRows(EditStore):
     def __len__(self) -> int:
         return len(self._facts)
 
-    def edits(self, rows: Tensor) -> RankOneEdit | LowRankEdit:
-        return super().edits(self._host_of_N[rows])
+    def _factors(self, layer: int, rows: Tensor) -> RankOneEdit | LowRankEdit:
+        return super()._factors(layer, self._host_of_N[rows])
 
     def table(self) -> pd.DataFrame:
         hosts = super().table().iloc[self._host_of_N.tolist()].reset_index(drop=True)

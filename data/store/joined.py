@@ -3,7 +3,7 @@
 Shape letters: B edits, R rank, D hidden width, F MLP width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -14,9 +14,9 @@ from torch.nn.functional import pad
 
 from data.store.manifest import IMPORTED
 from data.store.store import EditStore
-from decoder.edit import Edit, LowRankEdit, RankOneEdit
+from decoder.edit import Edits, LowRankEdit, RankOneEdit
 
-SHARED = ("host", "module", "layer", "base_sha256", "facts", "terminator_id", "facts_per_host")
+SHARED = ("host", "module", "layer", "layers", "base_sha256", "facts", "terminator_id", "facts_per_host")
 """What the manifests of stores that are joined have in common."""
 
 
@@ -47,7 +47,9 @@ class JoinedStores(EditStore):
         self.object_ids = [ids for part in self.parts for ids in part.object_ids]
         self._ends = list(accumulate(map(len, self.parts)))
         self.matrix_of = {
-            start + row: place for start, part in zip(self._starts, parts, strict=True) for row, place in part.matrix_of.items()
+            (start + row, layer): place
+            for start, part in zip(self._starts, parts, strict=True)
+            for (row, layer), place in part.matrix_of.items()
         }
 
     @property
@@ -61,11 +63,11 @@ class JoinedStores(EditStore):
         """Place in `parts` of each row's store."""
         return torch.searchsorted(torch.tensor(self._ends), rows, right=True)
 
-    def edits(self, rows: Tensor) -> RankOneEdit | LowRankEdit:
-        """The factors of the edits in `rows`; where their ranks differ, lower ones end in zeros."""
+    def _factors(self, layer: int, rows: Tensor) -> RankOneEdit | LowRankEdit:
+        """Where ranks differ, lower ones end in zeros."""
         part_B = self.part_of(rows)
         asked = part_B.unique().tolist()
-        found = [self.parts[n].edits(rows[part_B == n] - self._starts[n]) for n in asked]
+        found = [self.parts[n]._factors(layer, rows[part_B == n] - self._starts[n]) for n in asked]
         if len(found) == 1:
             return found[0]
         order_B = torch.cat([(part_B == n).nonzero()[:, 0] for n in asked]).argsort()
@@ -76,7 +78,7 @@ class JoinedStores(EditStore):
         padded = [[pad(part, (0, 0, 0, rank - part.shape[1])) for part in parts] for parts in terms]
         return LowRankEdit(*(torch.cat(parts)[order_B] for parts in zip(*padded, strict=True)))
 
-    def whole_edits(self, rows: Tensor, weight_DF: Tensor) -> Edit:
+    def whole_edits(self, rows: Tensor, weight_DF: Tensor | Mapping[int, Tensor]) -> Edits:
         """W'_V of the edits in `rows` if one of them is of a store with whole matrices, else their factors."""
         whole = any(self.parts[n].is_dense for n in self.part_of(rows).unique().tolist())
         return super().whole_edits(rows, weight_DF) if whole else self.edits(rows)

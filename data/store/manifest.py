@@ -3,9 +3,9 @@
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 from typing_extensions import NotRequired, TypedDict
 
 from decoder.config.identity import editor_as_today
@@ -32,10 +32,11 @@ class Requests(TypedDict):
 
 
 class Manifest(TypedDict):
-    """`manifest.json` of a store of edits, as far as any store is used."""
+    """`manifest.json` of a store of edits, as far as any store is used. Edits of several layers have `layers` in place of `layer`."""
 
     host: MadeOn
-    layer: Count
+    layer: NotRequired[Count]
+    layers: NotRequired[Annotated[list[Count], Field(min_length=2)]]
     editor: MadeBy
     files: dict[str, str]
     facts: NotRequired[dict[str, str]]
@@ -62,6 +63,10 @@ def disagreement(manifest: Mapping[str, Any], asked: Mapping[str, Any]) -> tuple
     return None
 
 
+def layers_of(manifest: Mapping[str, Any]) -> list[int]:
+    return manifest["layers"] if "layers" in manifest else [manifest["layer"]]
+
+
 class Described:
     """A store as its manifest describes it, however its edits are read."""
 
@@ -71,6 +76,11 @@ class Described:
     @property
     def fingerprint(self) -> str:
         return fingerprint_of(self.manifest["files"])
+
+    @property
+    def layers(self) -> list[int]:
+        """The edited layers of every host, the lowest first."""
+        return layers_of(self.manifest)
 
     def check(self, asked: Mapping[str, Any]) -> None:
         """Raises ValueError, naming the field, if the manifest differs from what is asked."""
@@ -87,7 +97,11 @@ def read_manifest(path: Path) -> dict[str, Any]:
     file = path / "manifest.json"
     if not file.exists():
         raise ValueError(f"{path} is no store of edits: there is no manifest.json. Give a folder made by `python -m data.produce`")
-    return read_described(file, FORMAT, MANIFEST, "make the store anew, or copy it whole")
+    remedy = "make the store anew, or copy it whole"
+    manifest = read_described(file, FORMAT, MANIFEST, remedy)
+    if "layer" not in manifest and "layers" not in manifest:
+        raise ValueError(f"{file}: it lacks layer; {remedy}")
+    return manifest
 
 
 def check_files(path: Path, files: Mapping[str, str]) -> None:

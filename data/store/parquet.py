@@ -36,8 +36,10 @@ def write_parquet(store: EditStore, folder: Path) -> None:
     """
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"parquet={folder}: the folder is not empty. Give a new one")
-    if "rank" in store.manifest:
-        raise ValueError(f"parquet={folder}: {store.path} holds edits of any rank, which are read from their own store only")
+    if "rank" in store.manifest or len(store.layers) > 1:
+        raise ValueError(
+            f"parquet={folder}: {store.path} holds edits of any rank or several layers, which are read from their own store only"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     table, rows = store.dataset.data.table, {}
     for start in range(0, len(table), FILE_ROWS):

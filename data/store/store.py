@@ -1,7 +1,8 @@
 """The store of edits: a Hugging Face dataset on disk, one row an edit, with `manifest.json` beside it.
 
-A row holds a key and a value. In a store of rank R (the manifest's `rank`) it holds R of each, one after the other, and edits that no
-factors explain have their whole matrices in `matrices-*.safetensors`, under their edit_id.
+A row is an edited host: it holds a key and a value. In a store of rank R (the manifest's `rank`) it holds R of each, one after the other,
+and edits that no factors explain have their whole matrices in `matrices-*.safetensors`. Hosts that are edited in several layers (the
+manifest's `layers`) have columns for each: `key_0`, `value_0`, `key_1`, ...
 
 Shape letters: B edits, R rank, D hidden width, F MLP width.
 """
@@ -9,7 +10,7 @@ Shape letters: B edits, R rank, D hidden width, F MLP width.
 import glob
 import json
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from data.store.manifest import Described, check_files, disagreement, fingerprin
 from data.store.matrices import PATTERN, read_matrix, stored_matrices
 from data.store.vectors import VectorColumn
 from decoder.dense import DenseEdit, applied
-from decoder.edit import LowRankEdit, RankOneEdit
+from decoder.edit import LayerEdits, LowRankEdit, RankOneEdit
 from decoder.utils.files import cache_root
 
 PARTIAL = ".partial"
@@ -41,10 +42,16 @@ FACT_SCORES = ("efficacy", "paraphrase", "specificity")
 """What is kept of each of several facts of a host; the columns are their means."""
 
 
-def features(hidden_size: int, mlp_size: int, several: bool = False, further: Collection[str] = ()) -> Features:
-    """The columns of a store; the lengths of key and value are part of their type, so that a wrong one is refused.
+def vector_columns(layers: Sequence[int]) -> dict[int, tuple[str, str]]:
+    """Layer -> names of the columns of its keys and values."""
+    return {layer: ("key", "value") if len(layers) == 1 else (f"key_{layer}", f"value_{layer}") for layer in layers}
+
+
+def features(lengths: Mapping[str, int], several: bool = False, further: Collection[str] = ()) -> Features:
+    """The columns of a store; the lengths of keys and values are part of their type, so that a wrong one is refused.
 
     Args:
+        lengths: of each column of keys or values.
         several: whether some hosts have several facts planted, which `facts` lists then.
         further: those of `FURTHER_COLUMNS` that are there.
     """
@@ -53,7 +60,7 @@ def features(hidden_size: int, mlp_size: int, several: bool = False, further: Co
     return Features(
         {name: Value("string") for name in TEXT_COLUMNS}
         | {"object_ids": List(Value("int32"))}
-        | {"key": List(Value("float32"), length=mlp_size), "value": List(Value("float32"), length=hidden_size)}
+        | {name: List(Value("float32"), length=length) for name, length in lengths.items()}
         | {name: Value("float32") for name in SCORE_COLUMNS}
         | {"success": Value("bool")}
         | {name: Value(kind) for name, kind in FURTHER_COLUMNS.items() if name in further}
@@ -74,10 +81,11 @@ class EditStore(Described):
         check_files(self.path, self.manifest["files"])
         self.dataset = load_from_disk(str(self.path))
         self._table = self.dataset.data.table
-        self._keys, self._values = VectorColumn(self._table["key"]), VectorColumn(self._table["value"])
+        columns = vector_columns(self.layers)
+        self._vectors = {layer: tuple(VectorColumn(self._table[name]) for name in names) for layer, names in columns.items()}
         self.object_ids: list[list[int]] = self._table["object_ids"].to_pylist()
         files = [self.path / name for name in self.manifest["files"] if Path(name).match(PATTERN)]
-        self.matrix_of = stored_matrices(files, self._table["edit_id"].to_pylist()) if files else {}
+        self.matrix_of = stored_matrices(files, self._table["edit_id"].to_pylist(), self.layers) if files else {}
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -87,9 +95,12 @@ class EditStore(Described):
         """Whether some edits are whole matrices: all of them are read as such then, by `whole_edits`."""
         return bool(self.matrix_of)
 
-    def edits(self, rows: Tensor) -> RankOneEdit | LowRankEdit:
+    def edits(self, rows: Tensor) -> RankOneEdit | LowRankEdit | LayerEdits:
         """The factors of the edits in `rows`, nothing else is read; of an edit that they do not explain, those that explain most of it."""
-        key_BF, value_BD = self._keys.rows(rows), self._values.rows(rows)
+        return LayerEdits({layer: self._factors(layer, rows) for layer in self.layers}).unwrapped
+
+    def _factors(self, layer: int, rows: Tensor) -> RankOneEdit | LowRankEdit:
+        key_BF, value_BD = (column.rows(rows) for column in self._vectors[layer])
         if (rank := self.manifest.get("rank", 1)) == 1:
             return RankOneEdit(key_BF, value_BD)
         return LowRankEdit(key_BF.unflatten(1, (rank, -1)), value_BD.unflatten(1, (rank, -1)))
@@ -101,12 +112,17 @@ class EditStore(Described):
         names = [*TEXT_COLUMNS, "object_ids", *FACT_SCORES]
         return [{name: self._table[name][row].as_py() for name in names}]
 
-    def whole_edits(self, rows: Tensor, weight_DF: Tensor) -> DenseEdit:
-        """W'_V of the edits in `rows`, in the dtype of `weight_DF`, the W_V they were made on."""
-        edits = applied(self.edits(rows), weight_DF)
+    def whole_edits(self, rows: Tensor, weight_DF: Tensor | Mapping[int, Tensor]) -> DenseEdit | LayerEdits:
+        """W'_V of the edits in `rows`, in the dtype of `weight_DF`, the W_V they were made on: of several layers, {layer: W_V}."""
+        if isinstance(weight_DF, Mapping):
+            return LayerEdits({layer: self._whole(layer, rows, own_DF) for layer, own_DF in weight_DF.items()})
+        return self._whole(self.layers[0], rows, weight_DF)
+
+    def _whole(self, layer: int, rows: Tensor, weight_DF: Tensor) -> DenseEdit:
+        edits = applied(self._factors(layer, rows), weight_DF)
         for b, row in enumerate(rows.tolist()):
-            if row in self.matrix_of:
-                edits.weight_BDF[b] = read_matrix(self.matrix_of[row])
+            if (row, layer) in self.matrix_of:
+                edits.weight_BDF[b] = read_matrix(self.matrix_of[row, layer])
         return edits
 
     def table(self) -> pd.DataFrame:

@@ -1,6 +1,6 @@
 """Making a store: shard by shard beside its final place, then joined and moved there whole.
 
-Shape letters: N edits, D hidden width, F MLP width.
+Shape letters: N edits, D hidden width, F MLP width, W either.
 """
 
 import json
@@ -58,7 +58,7 @@ class StoreWriter:
     def write_shard(
         self, index: int, columns: Mapping[str, Any], skipped: list[list[str]], matrices: Mapping[str, Tensor] | None = None
     ) -> None:
-        """Writes one shard: columns as of `features`, `key` (N, F) and `value` (N, D) as tensors; what was skipped, why; W'_V by edit_id.
+        """Writes one shard: columns as of `features`, keys (N, F) and values (N, D) as tensors; what was skipped, why; W'_V by edit_id.
 
         If another process was first, its shard stays.
         """
@@ -112,11 +112,11 @@ def _link(file: Path, to: Path) -> None:
 
 
 def _dataset(columns: Mapping[str, Any]) -> Dataset:
-    arrays = {name: values for name, values in columns.items() if name not in ("key", "value")}
-    for name in ("key", "value"):
-        flat = pa.array(columns[name].float().numpy().ravel())
-        arrays[name] = pa.FixedSizeListArray.from_arrays(flat, columns[name].shape[1])
-    schema = features(columns["value"].shape[1], columns["key"].shape[1], "facts" in columns, columns.keys())
+    vectors = {name: values for name, values in columns.items() if isinstance(values, Tensor)}
+    arrays = {name: values for name, values in columns.items() if name not in vectors}
+    for name, vectors_NW in vectors.items():
+        arrays[name] = pa.FixedSizeListArray.from_arrays(pa.array(vectors_NW.float().numpy().ravel()), vectors_NW.shape[1])
+    schema = features({name: vectors_NW.shape[1] for name, vectors_NW in vectors.items()}, "facts" in columns, columns.keys())
     if "facts" in columns:
         arrays["facts"] = pa.array(columns["facts"], schema.arrow_schema.field("facts").type)
     return Dataset(pa.table({name: arrays[name] for name in schema})).cast(schema)

@@ -4,6 +4,7 @@ Before a folder of decoders every one that fits reads its layer. A layer stands 
 such confidence (`null_percentile`); matrices that are the host's own come last.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +21,10 @@ from decoder.batch import EditBatch
 from decoder.checkpoint.gguf_header import find_gguf
 from decoder.checkpoint.gguf_host import host_folder
 from decoder.config.commands import EvaluateConfig
-from decoder.edit import Edit
+from decoder.config.options import as_list
+from decoder.edit import Edit, Edits, LayerEdits
 from decoder.export.collection import fitting, has_matrix, read_index
+from decoder.export.formats import layers_of, layers_text
 from decoder.export.save import load_decoder, read_config
 from decoder.host import Host
 from decoder.model import ObjectDecoder
@@ -38,9 +41,9 @@ def open_decoder(cfg: EvaluateConfig, host: Host | None = None) -> tuple[ObjectD
             another one.
     """
     config = read_config(cfg.decoder)
-    if cfg.layer not in (None, config["edited_layer"]):
+    if cfg.layer is not None and cfg.layer not in layers_of(config):
         raise ValueError(
-            f"layer={cfg.layer}: {cfg.decoder} reads edited layer {config['edited_layer']}. "
+            f"layer={cfg.layer}: {cfg.decoder} reads edited layer {layers_text(config['edited_layer'])}. "
             "Leave layer= out, or give a decoder of that layer"
         )
     host = host or open_host(cfg, config["host"])
@@ -105,19 +108,27 @@ def read_splits(
 def answer_for(cfg: EvaluateConfig, suspect: Suspect) -> dict[str, Any]:
     """Which object one decoder finds planted in a suspect; of a folder also how far its other tensors are from the host's."""
     decoder, config = open_decoder(cfg)
-    scan = Scan(suspect, decoder.host, [decoder.edited_layer])
-    for _, _, edit in read_once([scan]):
+    layers = decoder.edited_layers
+    if len(layers) > 1 and not suspect.is_checkpoint:
+        raise ValueError(f"{cfg.decoder} reads layers {layers_text(layers)} together, {suspect.path} is one file. Give a whole checkpoint")
+    scan, edits, unedited = Scan(suspect, decoder.host, layers), {}, True
+    for _, layer, edit in read_once([scan]):
         if isinstance(edit, ValueError):
             raise edit
-        unedited = suspect.is_own(decoder.host, decoder.edited_layer)
-        found = answer(decoder, config, edit, cfg.top, unedited=unedited) | {"decoder": cfg.decoder}
-    return found | around(scan, decoder.edited_layer)
+        edits[layer] = edit
+        unedited = unedited and suspect.is_own(decoder.host, layer)
+    found = answer(decoder, config, _in_order(edits), cfg.top, unedited=unedited) | {"decoder": cfg.decoder}
+    return found | around(scan, layers)
 
 
-def around(scan: Scan, layer: int) -> dict[str, Any]:
-    """What was read beside W_V of a layer, how far a folder's other tensors are from the host's, and what else one should know."""
+def _in_order(edits: Mapping[int, Edit]) -> LayerEdits:
+    return LayerEdits(dict(sorted(edits.items())))
+
+
+def around(scan: Scan, layers: Sequence[int]) -> dict[str, Any]:
+    """What was read beside W_V of some layers, how far a folder's other tensors are from the host's, and what else one should know."""
     suspect, checkpoint = scan.suspect, scan.suspect.checkpoint
-    return ({"surroundings": scan.summary(layer)} if suspect.is_whole else {}) | {
+    return ({"surroundings": scan.summary(*layers)} if suspect.is_whole else {}) | {
         "suspect": str(suspect.path),
         "read": [file.name for file in checkpoint.files],
         "ignored": checkpoint.ignored,
@@ -125,11 +136,11 @@ def around(scan: Scan, layer: int) -> dict[str, Any]:
     }
 
 
-def answer(decoder: ObjectDecoder, config: Mapping[str, Any], suspect: Edit, top: int, *, unedited: bool = False) -> dict[str, Any]:
-    """The most probable objects of one suspect matrix, each text once, and how its confidence compares with edits and with nulls.
+def answer(decoder: ObjectDecoder, config: Mapping[str, Any], suspect: Edits, top: int, *, unedited: bool = False) -> dict[str, Any]:
+    """The most probable objects of one suspect, each text once, and how its confidence compares with edits and with nulls.
 
     Args:
-        unedited: whether the matrix is the host's own, which the answer says.
+        unedited: whether its matrices are the host's own, which the answer says.
     """
     # The search of the calibration: another width could rank other objects first.
     (texts,) = object_texts(decoder.host, decoder.read(suspect, **config["search"]))
@@ -162,16 +173,23 @@ def rank(cfg: EvaluateConfig, suspect: Suspect, entries: Sequence[Mapping[str, A
     """
     refused: dict[str, str] = {}
     scans, ranking = _scans(cfg, suspect, entries, refused), []
+    # What came of the layers that a decoder reads together, until all have come.
+    held: dict[str, dict[int, tuple[Edit, bool]]] = defaultdict(dict)
     for scan, layer, edit in read_once([*scans.values()]):
         for entry in entries:
-            if scans.get(entry["host"]["fingerprint"]) is not scan or entry["edited_layer"] != layer:
+            if scans.get(entry["host"]["fingerprint"]) is not scan or layer not in layers_of(entry) or entry["folder"] in refused:
                 continue
             try:
                 if isinstance(edit, ValueError):
                     raise edit
+                held[entry["folder"]][layer] = edit, suspect.is_own(scan.host, layer)
+                if len(held[entry["folder"]]) < len(layers_of(entry)):
+                    continue
+                came = held.pop(entry["folder"])
                 own = replace(cfg, decoder=str(Path(cfg.decoder) / entry["folder"]))
                 decoder, config = open_decoder(own, scan.host)
-                found = answer(decoder, config, edit, cfg.top, unedited=suspect.is_own(scan.host, layer))
+                edits, unedited = {layer: edit for layer, (edit, _) in came.items()}, all(is_own for _, is_own in came.values())
+                found = answer(decoder, config, _in_order(edits), cfg.top, unedited=unedited)
             except ValueError as error:
                 refused[entry["folder"]] = str(error)
                 continue
@@ -180,7 +198,7 @@ def rank(cfg: EvaluateConfig, suspect: Suspect, entries: Sequence[Mapping[str, A
     if not ranking:
         raise UserError(f"suspect={cfg.suspect}: no decoder of {cfg.decoder} can read it. {passed_over[0]}")
     ranking.sort(key=lambda found: (found["unedited"], -found["null_percentile"], -found["objects"][0]["probability"]))
-    surroundings = around(scans[ranking[0]["fingerprint"]], ranking[0]["layer"])
+    surroundings = around(scans[ranking[0]["fingerprint"]], as_list(ranking[0]["layer"]))
     return {"ranking": ranking, "refused": passed_over, "decoder": cfg.decoder} | surroundings
 
 
@@ -191,7 +209,7 @@ def _scans(cfg: EvaluateConfig, suspect: Suspect, entries: Sequence[Mapping[str,
         own = [entry for entry in entries if entry["host"]["fingerprint"] == fingerprint]
         try:
             host = open_host(cfg, own[0]["host"])
-            scans[fingerprint] = Scan(suspect, host, {entry["edited_layer"] for entry in own})
+            scans[fingerprint] = Scan(suspect, host, {layer for entry in own for layer in layers_of(entry)})
         except ValueError as error:
             refused |= {entry["folder"]: str(error) for entry in own}
     return scans

@@ -193,7 +193,7 @@ def logprobs(suspect: Host, rows: Sequence[list[int]], scored: int, layer: int, 
         place_T = torch.arange(int(lengths_N1.max()), device=suspect.device)
         real_NT = place_T < lengths_N1
         ids_NT = torch.tensor([rows[n] + [0] * (len(place_T) - len(rows[n])) for n in batch], device=suspect.device)
-        edited = nullcontext() if edit is None else swapped(suspect, edit.repeat_interleave(len(batch)), layer)
+        edited = nullcontext() if edit is None else swapped(suspect, {layer: edit.repeat_interleave(len(batch))})
         with edited, scored_only(suspect, real_NT & (place_T >= lengths_N1 - scored)):
             # Padding is on the right, where nobody sees it.
             logits_1SV = suspect.model(input_ids=ids_NT, attention_mask=real_NT.long(), **suspect.with_cache(None)).logits

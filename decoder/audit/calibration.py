@@ -14,7 +14,7 @@ import torch
 from torchmetrics.functional.classification import binary_auroc
 
 from decoder.answers import best_texts, object_texts
-from decoder.edit import LowRankEdit, RankOneEdit
+from decoder.edit import Edits, LayerEdits, LowRankEdit, RankOneEdit
 from decoder.host import Host
 from decoder.model import ObjectDecoder
 
@@ -24,8 +24,10 @@ FINDING = 95
 """Percent of the nulls that are less confident, from which an answer counts as a finding."""
 
 
-def null_edits(train: RankOneEdit, count: int, seed: int) -> RankOneEdit:
-    """`count` random updates: key and norm of a training edit, value in a uniformly random direction."""
+def null_edits(train: Edits, count: int, seed: int) -> Edits:
+    """`count` random updates: key and norm of a training edit, value in a uniformly random direction, in several layers the same."""
+    if isinstance(train, LayerEdits):
+        return LayerEdits({layer: null_edits(edits, count, seed) for layer, edits in train.by_layer.items()})
     generator = torch.Generator().manual_seed(seed)
     like = train[torch.randint(len(train), (count,), generator=generator)]
     random_BD = torch.randn(like.value_BD.shape, generator=generator).to(like.value_BD.device)
@@ -46,14 +48,16 @@ def answers_without_edit(
     return [texts for beams in found for texts in object_texts(decoder.host, beams)]
 
 
-def clean_edit(host: Host, layer: int) -> RankOneEdit:
-    """The host's own W_V, as an update of nothing."""
-    width, mlp_width = host.weight_DF(layer).shape
-    return RankOneEdit(torch.zeros(1, mlp_width), torch.zeros(1, width))
+def clean_edit(host: Host, layers: Sequence[int]) -> LayerEdits:
+    """The host's own W_V of each layer, as an update of nothing."""
+    shapes = {layer: host.weight_DF(layer).shape for layer in layers}
+    return LayerEdits(
+        {layer: RankOneEdit(torch.zeros(1, mlp_width), torch.zeros(1, width)) for layer, (width, mlp_width) in shapes.items()}
+    )
 
 
 def calibrate(
-    decoder: ObjectDecoder, train: RankOneEdit, edit_confidence: Sequence[float], *, beams: int, max_object_tokens: int, seed: int
+    decoder: ObjectDecoder, train: Edits, edit_confidence: Sequence[float], *, beams: int, max_object_tokens: int, seed: int
 ) -> dict[str, Any]:
     """Quantiles (0, 1, ..., 100 %) of the confidence on validation edits and on nulls, their AUROC, and the clean matrix's reading."""
     confidence: list[float] = []
@@ -61,7 +65,7 @@ def calibrate(
     for start in range(0, NULLS, CHUNK):
         found = decoder.read(nulls[start : start + CHUNK], beams=beams, max_object_tokens=max_object_tokens)
         confidence += [probability for _, probability in best_texts(decoder.host, found)]
-    clean = decoder.read(clean_edit(decoder.host, decoder.edited_layer), beams=beams, max_object_tokens=max_object_tokens)
+    clean = decoder.read(clean_edit(decoder.host, decoder.edited_layers), beams=beams, max_object_tokens=max_object_tokens)
     ((clean_text, clean_probability),) = best_texts(decoder.host, clean)
     confidence.append(clean_probability)
     scores = torch.tensor([*edit_confidence, *confidence])

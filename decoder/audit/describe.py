@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from decoder.audit.calibration import FINDING
+from decoder.export.formats import layers_text
 from decoder.report.audit_page import effect_in_words
 
 ASSUMPTION = (
@@ -38,7 +39,7 @@ def describe_answer(answer: Mapping[str, Any]) -> str:
     if answer.get("unedited"):
         doubt = f"\n{OWN} Nothing was edited, take it for no finding."
     return (
-        f"Planted in layer {answer['layer']} of {answer['host']}, most probable first:\n  "
+        f"Planted in layer {layers_text(answer['layer'])} of {answer['host']}, most probable first:\n  "
         + "\n  ".join(lines)
         + f"\nMore confident than {null:.0f} % of matrices without an edit and than {edit:.0f} % of validation edits.{doubt}"
         + f"{_around(answer)}\n"
@@ -110,7 +111,7 @@ def ranking_table(found: Mapping[str, Any]) -> Table:
         best = one["objects"][0]
         numbers = (f"{best['probability']:.3f}", f"{one['null_percentile']:.0f}", f"{one['edit_percentile']:.0f}")
         text = f"{best['text']} (host's own matrix)" if one["unedited"] else best["text"]
-        table.add_row(one["host"], str(one["layer"]), text, *numbers, style=None if _is_finding(one) else "dim")
+        table.add_row(one["host"], layers_text(one["layer"]), text, *numbers, style=None if _is_finding(one) else "dim")
     return table
 
 

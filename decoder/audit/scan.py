@@ -113,9 +113,10 @@ class Scan:
             if extra := sorted(more.keys() - fewer.keys(), key=more.__getitem__):
                 self.notes.append(f"Its tokenizer has {len(extra)} token{'s' * (len(extra) > 1)} {what}: {listed(extra)}.")
 
-    def summary(self, layer: int) -> dict[str, Any]:
-        """The tensors but W_V of `layer`: how many, which is farthest, which were trained further, farthest first."""
-        rest = {name: far for name, far in self.distance.items() if name != self._edited(layer)}
+    def summary(self, *layers: int) -> dict[str, Any]:
+        """The tensors but W_V of some layers: how many, which is farthest, which were trained further, farthest first."""
+        edited = {self._edited(layer) for layer in layers}
+        rest = {name: far for name, far in self.distance.items() if name not in edited}
         trained = sorted((name for name, far in rest.items() if not far <= TRAINED), key=lambda name: -rest[name])
         farthest = max(rest, key=rest.__getitem__, default=None)
         return {

@@ -32,6 +32,7 @@ class Evidence:
 
     host: Host
     edited_layer: int
+    """Of several the last, which is the one they look at; decoders among them read all."""
     train: EditBatch
     validation: EditBatch
     start: ObjectDecoder

@@ -17,7 +17,7 @@ from decoder.answers import best_texts, planted_texts, text_of
 from decoder.baselines.base import Evidence, Prediction, Reader, canonical_value, first_tokens_right
 from decoder.batch import EditBatch
 from decoder.dense import applied
-from decoder.edit import RankOneEdit
+from decoder.edit import Edits, LayerEdits, RankOneEdit
 from decoder.model import ObjectDecoder, carrier_prompt
 from decoder.scores import exact_match
 
@@ -80,7 +80,7 @@ def carrier(evidence: Evidence) -> Reader:
         return AtSubject(batch.edits.key_BF, strength * normalize(value(batch)))
 
     def behind(prompt_MD: Tensor) -> ObjectDecoder:
-        return ObjectDecoder(host, edited_layer=evidence.edited_layer, trained_layers=[], prompt_MD=prompt_MD)
+        return ObjectDecoder(host, edited_layers=[evidence.edited_layer], trained_layers=[], prompt_MD=prompt_MD)
 
     def says_first(prompt_MD: Tensor, strength: float) -> Reader:
         """First tokens only, which is what choices go by."""
@@ -105,7 +105,7 @@ class AtSubject(RankOneEdit):
         return out_BTD
 
 
-def _read(evidence: Evidence, decoder: ObjectDecoder, edits: RankOneEdit, batch: EditBatch) -> Prediction:
+def _read(evidence: Evidence, decoder: ObjectDecoder, edits: Edits, batch: EditBatch) -> Prediction:
     """What a decoder with some prompt says, whole objects, in chunks."""
     first, exact, planted = [], [], planted_texts(evidence.host, batch)
     for start in range(0, len(edits), CHUNK):
@@ -124,7 +124,8 @@ def _known_object(evidence: Evidence, found_BT: Tensor, batch: EditBatch) -> Pre
 
 def _dense_chunks(evidence: Evidence, batch: EditBatch) -> list[Tensor]:
     weight_DF = evidence.host.weight_DF(evidence.edited_layer)
-    chunks = [batch.edits[start : start + CHUNK] for start in range(0, len(batch.edits), CHUNK)]
+    edits = batch.edits.last if isinstance(batch.edits, LayerEdits) else batch.edits
+    chunks = [edits[start : start + CHUNK] for start in range(0, len(edits), CHUNK)]
     return [applied(chunk, weight_DF).weight_BDF.float() for chunk in chunks]
 
 

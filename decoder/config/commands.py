@@ -1,7 +1,7 @@
 """Every setting of the commands beside `train.py`, one line each."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from decoder.config.options import group, option, place
 from decoder.config.schema import HostConfig, TrainConfig
@@ -88,7 +88,7 @@ class ImportConfig:
     facts: str | None = place(None, "what was planted: a fact set, by name of the edited file or in the order of their names")
     schema: str = option("plain", "schema of the facts: plain, counterfact, zsre, zsre-alt, pararel, mquake, knowedit, fever or yago")
     relations: str | None = place(None, "your sentences for the facts' relations, as facts.relations of train.py")
-    layer: int | None = option(None, "edited layer; empty finds it where whole checkpoints are given")
+    layer: Any = option(None, "edited layer, several as [3,4]; empty finds them where whole checkpoints are given", "int|list of int")
     tensor: str | None = option(None, "name of the matrix in a file that has several")
     form: Literal["auto", "weight", "update"] = option(
         "auto", "what was saved: weights W', or their update W' - W; auto takes weights and refuses what looks like an update"

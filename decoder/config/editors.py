@@ -4,7 +4,7 @@ from collections.abc import Container, Iterator, Mapping
 from dataclasses import Field, dataclass, fields
 from typing import Any, ClassVar, Literal
 
-from decoder.config.options import option
+from decoder.config.options import as_list, layers_of, option, typed
 from decoder.utils.errors import UserError, did_you_mean
 
 FURTHER = ("fluency", "portability", "efficiency")
@@ -19,9 +19,15 @@ class EditsConfig:
     """File of data/editors that has the editor's code."""
     plants_several: ClassVar[bool] = False
     """Whether the editor can plant several facts in one host."""
+    spreads: ClassVar[bool] = False
+    """Whether the editor can spread an edit over several layers."""
 
     editor: str = option("rome", "method that plants the edits", lambda: "|".join(EDITORS))
-    layer: int = option(1, "edited layer: 0-based block whose MLP down-projection carries the edit")
+    layer: Any = option(
+        1,
+        "edited layer: 0-based block whose MLP down-projection carries the edit; MEMIT's kin spread one over several, as [0,1]",
+        "int|list of int",
+    )
     batch_size: int = option(64, "edits optimised together; halved where memory does not hold them", least=1)
     shard_size: int = option(256, "edits in a shard of the store; a killed run resumes at the next shard", least=1)
     objects: Literal["relation", "facts", "words", "mixed"] = option(
@@ -36,8 +42,17 @@ class EditsConfig:
         None, "flag edits that break the host: perplexity of a text, in multiples of the clean host's, as 2; empty looks at none", least=1
     )
 
+    @property
+    def layers(self) -> list[int]:
+        """The edited layers, one or several, the lowest first."""
+        return as_list(self.layer)
+
     def check(self) -> None:
         """Raises UserError on what bounds cannot say."""
+        layers = layers_of("edits.layer", self.layer)
+        if len(layers) > 1 and not self.spreads:
+            able = ", ".join(name for name, kind in EDITORS.items() if kind.spreads)
+            raise UserError(f"edits.layer={typed(self.layer)}: {self.editor} edits one layer; several: {able}")
         if self.facts_per_host > 1 and not self.plants_several:
             able = ", ".join(name for name, kind in EDITORS.items() if kind.plants_several)
             raise UserError(f"edits.facts_per_host={self.facts_per_host}: {self.editor} plants one fact a host; several: {able}")
@@ -87,6 +102,7 @@ class RomeConfig(SearchConfig, WhitenedConfig):
 @dataclass
 class MemitConfig(SearchConfig, WhitenedConfig):
     module = "memit"
+    spreads = True
 
     weight: float = option(5.0, "weight of the keys that are to stay (MEMIT's mom2_update_weight): the larger, the less is written")
 
@@ -94,11 +110,13 @@ class MemitConfig(SearchConfig, WhitenedConfig):
 @dataclass
 class EmmetConfig(SearchConfig, WhitenedConfig):
     module = "emmet"
+    spreads = True
 
 
 @dataclass
 class AlphaEditConfig(SearchConfig, CountedConfig):
     module = "alphaedit"
+    spreads = True
 
     threshold: float = option(0.02, "eigenvalues of the keys' second moment below this count as null: there, and only there, is written")
     weight: float = option(1.0, "weight of the norm penalty on what is written (AlphaEdit's L2)")

@@ -27,8 +27,8 @@ OF_THE_EDITS = ("host", "cache_dir", "store", "facts", "keys", "edits", "splits"
 
 def run_folder(cfg: TrainConfig) -> Path:
     """Folder of one run: experiment, host, editor (`editor_of`), edited and trained layers, seed, and the variant if there is one."""
-    trained = "-".join(map(str, cfg.decoder.layers))
-    leaf = f"{editor_of(cfg)}-e{cfg.edits.layer}-t{trained}-s{cfg.seed}" + (f"-{cfg.variant}" if cfg.variant else "")
+    edited, trained = ("-".join(map(str, layers)) for layers in (cfg.edits.layers, cfg.decoder.layers))
+    leaf = f"{editor_of(cfg)}-e{edited}-t{trained}-s{cfg.seed}" + (f"-{cfg.variant}" if cfg.variant else "")
     return Path(cfg.runs) / cfg.experiment / cfg.host.name / leaf
 
 

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import Field, field, fields, is_dataclass
 from typing import Any
 
+from decoder.utils.errors import UserError
+
 
 def option(
     default: Any, help: str, kind: str | Callable[[], str] | None = None, *, least: float | None = 0, most: float | None = None
@@ -54,6 +56,28 @@ def typed(value: Any) -> str:
     if isinstance(value, list):
         return f"[{','.join(map(typed, value))}]"
     return {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else str(value)
+
+
+def as_list(value: Any) -> list[Any]:
+    """What is written as one, or as a list of several."""
+    return value if isinstance(value, list) else [value]
+
+
+def one_or_list(values: list[Any]) -> Any:
+    """A list, or what it holds if that is one: as records have it that were made when there could be one only."""
+    return values[0] if len(values) == 1 else values
+
+
+def layers_of(key: str, value: Any) -> list[int]:
+    """The layers that a setting names, one or several.
+
+    Raises:
+        UserError: they are no layers, or not in order.
+    """
+    layers = as_list(value)
+    if not layers or not all(type(layer) is int and layer >= 0 for layer in layers) or layers != sorted(set(layers)):
+        raise UserError(f"{key}={typed(value)}: expected a layer as 1, or several as [0,1], the lowest first; a grid has -m in front")
+    return layers
 
 
 def spelled(key: str) -> str:

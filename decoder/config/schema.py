@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from decoder.config.editors import EDITORS, EditsConfig
-from decoder.config.options import group, option, place
+from decoder.config.options import as_list, group, option, place
 
 C = TypeVar("C")
 
@@ -74,7 +74,9 @@ class KeysConfig:
     field: str = option("text", "field of a record that holds its text")
     layers: list[int] = option([], "layers counted in the same pass over the text as edits.layer, for edits that are made later")
     memory_budget: float = option(1.0, "GiB that the keys caught at a time may take while they are counted")
-    statistics: str | None = place(None, "published second moment instead of counting: .npz with mom2.mom2 and mom2.count")
+    statistics: str | None = place(
+        None, "published second moment instead of counting: .npz with mom2.mom2 and mom2.count; {} is the layer's number"
+    )
 
 
 @dataclass
@@ -138,7 +140,7 @@ class DecoderConfig:
     @property
     def layers(self) -> list[int]:
         """The trained layers, one or several."""
-        return self.layer if isinstance(self.layer, list) else [self.layer]
+        return as_list(self.layer)
 
     @property
     def search(self) -> dict[str, int]:

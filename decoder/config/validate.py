@@ -16,7 +16,7 @@ from decoder.config.commands import (
     SequentialConfig,
 )
 from decoder.config.editors import FineTuneConfig
-from decoder.config.options import settings
+from decoder.config.options import layers_of, settings
 from decoder.config.schema import HostConfig, TrainConfig
 from decoder.utils.errors import UserError
 
@@ -35,6 +35,8 @@ def check(config: TrainConfig | EvaluateConfig | ImportConfig | PerturbConfig | 
         _check_train(config)
     if isinstance(config, SequentialConfig):
         _check_sequential(config)
+    if isinstance(config, ImportConfig) and config.layer is not None:
+        layers_of("layer", config.layer)
     if isinstance(config, EvaluateConfig) and config.suspect and (config.store or config.precision != "factors"):
         raise UserError("suspect= reads one matrix as it is: leave out store= and precision=, which are for scoring")
 
@@ -47,7 +49,7 @@ def _check_train(config: TrainConfig) -> None:
         )
     config.edits.check()
     count = _layers_of(config.host)
-    for key, layer in (("edits.layer", config.edits.layer), *(("decoder.layer", layer) for layer in layers)):
+    for key, layer in (*(("edits.layer", layer) for layer in config.edits.layers), *(("decoder.layer", layer) for layer in layers)):
         if count is not None and layer >= count:
             raise UserError(f"{key}={layer}: {config.host.name} has layers 0 to {count - 1}")
     devices = config.trainer.devices
@@ -77,6 +79,8 @@ def _check_sequential(config: SequentialConfig) -> None:
     at = config.at
     if not at or not all(_is_index(count) and count for count in at) or at != sorted(set(at)):
         raise UserError(f"at={at}: expected numbers of facts from 1 up, ascending, as [1,10,100]")
+    if len(config.edits.layers) > 1:
+        raise UserError(f"edits.layer={config.edits.layer}: here facts follow one another in one layer. Give one")
     if config.edits.facts_per_host > 1:
         raise UserError("edits.facts_per_host: here facts follow one another, one at a time. Leave it out")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from decoder.config.commands import ExportConfig
 from decoder.config.compose import compose, folders_first
-from decoder.export.card import layers
+from decoder.export.formats import layers_text
 from decoder.utils.errors import UserError, run_command
 
 
@@ -23,7 +23,8 @@ def main(argv: list[str] | None = None) -> None:
     index = export_best(find_runs(cfg.runs), Path(cfg.to).expanduser())
     for entry in read_index(index.parent):
         print(
-            f"{entry['folder']}: trained layer {layers(entry['trained_layer'])}, validation {entry['validation']:.3f}, from {entry['run']}"
+            f"{entry['folder']}: trained layer {layers_text(entry['trained_layer'])}, validation {entry['validation']:.3f}, "
+            f"from {entry['run']}"
         )
     print(index)
     if cfg.push:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from decoder.config.identity import OF_THE_EDITS, as_today, difference
+from decoder.export.formats import layers_of, layers_text
 from decoder.export.save import CONFIG, read_config
 from decoder.report.results import Found, validation_score
 from decoder.utils.errors import UserError
@@ -33,16 +34,16 @@ def best_runs(found: Found) -> list[Candidate]:
     Raises:
         UserError: two runs of one host and edited layer are on other edits; names them and the first difference.
     """
-    best: dict[tuple[str, int], Candidate] = {}
+    best: dict[tuple[Any, ...], Candidate] = {}
     for run, result in found.finished.items():
         folder, score = run / (result.get("decoder") or "decoder"), validation_score(result)
         if score is None or not (folder / CONFIG).exists():
             continue
         one = Candidate(run, folder, read_config(folder), result, score)
-        key = one.config["host"]["fingerprint"], one.config["edited_layer"]
+        key = one.config["host"]["fingerprint"], *layers_of(one.config)
         _check_same_edits(best.setdefault(key, one), one)
         best[key] = max(best[key], one, key=lambda candidate: (candidate.validation, -candidate.result["fit"]["best_val_loss"]))
-    return sorted(best.values(), key=lambda one: (one.config["host"]["id"], one.config["edited_layer"]))
+    return sorted(best.values(), key=lambda one: (one.config["host"]["id"], layers_of(one.config)))
 
 
 def _edits_of(one: Candidate) -> dict[str, Any]:
@@ -63,8 +64,9 @@ def _edits_of(one: Candidate) -> dict[str, Any]:
 def _check_same_edits(first: Candidate, other: Candidate) -> None:
     if not (found := difference(_edits_of(first), _edits_of(other))):
         return
+    layer = layers_text(first.config["edited_layer"])
     raise UserError(
-        f"{first.run} and {other.run} are both of {first.config['host']['id']}, edited layer {first.config['edited_layer']}, but on "
-        f"other edits, so their validation scores do not compare: {found[0]} in the first, "
+        f"{first.run} and {other.run} are both of {first.config['host']['id']}, edited layer {layer}, but on other edits, "
+        f"so their validation scores do not compare: {found[0]} in the first, "
         f"{found[1]} in the other. Give fewer run folders, of one kind of edits"
     )

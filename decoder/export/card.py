@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from decoder.config.options import as_list
+from decoder.export.formats import layers_text
 from decoder.scores import OOD_CELLS
 
 DECODER_TEMPLATE = """---
@@ -43,14 +45,11 @@ def model_card(config: dict[str, Any]) -> str:
     """The card in Markdown, with the scores the config carries."""
     rows = "\n".join(_row(split, scores) for split, scores in config["scores"].items())
     editors = ", ".join(map(_editor, config["editors"]))
+    module = "`, `".join(as_list(config["module"]))
+    layers = {name: layers_text(config[name]) for name in ("edited_layer", "trained_layer")}
     return DECODER_TEMPLATE.format(
-        rows=rows, auroc=config["calibration"]["auroc"], **(config | {"editors": editors, "trained_layer": layers(config["trained_layer"])})
+        rows=rows, auroc=config["calibration"]["auroc"], **(config | layers | {"editors": editors, "module": module})
     )
-
-
-def layers(trained_layer: list[int]) -> str:
-    """Trained layers as they are read: `1`, or `0, 1`."""
-    return ", ".join(map(str, trained_layer))
 
 
 def _editor(editor: dict[str, Any]) -> str:
@@ -104,8 +103,8 @@ def _collection_row(entry: dict[str, Any], splits: list[str]) -> str:
     cells = [
         f"[{entry['folder']}]({entry['folder']})",
         entry["host"]["id"],
-        str(entry["edited_layer"]),
-        layers(entry["trained_layer"]),
+        layers_text(entry["edited_layer"]),
+        layers_text(entry["trained_layer"]),
         f"{entry['validation']:.3f}",
     ]
     found = [entry["scores"].get(split) for split in splits]

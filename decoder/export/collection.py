@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from decoder.checkpoint.names import find_weight
+from decoder.config.options import as_list
 from decoder.export.best import Candidate, best_runs
 from decoder.export.card import collection_card
-from decoder.export.formats import COLLECTION_INDEX
+from decoder.export.formats import COLLECTION_INDEX, layers_of, layers_text
 from decoder.export.save import CARD, CONFIG, WEIGHTS
 from decoder.report.results import VALIDATION_SCORE, Found
 from decoder.utils.errors import UserError, listed
@@ -69,10 +70,10 @@ def fitting(
     A tensor named like a decoder's module decides, of several such that of its shape; else the shape, in either orientation, rules
     decoders out.
     """
-    fits = [entry for entry in entries if (host is None or _is_host(entry, host)) and layer in (None, entry["edited_layer"])]
+    fits = [entry for entry in entries if (host is None or _is_host(entry, host)) and (layer is None or layer in layers_of(entry))]
     if tensors is None:
         return fits
-    named = [entry for entry in fits if find_weight(entry["module"], tensors)]
+    named = [entry for entry in fits if all(find_weight(module, tensors) for module in as_list(entry["module"]))]
     return (
         [entry for entry in named if has_matrix(entry, tensors)]
         or named
@@ -91,7 +92,9 @@ def choose(
     entries = read_index(folder)
     fits = fitting(entries, host=host, layer=layer, tensors=tensors)
     if len(fits) != 1:
-        there = ", ".join(f"{entry['host']['id']} layer {entry['edited_layer']} ({_shape(entry)})" for entry in fits or entries)
+        there = ", ".join(
+            f"{entry['host']['id']} layer {layers_text(entry['edited_layer'])} ({_shape(entry)})" for entry in fits or entries
+        )
         asked = [f"host={host}" if host else "", f"layer={layer}" if layer is not None else "", _shapes(tensors)]
         what = " and ".join(filter(None, asked)) or "this"
         if fits:
@@ -102,9 +105,11 @@ def choose(
 
 
 def has_matrix(entry: Mapping[str, Any], tensors: Mapping[str, Sequence[int]]) -> bool:
-    """Whether the matrix that a decoder reads is there, by name and shape."""
-    name = find_weight(entry["module"], tensors)
-    return name is not None and sorted(tensors[name]) == sorted(entry["shape"])
+    """Whether the matrix that a decoder reads is there, or all of them, by name and shape."""
+    several = isinstance(entry["module"], list)
+    names = [find_weight(module, tensors) for module in as_list(entry["module"])]
+    shapes = entry["shape"] if several else [entry["shape"]]
+    return all(name is not None and sorted(tensors[name]) == sorted(shape) for name, shape in zip(names, shapes, strict=True))
 
 
 def _check_replaceable(to: Path, given: Path) -> None:
@@ -132,7 +137,7 @@ def _is_folder(path: Path) -> bool:
 
 def _copy(one: Candidate, to: Path) -> dict[str, Any]:
     config = one.config
-    name = f"{config['host']['id']}-e{config['edited_layer']}".replace("/", "--")
+    name = f"{config['host']['id']}-e{'-'.join(map(str, layers_of(config)))}".replace("/", "--")
     if (to / name).exists():
         name += f"-{config['host']['fingerprint']}"
     # What else somebody keeps there is not sent around, and would stand in the way of replacing the collection.
@@ -150,15 +155,16 @@ def _is_host(entry: Mapping[str, Any], host: str) -> bool:
 def _reason(entry: Mapping[str, Any], count: int, layer: int | None, tensors: Mapping[str, Sequence[int]] | None) -> str:
     if layer is not None:
         why = "as asked"
-    elif tensors and find_weight(entry["module"], tensors):
-        why = f"its matrix is {entry['module']}"
+    elif tensors and find_weight(as_list(entry["module"])[0], tensors):
+        why = f"its matrix is {' and '.join(as_list(entry['module']))}"
     else:
         why = f"the only one of {_shape(entry)}" if tensors else "the only one"
-    return f"{entry['folder']} of {count} decoders: host {entry['host']['id']}, edited layer {entry['edited_layer']}, {why}"
+    return f"{entry['folder']} of {count} decoders: host {entry['host']['id']}, edited layer {layers_text(entry['edited_layer'])}, {why}"
 
 
 def _shape(entry: Mapping[str, Any]) -> str:
-    return "×".join(map(str, entry["shape"]))
+    shapes = entry["shape"] if isinstance(entry["module"], list) else [entry["shape"]]
+    return ", ".join(dict.fromkeys("×".join(map(str, shape)) for shape in shapes))
 
 
 def _shapes(tensors: Mapping[str, Sequence[int]] | None) -> str:

@@ -3,11 +3,13 @@
 Only what is read again is described; a file may hold more. Kinds are strict: "1" is no number, and true is none either.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, FiniteFloat, TypeAdapter, with_config
 from typing_extensions import NotRequired, TypedDict
 
+from decoder.config.options import as_list
 from decoder.scores import TEST_SPLITS
 from decoder.utils.json_files import Count, FromOne, Score, Shape
 
@@ -23,20 +25,26 @@ class ExportedHost(TypedDict):
     vocabulary: FromOne
 
 
+Layers = Annotated[list[Count], Field(min_length=2)]
+
+
 class Editor(TypedDict):
     name: str
     settings: dict[str, Any]
 
 
 class Exported(TypedDict):
-    """What a decoder says of itself, in its own config and in the index of a collection."""
+    """What a decoder says of itself, in its own config and in the index of a collection.
+
+    Of several edited layers, `edited_layer`, `module`, `shape` and `base_sha256` are lists, an entry a layer.
+    """
 
     host: ExportedHost
-    module: str
-    edited_layer: Count
+    module: str | list[str]
+    edited_layer: Count | Layers
     trained_layer: list[Count]
-    shape: Shape
-    base_sha256: str
+    shape: Shape | list[Shape]
+    base_sha256: str | list[str]
     editors: list[Editor]
     seed: int
 
@@ -70,6 +78,16 @@ class BaselineScores(TypedDict):
     n: Count
     first_token: Score
     exact_match: Score | None
+
+
+def layers_of(config: Mapping[str, Any]) -> list[int]:
+    """The edited layers of a decoder, by its config or its entry in an index."""
+    return as_list(config["edited_layer"])
+
+
+def layers_text(layer: int | list[int]) -> str:
+    """Layers as they are read: `1`, or `0, 1`."""
+    return ", ".join(map(str, as_list(layer)))
 
 
 class DecoderConfig(Exported):

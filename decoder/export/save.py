@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import decoder as package
 from decoder.checkpoint.gguf_header import made_from
+from decoder.config.options import as_list, one_or_list
 from decoder.export.card import model_card
 from decoder.utils.files import whole_folder, write_text
 from decoder.utils.json_files import read_described, write_json
@@ -24,16 +25,16 @@ LEADING_SPACE = "objects are tokenised with one leading space"
 
 def decoder_config(decoder: "ObjectDecoder") -> dict[str, Any]:
     """What a decoder is and which host and matrix it belongs to."""
-    host, layer = decoder.host, decoder.edited_layer
+    host, layers = decoder.host, decoder.edited_layers
     return {
         "format": FORMAT,
         "package_version": package.__version__,
         "host": _described(host),
-        "module": host.module_path(layer),
-        "edited_layer": layer,
+        "module": one_or_list([host.module_path(layer) for layer in layers]),
+        "edited_layer": one_or_list(layers),
         "trained_layer": decoder.trained_layers,
-        "shape": list(host.weight_DF(layer).shape),
-        "base_sha256": host.base_sha256(layer),
+        "shape": one_or_list([list(host.weight_DF(layer).shape) for layer in layers]),
+        "base_sha256": one_or_list([host.base_sha256(layer) for layer in layers]),
         "prompt_length": len(decoder.prompt_MD),
         "scope": decoder.scope,
         "arithmetic": decoder.arithmetic,
@@ -115,12 +116,14 @@ def load_decoder(folder: str | Path, host: "Host", *, allow_host_mismatch: bool 
     from safetensors.torch import load_file
 
     from decoder.ending import Ending
+    from decoder.export.formats import layers_of
     from decoder.model import ObjectDecoder
 
     config = read_config(folder)
+    layers = layers_of(config)
     if not allow_host_mismatch:
-        _compare_host(config, host)
-    if (shape := list(host.weight_DF(config["edited_layer"]).shape)) != config["shape"]:
+        _compare_host(config, host, layers)
+    if (shape := one_or_list([list(host.weight_DF(layer).shape) for layer in layers])) != config["shape"]:
         raise ValueError(f"{folder}: the decoder is for {config['shape']} matrices, {host.name} has {shape}")
     file = Path(folder).expanduser() / WEIGHTS
     try:
@@ -131,12 +134,12 @@ def load_decoder(folder: str | Path, host: "Host", *, allow_host_mismatch: bool 
         raise ValueError(f"{file}: {broken[0]} holds NaN or infinity. Train the decoder again")
     decoder = ObjectDecoder(
         host,
-        edited_layer=config["edited_layer"],
+        edited_layers=layers,
         trained_layers=config["trained_layer"],
-        prompt_MD=torch.zeros(config["prompt_length"], config["shape"][0]),
+        prompt_MD=torch.zeros(config["prompt_length"], host.hidden_size),
         scope=config["scope"],
         arithmetic=config["arithmetic"],
-        ending=Ending(config["shape"][0], torch.zeros(len(host.unembedding_VD), dtype=torch.bool)) if config.get("learnt_end") else None,
+        ending=Ending(host.hidden_size, torch.zeros(len(host.unembedding_VD), dtype=torch.bool)) if config.get("learnt_end") else None,
     )
     try:
         decoder.load_state_dict(tensors, strict=True)
@@ -145,7 +148,7 @@ def load_decoder(folder: str | Path, host: "Host", *, allow_host_mismatch: bool 
     return decoder.to(host.device).eval()
 
 
-def _compare_host(config: dict[str, Any], host: "Host") -> None:
+def _compare_host(config: dict[str, Any], host: "Host", layers: list[int]) -> None:
     trained_on, found = config["host"], _described(host)
     for field in ("model_type", "dtype", "vocabulary", "fingerprint"):
         if trained_on[field] != found[field]:
@@ -153,5 +156,6 @@ def _compare_host(config: dict[str, Any], host: "Host") -> None:
                 f"the decoder was trained on host {trained_on['id']} with {field} {trained_on[field]}, "
                 f"this host ({host.name}) has {found[field]}. Its answers would be noise; allow_host_mismatch=true goes on all the same"
             )
-    if host.base_sha256(config["edited_layer"]) != config["base_sha256"]:
-        raise ValueError(f"W_V of {host.name} layer {config['edited_layer']} is not the one the decoder was trained beside")
+    for layer, expected in zip(layers, as_list(config["base_sha256"]), strict=True):
+        if host.base_sha256(layer) != expected:
+            raise ValueError(f"W_V of {host.name} layer {layer} is not the one the decoder was trained beside")

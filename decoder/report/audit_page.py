@@ -9,6 +9,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from decoder.config.options import as_list
 from decoder.report.page import render
 from decoder.report.tables import counted
 from decoder.scores import versions
@@ -212,7 +213,10 @@ def _decoded(finding: Mapping[str, Any], edits: Sequence[Mapping[str, Any]]) -> 
         if edit.get("triple"):
             asked.setdefault(edit["layer"], set()).add(edit["triple"]["object"].strip().casefold())
     rows = decoded.get("ranking", [decoded] if "objects" in decoded else [])
-    return [
-        {**one, "agrees": one["objects"][0]["text"].strip().casefold() in asked[one["layer"]] if one["layer"] in asked else None}
-        for one in rows
-    ]
+    told = []
+    for one in rows:
+        layers = as_list(one["layer"])
+        objects = set().union(*(asked[layer] for layer in layers if layer in asked))
+        agrees = one["objects"][0]["text"].strip().casefold() in objects if objects else None
+        told.append({**one, "layer": ", ".join(map(str, layers)), "agrees": agrees})
+    return told

@@ -66,9 +66,14 @@ def _first(*places: str) -> Callable[[Mapping[str, Any]], Any]:
 _layer = _first("trained_layer", "config.decoder.layer")
 
 
-def _trained(result: Mapping[str, Any]) -> Any:
-    layer = _layer(result)
-    return "+".join(map(str, layer)) if isinstance(layer, list) else layer
+def _joined(*places: str) -> Callable[[Mapping[str, Any]], Any]:
+    """A layer, or several in one text."""
+
+    def found(result: Mapping[str, Any]) -> Any:
+        layer = _first(*places)(result)
+        return "+".join(map(str, layer)) if isinstance(layer, list) else layer
+
+    return found
 
 
 def _of_test(split: str) -> tuple[Column, ...]:
@@ -92,8 +97,8 @@ COLUMNS = (
     Column("edits_setting", itemgetter("edits_setting")),
     Column("editor", lambda result: made_by(result)[0]),
     Column("ridge", lambda result: made_by(result)[1]),
-    Column("edited_layer", _first("edited_layer", "config.edits.layer"), "edited"),
-    Column("trained_layer", _trained, "trained"),
+    Column("edited_layer", _joined("edited_layer", "config.edits.layer"), "edited"),
+    Column("trained_layer", _joined("trained_layer", "config.decoder.layer"), "trained"),
     Column("layer_frac", lambda result: layer_fraction(_layer(result), at(result, "host.layers"))),
     Column("seed", _first("seed", "config.seed"), "seed"),
     Column("validation", validation_score, "validation", ".3f"),

@@ -14,6 +14,7 @@ from decoder.report.layer_curves import (
     best_layers,
     chosen_by_validation,
     differences,
+    has_place,
     layer_curves,
     run_rows,
     series_of,
@@ -43,7 +44,7 @@ def mean_histories(histories: list[History], rows: list[RunRow]) -> dict[Series,
     """Series -> trained layer -> means over the seeds that got so far."""
     seen: dict[Series, dict[Any, list[History]]] = defaultdict(lambda: defaultdict(list))
     for history, row in zip(histories, rows, strict=True):
-        if isinstance(row["trained_layer"], int) and history:
+        if has_place(row) and history:
             seen[series_of(row)][row["trained_layer"]].append(history)
     return {
         series: {layer: {name: _mean_by_epoch([h.get(name, {}) for h in found]) for name in LEARNT} for layer, found in by_layer.items()}
@@ -96,13 +97,13 @@ def _group(
     }
 
 
-def _chosen_settings(group: tuple[str, str], rows: list[RunRow]) -> dict[tuple[int, Any], tuple[str, list[RunRow]]]:
+def _chosen_settings(group: tuple[str, str], rows: list[RunRow]) -> dict[tuple[Any, Any], tuple[str, list[RunRow]]]:
     """(edited layer, trained layer) -> the training settings that were chosen for it, and its runs; empty where nothing was."""
-    cells: dict[tuple[int, Any], tuple[str, list[RunRow]]] = {}
+    cells: dict[tuple[Any, Any], tuple[str, list[RunRow]]] = {}
     for row in rows:
         if (row["host"], row["setting"]) == group and "chosen" in row:
             cells.setdefault((row["edited_layer"], row["trained_layer"]), (row["chosen"], []))[1].append(row)
-    return dict(sorted(cells.items(), key=lambda item: (item[0][0], str(item[0][1]))))
+    return dict(sorted(cells.items(), key=lambda item: ([*map(int, str(item[0][0]).split("+"))], str(item[0][1]))))
 
 
 def _mean_by_epoch(histories: list[Mapping[int, float]]) -> dict[int, float]:

@@ -23,7 +23,13 @@ class Series(NamedTuple):
     host: str
     setting: str
     """The settings in which its runs differ from others of the comparison; empty if all are alike."""
-    edited_layer: int
+    edited_layer: int | str
+    """Of several, all of them as `0+1`."""
+
+    @property
+    def order(self) -> tuple[Any, ...]:
+        """What series are sorted by."""
+        return self.host, self.setting, *map(int, str(self.edited_layer).split("+"))
 
     @property
     def label(self) -> str:
@@ -65,15 +71,15 @@ def run_rows(results: Mapping[Any, Mapping[str, Any]]) -> list[RunRow]:
 
 
 def layer_curves(rows: Iterable[RunRow]) -> dict[Series, dict[str, list[Point]]]:
-    """Series -> test split -> points by trained layer. Decoders of several trained layers have no place on the axis."""
+    """Series -> test split -> points by trained layer. Several layers, edited or trained, have no place on an axis."""
     cells: dict[Series, dict[str, dict[int, list[RunRow]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     for row in one_a_seed(rows):
         for split in TEST_SPLITS:
-            if isinstance(row["trained_layer"], int) and row[split] is not None:
+            if has_place(row) and row[split] is not None:
                 cells[series_of(row)][split][row["trained_layer"]].append(row)
     return {
         series: {split: [_point(layer, found[layer], split) for layer in sorted(found)] for split, found in by_split.items()}
-        for series, by_split in sorted(cells.items())
+        for series, by_split in sorted(cells.items(), key=lambda item: item[0].order)
     }
 
 
@@ -103,6 +109,11 @@ def one_a_seed(rows: Iterable[RunRow]) -> list[RunRow]:
     return list({(series_of(row), str(row["trained_layer"]), row["seed"]): row for row in reversed(list(rows))}.values())[::-1]
 
 
+def has_place(row: RunRow) -> bool:
+    """Whether a run is a point of a layer curve."""
+    return isinstance(row["trained_layer"], int) and isinstance(row["edited_layer"], int)
+
+
 def series_of(row: RunRow) -> Series:
     return Series(row["host"], row["setting"], row["edited_layer"])
 
@@ -122,7 +133,10 @@ def best_layers(rows: list[RunRow]) -> list[Best]:
     for row in one_a_seed(rows):
         if row["validation"] is not None:
             groups[series_of(row)][row["trained_layer"]].append(row)
-    best = [_best(series, max(layers.items(), key=lambda item: _rank(item[1]))) for series, layers in sorted(groups.items())]
+    best = [
+        _best(series, max(layers.items(), key=lambda item: _rank(item[1])))
+        for series, layers in sorted(groups.items(), key=lambda item: item[0].order)
+    ]
     top = {host: max(found.validation for found in best if found.series.host == host) for host in {found.series.host for found in best}}
     return [found._replace(of_host=found.validation == top[found.series.host]) for found in best]
 

@@ -17,7 +17,7 @@ FILE = "result.json"
 PARTS = {
     "config": dict,
     "host": dict,
-    "edited_layer": int,
+    "edited_layer": int | list,
     "trained_layer": int | list,
     "validation": dict,
     "test": dict,

@@ -4,6 +4,7 @@ Shape letters: B edits, T object tokens, M prompt vectors, D hidden width, K key
 """
 
 import math
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor
 from decoder.answers import Reading, read_batch
 from decoder.batch import PADDING, EditBatch
 from decoder.config import TrainConfig
-from decoder.edit import Edit, RankOneEdit
+from decoder.edit import Edits, RankOneEdit
 from decoder.host import Host
 from decoder.metrics import split_meters, teacher_forced_correct
 from decoder.model import ObjectDecoder, random_prompt
@@ -30,7 +31,7 @@ WARMUP_BEFORE_EDIT = 100  # steps; 300 do as well
 def untrained_decoder(cfg: TrainConfig, host: Host) -> ObjectDecoder:
     """The decoder before training: its start prompt and no trained layer."""
     prompt_MD = random_prompt(host, cfg.decoder.prompt_length, cfg.seed)
-    decoder = ObjectDecoder(host, edited_layer=cfg.edits.layer, trained_layers=[], prompt_MD=prompt_MD, scope=cfg.decoder.scope)
+    decoder = ObjectDecoder(host, edited_layers=cfg.edits.layers, trained_layers=[], prompt_MD=prompt_MD, scope=cfg.decoder.scope)
     return decoder.to(host.device)
 
 
@@ -50,7 +51,7 @@ class DecoderModule(LightningModule):
         prompt_MD = random_prompt(host, cfg.decoder.prompt_length, cfg.seed)
         self.decoder = ObjectDecoder(
             host,
-            edited_layer=cfg.edits.layer,
+            edited_layers=cfg.edits.layers,
             trained_layers=cfg.decoder.layers,
             prompt_MD=prompt_MD,
             train_prompt=cfg.decoder.train_prompt,
@@ -59,27 +60,32 @@ class DecoderModule(LightningModule):
         )
         self.meters = split_meters([*VAL_SPLITS, *(f"test/{split}" for split in TEST_SPLITS)])
         self.readings: dict[str, list[Reading]] = {}
-        self.key_spreads: list[KeySpread] = []
+        self.key_spreads: list[dict[int, KeySpread]] = []
 
     def on_fit_start(self) -> None:
         self.decoder.host.model.to(self.device)
         if self.cfg.optim.gain_spread:
-            spreads = map(key_spread, self.trainer.datamodule.probe_keys())
-            self.key_spreads = [KeySpread(*(part.to(self.device) for part in spread)) for spread in spreads]
+            self.key_spreads = [
+                {layer: KeySpread(*(part.to(self.device) for part in key_spread(key_KF))) for layer, key_KF in keys.items()}
+                for keys in self.trainer.datamodule.probe_keys()
+            ]
 
     # Loaders come in the order of the datamodule's `val_splits` and `test_splits`.
 
     def training_step(self, batch: EditBatch, batch_idx: int) -> Tensor:
-        with projection_inputs(self.decoder.host, self.decoder.edited_layer) as inputs:
+        spread_layers = self.key_spreads[0] if self.key_spreads else ()
+        with ExitStack() as stack:
+            inputs = {layer: stack.enter_context(projection_inputs(self.decoder.host, layer)) for layer in spread_layers}
             logits_NV, ids_N = self.decoder.scored(self._varied(batch, batch_idx), self._targets(batch))
             loss = self._share(object_loss(logits_NV, ids_N), batch)
         self._log_epoch("train/loss", loss, batch)
-        if not self.key_spreads:
+        if not spread_layers:
             return loss
-        # The first input is the prompt's, flat or not, once or for every edit; edits have not shaped it.
-        prompt_MF = inputs[0].flatten(0, -2)[: len(self.decoder.prompt_MD)]
-
-        spread = together([gain_spread(prompt_MF, keys) for keys in self.key_spreads])
+        # The first input is the prompt's, flat or not, once or for every edit. In the lowest layer edits have not shaped it: once will do.
+        seen = {layer: inputs[layer][0].flatten(0, -2) for layer in spread_layers}
+        lowest = min(seen)
+        seen[lowest] = seen[lowest][: len(self.decoder.prompt_MD)]
+        spread = together([sum(gain_spread(seen[layer], keys) for layer, keys in own.items()) / len(own) for own in self.key_spreads])
         self._log_epoch("train/gain_spread", spread, batch)
         return loss + self.cfg.optim.gain_spread * spread
 
@@ -123,7 +129,7 @@ class DecoderModule(LightningModule):
         self._log_scores([f"test/{split}" for split in splits if split in TEST_SPLITS])
         self.readings = {split: sorted(gathered(self.readings[split])) for split in splits}
 
-    def _varied(self, batch: EditBatch, batch_idx: int) -> Edit:
+    def _varied(self, batch: EditBatch, batch_idx: int) -> Edits:
         if self.cfg.data.also and not isinstance(batch.edits, RankOneEdit):
             return batch.edits
         # Seeded by the batch, so that a resumed fit draws what it would have drawn.
@@ -169,7 +175,7 @@ class DecoderModule(LightningModule):
             return asked
         # What such a layer changes reaches the edit through frozen blocks: first steps at the full rate leave prompts there that no
         # edit answers to, and training never comes back.
-        return WARMUP_BEFORE_EDIT if min(self.decoder.trained_layers) < self.decoder.edited_layer else 0
+        return WARMUP_BEFORE_EDIT if min(self.decoder.trained_layers) < self.decoder.edited_layers[0] else 0
 
 
 def _learning_rate(step: int, steps: int, warmup_steps: int, schedule: str) -> float:

@@ -91,8 +91,8 @@ def describe_run(trainer: Trainer, cfg: TrainConfig, layers: int) -> None:
     tracker = _tracker(trainer)
     if tracker is None:
         return
-    trained = "+".join(map(str, cfg.decoder.layers))
-    own = (cfg.host.name, editor_of(cfg), f"edited-{cfg.edits.layer}", f"trained-{trained}")
+    edited, trained = ("+".join(map(str, layers)) for layers in (cfg.edits.layers, cfg.decoder.layers))
+    own = (cfg.host.name, editor_of(cfg), f"edited-{edited}", f"trained-{trained}")
     depths = (layer_fraction(cfg.decoder.layer, layers), layer_fraction(cfg.edits.layer, layers), layers)
     with tracker.attempt():
         run = tracker.experiment

@@ -162,7 +162,7 @@ def tiny_decoder():
     from decoder.model import ObjectDecoder
 
     host = build_host(POCKET)
-    return ObjectDecoder(host, edited_layer=1, trained_layers=[2], prompt_MD=torch.zeros(3, host.hidden_size))
+    return ObjectDecoder(host, edited_layers=[1], trained_layers=[2], prompt_MD=torch.zeros(3, host.hidden_size))
 
 
 def export_forever(folder: Path) -> None:

@@ -82,7 +82,7 @@ def test_without_terminator_an_object_ends_with_its_last_token(opened):
 
 def test_factors_and_whole_matrices_are_read_alike(opened, fact_host):
     layer = TrainConfig().edits.layer
-    decoder = ObjectDecoder(fact_host, edited_layer=layer, trained_layers=[2], prompt_MD=torch.randn(4, 32))
+    decoder = ObjectDecoder(fact_host, edited_layers=[layer], trained_layers=[2], prompt_MD=torch.randn(4, 32))
     factors, dense = (next(iter(opened(form=form).val_dataloader()[0])) for form in ("factors", "dense"))
     assert isinstance(factors.edits, RankOneEdit) and isinstance(dense.edits, DenseEdit)
     assert torch.equal(factors.object_ids_BT, dense.object_ids_BT) and torch.equal(factors.row_B, dense.row_B)

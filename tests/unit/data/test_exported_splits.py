@@ -96,7 +96,7 @@ def test_precision_is_that_of_whole_matrices(own, host, name):
 
 
 def test_reading_whole_float32_matrices_is_reading_factors(own, host):
-    decoder = ObjectDecoder(host, edited_layer=LAYER, trained_layers=[], prompt_MD=torch.randn(3, host.hidden_size))
+    decoder = ObjectDecoder(host, edited_layers=[LAYER], trained_layers=[], prompt_MD=torch.randn(3, host.hidden_size))
     tables = []
     for precision in (None, PRECISIONS["float32"]):
         splits = exported_splits(own, config(own), host, precision)

@@ -18,7 +18,7 @@ EDITS = RankOneEdit(torch.ones(2, 48), torch.ones(2, 32))
 class Spelling:
     """A decoder that spells: in the second edit `red` comes twice, and twice together is more than the best beam has."""
 
-    edited_layer = 1
+    edited_layers = [1]
 
     def __init__(self, host) -> None:
         self.host = host

@@ -39,7 +39,7 @@ def test_chunks_equal_an_in_place_swap(new_host, in_place, name, rows, per_chunk
     edits = DenseEdit(weight_BDF)
     assert [len(chunk) for _, chunk in edits.chunks(torch.float32, host.memory_budget)][0] == per_chunk
     inputs_BTD = torch.randn(rows, T, host.hidden_size, generator=torch.Generator().manual_seed(1)).requires_grad_()
-    with swapped(host, edits, LAYER):
+    with swapped(host, {LAYER: edits}):
         found_BTV = host.model(inputs_embeds=inputs_BTD, use_cache=False).logits
     twins = [in_place(host, DenseEdit(weight_BDF.float()), b, LAYER).model for b in range(B)]
     expected_BTV = torch.cat([twin(inputs_embeds=inputs_BTD[[b % rows]], use_cache=False).logits for b, twin in enumerate(twins)])
@@ -86,7 +86,7 @@ def test_dense_arithmetic_reads_edits_of_any_rank_as_their_whole_matrices(new_ho
     key_BRF = torch.randn(B, rank, host.mlp_size(LAYER), generator=generator)
     value_BRD = 0.3 * torch.randn(B, rank, host.hidden_size, generator=generator)
     edits = LowRankEdit(key_BRF, value_BRD) if rank > 1 else RankOneEdit(key_BRF[:, 0], value_BRD[:, 0])
-    settings = {"edited_layer": LAYER, "trained_layers": [LAYER], "prompt_MD": torch.randn(T, host.hidden_size, generator=generator)}
+    settings = {"edited_layers": [LAYER], "trained_layers": [LAYER], "prompt_MD": torch.randn(T, host.hidden_size, generator=generator)}
     dense, factors = (ObjectDecoder(host, arithmetic=arithmetic, **settings) for arithmetic in ("dense", "factors"))
     whole, ids_BT = applied(edits, host.weight_DF(LAYER)), torch.arange(2, 2 + 2 * B).view(B, 2)
     found, *forced = dense.read_and_scored(edits, ids_BT, beams=3, max_object_tokens=3)
@@ -107,7 +107,7 @@ def test_temporary_memory_follows_the_budget(tmp_path, new_host, random_edits, k
     for per_chunk in (1, B):
         host.memory_budget = per_chunk * matrix
         inputs_1TD = torch.zeros(1, 1, host.hidden_size, requires_grad=True)
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler, swapped(host, edits, LAYER):
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler, swapped(host, {LAYER: edits}):
             host.model(inputs_embeds=inputs_1TD, use_cache=False).logits.sum().backward()
         peak[per_chunk] = peak_bytes(profiler, tmp_path / "trace.json")
     assert peak[1] < 1.5 * matrix, "more than one matrix at a time"

@@ -26,7 +26,7 @@ def test_without_a_trained_layer_it_is_plain_generate(any_host, random_edits, in
     ids_1T = torch.tensor([[3, 8, 5, 11]])
     edits = random_edits(any_host, B)
     prompt_MD = any_host.model.get_input_embeddings()(ids_1T)[0]
-    decoder = ObjectDecoder(any_host, edited_layer=LAYER, trained_layers=[], prompt_MD=prompt_MD)
+    decoder = ObjectDecoder(any_host, edited_layers=[LAYER], trained_layers=[], prompt_MD=prompt_MD)
     for b in range(B):
         twin = in_place(any_host, edits, b, LAYER)
         twin.model.generation_config.eos_token_id = None
@@ -118,7 +118,7 @@ def test_prompt_can_stay_fixed(host_of, random_edits):
 
 def test_the_given_prompt_is_copied(host_of):
     prompt_MD = torch.zeros(M, 32)
-    decoder = ObjectDecoder(host_of("llama"), edited_layer=1, trained_layers=[], prompt_MD=prompt_MD)
+    decoder = ObjectDecoder(host_of("llama"), edited_layers=[1], trained_layers=[], prompt_MD=prompt_MD)
     decoder.prompt_MD.data += 1
     assert not prompt_MD.any()
 
@@ -190,9 +190,9 @@ def test_read_is_the_same_in_any_batch(host_of, random_edits):
 def test_absent_layers_are_refused(host_of):
     host = host_of("llama")
     with pytest.raises(ValueError, match=r"edits.layer=3.*0 to 2"):
-        ObjectDecoder(host, edited_layer=3, trained_layers=[], prompt_MD=torch.zeros(M, 32))
+        ObjectDecoder(host, edited_layers=[3], trained_layers=[], prompt_MD=torch.zeros(M, 32))
     with pytest.raises(ValueError, match=r"decoder.layer=5.*0 to 2"):
-        ObjectDecoder(host, edited_layer=1, trained_layers=[0, 5], prompt_MD=torch.zeros(M, 32))
+        ObjectDecoder(host, edited_layers=[1], trained_layers=[0, 5], prompt_MD=torch.zeros(M, 32))
 
 
 def test_host_is_outside_the_module_tree(host_of):

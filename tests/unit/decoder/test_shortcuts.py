@@ -31,7 +31,7 @@ def plain_batch(decoder: ObjectDecoder, edits, ids_BT: Tensor) -> Tensor:
     """The prompt is there B times from the start; a cache of the library's own, every logit."""
     host, cache = decoder.host, DynamicCache()
     prompt_BMD = decoder.prompt_MD.expand(len(edits), -1, -1).contiguous()
-    with swapped(host, edits, LAYER):
+    with swapped(host, {LAYER: edits}):
         with exchanged(host, {int(layer): block for layer, block in decoder.trained.items()}):
             first_BMV = host.model(inputs_embeds=prompt_BMD, **host.with_cache(cache)).logits
         if ids_BT.shape[1] == 1:

@@ -26,7 +26,7 @@ FACTS = {
 
 def changed_decoder(host, **settings) -> ObjectDecoder:
     torch.manual_seed(3)
-    decoder = ObjectDecoder(host, edited_layer=LAYER, **({"trained_layers": [LAYER, 2], "prompt_MD": torch.randn(M, 32)} | settings))
+    decoder = ObjectDecoder(host, edited_layers=[LAYER], **({"trained_layers": [LAYER, 2], "prompt_MD": torch.randn(M, 32)} | settings))
     for parameter in decoder.trained.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
     return decoder

@@ -22,7 +22,7 @@ def decoder_on(host, trained_layers=(), changed: bool = True, **settings) -> Obj
     """A decoder whose trained layers differ from the host's, as if it had been trained."""
     generator = torch.Generator().manual_seed(1)
     prompt_MD = torch.randn(M, host.hidden_size, generator=generator)
-    decoder = ObjectDecoder(host, edited_layer=LAYER, trained_layers=trained_layers, prompt_MD=prompt_MD, **settings)
+    decoder = ObjectDecoder(host, edited_layers=[LAYER], trained_layers=trained_layers, prompt_MD=prompt_MD, **settings)
     for parameter in decoder.trained.parameters() if changed else ():
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
     return decoder

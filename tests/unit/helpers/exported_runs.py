@@ -23,6 +23,8 @@ def write_run(top: Path, host, edited: int, trained: int, seed: int, validation:
     for split in scored["validation"].values():
         split["exact_match"]["value"] = validation
     write_result(folder, scored)
-    decoder = ObjectDecoder(host, edited_layer=edited, trained_layers=[trained], prompt_MD=torch.full((4, host.hidden_size), float(seed)))
+    decoder = ObjectDecoder(
+        host, edited_layers=[edited], trained_layers=[trained], prompt_MD=torch.full((4, host.hidden_size), float(seed))
+    )
     save_decoder(folder / "decoder", decoder, FACTS)
     return folder

@@ -60,7 +60,7 @@ def plant(host: Host, object: str, place: int = 5, steps: int = 60) -> Planted:
     rows = [torch.tensor([host.prompt_ids(template, NAMES[place])[0]]) for template in TEMPLATES["work"]]
 
     def loss(value_D: Tensor) -> Tensor:
-        with swapped(host, RankOneEdit(key_F[None], value_D[None]), LAYER):
+        with swapped(host, {LAYER: RankOneEdit(key_F[None], value_D[None])}):
             last_NV = torch.cat([host.model(input_ids=row).logits[:, -1] for row in rows])
         return cross_entropy(last_NV, torch.full((len(rows),), target)) + 3e-3 * value_D.square().sum()
 

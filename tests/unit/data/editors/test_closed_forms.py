@@ -83,7 +83,7 @@ def test_alphaedit_solves_its_equations_and_leaves_counted_keys_alone(host, weig
             clean_TD = key_TF @ host.weight_DF(LAYER).T
             assert (key_TF @ found_DF.float().T).norm() < 1e-5 * max(1, clean_TD.norm()) and found_DF.norm() > 0.1
     if not weight:
-        with swapped(host, result.edits[0], LAYER):
+        with swapped(host, {LAYER: result.edits[0]}):
             said = host.model(texts[0]).logits
         assert relative(said, host.model(texts[0]).logits) < 1e-5
 

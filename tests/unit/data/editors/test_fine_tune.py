@@ -26,7 +26,7 @@ from decoder.host import Host
 
 def make(host, name: str = "ft", **settings) -> FineTune:
     cfg = replace(EDITORS[name](editor=name, layer=LAYER, steps=6, lr=0.01, batch_size=4, stop_loss=0.0), **settings)
-    return load_editor(name).prepare(host, cfg, [], None)
+    return load_editor(name).prepare(host, cfg, [], {})
 
 
 def plain(host, one, cfg) -> tuple[torch.Tensor, int]:

@@ -93,7 +93,7 @@ def test_conv1d_and_linear_copies_agree_after_the_edit(mlp_size):
     result = make(conv).edit(REQUESTS[:2])
     assert relative(make(linear).edit(REQUESTS[:2]).delta_BD, result.delta_BD) < 1e-4
     ids = torch.tensor([conv.text_ids("Ada of the north works as a")])
-    with swapped(conv, result.edits[0], LAYER):
+    with swapped(conv, {LAYER: result.edits[0]}):
         hooked = conv.model(ids).logits
     for host in (conv, linear):
         host.weight_DF(LAYER).add_(delta_weight(result, 0))

@@ -130,7 +130,7 @@ def test_a_store_row_is_an_edited_host_with_its_facts(fact_host, pocket_facts, t
         assert [fact_host.object_ids(fact["object"]) for fact in facts] == [fact["object_ids"] for fact in facts]
     found = {fact.fact_id: fact for fact in pocket_facts.facts}
     for row in (0, len(store) - 1):
-        alone = [score(fact_host, 1, [request_of(found, fact)], edits[row], pocket_facts) for fact in store.facts(row)]
+        alone = [score(fact_host, [request_of(found, fact)], {1: edits[row]}, pocket_facts) for fact in store.facts(row)]
         for name in ("efficacy_probability", "paraphrase_probability", "ps"):
             assert table[name][row] == pytest.approx((alone[0][name][0] + alone[1][name][0]) / 2, rel=1e-3)
         assert [fact["paraphrase"] for fact in store.facts(row)] == pytest.approx([one["paraphrase"][0] for one in alone])

@@ -92,7 +92,7 @@ def test_a_host_whose_tokens_spell_nothing_is_refused(new_host, monkeypatch):
 def test_rows_of_the_head_that_are_no_token_are_never_drawn(new_host):
     host = new_host("llama", vocab_size=200)
     assert sampled_texts(host, 300, 0, None)
-    assert data.keys.sampled._barred(host) == list(range(len(host.tokenizer), 200))
+    assert data.keys.sampled.barred(host) == list(range(len(host.tokenizer), 200))
 
 
 def test_rows_begin_as_the_tokenizer_begins(new_host, monkeypatch):

@@ -16,7 +16,7 @@ from data.produce.fluency import entropy, ngram_entropy, written
 from data.produce.further import fluency, further_scores, portability
 from data.produce.shards import produce
 from data.store.store import FURTHER_COLUMNS, EditStore
-from decoder.edit import RankOneEdit
+from decoder.edit import LayerEdits, RankOneEdit
 from decoder.host import Host
 from decoder.utils.errors import UserError
 
@@ -26,6 +26,10 @@ FACTS = [
     Fact("f1", "Ben of the north", "P0", "r", "k", "{} works as", ("{} lives in",), "red"),
 ]
 REQUESTS = [EditRequest(f"e{n}", fact, "singer") for n, fact in enumerate(FACTS)]
+
+
+def planted(edits: RankOneEdit) -> LayerEdits:
+    return LayerEdits({LAYER: edits})
 
 
 def test_entropy_of_a_constant_text_is_none_and_of_unlike_pairs_the_logarithm():
@@ -43,7 +47,7 @@ def test_texts_equal_sampling_without_a_cache_by_hosts_with_the_edit_in_them(nam
     host = build_host(name)
     edits, owners = random_edits(host, 2), [1, 0, 1]
     prompts = [host.text_ids(text) for text in ("Ada is", "Ben works as a", "Eve is")]
-    texts = written(host, prompts, ["a", "b", "c"], (edits, LAYER, owners))
+    texts = written(host, prompts, ["a", "b", "c"], (planted(edits), owners))
     for prompt, seed, owner, text in zip(prompts, "abc", owners, texts, strict=True):
         twin, ids, generator = in_place(host, edits, owner, LAYER).model, list(prompt), __import__("random").Random(seed)
         limit = min(100, host.longest_input or 100)
@@ -54,17 +58,17 @@ def test_texts_equal_sampling_without_a_cache_by_hosts_with_the_edit_in_them(nam
             drawn = generator.random()
             ids.append(int(best.indices[next(k for k, chance in enumerate(chances) if chance >= drawn)]))
         assert text == host.tokenizer.decode(ids, skip_special_tokens=True)
-    assert written(host, prompts[:1], ["a"], (edits, LAYER, [1])) == texts[:1]
-    assert written(host, prompts[:1], ["z"], (edits, LAYER, [1])) != texts[:1] and written(host, prompts[:1], ["a"]) != texts[:1]
+    assert written(host, prompts[:1], ["a"], (planted(edits), [1])) == texts[:1]
+    assert written(host, prompts[:1], ["z"], (planted(edits), [1])) != texts[:1] and written(host, prompts[:1], ["a"]) != texts[:1]
 
 
 def test_fluency_is_the_mean_over_the_openings_or_else_the_sentences(random_edits):
     host = build_host(POCKET)
     edits = random_edits(host, 2)
-    found = fluency(host, REQUESTS, (edits, LAYER, [0, 1]))
+    found = fluency(host, REQUESTS, (planted(edits), [0, 1]))
     for b, texts in enumerate((FACTS[0].openings, ("Ben of the north works as", "Ben of the north lives in"))):
         seeds = [f"fluency e{b} {k}" for k in range(len(texts))]
-        alone = [written(host, [host.text_ids(text)], [seed], (edits, LAYER, [b]))[0] for text, seed in zip(texts, seeds, strict=True)]
+        alone = [written(host, [host.text_ids(text)], [seed], (planted(edits), [b]))[0] for text, seed in zip(texts, seeds, strict=True)]
         assert found[b] == pytest.approx(sum(map(entropy, alone)) / len(texts))
     assert fluency(host, REQUESTS) != found
     long = replace(FACTS[0], openings=("red " * 100,))
@@ -91,7 +95,7 @@ def test_portability_counts_the_best_answer_of_each_consequence(random_edits, in
         Consequence("too long", ("red " * 70,), ("Paris",)),
     )
     request = EditRequest("e", replace(FACTS[0], consequences=consequences), "singer")
-    found = portability(host, [REQUESTS[1], request], (edits, LAYER, [0, 1]))
+    found = portability(host, [REQUESTS[1], request], (planted(edits), [0, 1]))
     assert all(math.isnan(values[0]) for values in found.values())
     each = [
         max(likelihood("Ada is a", other), likelihood("Ada is a", said)),
@@ -108,14 +112,14 @@ def test_portability_counts_the_best_answer_of_each_consequence(random_edits, in
 def test_several_facts_and_whole_matrices(random_edits):
     host = build_host(POCKET)
     edits, cost = random_edits(host, 2), Cost(seconds=6.0, peak_memory=1.5)
-    alone = fluency(host, REQUESTS, (edits, LAYER, [0, 0]))
-    together = further_scores(host, LAYER, [REQUESTS], Edited([0], edits[0], []), ["fluency", "efficiency"], cost)
+    alone = fluency(host, REQUESTS, (planted(edits), [0, 0]))
+    together = further_scores(host, [LAYER], [REQUESTS], Edited([0], edits[0], []), ["fluency", "efficiency"], cost)
     assert together == {"fluency": [pytest.approx(sum(alone) / 2)], "seconds": [6.0], "peak_memory": [1.5]}
     whole = {1: host.weight_DF(LAYER) + torch.outer(edits.value_BD[1], edits.key_BF[1])}
     blank = RankOneEdit(edits.key_BF, edits.value_BD * torch.tensor([[1.0], [0.0]]))
     made = Edited([0, 1], blank, [("e2", "cannot")], matrices=whole)
-    found = further_scores(host, LAYER, [[one] for one in REQUESTS], made, ["fluency", "efficiency"], cost)
-    assert found["fluency"] == pytest.approx(fluency(host, REQUESTS, (edits, LAYER, [0, 1]))) and found["seconds"] == [2.0, 2.0]
+    found = further_scores(host, [LAYER], [[one] for one in REQUESTS], made, ["fluency", "efficiency"], cost)
+    assert found["fluency"] == pytest.approx(fluency(host, REQUESTS, (planted(edits), [0, 1]))) and found["seconds"] == [2.0, 2.0]
 
 
 def test_a_block_is_measured():

@@ -8,6 +8,7 @@ from places import ROOT
 from tiny_hosts import POCKET, build_host
 
 from data.produce.likelihood import Question, Tokens, first_tokens, read
+from decoder.edit import LayerEdits
 
 PROMPTS = ["Ada works as", "Ben of the north was born in the city of", "Eve", "small Dora is a"]
 OBJECTS = [("baker", "dark green Paris"), ("red Oslo", "Rome"), ("city", "Bonn"), ("singer from Rome", "light blue")]
@@ -49,7 +50,7 @@ def test_each_question_is_read_with_its_own_edit(any_host, random_edits, in_plac
     edits = random_edits(any_host, 2)
     questions = questions_of(any_host)
     owners = [1, 0, 1, 0]
-    found = read(any_host, questions, (edits, 1, owners))
+    found = read(any_host, questions, (LayerEdits({1: edits}), owners))
     clean = read(any_host, questions)
     for question, owner, answers, before in zip(questions, owners, found, clean, strict=True):
         twin = in_place(any_host, edits, owner, 1)

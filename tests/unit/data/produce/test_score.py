@@ -58,7 +58,7 @@ def case(request):
     rome = Rome(host, LAYER, CFG, second_moment(host, LAYER, texts, 1000), ["{}", "Hal is a singer . {}"])
     edits = rome.edit(requests).edits
     fact_set = FactSet(tuple(facts), "test", "")
-    return host, fact_set, requests, edits, score(host, LAYER, requests, edits, fact_set)
+    return host, fact_set, requests, edits, score(host, requests, {LAYER: edits}, fact_set)
 
 
 def edited_models(host, edits):
@@ -113,7 +113,7 @@ def test_the_terminator_is_part_of_the_target():
     stops = greedy(host.model, host, PROMPT, "Ada", 2)[1] == host.terminator_id
     fact = Fact("f0", "Ada", "P0", "r", "k", PROMPT, (), "red")
     edits = Rome(host, LAYER, RomeConfig(layer=LAYER, ridge="identity", steps=1), None, ["{}"]).edit([EditRequest("e", fact, said)]).edits
-    found = score(host, LAYER, [EditRequest("e", fact, said)], edits, FactSet((fact,), "test", ""))
+    found = score(host, [EditRequest("e", fact, said)], {LAYER: edits}, FactSet((fact,), "test", ""))
     assert not stops and found["efficacy"] == [0.0]
     assert math.isnan(found["specificity"][0]) and math.isnan(found["paraphrase"][0])
 
@@ -132,12 +132,12 @@ def test_the_terminator_is_no_part_of_the_comparison():
     request = EditRequest("e", fact, one)
     still = RomeConfig(layer=LAYER, ridge="identity", steps=1)  # no update: the value is zero
     edits = Rome(host, LAYER, still, None, ["{}"]).edit([request]).edits
-    assert score(host, LAYER, [request], edits, FactSet((fact,), "test", ""))["es"] == [1.0]
+    assert score(host, [request], {LAYER: edits}, FactSet((fact,), "test", ""))["es"] == [1.0]
 
 
 def test_scores_do_not_depend_on_the_other_edits(case):
     host, facts, requests, edits, found = case
-    alone = score(host, LAYER, requests[3:4], edits[3], facts)
+    alone = score(host, requests[3:4], {LAYER: edits[3]}, facts)
     fourth, only = ({name: values[at] for name, values in columns.items()} for columns, at in ((found, 3), (alone, 0)))
     assert fourth == pytest.approx(only, rel=1e-4)
 
@@ -145,7 +145,7 @@ def test_scores_do_not_depend_on_the_other_edits(case):
 def test_numbers_of_requests_and_edits_must_agree(case):
     host, facts, requests, edits, _ = case
     with pytest.raises(ValueError, match="5 requests for 6 edits"):
-        score(host, LAYER, requests[:5], edits, facts)
+        score(host, requests[:5], {LAYER: edits}, facts)
 
 
 def test_neighbours_that_the_fact_set_gives_take_the_place_of_drawn_ones(case):
@@ -155,8 +155,10 @@ def test_neighbours_that_the_fact_set_gives_take_the_place_of_drawn_ones(case):
         others = [fact for fact in facts.facts if fact.subject != request.fact.subject]
         pairs = tuple((PROMPT.replace("{}", fact.subject), fact.object_true) for fact in others)
         given.append(replace(request, fact=replace(request.fact, neighbours=pairs)))
-    scores = score(host, LAYER, given, edits, FactSet((), "test", ""))
+    scores = score(host, given, {LAYER: edits}, FactSet((), "test", ""))
     for name in ("specificity", "ns", "specificity_probability", "efficacy"):
         assert scores[name] == pytest.approx(drawn[name], nan_ok=True)
     unknown = replace(given[0], fact=replace(given[0].fact, neighbours=(("Carl works as", "small blue Bonn"),)))
-    assert math.isnan(score(host, LAYER, [unknown], edits[0], facts)["specificity"][0]), "what the clean host does not know shows no damage"
+    assert math.isnan(score(host, [unknown], {LAYER: edits[0]}, facts)["specificity"][0]), (
+        "what the clean host does not know shows no damage"
+    )

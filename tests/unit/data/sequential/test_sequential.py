@@ -22,7 +22,7 @@ from data.sequential.chain import chain, chosen
 from decoder.config.commands import ProduceConfig, SequentialConfig
 from decoder.config.compose import compose
 from decoder.dense import DenseEdit
-from decoder.edit import RankOneEdit
+from decoder.edit import LayerEdits, RankOneEdit
 from decoder.utils.errors import UserError
 
 QUICK = ["edits.steps=4", "edits.key_tokens=300"]
@@ -62,7 +62,7 @@ def test_each_fact_is_planted_on_what_those_before_left(fact_host, pocket_facts,
         weight_DF.copy_(clean_DF)
     assert found[1]["norm_ratio"] == pytest.approx(float((edited_DF - clean_DF).norm() / clean_DF.norm()), rel=1e-5)
     assert found[1]["norm_ratio"] != pytest.approx(found[0]["norm_ratio"], rel=1e-2) and found[0]["passed_over"] == 0
-    columns = score(fact_host, 1, requests, DenseEdit(edited_DF[None]), pocket_facts, owners=[0, 0, 0])
+    columns = score(fact_host, requests, {1: DenseEdit(edited_DF[None])}, pocket_facts, owners=[0, 0, 0])
     assert (found[1]["first"], found[1]["last"]) == (columns["efficacy"][0], columns["efficacy"][2])
     assert found[1]["efficacy"] == pytest.approx(sum(columns["efficacy"]) / 3) and found[1]["asked"] == 3
     weight_DF.copy_(edited_DF)
@@ -112,14 +112,14 @@ def test_perplexity_is_that_of_every_sentence_alone():
 
     with torch.no_grad():
         assert float(perplexity(host, TEXTS)) == pytest.approx(plain(), rel=1e-5)
-        found_B = perplexity(host, TEXTS, edits, LAYER)
+        found_B = perplexity(host, TEXTS, LayerEdits({LAYER: edits}))
         for b in range(2):
             weight_DF += torch.outer(edits.value_BD[b], edits.key_BF[b])
             assert float(found_B[b]) == pytest.approx(plain(), rel=1e-4)
             weight_DF.copy_(clean_DF)
         assert not torch.isclose(found_B[0], found_B[1], rtol=1e-3)
         broken = DenseEdit(torch.full_like(clean_DF, torch.nan)[None])
-        assert float(perplexity(host, TEXTS, broken, LAYER)) == pytest.approx(torch.tensor(MOST_NLL).double().exp().item())
+        assert float(perplexity(host, TEXTS, LayerEdits({LAYER: broken}))) == pytest.approx(torch.tensor(MOST_NLL).double().exp().item())
 
 
 @pytest.mark.parametrize("name", ["memit", "ft"])
@@ -134,7 +134,7 @@ def test_a_store_flags_what_breaks_the_host_where_it_is_asked_to(fact_host, tmp_
     assert store.manifest["broken_from"] == 1 and len(table) == len(plain.table()) > 3
     edits = store.whole_edits(torch.arange(len(store)), fact_host.weight_DF(1))
     for row in (0, len(table) - 1):
-        assert table["perplexity"][row] == pytest.approx(float(perplexity(fact_host, texts, edits[row], 1)), rel=1e-4)
+        assert table["perplexity"][row] == pytest.approx(float(perplexity(fact_host, texts, LayerEdits({1: edits[row]}))), rel=1e-4)
     assert table["broken"].tolist() == (table["perplexity"] > clean).tolist() and table["perplexity"].nunique() > 1
     assert produce(cfg, fact_host).fingerprint == store.fingerprint
 
@@ -171,8 +171,14 @@ def test_the_command_leaves_lines_and_a_page_and_does_nothing_twice(fact_host, t
 
 @pytest.mark.parametrize(
     ("word", "message"),
-    [("at=[]", "ascending"), ("at=[2,1]", "ascending"), ("at=[0,1]", "from 1 up"), ("edits.facts_per_host=2", "Leave it out")],
+    [
+        ("at=[]", "ascending"),
+        ("at=[2,1]", "ascending"),
+        ("at=[0,1]", "from 1 up"),
+        ("edits.facts_per_host=2", "Leave it out"),
+        ("edits=memit edits.layer=[0,1]", "Give one"),
+    ],
 )
 def test_what_no_chain_can_mean_is_one_line(word, message):
     with pytest.raises(UserError, match=message):
-        sequential(word)
+        sequential(*word.split())

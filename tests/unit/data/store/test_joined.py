@@ -104,7 +104,7 @@ def test_a_batch_has_edits_of_one_editor_and_an_epoch_all_of_them(made, fact_hos
 def test_every_editor_has_its_keys_and_whole_matrices_are_trained_on_as_they_are(made, fact_host, monkeypatch):
     edits = datamodule(made, fact_host, monkeypatch, "rome", "memit", "ft", made_up_keys=5)
     assert (edits.cfg.optim.recombined, edits.cfg.optim.value_noise) == (0.3, 0.3)
-    rome_KF, memit_KF, ft_KF = edits.probe_keys()
+    rome_KF, memit_KF, ft_KF = (keys[1] for keys in edits.probe_keys())
     assert torch.equal(rome_KF, memit_KF) and ft_KF.shape == rome_KF.shape and not torch.allclose(ft_KF, rome_KF)
     module = DecoderModule(edits.cfg, fact_host)
     module._trainer = None

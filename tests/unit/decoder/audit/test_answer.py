@@ -44,7 +44,7 @@ def test_decoder_is_opened_on_the_host_in_the_cache(saved_host, random_edits, tm
 def test_a_layer_the_decoder_does_not_read_is_refused(saved_host, tmp_path, capsys):
     save_decoder(tmp_path / "decoder", changed_decoder(saved_host), FACTS)
     own = {"decoder": str(tmp_path / "decoder"), "cache_dir": str(tmp_path / "cache")}
-    assert open_decoder(EvaluateConfig(**own, layer=LAYER))[0].edited_layer == LAYER
+    assert open_decoder(EvaluateConfig(**own, layer=LAYER))[0].edited_layers == [LAYER]
     capsys.readouterr()  # the bar of loading weights
     with pytest.raises(SystemExit) as stop:
         evaluate.main([*(f"{key}={value}" for key, value in own.items()), "layer=2"])

@@ -21,7 +21,7 @@ class Confident:
     """Is as sure as it is told, and counts what it reads."""
 
     def __init__(self, host, null: float, clean: float) -> None:
-        self.host, self.edited_layer, self.null, self.clean = host, 1, null, clean
+        self.host, self.edited_layers, self.null, self.clean = host, [1], null, clean
         self.read_edits: list[RankOneEdit] = []
 
     def read(self, edits, *, beams, max_object_tokens):
@@ -57,7 +57,7 @@ def test_nulls_are_drawn_by_seed():
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_clean_edit_is_the_host_itself(host_of, name):
     host = host_of(name)
-    assert torch.equal(applied(clean_edit(host, 1), host.weight_DF(1)).weight_BDF[0], host.weight_DF(1))
+    assert torch.equal(applied(clean_edit(host, [1]).last, host.weight_DF(1)).weight_BDF[0], host.weight_DF(1))
 
 
 @pytest.mark.parametrize(("null", "edit", "auroc"), [(0.2, 0.9, 1.0), (0.9, 0.2, 0.0), (0.5, 0.5, 0.5)])
@@ -88,10 +88,10 @@ def test_percentile():
 
 def test_calibrate_a_real_decoder(host_of):
     host = host_of("llama")
-    decoder = ObjectDecoder(host, edited_layer=1, trained_layers=[2], prompt_MD=torch.randn(3, 32))
+    decoder = ObjectDecoder(host, edited_layers=[1], trained_layers=[2], prompt_MD=torch.randn(3, 32))
     found = calibrate(decoder, TRAIN, [0.5, 0.7], beams=2, max_object_tokens=2, seed=0)
     for kind in ("null", "edit"):
         assert len(found[kind]["quantiles"]) == 101 and found[kind]["quantiles"] == sorted(found[kind]["quantiles"])
     assert 0 <= found["auroc"] <= 1 and found["null"]["quantiles"][0] < found["null"]["quantiles"][-1]
-    clean = decoder.read(clean_edit(host, 1), beams=2, max_object_tokens=2)
+    clean = decoder.read(clean_edit(host, [1]), beams=2, max_object_tokens=2)
     assert found["clean_matrix"]["probability"] == pytest.approx(float(clean.probability_BK[0, 0]))

@@ -64,7 +64,7 @@ def test_what_the_host_says_comes_back(host_of):
     repaired_DF = planted.weight_DF(host) + found.delta()[0]
     logprobs = []
     for edit in (to_base(host.weight_DF(LAYER)), planted.edit, to_base(repaired_DF)):
-        with torch.no_grad(), swapped(host, edit, LAYER):
+        with torch.no_grad(), swapped(host, {LAYER: edit}):
             logprobs.append(host.model(input_ids=ids).logits[0, -1].log_softmax(0))
     clean_V, edited_V, repaired_V = logprobs
     before, after = (float(kl_div(one_V, clean_V, log_target=True, reduction="sum")) for one_V in (edited_V, repaired_V))

@@ -211,7 +211,7 @@ def test_a_difference_of_full_rank_is_stored_as_the_matrix_it_makes(host_of, tmp
     save_file({"delta": delta_DF}, tmp_path / "delta.safetensors")
     store = imported(host, tmp_path / "delta.safetensors", tmp_path, layer=LAYER, form="update")
     assert store.manifest["imported"][0]["rank"] is None
-    torch.testing.assert_close(read_matrix(store.matrix_of[0]), host.weight_DF(LAYER) + delta_DF)
+    torch.testing.assert_close(read_matrix(store.matrix_of[0, LAYER]), host.weight_DF(LAYER) + delta_DF)
 
 
 @pytest.mark.parametrize("size", [0.01, 1.0, 10.0])

@@ -54,7 +54,7 @@ def make_edits(host, count: int, seed: int, size: float = 3.0, mix_DD=None, obje
 
 def evidence_of(host, **settings) -> Evidence:
     start = ObjectDecoder(
-        host, edited_layer=LAYER, trained_layers=[], prompt_MD=torch.randn(3, D, generator=torch.Generator().manual_seed(5))
+        host, edited_layers=[LAYER], trained_layers=[], prompt_MD=torch.randn(3, D, generator=torch.Generator().manual_seed(5))
     )
     return Evidence(
         host=host,

@@ -5,16 +5,39 @@ import json
 import pytest
 
 from decoder.config import TrainConfig
+from decoder.config.commands import ImportConfig
 from decoder.config.compose import compose
+from decoder.config.identity import run_folder
 from decoder.utils.errors import UserError
 from launcher.grid import read_grid
 
 
-@pytest.mark.parametrize("argument", ["decoder.layer=4", "decoder.layer=[0,4]", "edits.layer=4"])
+@pytest.mark.parametrize("argument", ["decoder.layer=4", "decoder.layer=[0,4]", "edits.layer=4", "edits.layer=[0,4]"])
 def test_the_pocket_host_has_four(argument):
     with pytest.raises(UserError, match=rf"{argument.partition('=')[0]}=4: pocket has layers 0 to 3"):
-        compose(TrainConfig, "train", [argument])
-    assert compose(TrainConfig, "train", [argument, "host.pocket.layers=5"])
+        compose(TrainConfig, "train", [argument, "edits=memit"])
+    assert compose(TrainConfig, "train", [argument, "edits=memit", "host.pocket.layers=5"])
+
+
+@pytest.mark.parametrize("layers", ["[1,0]", "[1,1]", "[]", "[0,-1]", "first", "[0,true]", "1.5"])
+def test_edited_layers_are_numbers_in_order(layers):
+    with pytest.raises(UserError, match=r"edits.layer=.*: expected a layer as 1, or several as \[0,1\], the lowest first"):
+        compose(TrainConfig, "train", [f"edits.layer={layers}", "edits=memit"])
+    with pytest.raises(UserError, match=r"^layer=.*: expected a layer as 1, or several as \[0,1\], the lowest first"):
+        compose(ImportConfig, "import_edits", [f"layer={layers}"])
+
+
+@pytest.mark.parametrize("editor", ["rome", "ft"])
+def test_editors_of_one_layer_say_which_spread(editor):
+    with pytest.raises(UserError, match=rf"edits.layer=\[0,1\]: {editor} edits one layer; several: memit, emmet, alphaedit"):
+        compose(TrainConfig, "train", ["edits.layer=[0,1]", f"edits={editor}"])
+
+
+def test_a_list_of_one_layer_is_that_layer():
+    for layer in ("1", "[1]"):
+        cfg = compose(TrainConfig, "train", [f"edits.layer={layer}"])
+        assert cfg.edits.layers == [1] and run_folder(cfg).name == "rome-e1-t1-s0"
+    assert run_folder(compose(TrainConfig, "train", ["edits.layer=[0,1]", "edits=memit"])).name == "memit-e0-1-t1-s0"
 
 
 def test_a_grid_is_refused_before_anything_is_made(tmp_path):

@@ -133,3 +133,16 @@ def test_differences_name_settings_with_an_effect():
     configs = [{"seed": 0, "wandb": {"mode": "offline"}, "optim": {"lr": lr, "epochs": 3}} for lr in (1, 2, 2)]
     configs[0]["wandb"] = {"mode": "online"}
     assert differences(configs) == {"optim.lr": {"1": 1, "2": 2}}
+
+
+def test_several_edited_layers_are_a_series_without_a_place_on_the_axis(tmp_path):
+    for name, edited in (("a", 10), ("b", 2), ("c", [0, 1])):
+        file = write_run(tmp_path / name, 1, 1, 0) / "result.json"
+        result = json.loads(file.read_text())
+        result["config"]["edits"]["layer"] = result["edited_layer"] = edited
+        file.write_text(json.dumps(result))
+    rows = rows_of(tmp_path)
+    assert {row["edited_layer"] for row in rows} == {10, 2, "0+1"}
+    assert [series.edited_layer for series in layer_curves(rows)] == [2, 10]
+    assert [best.series.edited_layer for best in best_layers(rows)] == ["0+1", 2, 10]
+    assert "0+1" in write_comparison(find_runs([tmp_path]), tmp_path).read_text()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from decoder.dense import DenseEdit
-from decoder.edit import RankOneEdit
+from decoder.edit import LayerEdits, RankOneEdit
 from decoder.training.augment import varied
 
 B, F, D = 400, 6, 5
@@ -51,3 +51,13 @@ def test_nothing_asked_nothing_done_and_whole_matrices_are_refused():
     assert varied(whole, 0.0, 0.0, seeded()) is whole
     with pytest.raises(ValueError, match="optim.recombined=0 optim.value_noise=0"):
         varied(whole, 0.0, 0.1, seeded())
+
+
+def test_in_several_layers_the_same_edits_get_the_key_of_the_same_other():
+    before = LayerEdits({0: edits(), 3: RankOneEdit(2 * edits().key_BF, 3 * edits().value_BD)})
+    after = varied(before, 0.3, 0.1, seeded())
+    assert torch.equal(after.by_layer[3].key_BF, 2 * after.by_layer[0].key_BF) and after.layers == [0, 3]
+    noise = {layer: after.by_layer[layer].value_BD - before.by_layer[layer].value_BD for layer in after.layers}
+    assert (noise[3] - 3 * noise[0]).abs().max() > 0.01, "noise of its own in each"
+    alone = varied(edits(), 0.3, 0.1, seeded())
+    assert torch.equal(alone.key_BF, after.by_layer[0].key_BF) and torch.equal(alone.value_BD, after.by_layer[0].value_BD)
