@@ -17,16 +17,6 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from decoder.config.commands import (
-    EvaluateConfig,
-    ExportConfig,
-    ImportConfig,
-    PerturbConfig,
-    ProduceConfig,
-    ReportConfig,
-    SequentialConfig,
-    TraceConfig,
-)
 from decoder.config.editors import EDITORS, own_settings, settings_for
 from decoder.config.help import FLAGS, kind, write_help
 from decoder.config.options import expanded, leaves, sections, settings, spelled
@@ -34,9 +24,7 @@ from decoder.config.schema import RENAMED, TrainConfig, with_editor
 from decoder.config.validate import check
 from decoder.utils.errors import UserError, did_you_mean
 
-C = TypeVar(
-    "C", TrainConfig, ProduceConfig, TraceConfig, SequentialConfig, EvaluateConfig, ImportConfig, PerturbConfig, ReportConfig, ExportConfig
-)
+C = TypeVar("C")  # a dataclass of settings
 SELF, ALSO, HOSTS = "_self_", "also", "hosts"
 TRAIN_KEYS = {key: field for editor in EDITORS for key, field in settings(with_editor(TrainConfig, editor))}
 """Every setting of a run, with those of every editor."""
