@@ -24,7 +24,7 @@ from decoder.config.schema import RENAMED, TrainConfig, with_editor
 from decoder.config.validate import check
 from decoder.utils.errors import UserError, did_you_mean
 
-C = TypeVar("C")  # a dataclass of settings
+C = TypeVar("C")
 SELF, ALSO, HOSTS = "_self_", "also", "hosts"
 TRAIN_KEYS = {key: field for editor in EDITORS for key, field in settings(with_editor(TrainConfig, editor))}
 """Every setting of a run, with those of every editor."""

@@ -71,7 +71,7 @@ def _check_train(config: TrainConfig) -> None:
         )
     if len(config.optim.betas) != 2 or not all(0 <= beta < 1 for beta in config.optim.betas):
         raise UserError(f"optim.betas={config.optim.betas}: expected two numbers from 0 to below 1, as [0.9,0.98]")
-    if not isinstance(config, ProduceConfig | SequentialConfig):
+    if not isinstance(config, ProduceConfig | SequentialConfig | TraceConfig):
         _check_training(config)
     kept = config.splits.val_subjects + config.splits.test_subjects
     if kept >= 1:
