@@ -24,7 +24,8 @@ def trace_facts(host: Host, cfg: TraceConfig) -> dict[str, Any]:
     Raises:
         ValueError: the host has no such layer or fewer than a window, or answers none of the facts rightly.
     """
-    host.check_layer(cfg.edits.layer, "edits.layer")
+    (layer,) = cfg.edits.layers
+    host.check_layer(layer, "edits.layer")
     window = cfg.window or max(1, round(WINDOW * host.layers))
     if window > host.layers:
         raise ValueError(f"window={window}: {host.name} has {host.layers} layers. Give as many at most")
@@ -51,7 +52,7 @@ def trace_facts(host: Host, cfg: TraceConfig) -> dict[str, Any]:
         "sigma": sigma,
         "noise": cfg.noise,
         "window": window,
-        **average_effects(asked, traces, cfg.edits.layer),
+        **average_effects(asked, traces, layer),
         "seconds": round(perf_counter() - start, 1),
         "versions": versions(),
     }

@@ -5,6 +5,7 @@
 
 import inspect
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,8 +52,10 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _write_nulls(cfg: PerturbConfig) -> None:
-    if cfg.kind != "none" or cfg.store:
-        raise UserError("nulls= draws what is done to each checkpoint, and edits none: leave out kind=, store= and edit=")
+    taken = ("host", "cache_dir", "nulls", "subjects", "device", "seed", "out")
+    usual = PerturbConfig()
+    if given := [field.name for field in fields(cfg) if field.name not in taken and getattr(cfg, field.name) != getattr(usual, field.name)]:
+        raise UserError(f"nulls= draws what is done to each checkpoint, and edits none: leave out {'=, '.join(given)}=")
     from data.facts.load import load_pocket
     from data.hosts import open_host
     from data.perturb.nulls import made_nulls

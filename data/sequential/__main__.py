@@ -7,16 +7,18 @@ from pathlib import Path
 
 from decoder.config.commands import SequentialConfig
 from decoder.config.compose import compose
-from decoder.utils.errors import run_command
+from decoder.utils.errors import UserError, run_command
 
 
 @run_command
 def main(argv: list[str] | None = None) -> None:
     cfg = compose(SequentialConfig, "train", sys.argv[1:] if argv is None else argv, page="sequential")
-    out = Path(cfg.out)
-    file = out / f"{cfg.host.name}-{cfg.edits.editor}-e{cfg.edits.layer}-s{cfg.seed}.jsonl"
+    out, (layer,) = Path(cfg.out), cfg.edits.layers
+    if out.is_file():
+        raise UserError(f"out={out}: it is a file; give a folder")
+    file = out / f"{cfg.host.name}-{cfg.edits.editor}-e{layer}-s{cfg.seed}.jsonl"
     if file.exists():
-        print(f"{file} is there already")
+        print(f"{file} is there already, and nothing is planted. For other settings give another out=")
         return
     # The command line is good; only now import what takes seconds.
     from data.facts.load import load_facts
@@ -31,11 +33,11 @@ def main(argv: list[str] | None = None) -> None:
 
     quiet()
     host, facts = open_host(cfg), load_facts(cfg.facts)
-    host.check_layer(cfg.edits.layer, "edits.layer")
+    host.check_layer(layer, "edits.layer")
     planned = plan_edits(facts, draw_splits(facts, cfg.splits), cfg.splits, cfg.edits.seed, cfg.edits.objects)
     requests = chosen(planned, cfg.at[-1], cfg.seed)
     texts = neutral_texts(host, key_texts(cfg, facts, host), [request.fact.subject for request in requests], cfg.text_tokens)
-    about = {"host": host.name, "layer": cfg.edits.layer, "editor": cfg.edits.editor, "seed": cfg.seed}
+    about = {"host": host.name, "layer": layer, "editor": cfg.edits.editor, "seed": cfg.seed}
     lines, started = [], time.perf_counter()
     for found in chain(cfg, host, facts, requests, texts, cfg.at):
         broken = found["perplexity"] > cfg.broken_from * found["clean_perplexity"]

@@ -50,7 +50,7 @@ def chain(
         texts: neutral ones.
         at: numbers of facts, ascending.
     """
-    edited, layer = copy.deepcopy(host), cfg.edits.layer
+    edited, (layer,) = copy.deepcopy(host), cfg.edits.layers
     editor = prepare_editor(cfg, edited, facts)
     clean_DF, weight_DF = host.weight_DF(layer), edited.weight_DF(layer)
     clean = float(perplexity(host, texts))

@@ -17,7 +17,7 @@ from decoder.config.commands import (
     TraceConfig,
 )
 from decoder.config.editors import FineTuneConfig
-from decoder.config.options import layers_of, settings
+from decoder.config.options import layers_of, settings, typed
 from decoder.config.schema import HostConfig, TrainConfig
 from decoder.utils.errors import UserError
 
@@ -34,6 +34,8 @@ def check(config: TrainConfig | EvaluateConfig | ImportConfig | PerturbConfig | 
             raise UserError(f"{key}={value}: expected a number from {least} " + ("up" if most is None else f"to {most}"))
     if isinstance(config, TrainConfig):
         _check_train(config)
+    if isinstance(config, TraceConfig) and len(config.edits.layers) > 1:
+        raise UserError(f"edits.layer={typed(config.edits.layer)}: the layer that is suggested is put beside one. Give one")
     if isinstance(config, SequentialConfig):
         _check_sequential(config)
     if isinstance(config, ImportConfig) and config.layer is not None:
@@ -79,9 +81,9 @@ def _check_train(config: TrainConfig) -> None:
 def _check_sequential(config: SequentialConfig) -> None:
     at = config.at
     if not at or not all(_is_index(count) and count for count in at) or at != sorted(set(at)):
-        raise UserError(f"at={at}: expected numbers of facts from 1 up, ascending, as [1,10,100]")
+        raise UserError(f"at={typed(at)}: expected numbers of facts from 1 up, ascending, as [1,10,100]")
     if len(config.edits.layers) > 1:
-        raise UserError(f"edits.layer={config.edits.layer}: here facts follow one another in one layer. Give one")
+        raise UserError(f"edits.layer={typed(config.edits.layer)}: here facts follow one another in one layer. Give one")
     if config.edits.facts_per_host > 1:
         raise UserError("edits.facts_per_host: here facts follow one another, one at a time. Leave it out")
 

@@ -71,6 +71,8 @@ def _told(error: ValidationError) -> str:
     if absent := [_name(one["loc"]) for one in errors if one["type"] == "missing"]:
         return f"it lacks {', '.join(absent)}"
     first = errors[0]
+    if first["type"] == "json_invalid":
+        return "not whole JSON"
     expected = first["msg"].removeprefix("Input should be ")
     return f"{_name(first['loc'])} is {reprlib.repr(first['input'])}, expected {expected[0].lower()}{expected[1:]}"
 

@@ -93,6 +93,8 @@ def test_the_heat_map_outlines_the_edited_layer_and_the_suggested(found):
         (["draws=0"], "draws=0: expected a number from 1 up"),
         (["window=4"], "window=4: tiny has 3 layers"),
         (["edits.layer=3"], "edits.layer=3: tiny has layers 0 to 2"),
+        (["edits.layer=[3]"], "edits.layer=3: tiny has layers 0 to 2"),
+        (["edits=memit", "edits.layer=[0,1]"], "edits.layer=[0,1]: the layer that is suggested is put beside one. Give one"),
         (["n=1", "seed=3"], "n=1: tiny answers none of 1 facts of plain:facts.jsonl rightly"),
         (["out={top}/facts.jsonl"], "it is a file; give a folder"),
         (["host.path={top}/nowhere"], "nowhere"),

@@ -157,7 +157,16 @@ def test_a_chain_has_every_subject_once_and_begins_alike_whatever_its_length(poc
 
 def test_the_command_leaves_lines_and_a_page_and_does_nothing_twice(fact_host, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(data.hosts, "open_host", lambda cfg: fact_host)
-    argv = ["edits=rome", f"out={tmp_path / 'out'}", "at=[1,2]", "text_tokens=100", "broken_from=1", f"cache_dir={tmp_path}", *QUICK]
+    argv = [
+        "edits=rome",
+        "edits.layer=[1]",
+        f"out={tmp_path / 'out'}",
+        "at=[1,2]",
+        "text_tokens=100",
+        "broken_from=1",
+        f"cache_dir={tmp_path}",
+        *QUICK,
+    ]
     main(argv)
     (file,) = (tmp_path / "out").glob("*.jsonl")
     lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
@@ -166,7 +175,10 @@ def test_the_command_leaves_lines_and_a_page_and_does_nothing_twice(fact_host, t
     assert "<svg" in (tmp_path / "out" / "collapse.html").read_text(encoding="utf-8")
     monkeypatch.setattr(data.hosts, "open_host", None)
     main(argv)
-    assert "is there already" in capsys.readouterr().out
+    assert "is there already, and nothing is planted" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main([f"out={file}"])
+    assert "it is a file; give a folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -79,9 +79,11 @@ def test_nulls_of_another_host_or_none_are_refused(told, tmp_path, new_host, cap
     Nulls("mine", shape_of(new_host("llama")), 60, []).save(tmp_path / "empty.json")
     with pytest.raises(ValueError, match="no nulls came"):
         read_nulls(tmp_path / "empty.json")
-    with pytest.raises(SystemExit):
-        perturb(["nulls=6", "kind=prune"])
-    assert "nulls= draws what is done to each checkpoint" in capsys.readouterr().err
+    for given in ("kind=prune", "precision=int8", "steps=2", "edit=3", "scale=0.5"):
+        with pytest.raises(SystemExit):
+            perturb(["nulls=6", given])
+        said = capsys.readouterr().err
+        assert "nulls= draws what is done to each checkpoint" in said and f"leave out {given.partition('=')[0]}=" in said
 
 
 def test_the_relation_is_told_by_the_value(told, tmp_path, new_host, capsys):

@@ -80,6 +80,9 @@ def test_lines_of_another_kind_are_named(tmp_path, change, message):
         read_readers(tmp_path)
     with pytest.raises(ValueError, match="no such file; give the folder that benchmarks/editors.py wrote"):
         read_readers(tmp_path / "absent")
+    (tmp_path / "x.jsonl").write_text(json.dumps(READINGS[0])[:-9] + "\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="line 1: not whole JSON; give"):
+        read_readers(tmp_path)
 
 
 def found(editor, seed, facts, perplexity, **more):
