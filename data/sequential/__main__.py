@@ -37,6 +37,7 @@ def main(argv: list[str] | None = None) -> None:
     planned = plan_edits(facts, draw_splits(facts, cfg.splits), cfg.splits, cfg.edits.seed, cfg.edits.objects)
     requests = chosen(planned, cfg.at[-1], cfg.seed)
     texts = neutral_texts(host, key_texts(cfg, facts, host), [request.fact.subject for request in requests], cfg.text_tokens)
+    partial = file.with_suffix(".jsonl.partial")  # what a killed chain has found
     about = {"host": host.name, "layer": layer, "editor": cfg.edits.editor, "seed": cfg.seed}
     lines, started = [], time.perf_counter()
     for found in chain(cfg, host, facts, requests, texts, cfg.at):
@@ -48,8 +49,8 @@ def main(argv: list[str] | None = None) -> None:
             + (", broken" if broken else ""),
             flush=True,
         )
-    out.mkdir(parents=True, exist_ok=True)
-    write_text(file, "".join(json.dumps(line) + "\n" for line in lines))
+        write_text(partial, "".join(json.dumps(line) + "\n" for line in lines))
+    partial.replace(file)
     print(file, write_collapse(out, out), sep="\n")
 
 

@@ -181,6 +181,22 @@ def test_the_command_leaves_lines_and_a_page_and_does_nothing_twice(fact_host, t
     assert "it is a file; give a folder" in capsys.readouterr().err
 
 
+def test_a_killed_chain_leaves_what_it_found(fact_host, tmp_path, monkeypatch):
+    monkeypatch.setattr(data.hosts, "open_host", lambda cfg: fact_host)
+    whole = chains.looked_at
+
+    def killed(host, layer, requests, *more):
+        if len(requests) == 2:
+            raise KeyboardInterrupt
+        return whole(host, layer, requests, *more)
+
+    monkeypatch.setattr(chains, "looked_at", killed)
+    with pytest.raises((SystemExit, KeyboardInterrupt)):
+        main(["edits=rome", f"out={tmp_path / 'out'}", "at=[1,2]", "text_tokens=100", f"cache_dir={tmp_path}", *QUICK])
+    (kept,) = (tmp_path / "out").iterdir()
+    assert kept.name == "pocket-rome-e1-s0.jsonl.partial" and json.loads(kept.read_text(encoding="utf-8"))["facts"] == 1
+
+
 @pytest.mark.parametrize(
     ("word", "message"),
     [
