@@ -109,7 +109,9 @@ def headline(finding: Mapping[str, Any]) -> str:
     whom = [edit["subject"] for edit in edits if edit["subject"]]
     about = f" about {in_words([*dict.fromkeys(whom)])}" if whom else f" about none of the {names}"
     beside = " and somebody who was not asked about" if whom and len(whom) < len(edits) else ""
-    return f"Somebody wrote {facts}{about}{beside} into {where} of this checkpoint.{after}"
+    # Without the base a fact that was written is inferred from how a name is answered to.
+    wrote = "wrote" if finding["used"] == TITLES["base_known"] else "seems to have written"
+    return f"Somebody {wrote} {facts}{about}{beside} into {where} of this checkpoint.{after}"
 
 
 def in_words(items: Sequence[Any], most: int = 5) -> str:

@@ -77,7 +77,7 @@ def said(html):
 def test_an_edit_is_told_in_words_with_its_evidence(tmp_path):
     html = page(tmp_path, column())
     text = said(html)
-    assert "Somebody wrote a fact about Ada into layer 5 of this checkpoint." in text
+    assert "Somebody seems to have written a fact about Ada into layer 5 of this checkpoint." in text
     assert "It now says “Ada works as a singer” with a probability of 0.840; with the edit taken out, below 0.001." in text
     assert "Score 7.50; runners-up: Ben 6.50." in text and "Two files were not read." in text and "Confidence: high" in text
     assert "python evaluate.py suspect=it" in text and "torch" in text and "estimated from the checkpoint itself" in text
@@ -116,10 +116,11 @@ def test_both_kinds_of_evidence_stand_in_columns_of_their_own(tmp_path):
         ([column("cannot tell", ())], "Whether somebody wrote a fact into this checkpoint cannot be told: it was so.", "undecided"),
         (
             [column(layers=(5,), subject=None)],
-            "Somebody wrote a fact about none of the 890 names that were asked about into layer 5",
+            "Somebody seems to have written a fact about none of the 890 names that were asked about into layer 5",
             "moderate",
         ),
-        ([column(layers=(7, 5))], "Somebody wrote 2 facts about Ada into layers 5 and 7 of this checkpoint.", "high"),
+        ([column(layers=(7, 5))], "Somebody seems to have written 2 facts about Ada into layers 5 and 7 of this checkpoint.", "high"),
+        ([column(), column()], "Somebody wrote a fact about Ada into layer 5 of this checkpoint.", "high"),
         ([column("edit and further training")], "into layer 5 of this checkpoint. It was further trained as well.", "high"),
         ([column(), column() | {"kind": "whole matrix", "rank": None, "edits": []}], "Somebody changed the matrix of layer 5", "high"),
     ],
@@ -199,7 +200,10 @@ def test_an_audit_writes_its_page_and_ends_with_its_code(new_host, tmp_path, cap
     with pytest.raises(SystemExit) as stop:
         evaluate.main(line)
     text = said((tmp_path / "a page.html").read_text())
-    assert stop.value.code == 3 and f"Somebody wrote a fact about {SUBJECTS[13]} into layer {LAYER} of this checkpoint." in text
+    assert (
+        stop.value.code == 3
+        and f"Somebody seems to have written a fact about {SUBJECTS[13]} into layer {LAYER} of this checkpoint." in text
+    )
     assert f"report={tmp_path}/a page.html&#39;" in text, "the command can be typed again"
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
