@@ -90,6 +90,7 @@ def keep(cfg: EvaluateConfig, answer: Mapping[str, Any], argv: Sequence[str]) ->
 def audit_whole(cfg: EvaluateConfig) -> dict[str, Any]:
     """What was done to a checkpoint, in which layers and about whom; with what decoders read in it, if they are given."""
     from data.facts.load import load_pocket
+    from decoder.audit.answer import reader_of_parts
     from decoder.audit.candidates import read_subjects
     from decoder.audit.finding import audit_checkpoint
     from decoder.audit.relation import RelationClassifier
@@ -108,8 +109,9 @@ def audit_whole(cfg: EvaluateConfig) -> dict[str, Any]:
     sentences = {fact.relation_name: fact.templates for fact in facts}
     relations = RelationClassifier.load(cfg.relations) if cfg.relations else None
     texts = [f"{fact.prompt.replace('{}', fact.subject)} {fact.object_true}." for fact in facts]
+    reader = reader_of_parts(cfg, suspect) if cfg.decoder else None
     where = {"base": cfg.base, "repaired": cfg.repair, "nulls": cfg.nulls, "cache_dir": cfg.cache_dir, "device": cfg.device}
-    finding, _ = audit_checkpoint(suspect, names, templates=sentences, relations=relations, texts=texts[::7], **where)
+    finding, _ = audit_checkpoint(suspect, names, templates=sentences, relations=relations, texts=texts[::7], reader=reader, **where)
     return finding | ({"decoded": audit(cfg)} if cfg.decoder else {})
 
 

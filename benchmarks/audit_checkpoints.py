@@ -32,7 +32,8 @@ from data.perturb.text import fact_text
 from decoder.audit.asking import ask, triples
 from decoder.audit.evidence.effect import all_logprobs, divergence, next_tokens, text_rows
 from decoder.audit.evidence.examine import Evidence, Examined, named
-from decoder.audit.finding import NEIGHBOURS, out_of, value_of
+from decoder.audit.evidence.parts import out_of, value_of
+from decoder.audit.finding import NEIGHBOURS
 from decoder.audit.reversal import to_base
 from decoder.audit.verdict import Compared
 from decoder.checkpoint.gguf_host import host_folder

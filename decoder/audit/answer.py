@@ -5,8 +5,9 @@ such confidence (`null_percentile`); matrices that are the host's own come last.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ from decoder.checkpoint.gguf_header import find_gguf
 from decoder.checkpoint.gguf_host import host_folder
 from decoder.config.commands import EvaluateConfig
 from decoder.config.options import as_list
-from decoder.edit import Edit, Edits, LayerEdits
-from decoder.export.collection import fitting, has_matrix, read_index
+from decoder.edit import Edit, Edits, LayerEdits, RankOneEdit
+from decoder.export.collection import fitting, has_matrix, is_collection, read_index
 from decoder.export.formats import layers_of, layers_text
 from decoder.export.save import load_decoder, read_config
 from decoder.host import Host
@@ -119,6 +120,22 @@ def answer_for(cfg: EvaluateConfig, suspect: Suspect) -> dict[str, Any]:
         unedited = unedited and suspect.is_own(decoder.host, layer)
     found = answer(decoder, config, _in_order(edits), cfg.top, unedited=unedited) | {"decoder": cfg.decoder}
     return found | around(scan, layers)
+
+
+def reader_of_parts(cfg: EvaluateConfig, suspect: Suspect) -> Callable[[int, RankOneEdit], list[dict[str, Any]]]:
+    """Layer and an edit of it -> objects that the decoder of that layer reads, with probabilities; none if there is no such decoder."""
+    folders = [Path(cfg.decoder) / entry["folder"] for entry in entries_for(cfg, suspect)] if is_collection(cfg.decoder) else [cfg.decoder]
+    of_layer = {tuple(layers_of(read_config(folder))): str(folder) for folder in folders}
+    opened = cache(lambda folder: open_decoder(replace(cfg, decoder=folder)))
+
+    def read(layer: int, edit: RankOneEdit) -> list[dict[str, Any]]:
+        if (layer,) not in of_layer:
+            return []
+        decoder, config = opened(of_layer[layer,])
+        fits = edit.width() == tuple(decoder.host.weight_DF(layer).shape)
+        return answer(decoder, config, edit.to(decoder.host.device), cfg.top)["objects"] if fits else []
+
+    return read
 
 
 def _in_order(edits: Mapping[int, Edit]) -> LayerEdits:

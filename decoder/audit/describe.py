@@ -152,6 +152,8 @@ def _testimony(edit: Mapping[str, Any], taken_out: str) -> list[str]:
     """What the suspect says of the subject with and without the edit; `taken_out` says how it goes on without."""
     ranked = ", ".join(f"{escape(one['relation'])} {one['probability']:.2f}" for one in edit.get("relations", []))
     lines = [f"    relation, by what was written: {ranked}"] if ranked else []
+    if read := edit.get("decoded"):
+        lines.append("    a decoder reads of it: " + ", ".join(f"{escape(one['text'])} ({one['probability']:.2f})" for one in read[:3]))
     if not (told := edit.get("triple")):
         return lines
     objects = ", ".join(f"[bold]{escape(one['text'])}[/bold] ({one['rise']:+.2f})" for one in edit["objects"])

@@ -3,14 +3,11 @@
 The checkpoint is its own host: it is loaded, the subjects go through it, nothing is trained. `docs/audit.md` has the finding's schema.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from math import prod
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from decoder.audit.answer import check_device
 from decoder.audit.asking import ask, triples
@@ -18,17 +15,17 @@ from decoder.audit.candidates import Candidates
 from decoder.audit.evidence.effect import effect
 from decoder.audit.evidence.examine import Evidence, examine
 from decoder.audit.evidence.nulls import Nulls, nulls_for
+from decoder.audit.evidence.parts import alone, out_of, value_of
 from decoder.audit.locate import Located, usable_layers
 from decoder.audit.relation import RelationClassifier
 from decoder.audit.repair import refuse, repair
-from decoder.audit.reversal import reverse, to_base
 from decoder.audit.scan import Scan, coarser_than, differences
 from decoder.audit.suspect import Suspect
 from decoder.audit.verdict import Compared
 from decoder.checkpoint.gguf_host import host_folder
 from decoder.checkpoint.reader import Checkpoint
 from decoder.dense import DenseEdit
-from decoder.edit import LowRankEdit
+from decoder.edit import LowRankEdit, RankOneEdit
 from decoder.host import Host
 from decoder.utils.progress import progress
 
@@ -89,6 +86,7 @@ def audit_checkpoint(
     nulls: str | None = None,
     relations: RelationClassifier | None = None,
     texts: Sequence[str] = (),
+    reader: Callable[[int, RankOneEdit], list[dict[str, Any]]] | None = None,
     cache_dir: str | None = None,
     device: str = "cpu",
 ) -> tuple[dict[str, Any], list[Located]]:
@@ -102,6 +100,7 @@ def audit_checkpoint(
         repaired: folder that the suspect without its edits is written to.
         nulls: file of nulls to hold the evidence against; without it those in the cache of a host that looks like the suspect.
         relations: what tells the relation of an edit by its value.
+        reader: layer and the part of its update that is about one subject -> the objects that a decoder reads in it.
         texts: about anything; with `repaired`, what the reversal does to those that name no subject that was found is measured.
 
     Raises:
@@ -143,6 +142,8 @@ def audit_checkpoint(
             ranked = relations.ranked(value_of(host, about, reversal)) if about and relations else []
             edit |= {"relations": [{"relation": name, "probability": p} for name, p in ranked[:RELATIONS]]} if ranked else {}
             edit |= testimony(host, about, reversal, templates, names, dict(ranked)) if about and templates else {}
+            if about and reader:
+                edit["decoded"] = reader(one.layer, alone(host, about, reversal))
             advance(1)
     if repaired is not None:
         said = {"used": used, "base": base, "edits": column["edits"]}
@@ -150,25 +151,6 @@ def audit_checkpoint(
         if finding["repaired"]["folder"]:
             finding["repaired"]["effect"] = _effect(host, unedited, edits, column["edits"], templates or {}, texts)
     return {"verdict": column["verdict"], "used": used, "exit_code": column["exit_code"]} | finding, found.located
-
-
-def out_of(host: Host, unedited: Host | None, located: Sequence[Located]) -> DenseEdit | LowRankEdit:
-    """What takes edits of one layer out of a suspect: the unedited matrix in the place of its own, else one term for each edit."""
-    layer = located[0].layer
-    if unedited is not None:
-        return to_base(unedited.weight_DF(layer))
-    terms, weight_DF = [], host.weight_DF(layer)
-    for one in located:
-        terms.append(reverse(weight_DF, one.key_F, one.keys_CF))
-        weight_DF = weight_DF.float() + terms[-1].delta()[0] if len(located) > 1 else weight_DF
-    return LowRankEdit(torch.stack([term.key_BF for term in terms], 1), torch.stack([term.value_BD for term in terms], 1))
-
-
-def value_of(host: Host, one: Located, reversal: DenseEdit | LowRankEdit) -> Tensor:
-    """Direction (D) of what an edit writes for its subject, out of what takes it out; on the CPU."""
-    if isinstance(reversal, DenseEdit):
-        return ((host.weight_DF(one.layer) - reversal.weight_BDF[0]).float() @ one.key_F).cpu()
-    return -reversal.value_BD[0].float().cpu()
 
 
 def testimony(

@@ -85,8 +85,8 @@ def test_an_edit_and_further_training(new_host, tmp_path):
     assert (finding["verdict"], finding["base_known"]["layers"], edit.subject) == ("edit and further training", [LAYER], None)
 
 
-def test_two_facts_in_a_layer(new_host, tmp_path):
-    host = new_host("llama")
+def with_two_facts(host, tmp_path):
+    """A checkpoint in one of whose layers two facts are planted, and the update of each by its subject."""
     first = load_file(str(planted(host, tmp_path / "one", who=13, dtype="float32") / "model.safetensors"))
     second = load_file(str(planted(host, tmp_path / "two", who=66, dtype="float32") / "model.safetensors"))
     own, folder = host.model.state_dict(), saved(host, tmp_path / "both")
@@ -94,10 +94,37 @@ def test_two_facts_in_a_layer(new_host, tmp_path):
     changed(
         folder, lambda name, tensor: tensor + (first[name] - own[name]) + (turned @ (second[name] - own[name]) if "down" in name else 0)
     )
+    name = f"{host.module_path(LAYER)}.weight"
+    return folder, {NAMES[13]: first[name] - own[name], NAMES[66]: turned @ (second[name] - own[name])}
+
+
+def test_two_facts_in_a_layer(new_host, tmp_path):
+    host = new_host("llama")
+    folder, _ = with_two_facts(host, tmp_path)
     finding, located = audited(folder, saved(host, tmp_path / "base"))
     assert (finding["base_known"]["kind"], finding["base_known"]["rank"], finding["base_known"]["facts"]) == ("low rank", 2, 2)
     assert {one.subject for one in located if one.base_known} == {NAMES[13], NAMES[66]}
     assert {one.subject for one in located if not one.base_known} >= {NAMES[13], NAMES[66]}
+
+
+@pytest.mark.parametrize("base", [False, True], ids=["unknown", "known"])
+def test_facts_that_were_planted_together_are_read_apart(new_host, tmp_path, base):
+    host, parts = new_host("llama"), []
+    folder, updates = with_two_facts(host, tmp_path)
+
+    def read(layer, edit):
+        parts.append((layer, edit.delta()[0]))
+        return [{"text": str(len(parts)), "probability": 0.5}]
+
+    own = str(saved(host, tmp_path / "base")) if base else None
+    finding, _ = audit_checkpoint(Suspect(str(folder)), NAMES, base=own, reader=read)
+    edits = finding["base_known" if base else "base_unknown"]["edits"]
+    assert len(edits) == len(parts) == 2 and {edit["subject"] for edit in edits} == set(updates)
+    for edit, (layer, part_DF) in zip(edits, parts, strict=True):
+        alike = {subject: float(torch.cosine_similarity(part_DF.ravel(), delta_DF.ravel(), 0)) for subject, delta_DF in updates.items()}
+        own_part = alike.pop(edit["subject"])
+        assert layer == LAYER and own_part > 0.9 and abs(*alike.values()) < 0.3
+    assert [edit["decoded"][0]["text"] for edit in edits] == ["1", "2"]
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_1"])
@@ -153,8 +180,10 @@ def test_decoders_add_what_they_read_and_alone_say_what_they_always_said(new_hos
     assert code == 0 and alone["objects"] and "verdict" not in alone
     code, out, _ = ended(capsys, *line, subjects)
     assert code == 3 and json.loads(out)["decoded"] == alone
+    (edit,) = json.loads(out)["base_unknown"]["edits"]
+    assert edit["subject"] == NAMES[WHO] and len(edit["decoded"]) > 1 and set(edit["decoded"][0]) == {"text", "probability"}
     code, out, _ = ended(capsys, *line[:-1], subjects)
-    assert code == 3 and out.startswith("Knowledge edit") and f"Planted in layer {LAYER}" in out
+    assert code == 3 and out.startswith("Knowledge edit") and f"Planted in layer {LAYER}" in out and "a decoder reads of it: " in out
 
 
 def test_bad_input_is_one_line(new_host, tmp_path, subjects, capsys):

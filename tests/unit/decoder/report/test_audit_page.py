@@ -104,6 +104,17 @@ def test_both_kinds_of_evidence_stand_in_columns_of_their_own(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("text", "agrees"), [(" Singer", "That is what the checkpoint says, too."), ("baker", "That is something else than")]
+)
+def test_what_a_decoder_reads_of_a_subject_stands_beside_what_is_said(tmp_path, text, agrees):
+    read = [{"text": text, "probability": 0.875}]
+    told = column() | {"edits": [one | {"decoded": read} for one in column()["edits"]]}
+    shown = said(page(tmp_path, told))
+    assert f"A decoder reads, in what was written about this name alone: {text.strip()} (0.875). {agrees}" in shown
+    assert "A decoder reads" not in said(page(tmp_path, column()))
+
+
+@pytest.mark.parametrize(
     ("of", "headline", "sure"),
     [
         (

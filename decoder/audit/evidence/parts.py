@@ -1,0 +1,44 @@
+"""What of an update is about one subject: as what takes it out, as a direction, and as an edit of that fact alone.
+
+Shape letters: D hidden width, F MLP width.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from decoder.audit.locate import Located
+from decoder.audit.reversal import reverse, to_base
+from decoder.dense import DenseEdit
+from decoder.edit import LowRankEdit, RankOneEdit
+from decoder.host import Host
+
+
+def out_of(host: Host, unedited: Host | None, located: Sequence[Located]) -> DenseEdit | LowRankEdit:
+    """What takes edits of one layer out of a suspect: the unedited matrix in the place of its own, else one term for each edit."""
+    layer = located[0].layer
+    if unedited is not None:
+        return to_base(unedited.weight_DF(layer))
+    terms, weight_DF = [], host.weight_DF(layer)
+    for one in located:
+        terms.append(reverse(weight_DF, one.key_F, one.keys_CF))
+        weight_DF = weight_DF.float() + terms[-1].delta()[0] if len(located) > 1 else weight_DF
+    return LowRankEdit(torch.stack([term.key_BF for term in terms], 1), torch.stack([term.value_BD for term in terms], 1))
+
+
+def value_of(host: Host, one: Located, reversal: DenseEdit | LowRankEdit) -> Tensor:
+    """Direction (D) of what an edit writes for its subject, out of what takes it out; on the CPU."""
+    if isinstance(reversal, DenseEdit):
+        return ((host.weight_DF(one.layer) - reversal.weight_BDF[0]).float() @ one.key_F).cpu()
+    return -reversal.value_BD[0].float().cpu()
+
+
+def alone(host: Host, one: Located, reversal: DenseEdit | LowRankEdit) -> RankOneEdit:
+    """An edit as it would be if its fact were the only one planted, which decoders of single facts can read: the opposite of what takes
+    it out, by the update itself where the base is known."""
+    term = reversal
+    if isinstance(reversal, DenseEdit):
+        update_DF = host.weight_DF(one.layer).float() - reversal.weight_BDF[0].float()
+        term = reverse(update_DF, one.key_F, one.keys_CF)
+    return RankOneEdit(term.key_BF, -term.value_BD)
