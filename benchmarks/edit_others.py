@@ -85,7 +85,7 @@ def together(task: Task, moment: KeyStatistics, repeats: int, steps: int) -> lis
         solve = alternate(
             {
                 "plain": lambda name=name: solved(name, moment_FF, project_FF, key_NF, delta_ND),
-                "ours": lambda one=one: one._closed_form(key_NF[None], delta_ND[None]),
+                "ours": lambda one=one: one._closed_form(one.whiten, key_NF[None], delta_ND[None]),
             },
             repeats,
         )
