@@ -22,10 +22,10 @@ from decoder.batch import EditBatch
 from decoder.checkpoint.gguf_header import find_gguf
 from decoder.checkpoint.gguf_host import host_folder
 from decoder.config.commands import EvaluateConfig
-from decoder.config.options import as_list
+from decoder.config.options import as_list, layers_text
 from decoder.edit import Edit, Edits, LayerEdits, RankOneEdit
 from decoder.export.collection import fitting, has_matrix, is_collection, read_index
-from decoder.export.formats import layers_of, layers_text
+from decoder.export.formats import layers_of
 from decoder.export.save import load_decoder, read_config
 from decoder.host import Host
 from decoder.model import ObjectDecoder

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from decoder.audit.calibration import FINDING
-from decoder.export.formats import layers_text
+from decoder.config.options import layers_text
 from decoder.report.audit_page import effect_in_words
 
 ASSUMPTION = (

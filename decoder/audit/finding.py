@@ -116,7 +116,7 @@ def audit_checkpoint(
     host = open_checkpoint(suspect.path, cache_dir, device)
     if relations is not None:
         relations.check(host.hidden_size)
-    against = nulls_for(host, nulls, cache_dir)
+    against = nulls_for(host, nulls, cache_dir, unedited)
     if against and against.subjects < len(names):
         notes.append(
             f"The nulls were asked about {against.subjects:,} names, this checkpoint about {len(names):,}: of more names one is higher."

@@ -68,6 +68,11 @@ def one_or_list(values: list[Any]) -> Any:
     return values[0] if len(values) == 1 else values
 
 
+def layers_text(layer: Any) -> str:
+    """Layers as they are read: `1`, or `0, 1`."""
+    return ", ".join(map(str, as_list(layer)))
+
+
 def layers_of(key: str, value: Any) -> list[int]:
     """The layers that a setting names, one or several.
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from decoder.config.commands import ExportConfig
 from decoder.config.compose import compose, folders_first
-from decoder.export.formats import layers_text
+from decoder.config.options import layers_text
 from decoder.utils.errors import UserError, run_command
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from decoder.config.identity import OF_THE_EDITS, as_today, difference
-from decoder.export.formats import layers_of, layers_text
+from decoder.config.options import layers_text
+from decoder.export.formats import layers_of
 from decoder.export.save import CONFIG, read_config
 from decoder.report.results import Found, validation_score
 from decoder.utils.errors import UserError

@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from decoder.config.options import as_list
-from decoder.export.formats import layers_text
+from decoder.config.options import as_list, layers_text
 from decoder.scores import OOD_CELLS
 
 DECODER_TEMPLATE = """---

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from decoder.checkpoint.names import find_weight
-from decoder.config.options import as_list
+from decoder.config.options import as_list, layers_text
 from decoder.export.best import Candidate, best_runs
 from decoder.export.card import collection_card
-from decoder.export.formats import COLLECTION_INDEX, layers_of, layers_text
+from decoder.export.formats import COLLECTION_INDEX, layers_of
 from decoder.export.save import CARD, CONFIG, WEIGHTS
 from decoder.report.results import VALIDATION_SCORE, Found
 from decoder.utils.errors import UserError, listed

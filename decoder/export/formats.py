@@ -85,11 +85,6 @@ def layers_of(config: Mapping[str, Any]) -> list[int]:
     return as_list(config["edited_layer"])
 
 
-def layers_text(layer: int | list[int]) -> str:
-    """Layers as they are read: `1`, or `0, 1`."""
-    return ", ".join(map(str, as_list(layer)))
-
-
 class DecoderConfig(Exported):
     """`decoder_config.json` beside the weights."""
 

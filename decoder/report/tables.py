@@ -10,6 +10,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from decoder.config.options import layers_text
 from decoder.scores import METRICS, TEST_SPLITS
 
 STAR = "*"
@@ -149,7 +150,8 @@ def draw_edits(predictions: list[dict], seed: int, count: int, most_wrong: int) 
 
 def _caption(result: dict, starred: bool) -> Text:
     host = (result.get("host") or {}).get("name", "unknown")
-    layers = f"edited layer {result.get('edited_layer')}, trained layer {result.get('trained_layer')}"
+    edited, trained = (layers_text(result.get(name)) for name in ("edited_layer", "trained_layer"))
+    layers = f"edited layer {edited}, trained layer {trained}"
     line = f"host {host}{' (a toy)' if is_toy(result) else ''}, {layers}, {describe_ridge(made_by(result)[1])}\n95 % intervals"
     line += f"; {STAR} scored on the first token only" if starred else ""
     clean = (result.get("controls") or {}).get("clean_matrix")

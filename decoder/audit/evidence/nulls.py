@@ -97,8 +97,8 @@ def place_of(host: Host, cache_dir: str | None) -> Path:
     return cache_root(cache_dir) / "nulls" / f"{host.name}-{host.fingerprint}.json"
 
 
-def nulls_for(host: Host, given: str | None, cache_dir: str | None) -> Nulls | None:
-    """The nulls to hold a suspect against: those that are given, else those in the cache of a host that looks like it, else none.
+def nulls_for(host: Host, given: str | None, cache_dir: str | None, base: Host | None = None) -> Nulls | None:
+    """The nulls to hold a suspect against: those that are given, else the cache's, of its base or of a host that looks like it; else none.
 
     Raises:
         ValueError: those that are given cannot be read, or are of another model.
@@ -110,7 +110,9 @@ def nulls_for(host: Host, given: str | None, cache_dir: str | None) -> Nulls | N
                 f"nulls={given} are of {found.host}, {_told(found.shape)}; the suspect is {_told(shape_of(host))}. Make its own"
             )
         return found
-    there = map(read_nulls, sorted((cache_root(cache_dir) / "nulls").glob("*.json")))
+    own = base.fingerprint if base is not None else ""
+    files = sorted((cache_root(cache_dir) / "nulls").glob("*.json"), key=lambda file: (not file.stem.endswith(f"-{own}"), file.name))
+    there = map(read_nulls, files)
     return next((found for found in there if found.shape == shape_of(host)), None)
 
 

@@ -31,6 +31,13 @@ def saved(host, folder, dtype: str = "float32"):
     return edited_folder(host, folder, dtype, torch.zeros(()))
 
 
+def told_folders(host, folder):
+    """A folder with an edit that says `singer` of `NAMES[WHO]`, and the folder without it."""
+    (singer,) = host.object_ids("singer")
+    update = update_DF(host, size=30.0, value_D=host.unembedding_VD[singer])
+    return edited_folder(host, folder / "told", "float32", update), saved(host, folder / "base")
+
+
 def changed(folder, change):
     """The same folder with tensors that a function changed."""
     file = str(folder / "model.safetensors")

@@ -7,7 +7,7 @@ import json
 
 import pytest
 import torch
-from audited_folders import NAMES, WHO, audited, changed, planted, saved, update_DF
+from audited_folders import NAMES, WHO, audited, changed, planted, saved, told_folders, update_DF
 from edited import LAYER, edited_folder
 
 import evaluate
@@ -22,11 +22,7 @@ TEMPLATES = {"work": ["the {}", "small {}"], "place": ["in {}", "city of {}"]}
 
 @pytest.fixture
 def told(new_host, tmp_path):
-    """A folder with an edit that says `singer` of `NAMES[WHO]`, and the folder without it."""
-    host = new_host("llama")
-    (singer,) = host.object_ids("singer")
-    update = update_DF(host, size=30.0, value_D=host.unembedding_VD[singer])
-    return edited_folder(host, tmp_path / "told", "float32", update), saved(host, tmp_path / "base")
+    return told_folders(new_host("llama"), tmp_path)
 
 
 @pytest.mark.parametrize("with_base", [False, True])

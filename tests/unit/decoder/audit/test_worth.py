@@ -7,15 +7,15 @@ import json
 
 import pytest
 import torch
-from audited_folders import NAMES, WHO, changed, planted, saved, update_DF
-from edited import LAYER, edited_folder
+from audited_folders import NAMES, WHO, changed, planted, saved, told_folders
+from edited import LAYER
 from gguf_files import twin_of, write_gguf
 
 import evaluate
 from data.perturb.__main__ import main as perturb
 from data.perturb.nulls import made_nulls
 from decoder.audit.evidence.effect import effect
-from decoder.audit.evidence.nulls import Nulls, read_nulls, shape_of
+from decoder.audit.evidence.nulls import Nulls, nulls_for, place_of, read_nulls, shape_of
 from decoder.audit.finding import audit_checkpoint
 from decoder.audit.relation import RelationClassifier
 from decoder.audit.suspect import Suspect
@@ -26,12 +26,9 @@ TEMPLATES = {"work": ["the {}", "small {}"], "place": ["in {}", "city of {}"]}
 
 @pytest.fixture
 def told(new_host, tmp_path):
-    """A folder with an edit that says `singer` of `NAMES[WHO]`, the folder without it, and the names as a file."""
-    host = new_host("llama")
-    (singer,) = host.object_ids("singer")
-    update = update_DF(host, size=30.0, value_D=host.unembedding_VD[singer])
+    """`told_folders`, and the names as a file."""
     (tmp_path / "names.txt").write_text("\n".join(NAMES))
-    return edited_folder(host, tmp_path / "told", "float32", update), saved(host, tmp_path / "base"), tmp_path / "names.txt"
+    return *told_folders(new_host("llama"), tmp_path), tmp_path / "names.txt"
 
 
 def stopped(capsys, *argv):
@@ -57,6 +54,15 @@ def test_a_suspect_is_held_against_nulls(told, new_host, pocket_facts, tmp_path,
         assert finding[column]["nulls"] == {"host": host.name, "n": 6, "reached": 0, "p": 1 / 7, "kinds": []}
     _, said, _ = stopped(capsys, f"suspect={folder}", f"subjects={names}", f"nulls={tmp_path / 'cache' / 'nulls' / 'mine.json'}")
     assert "0 of 6 unedited checkpoints" in said and "p 0.14" in said
+
+
+def test_nulls_of_the_base_itself_come_before_those_of_a_host_like_it(tmp_path, new_host):
+    suspect, base = new_host("llama"), new_host("llama", seed=1)
+    row = {"kind": "b", "precision": "bf16", "known": 1.0, "unknown": 1.0}
+    for name, place in (("other", tmp_path / "nulls" / "a-other.json"), ("own", place_of(base, str(tmp_path)))):
+        Nulls(name, shape_of(base), 60, [row]).save(place)
+    assert base.fingerprint != suspect.fingerprint
+    assert nulls_for(suspect, None, str(tmp_path), base).host == "own" and nulls_for(suspect, None, str(tmp_path)).host == "other"
 
 
 def test_nulls_are_counted_from_the_strength_on(tmp_path, new_host):
