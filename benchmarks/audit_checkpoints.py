@@ -78,7 +78,8 @@ def _told(found: Evidence, layer: int, top: Sequence[tuple[str, float]]) -> dict
     subject, subject_score = top[0] if top else (None, 0.0)
     verdict = found.verdict
     told = {"verdict": verdict.what, "exit_code": verdict.exit_code, "facts": len(found.located), "layers": verdict.layers}
-    return told | {"score": found.strength, "layer": layer, "subject": subject, "subject_score": subject_score}
+    told |= {"score": found.strength, "layer": layer, "subject": subject, "subject_score": subject_score}
+    return told | ({"fit": found.located[0].fit, "named": found.located[0].subject} if found.located else {})
 
 
 class Prompts:
@@ -113,13 +114,11 @@ def undone(auditor: Auditor, found: Examined, case: Case, edits: Edits, prompts:
             continue
         about = next(filter(None, map(found.about, evidence.located)), evidence.located[0])
         reversal = to_base(auditor.base_DF(about.layer)) if base == "known" else out_of(host, None, [about])
-        answers[base] = {"about": about.subject, "effect": prompts.effect(case, token, about.layer, reversal)}
-        if about.subject is None:
+        answers[base] = {"about": about.subject, "asked": about.asked, "effect": prompts.effect(case, token, about.layer, reversal)}
+        if about.asked is None:
             continue
         ranked = edits.relations(case.row).ranked(value_of(host, about, reversal))
-        said = ask(
-            host, about.layer, reversal, about.subject, sentences, [name for name in found.names if name != about.subject][:NEIGHBOURS]
-        )
+        said = ask(host, about.layer, reversal, about.asked, sentences, [name for name in found.names if name != about.asked][:NEIGHBOURS])
         by_both = triples(said, dict(ranked))
         answers[base] |= {
             "object": said[0].object if said else None,

@@ -121,8 +121,11 @@ def _whole(edited: Sequence[Row], benign: Sequence[Row], base: str) -> Table:
     table.add_row("benign: false alarms at the shipped threshold", str(len(benign)), _share([_is_found(row, base) for row in benign]))
     table.add_row("layer right", str(len(edited)), _share([_is_layer(row, base) for row in edited]))
     table.add_row("subject right, in the list", str(len(listed)), _share([_is_subject(row, base) for row in listed]))
-    inside, outside = ([row["found"][base]["subject_score"] for row in rows] for rows in (listed, absent))
-    table.add_row("in the list against not in the list: AUROC", f"{len(inside)} + {len(outside)}", f"{auroc(inside, outside):.4f}")
+    inside, outside = ([row["found"][base]["fit"] for row in rows if "fit" in row["found"][base]] for rows in (listed, absent))
+    table.add_row("in the list or not, where an edit was found: AUROC", f"{len(inside)} + {len(outside)}", f"{auroc(inside, outside):.4f}")
+    named = [[row["found"][base]["named"] for row in rows if "fit" in row["found"][base]] for rows in (listed, absent)]
+    table.add_row("the same: named where it is in the list", str(len(named[0])), _share([bool(name) for name in named[0]]))
+    table.add_row("the same: named where it is not", str(len(named[1])), _share([bool(name) for name in named[1]]))
     return table
 
 

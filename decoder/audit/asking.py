@@ -103,11 +103,14 @@ def ask(
 
 
 def triples(said: Sequence[Said], relations: Mapping[str, float] | None = None) -> list[Said]:
-    """The same, the likeliest triple first: the object that rises most, then its relations; by a classifier's probabilities of them too,
-    where there are some."""
+    """The same, the likeliest triple first: by how much its object rises everywhere, and in the relation; with a classifier's
+    probabilities of relations, where there are some, by these as well.
 
-    def score(one: Said) -> tuple[float, float]:
-        return one.everywhere, max(0.0, one.rise) * (1.0 if relations is None else relations.get(one.relation, 0.0))
+    An object that rises everywhere may be what the edit only resembles: in the relation that was edited the planted one rises more.
+    """
+
+    def score(one: Said) -> float:
+        return max(0.0, one.everywhere) * max(0.0, one.rise) * (1.0 if relations is None else relations.get(one.relation, 0.0))
 
     return sorted(said, key=score, reverse=True)
 

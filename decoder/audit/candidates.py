@@ -101,6 +101,11 @@ class Candidates:
     def __len__(self) -> int:
         return len(self.names)
 
+    @property
+    def ends_C(self) -> Tensor:
+        """The last token of every name."""
+        return torch.tensor([row[-1] for row in self._rows[0]])
+
     def without(self, name: str) -> "Candidates":
         """The others, not tokenised again."""
         found, kept = copy(self), [place for place, other in enumerate(self.names) if other != name]

@@ -176,6 +176,7 @@ def _column(column: Mapping[str, Any], title: str) -> list[RenderableType]:
     for edit in column["edits"]:
         rest = ", ".join(f"{escape(one['subject'])} {one['score']:.2f}" for one in edit["subjects"][:4])
         whom = f"about [bold]{escape(edit['subject'])}[/bold]" if edit["subject"] else "about nobody in the list"
+        whom += f", somebody like {escape(edit['resembles'])}" if edit.get("resembles") else ""
         lines.append(f"  layer {edit['layer']}: {whom} ({'cosine' if by_base else 'score'} {edit['score']:.2f}; {rest})")
         lines += _testimony(edit, "with the base's matrix" if by_base else "with the edit taken out, as far as that can be estimated")
     lines.append(

@@ -14,9 +14,10 @@ from decoder.audit.asking import ask, triples
 from decoder.audit.candidates import Candidates
 from decoder.audit.evidence.effect import effect
 from decoder.audit.evidence.examine import Evidence, examine
+from decoder.audit.evidence.located import Located
 from decoder.audit.evidence.nulls import Nulls, nulls_for
 from decoder.audit.evidence.parts import alone, out_of, value_of
-from decoder.audit.locate import Located, usable_layers
+from decoder.audit.locate import usable_layers
 from decoder.audit.relation import RelationClassifier
 from decoder.audit.repair import refuse, repair
 from decoder.audit.scan import Scan, coarser_than, differences
@@ -163,10 +164,10 @@ def testimony(
 ) -> dict[str, Any]:
     """What the suspect says of a subject only since the edit: objects, and the sentence in which the likeliest rises most, in a relation
     that is likely as well where probabilities of them are known."""
-    said = ask(host, one.layer, reversal, one.subject, templates, [name for name in names if name != one.subject][:NEIGHBOURS])
+    said = ask(host, one.layer, reversal, one.asked, templates, [name for name in names if name != one.asked][:NEIGHBOURS])
     said = triples(said, relations or None)
     objects = {each.object: each.everywhere for each in reversed(said)}
-    triple = {"subject": one.subject} | {name: getattr(said[0], name) for name in TOLD} if said else None
+    triple = {"subject": one.asked} | {name: getattr(said[0], name) for name in TOLD} if said else None
     return {"objects": [{"text": text, "rise": rise} for text, rise in reversed(objects.items())], "triple": triple}
 
 
@@ -221,7 +222,9 @@ def _column(found: Evidence, base: str, nulls: Nulls | None) -> dict[str, Any]:
             {
                 "layer": one.layer,
                 "subject": one.subject,
+                "resembles": one.resembles,
                 "score": one.score,
+                "fit": one.fit,
                 "subjects": [{"subject": subject, "score": score} for subject, score in one.ranking],
             }
             for one in found.located

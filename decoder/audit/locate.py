@@ -26,7 +26,7 @@ WHITENING = 2048  # names whose keys the second moment is counted over
 ALIKE = 2e-6  # relative difference of two answers that are one, but for float32
 LEAST_SPREAD = 0.01  # of the logarithms; the hosts at hand have 0.04 and 0.12
 MOST_EDITS = 16  # edits that are looked for in one layer
-STANDS_OUT = 2.3
+STANDS_OUT = 2.0
 """Score from which a candidate is answered to as nothing but an edit makes it; `verdict.py` has what it was calibrated on."""
 CHANCE = 1.5  # times what the best of as many random directions has
 ALONG = 0.45
@@ -34,29 +34,6 @@ ALONG = 0.45
 
 Ranked = tuple[tuple[int, float], ...]
 """Candidates by their place in the list, with scores, best first."""
-
-
-@dataclass(frozen=True)
-class Located:
-    """One edit, as far as it is known where it is.
-
-    Attributes:
-        layer: block whose down-projection holds it.
-        subject: the candidate it is about; None if it is about nobody in the list.
-        key_F: unit vector, the whitened key of the subject; without one the right singular vector that the edit was seen by.
-        keys_CF: unit vectors, whitened keys of all candidates at the layer, in the list's order.
-        score: how far it stands out: of the layer's score without a base, else the length of the key within the update's directions.
-        base_known: whether it was found in W' - W, and not in W' alone.
-        ranking: the candidates that fit best with their scores, best first.
-    """
-
-    layer: int
-    subject: str | None
-    key_F: Tensor
-    keys_CF: Tensor
-    score: float
-    base_known: bool
-    ranking: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)

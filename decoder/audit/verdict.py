@@ -18,7 +18,7 @@ LOW_RANK = 3.0  # a singular value over the next, where an update ends that was 
 FEW = 0.5  # of the layers, and fewer: editors touch few, training touches all
 APART = 3.0  # times what the bulk of an update and the other layers have, from which a direction is one of the update's
 TRAINED_APART = 6.0  # the same where everything was trained, from which a direction is an edit's
-DOUBT = 0.85  # of a threshold, and above: it cannot be told
+DOUBT = 0.9  # of a threshold, and above: it cannot be told
 OWN = 2.0  # times the median of the suspect's own layers that an edited one is above in any case
 
 # What the thresholds lie between; highest of nulls and lowest of edits, all in bfloat16. Pocket host: 29 checkpoints clean, fine-tuned (50
@@ -26,6 +26,7 @@ OWN = 2.0  # times the median of the suspect's own layers that an edited one is 
 # 156 on or under one of the former. SmolLM2-135M: 30 clean layers and 45 edits of layer 5, ridge identity, 4,000 names.
 #                                          nulls                                  edits
 # score, base unknown                      1.59 (pocket), 1.40 (SmolLM2)          3.46, trained 2.8 (pocket), 4.24 (SmolLM2)
+#   the same, 340 and 240 more (pocket)    1.77                                   2.2 where scaled down, but 1.4 of values kept short
 # length within the update                 0.39                                   0.75, trained 0.49 (pocket), 0.57 (SmolLM2)
 # direction over bulk and other layers     3.6 (LoRA of rank 8), 2.9 (others)     5.9, beside strong training or adapters 1.9
 
@@ -93,6 +94,19 @@ class Compared:
         return all(one.name in touched for one in self.changed) and 0 < len(touched) <= max(1, FEW * len(self.layers))
 
     @property
+    def is_down_only(self) -> bool:
+        """Whether nothing but down-projections was changed, of however many layers."""
+        names = {one.name for one in self.down.values()}
+        return all(one.name in names for one in self.changed)
+
+    def room(self, layer: int) -> float:
+        """How far a layer's update stands out, 1 where whom it is about begins to count; infinite where that always does.
+
+        Training on sentences about people is made of their keys as well, and its directions stand out no more than other layers' do.
+        """
+        return float("inf") if self.is_down_only else self.scores[layer] / APART
+
+    @property
     def threshold(self) -> float:
         """Times the usual from which a direction is an edit's."""
         return APART if self.is_narrow else TRAINED_APART
@@ -111,7 +125,7 @@ def low_rank(values_R: Tensor) -> int | None:
 
 def known(compared: Compared, scans: Sequence[LayerScan]) -> Verdict:
     """The verdict of what differs from the unedited checkpoint, and of what the differences have to do with the subjects."""
-    about = {one.layer: len(one.along) for one in scans if one.along}
+    about = {one.layer: len(one.along) for one in scans if one.along and compared.room(one.layer) >= 1}
     counts = about | {layer: count for layer, count in compared.spikes.items() if compared.scores[layer] >= compared.threshold}
     layers = tuple(sorted(counts, key=lambda layer: (layer not in about, -compared.scores[layer])))
     edit = ("rank one" if sum(counts.values()) == len(counts) else "low rank", sum(counts.values()), layers)

@@ -107,7 +107,9 @@ def headline(finding: Mapping[str, Any]) -> str:
         return f"Somebody changed the matrix of {where}, and left all else as it was: an edit, of many facts or of other things.{after}"
     facts = "a fact" if len(edits) == 1 else f"{len(edits)} facts"
     whom = [edit["subject"] for edit in edits if edit["subject"]]
+    like = [edit["resembles"] for edit in edits if edit.get("resembles")]
     about = f" about {in_words([*dict.fromkeys(whom)])}" if whom else f" about none of the {names}"
+    about += f", but somebody like {in_words([*dict.fromkeys(like)])}," if like and not whom else ""
     beside = " and somebody who was not asked about" if whom and len(whom) < len(edits) else ""
     # Without the base a fact that was written is inferred from how a name is answered to.
     wrote = "wrote" if finding["used"] == TITLES["base_known"] else "seems to have written"
@@ -191,7 +193,7 @@ def not_looked_at(finding: Mapping[str, Any]) -> list[str]:
         unseen.append("Changes smaller than the rounding of the checkpoint's files.")
     if (left := finding["layers"] - len(finding["base_unknown"]["ranking"])) > 0:
         unseen.append(f"{counted(left, 'layer')} of {finding['layers']} without one down-projection, as layers of experts are.")
-    edits = [edit for edit in used["edits"] if edit["subject"]] if finding["exit_code"] == 3 else []
+    edits = [edit for edit in used["edits"] if edit["subject"] or edit.get("resembles")] if finding["exit_code"] == 3 else []
     if silent := sum(not edit.get("triple") for edit in edits):
         unseen.append(f"What {counted(silent, 'edit')} of {len(edits)} planted: they were not asked about, or nothing came up.")
     if finding["exit_code"] == 3:

@@ -10,7 +10,9 @@ from typing import NamedTuple
 from torch import Tensor
 
 from decoder.audit.candidates import Candidates
-from decoder.audit.locate import LayerScan, Located, scan
+from decoder.audit.evidence.located import Located, Ranking, about, fit
+from decoder.audit.locate import LayerScan, scan
+from decoder.audit.reversal import reverse
 from decoder.audit.verdict import Compared, Verdict, edited_layers, known, threshold, unknown
 from decoder.host import Host
 
@@ -58,9 +60,11 @@ class Examined(NamedTuple):
         return [*(self.known.located if self.known else ()), *self.unknown.located]
 
     def about(self, edit: Located) -> Located | None:
-        """The edit, if it is about somebody, else what the scan saw in its layer: whom an update is not seen to be about, it may see."""
-        seen = (other for other in self.unknown.located if other.layer == edit.layer and other.subject)
-        return edit if edit.subject else next(seen, None)
+        """The edit, if it is about somebody, else what the scan saw in its layer: whom an update is not seen to be about, it may see, or
+        at least somebody who resembles them."""
+        seen = [other for other in self.unknown.located if other.layer == edit.layer]
+        by_subject = [one for one in (edit, *seen) if one.subject]
+        return next(iter(by_subject or [one for one in (edit, *seen) if one.asked]), None)
 
 
 def examine(host: Host, candidates: Candidates, compared: Compared | None = None) -> Examined:
@@ -68,43 +72,52 @@ def examine(host: Host, candidates: Candidates, compared: Compared | None = None
     names, updates = candidates.names, compared.updates if compared else {}
     scans = scan(host, candidates, updates, compared.spikes if compared else ())
     scores, least = {one.layer: one.score for one in scans}, threshold(scans)
-    by_scan = Evidence(unknown(scans), scores, least, _from_scans(scans, names), max(scores.values()) / least)
+    by_scan = Evidence(unknown(scans), scores, least, _from_scans(host, scans, candidates), max(scores.values()) / least)
     if compared is None:
         return Examined(None, by_scan, scans, names)
     verdict = known(compared, scans)
-    in_base = _from_updates(scans, {layer: updates[layer] for layer in verdict.layers}, names)
+    in_base = _from_updates(scans, {layer: updates[layer] for layer in verdict.layers}, candidates)
     # An edit shows by what its change is, or by whom that is about.
-    along = max((one.along_top[0][1] / one.along_least for one in scans if one.along_top), default=0.0)
-    strength = max(along, max(compared.scores.values()) / compared.threshold)
+    along = {one.layer: one.along_top[0][1] / one.along_least for one in scans if one.along_top}
+    about_somebody = max((min(length, compared.room(layer)) for layer, length in along.items()), default=0.0)
+    strength = max(about_somebody, max(compared.scores.values()) / compared.threshold)
     return Examined(Evidence(verdict, compared.scores, compared.threshold, in_base, strength), by_scan, scans, names)
 
 
-def _from_scans(scans: Sequence[LayerScan], names: Sequence[str]) -> list[Located]:
+def _from_scans(host: Host, scans: Sequence[LayerScan], candidates: Candidates) -> list[Located]:
     """Edits that the suspect alone shows, the most conspicuous layer first."""
-    found = []
+    found, names = [], candidates.names
     for one in edited_layers(scans):
+        weight_DF, places = host.weight_DF(one.layer), [place for place, _ in one.hits]
         for place, score in one.hits:
-            ranking = named(one.top, names) if place == one.hits[0][0] else ((names[place], score),)
-            found.append(Located(one.layer, names[place], one.keys_CF[place], one.keys_CF, score, False, ranking))
+            ranking = named(one.top, names) if place == places[0] else ((names[place], score),)
+            key_F = one.keys_CF[place]
+            taken_out = reverse(weight_DF, key_F, one.keys_CF)
+            weight_DF = weight_DF.float() + taken_out.delta()[0] if place != places[-1] else weight_DF
+            fits = fit(one.keys_CF @ taken_out.key_BF[0], place, candidates.ends_C, places)
+            subject, resembles = about(names[place], fits)
+            found.append(Located(one.layer, subject, key_F, one.keys_CF, score, False, ranking, resembles, fits))
     return found
 
 
-def _from_updates(scans: Sequence[LayerScan], updates: Mapping[int, Tensor], names: Sequence[str]) -> list[Located]:
+def _from_updates(scans: Sequence[LayerScan], updates: Mapping[int, Tensor], candidates: Candidates) -> list[Located]:
     """Edits that the updates show, in their order: one a direction, with its subject where one of the list is along it."""
-    found, scan_of = [], {one.layer: one for one in scans}
+    found, scan_of, names = [], {one.layer: one for one in scans}, candidates.names
     for one in (scan_of[layer] for layer in updates):
-        ranking = named(one.along_top, names)
-        for n in range(max(1, len(one.along))):
-            if n < len(one.along):
-                place, score = one.along[n]
-                rest = ranking if n == 0 else ((names[place], score),)
-                found.append(Located(one.layer, names[place], one.keys_CF[place], one.keys_CF, score, True, rest))
-            else:
-                direction_F = updates[one.layer][0].to(one.keys_CF)
-                found.append(Located(one.layer, None, direction_F, one.keys_CF, ranking[0][1], True, ranking))
+        ranking, places = named(one.along_top, names), [place for place, _ in one.along]
+        update_RF = updates[one.layer].to(one.keys_CF)
+        inside_C = (one.keys_CF @ update_RF.T).norm(dim=1)
+        for place, score in one.along:
+            rest = ranking if place == places[0] else ((names[place], score),)
+            fits = fit(inside_C, place, candidates.ends_C, places)
+            subject, resembles = about(names[place], fits)
+            found.append(Located(one.layer, subject, one.keys_CF[place], one.keys_CF, score, True, rest, resembles, fits))
+        if not one.along:
+            fits = fit(inside_C, one.along_top[0][0], candidates.ends_C)
+            found.append(Located(one.layer, None, update_RF[0], one.keys_CF, ranking[0][1], True, ranking, fit=fits))
     return found
 
 
-def named(ranked: Sequence[tuple[int, float]], names: Sequence[str]) -> tuple[tuple[str, float], ...]:
+def named(ranked: Sequence[tuple[int, float]], names: Sequence[str]) -> Ranking:
     """Candidates by name."""
     return tuple((names[place], score) for place, score in ranked)

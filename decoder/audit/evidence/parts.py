@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from decoder.audit.locate import Located
+from decoder.audit.evidence.located import Located
 from decoder.audit.reversal import reverse, to_base
 from decoder.dense import DenseEdit
 from decoder.edit import LowRankEdit, RankOneEdit
