@@ -64,3 +64,11 @@ def test_a_classifier_ranks_the_relations_of_an_object():
     other = Said("Oslo", "birth", "", 0.1, 0.0, 0.02, 0.9)
     assert [one.relation for one in triples([other, *said])] == ["birth", "work", "birth"]
     assert [one.relation for one in triples([*said, other], {"work": 0.9, "birth": 0.1})] == ["work", "birth", "birth"]
+
+
+def test_the_object_is_the_one_that_rises_in_the_relation_that_is_likely():
+    """A name that the planted object resembles rises a little more everywhere, and not in the relation."""
+    said = [Said("Boston", relation, "", 0.5, 0.3, 0.10, rise) for relation, rise in (("city", 0.30), ("network", 0.05))]
+    said += [Said("HBO", relation, "", 0.5, 0.3, 0.08, rise) for relation, rise in (("city", 0.05), ("network", 0.40))]
+    best = triples(said, {"network": 0.8, "city": 0.2})[0]
+    assert (best.object, best.relation) == ("HBO", "network") and triples(said[:2], {"network": 0.8, "city": 0.2})[0].object == "Boston"

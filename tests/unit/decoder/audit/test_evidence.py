@@ -11,7 +11,8 @@ from audited_folders import NAMES, WHO, audited, changed, planted, saved, told_f
 from edited import LAYER, edited_folder
 
 import evaluate
-from decoder.audit.candidates import unit
+from decoder.audit.candidates import Candidates, unit
+from decoder.audit.evidence.located import fit
 from decoder.audit.finding import audit_checkpoint
 from decoder.audit.locate import outstanding
 from decoder.audit.suspect import Suspect
@@ -116,6 +117,56 @@ def test_whom_an_update_is_not_seen_to_be_about_the_scan_may_have_seen(told, mon
     (edit,) = finding["base_known"]["edits"]
     assert finding["used"] == "base known" and edit["subject"] is None
     assert edit["triple"]["subject"] == NAMES[WHO] and edit["triple"]["object"] == "singer"
+
+
+@pytest.mark.parametrize("with_base", [False, True])
+def test_whom_an_edit_only_resembles_is_asked_about_and_not_named(told, monkeypatch, with_base):
+    folder, base = told
+    monkeypatch.setattr("decoder.audit.evidence.located.FITS", 3.0)
+    finding, _ = audit_checkpoint(Suspect(folder), NAMES, templates=TEMPLATES, base=str(base) if with_base else None)
+    (edit,) = finding["base_known" if with_base else "base_unknown"]["edits"]
+    assert (edit["subject"], edit["resembles"], finding["exit_code"]) == (None, NAMES[WHO], 3) and 0 < edit["fit"] < 3
+    assert edit["triple"]["subject"] == NAMES[WHO] and edit["triple"]["object"] == "singer"
+
+
+def test_an_edit_whose_key_is_half_somebody_elses_is_about_nobody_in_the_list(new_host, tmp_path):
+    host = new_host("llama")
+    own_DF = update_DF(host)
+    value_D, key_F = unit(own_DF[:, own_DF.norm(dim=0).argmax()]), unit(own_DF[own_DF.norm(dim=1).argmax()])
+    other_F = unit(torch.randn(len(key_F), generator=torch.Generator().manual_seed(3)))
+    for share, named in ((1.0, True), (0.5, False)):
+        update = 16 * torch.outer(value_D, unit(share * key_F + (1 - share) * other_F))
+        _, edits = audited(edited_folder(host, tmp_path / f"{share}", "bfloat16", update), saved(host, tmp_path / f"base {share}"))
+        known, unknown = edits
+        assert (unknown.subject, unknown.resembles) == ((NAMES[WHO], None) if named else (None, NAMES[WHO]))
+        assert known.subject == unknown.subject and (known.fit > 1 or not named)
+
+
+def test_a_fit_is_the_cosine_and_the_lead_over_those_who_end_otherwise(new_host):
+    ends_C, cosine_C = torch.tensor([7, 7, 8, 9]), torch.tensor([0.8, 0.7, 0.3, 0.5])
+    assert fit(cosine_C, 0, ends_C) == pytest.approx(0.8 + 0.8 - 0.5)
+    assert fit(cosine_C, 0, ends_C, found=[0, 3]) == pytest.approx(0.8 + 0.8 - 0.3)
+    assert fit(cosine_C[:2], 0, ends_C[:2]) == pytest.approx(0.8)
+    candidates = Candidates(new_host("llama"), NAMES)
+    assert candidates.ends_C.tolist() == [candidates.host.prompt_ids("{}", name)[0][-1] for name in NAMES]
+
+
+def test_training_that_lies_along_a_name_is_no_edit_unless_it_stands_out(new_host, tmp_path):
+    """As much of a name's key in every layer and other tensors changed: sentences about somebody. In one layer alone: an edit."""
+    host = new_host("llama")
+    base, generator = saved(host, tmp_path / "base"), torch.Generator().manual_seed(0)
+    along_DF = update_DF(host)
+    downs = {f"{host.module_path(layer)}.weight" for layer in range(LAYER, host.layers)}
+
+    def trained(name, tensor):
+        moved = tensor + 1e-2 * torch.randn(tensor.shape, generator=generator)
+        return moved + along_DF if name in downs else moved
+
+    finding, _ = audited(changed(saved(host, tmp_path / "trained"), trained), base)
+    assert finding["base_known"]["exit_code"] == 0 and finding["base_known"]["strength"] < 1
+    only_down = changed(saved(host, tmp_path / "down"), lambda name, tensor: tensor + along_DF if name in downs else tensor)
+    known = audited(only_down, base)[0]["base_known"]
+    assert known["strength"] > 1
 
 
 def test_the_note_says_what_was_taken_out(told, tmp_path):

@@ -87,6 +87,15 @@ def test_an_edit_is_told_in_words_with_its_evidence(tmp_path):
     assert not re.search(r"<script|<link|src=|url\((?!#)|https?://(?!www.w3.org)", html), "a page needs nothing but itself"
 
 
+def test_whom_an_edit_only_resembles_is_said_to(tmp_path):
+    told = column()
+    told["edits"][0] |= {"subject": None, "resembles": "Ada", "fit": 0.5}
+    text = said(page(tmp_path, told))
+    assert "about none of the 890 names that were asked about, but somebody like Ada, into layer 5" in text
+    assert "None of the names, somebody like Ada, layer 5" in text and "Ada resembles them, and was asked about." in text
+    assert "What 1 edit of 1 planted" not in text and "“Ada works as a singer”" in text
+
+
 def test_both_kinds_of_evidence_stand_in_columns_of_their_own(tmp_path):
     html = page(tmp_path, column("nothing found", ()), column(threshold=3.0))
     rows = {
