@@ -5,8 +5,8 @@
 
 `stores` has a store an editor, named as the editor, made with the same settings of train.py: `python -m data.produce edits=ft
 store=FOLDER/ft`. A decoder of one editor is trained for `steps` steps, one of several for `mixed`, each on edits of one of them. `out`
-gets a file a decoder, a line for each editor and split that it read. Decoders whose file is there are not trained again, so a killed
-command goes on, and any number of processes may share the work by `part=`.
+gets a file a decoder, a line for each editor and split that it read, with the probability of every answer and whether it was right.
+Decoders whose file is there are not trained again, so a killed command goes on, and any number of processes may share the work by `part=`.
 """
 
 import json
@@ -108,11 +108,11 @@ def read(module: DecoderModule, path: Path) -> dict[str, dict[str, Any]]:
     config = {"splits": ids | {"train": []}, "store": "", "edited_layer": cfg.edits.layer, "search": cfg.decoder.search}
     loaders = exported_splits(store, config, module.decoder.host)
     found = read_splits(module.decoder, config, loaders.loaders, loaders.table)
-    groups = {split: found[found["split"] == split] for split in READ}
     return {
         split: {"n": len(own), "exact_match": share(own["exact_match"]), "first_token": share(own["first_token"])}
-        for split, own in groups.items()
-        if len(own)
+        | {"answers": {row.edit_id: [round(row.probability, 6), int(row.exact_match)] for row in own.itertuples()}}
+        for split in READ
+        if len(own := found[found["split"] == split])
     }
 
 

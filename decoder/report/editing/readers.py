@@ -3,7 +3,7 @@
 It is made from the lines that `benchmarks/editors.py` writes, one for what a decoder reads of an editor and a split.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
@@ -14,10 +14,11 @@ from typing_extensions import TypedDict
 
 from decoder.report.page import render
 from decoder.report.tables import format_interval
-from decoder.scores import wilson
+from decoder.scores import share, wilson
 from decoder.utils.files import write_text
 from decoder.utils.json_files import Count, FromOne, Score, read_lines
 
+SUREST = "surest of "
 CLOSE = 0.05
 """How much less a decoder of all may read of an editor than one of that editor alone."""
 
@@ -84,17 +85,41 @@ def read_readers(path: Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: there is none, or one is no such line.
     """
-    return read_lines(path, LINE, "give the folder that benchmarks/editors.py wrote")
+    lines = read_lines(path, LINE, "give the folder that benchmarks/editors.py wrote")
+    return [*lines, *surest(lines)]
+
+
+def surest(lines: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """What one reads who takes, edit by edit, the most probable answer among decoders of one editor each: of all, and of all but one.
+
+    It takes lines with `answers`: edit -> probability, and whether the answer is right.
+    """
+    found: dict[tuple[int, str, str], dict[str, Mapping[str, Any]]] = {}
+    for line in lines:
+        if len(line["train"]) == 1 and line.get("answers"):
+            found.setdefault((line["seed"], line["read"], line["split"]), {})[line["train"][0]] = line
+    for one in found.values():
+        editors = next(iter(one.values()))["editors"]
+        for asked in (editors, *([other for other in editors if other != editor] for editor in editors)):
+            if len(asked) < 2 or not {*asked} <= {*one}:
+                continue
+            answers = [one[editor]["answers"] for editor in asked]
+            hits = [max((each[edit] for each in answers), key=lambda told: told[0])[1] for edit in answers[0]]
+            both = {
+                "train_edits": sum(one[editor]["train_edits"] for editor in asked),
+                "steps": sum(one[editor]["steps"] for editor in asked),
+            }
+            yield {**one[asked[0]], **both, "train": asked, "surest": True, "exact_match": share(hits)}
 
 
 def rows(lines: Iterable[Mapping[str, Any]], split: str) -> list[Row]:
     """The rows of a split's table: decoders of one editor, of all but one, of all."""
-    found: dict[tuple[str, ...], dict[str, dict[int, Mapping[str, Any]]]] = {}
+    found: dict[tuple[bool, tuple[str, ...]], dict[str, dict[int, Mapping[str, Any]]]] = {}
     for line in sorted(lines, key=lambda line: line["seed"]):
         if line["split"] == split:
-            found.setdefault(tuple(line["train"]), {}).setdefault(line["read"], {})[line["seed"]] = line
+            found.setdefault((line.get("surest", False), tuple(line["train"])), {}).setdefault(line["read"], {})[line["seed"]] = line
     rows = []
-    for train, by_editor in found.items():
+    for (is_surest, train), by_editor in found.items():
         some = [one for by_seed in by_editor.values() for one in by_seed.values()]
         editors = some[0]["editors"]
         cells = {
@@ -104,9 +129,11 @@ def rows(lines: Iterable[Mapping[str, Any]], split: str) -> list[Row]:
             for editor in editors
             if editor in by_editor
         }
-        row = Row(_name(train, editors), cells, frozenset(train), some[0]["train_edits"], some[0]["steps"])
-        rows.append((len(train) == len(editors), len(train) > 1, min(map(editors.index, set(editors) - {*train}), default=0), train, row))
-    return [row for *_, row in sorted(rows, key=lambda entry: entry[:4])]
+        name = (SUREST if is_surest else "") + _name(train, editors)
+        row = Row(name, cells, frozenset(train), some[0]["train_edits"], some[0]["steps"])
+        left_out = min(map(editors.index, set(editors) - {*train}), default=0)
+        rows.append((is_surest, len(train) == len(editors), len(train) > 1, left_out, train, row))
+    return [row for *_, row in sorted(rows, key=lambda entry: entry[:5])]
 
 
 def _name(train: Sequence[str], editors: Sequence[str]) -> str:
@@ -115,25 +142,31 @@ def _name(train: Sequence[str], editors: Sequence[str]) -> str:
 
 
 def summary(rows: Sequence[Row]) -> list[str]:
-    """What the table says of all editors together, in sentences."""
+    """What the table says of all editors together, in sentences: for decoders of several, and for the surest of several decoders."""
     alone = {editor: row.cells[editor].mean for row in rows for editor in row.own & row.cells.keys() if len(row.own) == 1}
-    told = []
+    return [sentence for who in ("", SUREST) for sentence in (*_of_all(rows, who, alone), *_left_out(rows, who))]
+
+
+def _of_all(rows: Sequence[Row], who: str, alone: Mapping[str, float]) -> Iterator[str]:
     for row in rows:
-        if row.name == "all" and alone:
+        if row.name == f"{who}all" and alone:
             behind = {editor: alone[editor] - row.cells[editor].mean for editor in alone if editor in row.cells}
             worst = max(behind, key=behind.__getitem__)
             close = sum(gap <= CLOSE for gap in behind.values())
-            told.append(
-                f"All together are read within {CLOSE:g} of a decoder of one editor for {close} of {len(behind)} editors; "
+            together = "By the surest of all decoders editors" if who else "All together"
+            yield (
+                f"{together} are read within {CLOSE:g} of a decoder of one editor for {close} of {len(behind)} editors; "
                 f"the most is lost on {worst} ({behind[worst]:+.3f})."
             )
-    left_out = {editor: row.cells[editor].mean for row in rows if row.name.startswith("all but ") for editor in row.cells.keys() - row.own}
-    if left_out:
-        worst = min(left_out, key=left_out.__getitem__)
-        told.append(
-            f"An editor that was left out is read at {median(left_out.values()):.3f} in the median, {worst} worst ({left_out[worst]:.3f})."
-        )
-    return told
+
+
+def _left_out(rows: Sequence[Row], who: str) -> Iterator[str]:
+    means = {
+        editor: row.cells[editor].mean for row in rows if row.name.startswith(f"{who}all but ") for editor in row.cells.keys() - row.own
+    }
+    if means:
+        worst, by = min(means, key=means.__getitem__), " by the surest of the others" if who else ""
+        yield f"An editor that was left out is read at {median(means.values()):.3f} in the median{by}, {worst} worst ({means[worst]:.3f})."
 
 
 def markdown(lines: Sequence[Mapping[str, Any]]) -> str:

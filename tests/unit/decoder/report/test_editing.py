@@ -55,6 +55,18 @@ def test_the_summary_compares_all_with_one_and_takes_the_median_of_those_left_ou
     assert summary(rows([line for line in READINGS if len(line["train"]) == 1], "ood")) == []
 
 
+def test_the_surest_of_several_decoders_answers_edit_by_edit(tmp_path):
+    """Two edits of ft: the decoder of ft is sure of the first, that of rome, wrongly, of the second; memit's is right and never surest."""
+    told = {"rome": {"a": [0.2, 0], "b": [0.9, 0]}, "memit": {"a": [0.4, 1], "b": [0.6, 1]}, "ft": {"a": [0.8, 1], "b": [0.7, 1]}}
+    lines = [reading([editor], 0, "ft", 1, n=2) | {"answers": answers} for editor, answers in told.items()]
+    table = {row.name: row for row in rows(read_readers(write(tmp_path / "a.jsonl", lines)), "ood")}
+    assert list(table)[3:] == ["surest of all but rome", "surest of all but memit", "surest of all but ft", "surest of all"]
+    values = [table[f"surest of all{rest}"].cells["ft"].values for rest in ("", " but rome", " but ft")]
+    assert values == [(0.5,), (1.0,), (0.5,)] and table["surest of all"].train_edits == 150
+    assert "By the surest of all decoders editors are read within 0.05" in " ".join(summary([*table.values()]))
+    assert [row.name for row in rows(read_readers(write(tmp_path / "b.jsonl", lines[:2])), "ood")][2:] == ["surest of all but ft"]
+
+
 def test_markdown_and_page_hold_every_cell_and_mark_what_was_not_trained_on(tmp_path, capsys):
     lines = [*READINGS, reading(["rome"], 0, "rome", 7, "unseen_object", 10)]
     file = write(tmp_path / "lines.jsonl", lines)
