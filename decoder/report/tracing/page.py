@@ -24,7 +24,7 @@ def write_tracing(path: Path, to: Path) -> Path:
     pictures = {
         pcs.title: [(label(found), pcs_bars(found)) for found in measured],
         relations.title: [("Grey: published, by host.", relation_curves(measured))],
-        reversal.title: [("Diamonds: published, each host's best k, chosen with labels.", reversal_curves(measured))],
+        reversal.title: [("Bands: 95 %.", reversal_curves(measured))],
     }
     context = {"measured": measured, "tables": [directions, pcs, relations, reversal, *rest], "pictures": pictures, "label": label}
     to.mkdir(parents=True, exist_ok=True)

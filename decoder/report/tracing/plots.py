@@ -5,7 +5,6 @@ from typing import Any
 
 import matplotlib
 from markupsafe import Markup
-from matplotlib.ticker import NullFormatter
 
 from decoder.report.plots import BLUE, GREEN, GRID, ORANGE, SETTINGS, TEXT, UNEDITED, grid, to_svg
 from decoder.report.tracing import published
@@ -100,12 +99,7 @@ def reversal_curves(measured: Sequence[Mapping[str, Any]]) -> Markup:
                 )
             for name, told, style in (("traced", "traced, without labels", "-"), ("usual", "k without labels", (0, (1, 1.2)))):
                 panel.axhline(reversal[name]["reversed"]["value"], color=GREEN, linestyle=style, linewidth=1.4, label=told)
-            for host, entries in published.REVERSAL.items():
-                k, back, _ = entries[-1]
-                panel.plot([k], [back], "D", color=GRID, markersize=4)
-                panel.annotate(host, (k, back), (-5, -3), textcoords="offset points", ha="right", fontsize=7.5, color=TEXT)
             panel.set(title=label(found), xlabel="components taken out, k", ylim=(-0.02, 1.04), xticks=range(0, len(ks), 3))
-            panel.xaxis.set_minor_formatter(NullFormatter())
         panels[0].set_ylabel("share of edits")
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=4, fontsize=8.5, handlelength=2.6)
         return to_svg(figure, "Share of edits whose next token is the unedited host's or the edited host's, by components taken out")

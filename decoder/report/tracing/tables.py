@@ -67,8 +67,9 @@ def _pcs(measured: Sequence[Mapping[str, Any]]) -> Table:
         )
         rows.append([label(found), _n(found["n"]), *cells, spread])
     rows += [[host, DASH, clean, edited, DASH, DASH, DASH, DASH] for host, (clean, edited) in published.PCS.items()]
-    titles = ("", "edits", "unedited", "edited", "sd", "(pcs(W') - pcs(W)) / |pcs(W)|", "sd", "other layers, unedited")
-    note = f"pcs: mean cosine of two rows of W_Vᵀ. Published: {SOURCE}, section 4.2."
+    titles = ("", "edits", "unedited", "edited", "sd", "change / |unedited|", "sd", "other layers")
+    note = "pcs: mean cosine of two rows of W_Vᵀ; change: (pcs(W') - pcs(W)) / |pcs(W)|; other layers: least and most. "
+    note += f"Published: {SOURCE}, section 4.2."
     return Table("Rows that became alike (pcs)", titles, rows, len(measured), note)
 
 
@@ -81,14 +82,14 @@ def _relations(measured: Sequence[Mapping[str, Any]]) -> Table:
         for name, told in (("published", "published recipe"), ("value", "value, base known"), ("read", "value read out of W'")):
             cells = [_plain(by_classes[count][name]) if count in by_classes else DASH for count in published.CLASSES]
             rows.append([f"{label(found)}: {told}", most, *cells])
-    rows += [[host, "50 + 50", *(f"{value:.3f}" for value in values)] for host, values in published.RELATIONS.items()]
+    rows += [[host, "50 + 50", *(f"{value:.2f}" for value in values)] for host, values in published.RELATIONS.items()]
     note = (
         "Accuracy by number of relations, mean ± half of Student's 95 % interval over repeats with other relations and subjects; "
-        "no subject is in training and test. Training + test edits a relation: at most, where the store has fewer than 50 of each. "
+        "no subject is in training and test. Edits: of a relation, training + test; where the store has fewer than 50 of each, its most. "
         "Recipe: 50 principal components of at most 100 matrices W', logistic regression. The others: our classifier, learnt on true "
         f"values. Published: {SOURCE}, section 5."
     )
-    titles = ("", "edits a relation", *map(str, published.CLASSES))
+    titles = ("", "edits", *map(str, published.CLASSES))
     return Table("Relation of an edit, by number of relations", titles, rows, sum("±" in "".join(row) for row in rows), note)
 
 
@@ -126,7 +127,7 @@ def _similarity(measured: Sequence[Mapping[str, Any]]) -> Table:
     for found in measured:
         for side, told in (("values", "rows of W_Vᵀ, along the value"), ("keys", "rows of W_V, along the key")):
             means = found["similarity"][side][:SHOWN_TERMS]
-            cells = [_plain(one, 2) for one in means] + [DASH] * (SHOWN_TERMS - len(means))
+            cells = [_plain(one) for one in means] + [DASH] * (SHOWN_TERMS - len(means))
             rows.append([f"{label(found)}: {told}", _n(found["n"]), *cells])
     ours = len(rows)
     for host, values in published.SIMILARITY.items():
@@ -159,10 +160,10 @@ def _agreement(cell: Mapping[str, Any]) -> list[str]:
     return [format_score(cell["reversed"]), format_score(cell["edited"])]
 
 
-def _plain(mean: Mapping[str, Any], digits: int = 3) -> str:
-    """`0.912 ± 0.010`."""
-    reach = f" ± {(mean['ci95'][1] - mean['ci95'][0]) / 2:.{digits}f}" if mean["ci95"] else ""
-    return f"{mean['value']:.{digits}f}{reach}"
+def _plain(mean: Mapping[str, Any]) -> str:
+    """`0.91 ± 0.01`."""
+    reach = f" ± {(mean['ci95'][1] - mean['ci95'][0]) / 2:.2f}" if mean["ci95"] else ""
+    return f"{mean['value']:.2f}{reach}"
 
 
 def _score(mean: Mapping[str, Any]) -> str:
