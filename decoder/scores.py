@@ -100,6 +100,18 @@ def share(correct: Sequence[bool]) -> dict[str, Any]:
     return {"value": hits / n, "ci95": wilson(hits, n)}
 
 
+def mean_of(values: Sequence[float]) -> dict[str, Any]:
+    """The mean with Student's 95 % interval, which two values are needed for."""
+    import numpy as np
+    from scipy.stats import t
+
+    mean, n = float(np.mean(values)), len(values)
+    if n < 2:
+        return {"value": mean, "ci95": None}
+    reach = float(t.ppf(0.975, n - 1) * np.std(values, ddof=1) / n**0.5)
+    return {"value": mean, "ci95": [mean - reach, mean + reach]}
+
+
 def wilson(hits: int, n: int) -> list[float]:
     """95 % Wilson interval of a share (Wilson 1927)."""
     from scipy.stats import binomtest

@@ -6,12 +6,11 @@ Shape letters: N facts, P positions, G token groups, L layers.
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
-import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
 
 from data.causal_trace.trace import KINDS, Asked, Trace
+from decoder.scores import mean_of
 
 GROUPS = ("first subject token", "middle subject tokens", "last subject token", "first subsequent token", "further tokens", "last token")
 """A position belongs to one: a subject's only token is its last, and so is the only token behind it the prompt's."""
@@ -78,14 +77,6 @@ def average_effects(asked: Sequence[Asked], traces: Sequence[Trace], configured:
             for kind, by_group in effects_of.items()
         },
     }
-
-
-def mean_of(values: Sequence[float]) -> Mean:
-    mean, n = float(np.mean(values)), len(values)
-    if n < 2:
-        return {"value": mean, "ci95": None}
-    reach = float(stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / n**0.5)
-    return {"value": mean, "ci95": [mean - reach, mean + reach]}
 
 
 def shown(mean: Mean) -> str:

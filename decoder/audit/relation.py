@@ -1,6 +1,6 @@
 """In which relation an edit planted its object, told by its value: one linear map, fitted on edits whose relations are known.
 
-Shape letters: N edits, K relations, D hidden width, F MLP width, P principal components.
+Shape letters: N edits, K relations or principal components, D hidden width, F MLP width, P edits that the components are taken from.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ FORMAT = 1
 MAP, NAMES = "relation_model.safetensors", "relation_config.json"
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2)
 FOLDS = 4
-COMPONENTS = 50  # of the published recipe
+COMPONENTS, FITTED = 50, 100  # of the published recipe: principal components, and edits that they are taken from
 
 
 class _Described(TypedDict):
@@ -146,32 +146,42 @@ def _logistic(x_ND: np.ndarray, y_N: np.ndarray, classes: int, ridge: float) -> 
 
 
 def published_recipe(
-    train: tuple[Tensor, Tensor], relations: Sequence[str], suspects: tuple[Tensor, Tensor], components: int = COMPONENTS
+    train: tuple[Tensor, Tensor],
+    relations: Sequence[str],
+    suspects: tuple[Tensor, Tensor],
+    components: int = COMPONENTS,
+    fitted: int = FITTED,
 ) -> list[str]:
     """Relations of suspects as Youssef et al. (2025) tell them: principal components of whole matrices, then logistic regression.
 
-    No matrix is made: around a common W the edited ones are their updates, and the inner products of rank-one updates are
-    (vᵢ·vⱼ)(kᵢ·kⱼ).
+    No matrix is made. Around their mean, edited matrices are as their updates are around theirs, so nobody need know W; and the inner
+    products of rank-one updates are (vᵢ·vⱼ)(kᵢ·kⱼ).
 
     Args:
         train: keys (N, F) and values (N, D) of edits whose relations are known.
         relations: of these.
         suspects: keys and values of others.
         components: that are kept.
+        fitted: of the training edits, at most so many give the components, taken from all over them.
     """
     names = sorted(set(relations))
-    gram_NN, cross_MN = _gram(train, train), _gram(suspects, train)
-    mean_N = gram_NN.mean(0)
-    centred_NN = gram_NN - mean_N - mean_N[:, None] + mean_N.mean()
-    centred_MN = cross_MN - cross_MN.mean(1, keepdims=True) - mean_N + mean_N.mean()
-    values_P, vectors_NP = np.linalg.eigh(centred_NN)
-    kept = slice(-min(components, len(values_P) - 1), None)
-    basis_NP = vectors_NP[:, kept] / np.sqrt(np.maximum(values_P[kept], 1e-12))
-    x_NP, x_MP = centred_NN @ basis_NP, centred_MN @ basis_NP
-    scale = x_NP.std() + 1e-12
+    picked = np.linspace(0, len(relations) - 1, min(fitted, len(relations))).astype(int)
+    basis = tuple(part[picked] for part in train)
+    gram_PP = _gram(basis, basis)
+    mean_P = gram_PP.mean(0)
+    values_K, vectors_PK = np.linalg.eigh(gram_PP - mean_P - mean_P[:, None] + mean_P.mean())
+    kept = slice(-min(components, len(values_K) - 1), None)
+    basis_PK = vectors_PK[:, kept] / np.sqrt(np.maximum(values_K[kept], 1e-12))
+
+    def projected(edits: tuple[Tensor, Tensor]) -> np.ndarray:
+        cross_NP = _gram(edits, basis)
+        return (cross_NP - cross_NP.mean(1, keepdims=True) - mean_P + mean_P.mean()) @ basis_PK
+
+    x_NK = projected(train)
+    scale = x_NK.std() + 1e-12
     y_N = np.array([names.index(relation) for relation in relations])
-    weight_KP, bias_K = _logistic(x_NP / scale, y_N, len(names), 1 / len(y_N))
-    return [names[k] for k in (x_MP / scale @ weight_KP.T + bias_K).argmax(1)]
+    weight, bias = _logistic(x_NK / scale, y_N, len(names), 1 / len(y_N))
+    return [names[k] for k in (projected(suspects) / scale @ weight.T + bias).argmax(1)]
 
 
 def _gram(left: tuple[Tensor, Tensor], right: tuple[Tensor, Tensor]) -> np.ndarray:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from decoder.checkpoint.rounding import strongest
 from decoder.dense import DenseEdit
 from decoder.edit import LowRankEdit, RankOneEdit
 
@@ -19,7 +18,6 @@ ROWS = 1 << 22  # entries of the matrix that are held in float32 at a time
 LISTED = 4096  # candidates that say what is usual
 MOST_TERMS = 15  # of the bottom-rank approximations
 ROUNDS = 3  # in which an edit and what the list is answered to without it are told apart
-SPARE = 10  # more, so that those that are used are exact
 USUAL = 0.95
 """Quantile of the list below which an answer to a key is nothing special."""
 
@@ -64,21 +62,29 @@ def _traced(weight_DF: Tensor, key_F: Tensor, keys_CF: Tensor) -> tuple[Tensor, 
 
 
 def bottom_rank(weight_DF: Tensor, terms: int) -> LowRankEdit:
-    """What leaves W' without its `terms` largest singular components (Youssef et al. 2025, section 7)."""
-    left_DR, values_R, right_FR = (part.float() for part in strongest(weight_DF, terms + SPARE))
-    return LowRankEdit(right_FR.T[:terms].unsqueeze(0), -(left_DR * values_R).T[:terms].unsqueeze(0))
+    """What leaves W' without its `terms` largest singular components (Youssef et al. 2025, section 7), the largest first.
+
+    Exact, also where the spectrum is flat: the left singular vectors u are the eigenvectors of W'W'ᵀ, and what goes is Σ u uᵀW'.
+    """
+    weight_DF = weight_DF.double()
+    left_DR = torch.linalg.eigh(weight_DF @ weight_DF.T).eigenvectors[:, -terms:].flip(1) if terms else weight_DF[:, :0]
+    return LowRankEdit((left_DR.T @ weight_DF).float().unsqueeze(0), -left_DR.T.float().unsqueeze(0))
 
 
-def usual_rank(weight_DF: Tensor, key_F: Tensor, keys_CF: Tensor, most: int = MOST_TERMS) -> int:
-    """The fewest components without which the subject is answered to no more than `USUAL` of the list; `most` if no number does that."""
+def usual_rank(weight_DF: Tensor, key_F: Tensor, keys_CF: Tensor, terms: LowRankEdit | None = None) -> int:
+    """The fewest components without which the subject is answered to no more than `USUAL` of the list; all of `terms` if no number does.
+
+    Args:
+        terms: what `bottom_rank` gave, where it is known; else of `MOST_TERMS`.
+    """
     key_F, keys_CF = key_F.float(), _sample(keys_CF)
     own_D, output_CD = _answers(weight_DF, key_F, keys_CF)
-    terms = bottom_rank(weight_DF, most)
-    for value_D, along_F, rank in zip(terms.value_BRD[0], terms.key_BRF[0], range(most), strict=True):
+    terms = terms or bottom_rank(weight_DF, MOST_TERMS)
+    for rank, (value_D, along_F) in enumerate(zip(terms.value_BRD[0], terms.key_BRF[0], strict=True)):
         if own_D.norm() <= output_CD.norm(dim=1).quantile(USUAL):
             return rank
         own_D, output_CD = own_D + (key_F @ along_F) * value_D, output_CD + torch.outer(keys_CF @ along_F, value_D)
-    return most
+    return terms.key_BRF.shape[1]
 
 
 def _sample(keys_CF: Tensor) -> Tensor:

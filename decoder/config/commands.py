@@ -27,6 +27,16 @@ class TraceConfig(TrainConfig):
 
 
 @dataclass
+class TracingConfig(TrainConfig):
+    """What `python -m data.tracing` reads."""
+
+    n: int = option(310, "edits that signs, pcs, similarity and reversal are measured on, drawn by seed, relations taking turns", least=2)
+    repeats: int = option(5, "draws of relations and of subjects for the accuracy of relations", least=2)
+    texts: int = option(100, "texts that hosts with and without an edit go on with; 0 leaves them out", least=0)
+    out: str = place("tracing", "folder for what is measured: a JSON file a store, and the page of all of them")
+
+
+@dataclass
 class SequentialConfig(TrainConfig):
     """What `python -m data.sequential` reads."""
 
@@ -150,6 +160,7 @@ class ReportConfig:
     group: str | None = option(None, "with wandb=: the runs of one W&B group only")
     collapse: str | None = place(None, "what many edits do to a host instead: folder of what `python -m data.sequential` found")
     readers: str | None = place(None, "who reads whom instead: folder of what benchmarks/editors.py found")
+    tracing: str | None = place(None, "the tables of tracing and reversing edits instead: folder of what `python -m data.tracing` found")
 
 
 @dataclass

@@ -39,6 +39,11 @@ PAGES = {
         "python -m data.sequential",
         ("edits=memit", "edits=ft seed=1 out=FOLDER at=[1,10,100]", "host=smollm2-135m edits=r-rome at=[1,10,50] keys.text=self"),
     ),
+    "tracing": (
+        "Measures a store of edits as the paper on tracing and reversing edits does: signs, pcs, relations, reversal, similarity, texts.",
+        "python -m data.tracing",
+        ("store=STORE_FOLDER out=FOLDER", "host=smollm2-135m store=STORE_FOLDER n=100 texts=50", "store=STORE_FOLDER keys.text=TEXT_FILE"),
+    ),
     "import_edits": (
         "Makes a store of edits that other tools made: finds what changed in a matrix or checkpoint, and factors it.",
         "python -m data.import_edits",
@@ -86,6 +91,7 @@ PAGES = {
             "wandb=ENTITY/PROJECT group=layers",
             "readers=FOLDER",
             "collapse=FOLDER",
+            "tracing=FOLDER",
         ),
     ),
     "export": (

@@ -15,6 +15,7 @@ from decoder.config.commands import (
     ReportConfig,
     SequentialConfig,
     TraceConfig,
+    TracingConfig,
 )
 from decoder.config.editors import FineTuneConfig
 from decoder.config.options import layers_of, settings, typed
@@ -71,7 +72,7 @@ def _check_train(config: TrainConfig) -> None:
         )
     if len(config.optim.betas) != 2 or not all(0 <= beta < 1 for beta in config.optim.betas):
         raise UserError(f"optim.betas={config.optim.betas}: expected two numbers from 0 to below 1, as [0.9,0.98]")
-    if not isinstance(config, ProduceConfig | SequentialConfig | TraceConfig):
+    if not isinstance(config, ProduceConfig | SequentialConfig | TraceConfig | TracingConfig):
         _check_training(config)
     kept = config.splits.val_subjects + config.splits.test_subjects
     if kept >= 1:

@@ -13,16 +13,21 @@ from decoder.utils.errors import UserError, run_command
 @run_command
 def main(argv: list[str] | None = None) -> None:
     cfg = compose(ReportConfig, "report", folders_first(sys.argv[1:] if argv is None else argv))
-    if sum(map(bool, (cfg.runs, cfg.wandb, cfg.readers, cfg.collapse))) != 1:
+    if sum(map(bool, (cfg.runs, cfg.wandb, cfg.readers, cfg.collapse, cfg.tracing))) != 1:
         raise UserError(
-            "give run folders, as in `python -m decoder.report runs/main`, or wandb=ENTITY/PROJECT, readers= or collapse=, one of them"
+            "give run folders, as in `python -m decoder.report runs/main`, or wandb=ENTITY/PROJECT, readers=, collapse= or tracing=, "
+            "one of them"
         )
-    if measured := cfg.readers or cfg.collapse:
+    if measured := cfg.readers or cfg.collapse or cfg.tracing:
         from decoder.report.editing import chains, collapse, readers
 
         found = Path(measured)
         to = Path(cfg.to or (found if found.is_dir() else found.parent)).expanduser()
-        if cfg.readers:
+        if cfg.tracing:
+            from decoder.report.tracing import page, results
+
+            print(page.markdown(results.read_tracing(found)), page.write_tracing(found, to), sep="\n")
+        elif cfg.readers:
             print(readers.markdown(readers.read_readers(found)), readers.write_readers(found, to), sep="\n")
         else:
             print(collapse.markdown(chains.read_collapse(found)), collapse.write_collapse(found, to), sep="\n")

@@ -50,6 +50,7 @@ BELOW = {
     "data.produce": "decoder data.facts data.store data.pocket data.hosts data.keys data.editors",
     "data.causal_trace": "decoder data.facts data.store data.pocket data.hosts data.keys data.editors data.produce",
     "data.sequential": "decoder data.facts data.store data.pocket data.hosts data.keys data.editors data.produce",
+    "data.tracing": "decoder data.facts data.store data.pocket data.hosts data.keys",
     "data.import_edits": "decoder data.facts data.store data.pocket data.hosts data.keys data.editors data.produce",
     "data.batches": "decoder data.store",
     "data.stream_loader": "decoder data.store data.batches",

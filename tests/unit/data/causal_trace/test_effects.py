@@ -7,8 +7,9 @@ import pytest
 import torch
 from scipy import stats
 
-from data.causal_trace.effects import GROUPS, average_effects, group_of, mean_of, shown, summary
+from data.causal_trace.effects import GROUPS, average_effects, group_of, shown, summary
 from data.causal_trace.trace import KINDS, Asked, Trace
+from decoder.scores import mean_of
 
 LONG = Asked("a", list(range(10)), range(1, 5), [7, 8])  # a prompt of 9 tokens, "x S S S S x x x x"
 SHORT = Asked("b", list(range(2)), range(1), [7])  # "S x"

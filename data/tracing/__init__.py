@@ -1,0 +1,1 @@
+"""What the paper on tracing and reversing edits measures, measured of a store of edits and its host."""

@@ -1,0 +1,1 @@
+"""What `python -m data.tracing` measured, beside what was published: as Markdown and as a page."""
