@@ -30,7 +30,7 @@ class TraceConfig(TrainConfig):
 class SequentialConfig(TrainConfig):
     """What `python -m data.sequential` reads."""
 
-    out: str = place("sequential", "folder for what is found: a file of JSON lines an editor and seed, and the page of all of them")
+    out: str = place("sequential", "folder for what is found: JSON lines, a file an editor, seed and settings, and the page of all of them")
     at: list[int] = option([1, 2, 5, 10, 20, 50, 100, 200], "after how many facts the host is looked at, ascending")
     text_tokens: int = option(
         2000, "tokens of neutral text for the perplexity: of the text for the keys, without what names a subject", least=2
