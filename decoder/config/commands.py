@@ -86,6 +86,9 @@ class ImportConfig:
     )
     base: str | None = place(None, "the same before the edit, a file or checkpoint folder; empty takes the host's own weights")
     facts: str | None = place(None, "what was planted: a fact set, by name of the edited file or in the order of their names")
+    several: bool = option(
+        False, "several facts were planted in a source: all records are of the one source, or of several those whose fact_id is its name"
+    )
     schema: str = option("plain", "schema of the facts: plain, counterfact, zsre, zsre-alt, pararel, mquake, knowedit, fever or yago")
     relations: str | None = place(None, "your sentences for the facts' relations, as facts.relations of train.py")
     layer: Any = option(None, "edited layer, several as [3,4]; empty finds them where whole checkpoints are given", "int|list of int")

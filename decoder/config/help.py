@@ -49,6 +49,7 @@ PAGES = {
         (
             "host=gpt2-xl edited=EDITED_FOLDER facts=facts.jsonl store=STORE_FOLDER",
             "host.path=HOST_FOLDER host.name=mine edited=matrices/ layer=5 facts=counterfact.json schema=counterfact store=STORE_FOLDER",
+            "host=gpt-j-6b edited=MEMIT_FOLDER facts=facts.jsonl several=true store=STORE_FOLDER",
         ),
     ),
     "perturb": (
