@@ -34,9 +34,9 @@ def main(argv: list[str] | None = None) -> None:
 
         return serve(run)
     if "experiment=sequential" in argv:
-        from data.sequential.__main__ import main as plant_chains
+        from data.sequential.__main__ import plant_all
 
-        return plant_chains(argv)
+        return plant_all(argv)
     grid = read_grid(argv)
     if grid.is_one_run:
         run(grid.runs[0])

@@ -17,7 +17,12 @@ from decoder.utils.files import alone
 
 @run_command
 def main(argv: list[str] | None = None) -> None:
-    axes = read_axes(SequentialConfig, "train", sys.argv[1:] if argv is None else argv, page="sequential")
+    plant_all(sys.argv[1:] if argv is None else argv)
+
+
+def plant_all(argv: list[str]) -> None:
+    """Plants every chain of a command line that is not there yet, one after the other."""
+    axes = read_axes(SequentialConfig, "train", argv, page="sequential")
     words = [[*axes.kept, *(f"{key}={value}" for key, value in choice.items())] for choice in axes.choices]
     chains = [compose(SequentialConfig, "train", argv, page="sequential") for argv in words]
     for cfg in chains:
