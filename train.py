@@ -3,6 +3,7 @@
 python train.py                              the main job, on the pocket host
 python train.py seed=1                       another decoder on the same host, edits and splits
 python train.py -m decoder.layer=0,1,2,3     a grid of runs
+python train.py experiment=sequential        facts one after the other until a host breaks: `python -m data.sequential`
 python train.py --help                       every setting
 """
 
@@ -32,6 +33,10 @@ def main(argv: list[str] | None = None) -> None:
         from launcher.workers import serve
 
         return serve(run)
+    if "experiment=sequential" in argv:
+        from data.sequential.__main__ import plant_all
+
+        return plant_all(argv)
     grid = read_grid(argv)
     if grid.is_one_run:
         run(grid.runs[0])

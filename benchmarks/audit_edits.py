@@ -65,7 +65,7 @@ class Edits:
         return len(self.told)
 
     def planted(self, row: int, scale: float) -> Planted:
-        return Planted(self.factors[row].delta()[0], self.layer, self.told[row], str(self.folder), scale)
+        return Planted({self.layer: self.factors[row].delta()[0]}, self.told[row], str(self.folder), scale)
 
     def relations(self, row: int) -> RelationClassifier:
         """What tells relations and was fitted on other subjects."""

@@ -4,7 +4,7 @@ Shape letters: B edits in a batch, N edits of a split, T object tokens, D hidden
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import KW_ONLY, dataclass
 from typing import TypeVar
@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from data.batches import own_share, without_common_padding
-from data.store.parquet import EditStream, Vectors
+from data.store.parquet import EditStream, Vectors, joined
 from decoder.batch import EditBatch
 from decoder.dense import applied
-from decoder.edit import RankOneEdit
+from decoder.edit import LayerEdits
 
 T = TypeVar("T")
 
@@ -40,7 +40,7 @@ class StreamLoader:
     batch_size: int
     _: KW_ONLY
     shuffle: tuple[int, int] | None = None
-    weight_DF: Tensor | None = None
+    weight_DF: Tensor | Mapping[int, Tensor] | None = None
     prefetch: int = 2
     rank: int = 0
     world: int = 1
@@ -71,10 +71,13 @@ class StreamLoader:
             parts = shuffled(self.stream.vectors(self.rows, self.stream.file_order(rng)), size, rng)
         rows = torch.tensor(self.rows)
         for part in cut(parts, self.batch_size):
-            place_B, key_BF, value_BD = part[own_share(list(range(len(part.place_B))), self.rank, self.world)]
-            edits = RankOneEdit(key_BF, value_BD)
-            edits = edits if self.weight_DF is None else applied(edits, self.weight_DF)
-            yield EditBatch(edits, without_common_padding(self.object_ids_NT[place_B]), rows[place_B])
+            own = part[own_share(list(range(len(part.place_B))), self.rank, self.world)]
+            edits = self.stream.built(own)
+            if isinstance(self.weight_DF, Mapping):
+                edits = LayerEdits({layer: applied(terms, self.weight_DF[layer]) for layer, terms in edits.by_layer.items()})
+            elif self.weight_DF is not None:
+                edits = applied(edits, self.weight_DF)
+            yield EditBatch(edits, without_common_padding(self.object_ids_NT[own.place_B]), rows[own.place_B])
 
 
 def shuffled(parts: Iterable[Vectors], size: int, rng: np.random.Generator) -> Iterator[Vectors]:
@@ -86,7 +89,7 @@ def shuffled(parts: Iterable[Vectors], size: int, rng: np.random.Generator) -> I
             continue
         drawn = rng.choice(len(buffer.place_B), len(part.place_B), replace=False)
         out = buffer[drawn]
-        for held, new in zip(buffer, part, strict=True):
+        for held, new in zip((buffer.place_B, *buffer.columns), (part.place_B, *part.columns), strict=True):
             held[drawn] = new
         yield out
     if buffer is not None:
@@ -104,11 +107,6 @@ def cut(parts: Iterable[Vectors], size: int) -> Iterator[Vectors]:
             held = [whole[size:]]
     if held and len((rest := joined(held)).place_B):
         yield rest
-
-
-def joined(parts: list[Vectors]) -> Vectors:
-    place, key, value = zip(*parts, strict=True)
-    return Vectors(np.concatenate(place), torch.cat(key), torch.cat(value))
 
 
 def ahead(items: Iterable[T], count: int) -> Iterator[T]:

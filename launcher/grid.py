@@ -5,28 +5,21 @@
 """
 
 import math
-import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 from decoder.config import TrainConfig
 from decoder.config.compose import compose, to_dict
+from decoder.config.grids import read_axes
 from decoder.config.identity import difference, edits_of, run_folder, with_effect
-from decoder.config.options import spelled, typed
 from decoder.report.results import read_result
 from decoder.training.distributed import is_distributed
 from decoder.utils.errors import UserError
 from decoder.utils.files import short_hash
 from launcher.variant import variant_of
-
-FLAGS = ("-m", "--multirun")
-MOST_RUNS = 10_000
-RANGE = re.compile(r"range\(\s*(-?\d+)\s*(?:,\s*(-?\d+)\s*)?(?:,\s*(-?\d+)\s*)?\)")
 
 
 @dataclass(frozen=True)
@@ -76,56 +69,23 @@ def read_grid(argv: Sequence[str]) -> Grid:
     Raises:
         UserError: an argument is not understood, or two runs would share a folder or be the same.
     """
-    words = [spelled(key) + equals + text for key, equals, text in (word.partition("=") for word in argv if word not in FLAGS)]
-    several = len(words) < len(argv)
-    counts = Counter(word.partition("=")[0] for word in words)
-    if several and (twice := next((key for key, count in counts.items() if count > 1), None)):
-        raise UserError(f"{twice} came twice; several values of a setting are written {twice}=A,B")
-    typed_values = {key: values(text, key) for key, _, text in (word.partition("=") for word in words)} if several else {}
-    axes = {key: found for key, found in typed_values.items() if len(found) > 1}
-    kept = [word for word in words if word.partition("=")[0] not in axes]
-    first = compose(TrainConfig, "train", kept + [f"{key}={found[0]}" for key, found in axes.items()])
-    if first.grid and "experiment" in axes:
-        raise UserError(f"experiment={','.join(axes['experiment'])}: {first.experiment} has a grid of its own; give one experiment")
-    axes = {key: values(_text(found), key) for key, found in first.grid.items() if key not in counts} | axes
-    if (count := math.prod(map(len, axes.values()))) > MOST_RUNS:
-        raise UserError(f"the grid has {count} runs ({', '.join(axes)}), expected at most {MOST_RUNS}; give fewer values")
+    axes = read_axes(TrainConfig, "train", argv)
+    kept = axes.kept
 
     @cache
     def own(words: tuple[str, ...]) -> TrainConfig:
         return compose(TrainConfig, "train", [*kept, *words])
 
-    runs = [_run(kept, dict(zip(axes, choice, strict=True)), own) for choice in product(*axes.values())]
+    runs = [_run(kept, choice, own) for choice in axes.choices]
     _refuse_twins(runs, lambda run: run.folder, lambda run: f"write to {run.folder}")
-    if "variant" not in axes:
+    if "variant" not in axes.values:
         # A value spelt twice, or a setting that has no effect on results.
         _refuse_twins(runs, lambda run: short_hash([run.config.experiment, with_effect(to_dict(run.config))]), lambda run: "be the same")
     return Grid(
         [run for members in by_edits(runs).values() for run in members],
-        axes,
-        is_one_run=not several and not axes and first.launcher.name == "local",
+        axes.values,
+        is_one_run=not axes.flagged and not axes.values and axes.first.launcher.name == "local",
     )
-
-
-def values(text: str, key: str = "") -> list[str]:
-    """The values of a setting: split at commas outside brackets and quotes; a range is counted out.
-
-    Raises:
-        UserError: a range has no members, or is not written range(START,STOP) or range(START,STOP,STEP).
-    """
-    found = []
-    for part in _split(text):
-        if not part.startswith("range("):
-            found.append(part)
-            continue
-        bounds = RANGE.fullmatch(part)
-        counted = range(*(int(bound) for bound in bounds.groups() if bound)) if bounds and bounds[3] != "0" else ()
-        if not counted:
-            raise UserError(f"{key}={part}: expected range(START,STOP) or range(START,STOP,STEP) with members, as range(0,48,4)")
-        if len(counted) > MOST_RUNS:
-            raise UserError(f"{key}={part}: {len(counted)} values, a grid has at most {MOST_RUNS} runs")
-        found += map(str, counted)
-    return found
 
 
 def by_edits(runs: Iterable[Run]) -> dict[str, list[Run]]:
@@ -175,27 +135,6 @@ def _refuse_twins(runs: list[Run], key: Callable[[Run], Any], would: Callable[[R
         if (other := first.setdefault(key(run), run)) is not run:
             told = f"`{' '.join(other.argv)}` and `{' '.join(run.argv)}`"
             raise UserError(f"two runs of the grid would {would(run)}: {told}. Drop one of them")
-
-
-def _text(value: Any) -> str:
-    """A value of an experiment file's grid as it would be typed."""
-    return ",".join(map(typed, value)) if isinstance(value, list) else typed(value)
-
-
-def _split(text: str) -> list[str]:
-    parts, depth, quote = [""], 0, ""
-    for letter in text:
-        if letter == "," and not depth and not quote:
-            parts.append("")
-            continue
-        parts[-1] += letter
-        if quote:
-            quote = "" if letter == quote else quote
-        elif letter in "\"'":
-            quote = letter
-        else:
-            depth += (letter in "([{") - (letter in ")]}")
-    return parts
 
 
 def refuse_several(runs: Iterable[Run]) -> None:

@@ -4,7 +4,8 @@ import json
 import shlex
 from pathlib import Path
 
-from launcher.grid import Grid, by_edits, values
+from decoder.config.grids import values
+from launcher.grid import Grid, by_edits
 
 
 def sbatch_script(grid: Grid) -> str:

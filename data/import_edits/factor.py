@@ -21,7 +21,7 @@ class Update:
 
     Attributes:
         key_RF: unit vectors; their products with value_RD add up to the update, or to its strongest part where nothing explains it.
-        rank: how many of them explain the update; None where `HIGHEST_RANK` are not enough.
+        rank: how many of them explain the update; None where as many as were looked for are not enough.
         residual: what they leave over, as a share of the update's length.
         rounding: the share that rounding W' to its dtype or blocks can leave over.
     """
@@ -39,13 +39,16 @@ def nothing(base_DF: Tensor) -> Update:
     return Update(torch.zeros(1, mlp_width), torch.zeros(1, width), rank=0, residual=0.0, rounding=0.0)
 
 
-def explain(edited_DF: Tensor, base_DF: Tensor, dtype: torch.dtype, tolerance: float, noise: Noise | None = None) -> Update:
+def explain(
+    edited_DF: Tensor, base_DF: Tensor, dtype: torch.dtype, tolerance: float, noise: Noise | None = None, highest: int = HIGHEST_RANK
+) -> Update:
     """The factors that explain W' - W up to `tolerance` and the rounding of `dtype`, or of blocks of few bits.
 
     Errors of the latter may be as long as the update. A factor of the update is then what no noise has: a singular value above its largest.
 
     Args:
         noise: of the blocks that W' is kept in.
+        highest: rank that is looked for.
 
     Raises:
         ValueError: the two are the same, or differ by no more than rounding.
@@ -58,7 +61,7 @@ def explain(edited_DF: Tensor, base_DF: Tensor, dtype: torch.dtype, tolerance: f
     # float32 is what factors are made in: its rounding is part of every edit, however small.
     if dtype != torch.float32 and length <= rounding:
         raise ValueError(f"differs from its base by {length:.2e}, which rounding to {dtype} alone can do")
-    left_DR, size_R, right_FR = strongest(delta_DF, HIGHEST_RANK)
+    left_DR, size_R, right_FR = strongest(delta_DF, highest)
     if noise and size_R[0] <= noise.spectral:
         raise ValueError(f"differs from its base by {length:.2e}, which rounding to {noise.name} alone can do")
     left_over = (length**2 - size_R.square().cumsum(0)).clamp(min=0).sqrt()

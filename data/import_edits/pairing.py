@@ -40,6 +40,23 @@ def pair(paths: list[Path], facts: FactSet) -> list[Entry | None]:
     )
 
 
+def pair_several(paths: list[Path], facts: FactSet) -> list[list[Entry | None]]:
+    """The records of each source, in their order: of one source all that there are, of several those that are written with its name as
+    `fact_id`, or with the number that it ends in. A source without any has [None]."""
+    if len(paths) == 1:
+        return [list(facts.entries)]
+    by_name: dict[str, list[Entry | None]] = {}
+    for entry in facts.entries:
+        by_name.setdefault(entry.name, []).append(entry)
+    by_number = {number: by_name[name] for name in by_name if (number := _number(name)) and [*map(_number, by_name)].count(number) == 1}
+    return [by_name.get(name) or by_number.get(_number(name)) or [None] for name in map(name_of, paths)]
+
+
+def requests_of(entries: Iterable[Entry | None]) -> list[EditRequest]:
+    """What the records of a source say was planted. Raises ValueError if one of them does not say so."""
+    return [request_of(entry) for entry in entries]
+
+
 def request_of(entry: Entry | None) -> EditRequest:
     """What the record says was planted. Raises ValueError if it does not say so."""
     if entry is None:

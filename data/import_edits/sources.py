@@ -19,10 +19,11 @@ from torch import Tensor
 
 from data.facts.fact import EditRequest, FactSet
 from data.facts.load import load_records
-from data.import_edits.factor import Update, explain, nothing
-from data.import_edits.pairing import name_of, pair, request_of
+from data.facts.together import host_id
+from data.import_edits.factor import HIGHEST_RANK, Update, explain, nothing
+from data.import_edits.pairing import name_of, pair, pair_several, requests_of
 from data.produce.plan import made_of
-from data.produce.score import score
+from data.produce.score import score_hosts
 from data.produce.shards import columns
 from data.store.manifest import IMPORTED
 from data.store.matrices import matrix_name, write_matrices
@@ -51,16 +52,20 @@ log = logging.getLogger(__name__)
 class Source:
     """One edited host, understood: what was planted, where it lies, and what was added to each layer."""
 
-    request: EditRequest
+    requests: list[EditRequest]
     path: Path
     dtypes: list[str]
     updates: dict[int, Update]
 
     @property
+    def edit_id(self) -> str:
+        return host_id(self.requests)
+
+    @property
     def note(self) -> dict[str, Any]:
         """Its entry in the manifest; of several layers lists."""
         found = {name: one_or_list([getattr(update, name) for update in self.updates.values()]) for name in TOLD}
-        return {"edit_id": self.request.edit_id, "from": self.path.name, "dtype": one_or_list(self.dtypes)} | found
+        return {"edit_id": self.edit_id, "from": self.path.name, "dtype": one_or_list(self.dtypes)} | found
 
     @property
     def unexplained(self) -> list[int]:
@@ -128,20 +133,20 @@ def import_edits(cfg: ImportConfig, host: Host) -> EditStore:
     """Reads every source, factors it, scores it on the host and writes the store. What cannot be read is skipped, with its reason."""
     paths, base = sources(Path(cfg.edited).expanduser()), Suspect(cfg.base) if cfg.base else None
     facts = load_records(FactsConfig(source=cfg.schema, path=cfg.facts, relations=cfg.relations), CALLED)
-    entries = pair(paths, facts)
+    entries = pair_several(paths, facts) if cfg.several else [[entry] for entry in pair(paths, facts)]
     layers, faults = (as_list(cfg.layer), {}) if cfg.layer is not None else _find_layers(cfg, paths, base, host)
     for layer in layers:
         host.check_layer(layer, "layer")
     bases = {layer: _base(base, host, layer) for layer in layers}
     found, skipped = [], []
-    for path, entry in zip(paths, entries, strict=True):
+    for path, own in zip(paths, entries, strict=True):
         name = name_of(path)
         try:
-            request = request_of(entry)
-            name = request.edit_id
+            requests = requests_of(own)
+            name = host_id(requests)
             if path in faults:
                 raise faults[path]
-            found.append(_understand(cfg, host, bases, path, request))
+            found.append(_understand(cfg, host, bases, path, requests))
         except FAULTS as error:
             skipped.append((name, f"{path.name}: {error}"))
     for name, reason in skipped:
@@ -176,7 +181,7 @@ def _layers_of(cfg: ImportConfig, path: Path, base: Suspect | None, host: Host) 
     return layers
 
 
-def _understand(cfg: ImportConfig, host: Host, bases: Mapping[int, Tensor], path: Path, request: EditRequest) -> Source:
+def _understand(cfg: ImportConfig, host: Host, bases: Mapping[int, Tensor], path: Path, requests: list[EditRequest]) -> Source:
     suspect = Suspect(path, cfg.tensor, cfg.form)
     for note in suspect.notes:
         log.warning("%s: %s", path.name, note)
@@ -188,20 +193,21 @@ def _understand(cfg: ImportConfig, host: Host, bases: Mapping[int, Tensor], path
         update_DF = suspect.update_DF(host, layer)
         pair = (suspect.weight_DF(host, layer, base_DF), base_DF) if update_DF is None else (update_DF, torch.zeros(()))
         try:
-            updates[layer] = explain(*pair, dtype, cfg.tolerance, noise)
+            # MEMIT and its kin leave a term a fact.
+            updates[layer] = explain(*pair, dtype, cfg.tolerance, noise, max(HIGHEST_RANK, len(requests)))
         except ValueError as error:
             # Of several layers some may be as they were.
             unchanged.append(error)
             updates[layer] = nothing(base_DF)
     if len(unchanged) == len(bases):
         raise unchanged[0]
-    return Source(request, path, dtypes, updates)
+    return Source(requests, path, dtypes, updates)
 
 
 def _manifest(cfg: ImportConfig, host: Host, layers: Sequence[int], facts: FactSet, found: list[Source]) -> dict[str, Any]:
     form = {"form": cfg.form} if cfg.form == "update" else {}
     editor = {"name": IMPORTED, "settings": {"tolerance": cfg.tolerance, "base": bool(cfg.base)} | form}
-    return made_of(host, layers, editor, 0, facts, [source.request for source in found]) | {
+    return made_of(host, layers, editor, 0, facts, [request for source in found for request in source.requests]) | {
         "keys": None,
         "rank": max(len(update.key_RF) for source in found for update in source.updates.values()),
         "imported": [source.note for source in found],
@@ -215,12 +221,12 @@ def _write(cfg: ImportConfig, host: Host, bases: Mapping[int, Tensor], facts: Fa
     writer = StoreWriter(Path(cfg.store).expanduser(), asked, len(found))
     if writer.has_shard(0):
         return writer.finish(1, skipped)
-    requests = [source.request for source in found]
+    hosts = [source.requests for source in found]
     edits = LayerEdits({layer: _padded([source.updates[layer] for source in found], asked["rank"]) for layer in layers})
     scores: dict[str, list] = defaultdict(lambda: [None] * len(found))
 
     def scored(rows: list[int], edits: Mapping[int, Edit]) -> None:
-        for name, column in score(host, [requests[n] for n in rows], edits, facts).items():
+        for name, column in score_hosts(host, [hosts[n] for n in rows], edits, facts).items():
             for n, value in zip(rows, column, strict=True):
                 scores[name][n] = value
 
@@ -230,10 +236,12 @@ def _write(cfg: ImportConfig, host: Host, bases: Mapping[int, Tensor], facts: Fa
         if source.unexplained:
             suspect = Suspect(source.path, cfg.tensor, cfg.form)
             whole = {layer: suspect.whole_DF(host, layer, bases[layer]) for layer in source.unexplained}
-            named = {matrix_name(source.request.edit_id, layer, layers): weight_DF for layer, weight_DF in whole.items()}
+            named = {matrix_name(source.edit_id, layer, layers): weight_DF for layer, weight_DF in whole.items()}
             write_matrices(writer.partial, n, named)
             scored([n], edits[n].by_layer | {layer: DenseEdit(weight_DF.unsqueeze(0)) for layer, weight_DF in whole.items()})
-    writer.write_shard(0, columns(host, layers, [[request] for request in requests], edits, scores), skipped)
+    if all(len(requests) == 1 for requests in hosts):
+        del scores["facts"]
+    writer.write_shard(0, columns(host, layers, hosts, edits, scores), skipped)
     return writer.finish(1, skipped)
 
 

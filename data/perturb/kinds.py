@@ -94,7 +94,7 @@ def decoys(host: Host, given: Given, *, count: int = 3, size: float = 1.0) -> No
 
     Without an edit the measure is the largest singular value of each W_V.
     """
-    others = [layer for layer in range(host.layers) if given.edit is None or layer != given.edit.layer]
+    others = [layer for layer in range(host.layers) if given.edit is None or layer not in given.edit.deltas]
     for place in torch.randperm(len(others), generator=given.generator)[:count].tolist():
         weight_DF = host.weight_DF(others[place])
         value_D, key_F = (nn.functional.normalize(_normal(given, weight_DF.select(axis, 0)), dim=0) for axis in (1, 0))
@@ -105,22 +105,25 @@ def decoys(host: Host, given: Given, *, count: int = 3, size: float = 1.0) -> No
 def turn(host: Host, given: Given, *, cosine: float = 0.5) -> None:
     """The edit's key is turned until it has this cosine with what it was, so that its subject's key gets the same gain as before.
 
+    In several layers one after the other, the lowest first, each at the key that those below have left.
+
     Raises:
         ValueError: there is no edit.
     """
     if given.edit is None:
         raise ValueError("kind=turn turns the key of an edit. Give one with store= and edit=")
     edit, row = given.edit, given.edit.row
-    left_DR, strength_R, right_RF = torch.linalg.svd(edit.delta_DF, full_matrices=False)
-    value_D, key_F = left_DR[:, 0] * strength_R[0] * edit.scale, right_RF[0]
     ids, last = host.prompt_ids(row["prompt"], row["subject"])
-    with projection_inputs(host, edit.layer) as inputs:
-        host.model(input_ids=torch.tensor([ids], device=host.device), **host.with_cache(None))
-    kept_FK, _ = torch.linalg.qr(torch.stack([key_F, inputs[0][0, last].float().cpu()], dim=1))
-    aside_F = torch.randn(len(key_F), generator=given.generator)
-    aside_F -= kept_FK @ (kept_FK.T @ aside_F)
-    turned_F = nn.functional.normalize(aside_F, dim=0) * (1 / cosine**2 - 1) ** 0.5
-    host.weight_DF(edit.layer).add_(torch.outer(value_D, turned_F).to(host.device))
+    for layer, delta_DF in edit.deltas.items():
+        left_DR, strength_R, right_RF = torch.linalg.svd(delta_DF, full_matrices=False)
+        value_D, key_F = left_DR[:, 0] * strength_R[0] * edit.scale, right_RF[0]
+        with projection_inputs(host, layer) as inputs:
+            host.model(input_ids=torch.tensor([ids], device=host.device), **host.with_cache(None))
+        kept_FK, _ = torch.linalg.qr(torch.stack([key_F, inputs[0][0, last].float().cpu()], dim=1))
+        aside_F = torch.randn(len(key_F), generator=given.generator)
+        aside_F -= kept_FK @ (kept_FK.T @ aside_F)
+        turned_F = nn.functional.normalize(aside_F, dim=0) * (1 / cosine**2 - 1) ** 0.5
+        host.weight_DF(layer).add_(torch.outer(value_D, turned_F).to(host.device))
 
 
 KINDS: dict[str, Callable[..., None]] = {
@@ -168,7 +171,8 @@ def projections(host: Host, modules: str = "all") -> Iterator[tuple[str, nn.Modu
 
 
 def _length(edit: "Planted") -> float:
-    return edit.scale * float(edit.delta_DF.norm())
+    """Of what is planted in all layers together."""
+    return edit.scale * float(torch.stack([delta_DF.norm() for delta_DF in edit.deltas.values()]).norm())
 
 
 def _normal(given: Given, like: Tensor) -> Tensor:

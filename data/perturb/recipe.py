@@ -17,6 +17,8 @@ from data.keys.text import texts_sha256
 from data.perturb.kinds import KINDS, Given, keep
 from data.store.store import TEXT_COLUMNS, EditStore
 from decoder import __version__
+from decoder.config.options import one_or_list
+from decoder.edit import LayerEdits
 from decoder.host import Host
 from decoder.utils.errors import did_you_mean
 from decoder.utils.files import whole_folder
@@ -31,8 +33,8 @@ SAVED_AS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 class Planted:
     """An edit out of a store, and how much of it is planted."""
 
-    delta_DF: Tensor
-    layer: int
+    deltas: Mapping[int, Tensor]
+    """layer -> W'_V - W_V, the lowest first"""
     row: Mapping[str, str]
     """what the store says of it: edit_id, subject, relation, prompt, object, ..."""
     store: str
@@ -55,17 +57,16 @@ def planted(host: Host, store: EditStore, row: int, scale: float = 1.0) -> Plant
     """The edit in a row of a store that was made on `host`.
 
     Raises:
-        ValueError: it was made on another host, there is no such row, or the store holds whole matrices or edits of several layers.
+        ValueError: it was made on another host, there is no such row, or the store holds whole matrices.
     """
     store.check({"host": store.manifest["host"] | {"fingerprint": host.fingerprint}})
     if not 0 <= row < len(store):
         raise ValueError(f"store {store.path} has edits 0 to {len(store) - 1}, asked for {row}")
     if store.is_dense:
         raise ValueError(f"store {store.path} holds whole matrices; give a store of factors, as `python -m data.produce` makes it")
-    if len(store.layers) > 1:
-        raise ValueError(f"store {store.path} has hosts edited in layers {store.layers}; give a store of one layer")
     told = {name: store.dataset[row][name] for name in TEXT_COLUMNS}
-    return Planted(store.edits(torch.tensor([row])).delta()[0], store.manifest["layer"], told, store.fingerprint, scale)
+    edits = LayerEdits.of(store.edits(torch.tensor([row])), store.layers)
+    return Planted({layer: own.delta()[0] for layer, own in edits.by_layer.items()}, told, store.fingerprint, scale)
 
 
 @contextmanager
@@ -86,7 +87,8 @@ def perturbed(host: Host, recipe: Recipe, texts: Sequence[str] = ()) -> Iterator
     try:
         with torch.no_grad():
             if edit := recipe.edit:
-                host.weight_DF(edit.layer).add_(edit.delta_DF.to(host.device), alpha=edit.scale)
+                for layer, delta_DF in edit.deltas.items():
+                    host.weight_DF(layer).add_(delta_DF.to(host.device), alpha=edit.scale)
             KINDS[recipe.kind](host, given, **recipe.settings)
             keep(host, recipe.precision)
         yield host
@@ -121,7 +123,7 @@ def described(host: Host, recipe: Recipe, texts: Sequence[str] = ()) -> dict[str
         "format": FORMAT,
         "version": __version__,
         "host": {"id": host.name, "fingerprint": host.fingerprint},
-        "edit": {"store": edit.store, "layer": edit.layer, "scale": edit.scale, **edit.row} if edit else None,
+        "edit": {"store": edit.store, "layer": one_or_list(list(edit.deltas)), "scale": edit.scale, **edit.row} if edit else None,
         "kind": recipe.kind,
         "settings": dict(recipe.settings),
         "seed": recipe.seed,

@@ -100,12 +100,18 @@ def score_made(host: Host, layers: Sequence[int], hosts: Sequence[Sequence[EditR
     Of several facts the mean; `success` is that of all, and `facts` has the scores of each.
     """
     requests = [request for together in hosts for request in together]
-    owners = [b for b, together in enumerate(hosts) for _ in together]
     if made.matrices:
         return in_parts(host, requests, made, lambda some, edits: score(host, some, {layers[0]: edits}, facts))
-    columns = score(host, requests, LayerEdits.of(made.edits, layers).by_layer, facts, owners)
+    edits = LayerEdits.of(made.edits, layers).by_layer
     if len(requests) == len(hosts):
-        return columns
+        return score(host, requests, edits, facts)
+    return score_hosts(host, hosts, edits, facts)
+
+
+def score_hosts(host: Host, hosts: Sequence[Sequence[EditRequest]], edits: Mapping[int, Edit], facts: FactSet) -> dict[str, list]:
+    """As `score_made`, of hosts that several facts are planted in, or one: edit b of each layer has those of `hosts[b]`."""
+    owners = [b for b, together in enumerate(hosts) for _ in together]
+    columns = score(host, [request for together in hosts for request in together], edits, facts, owners)
     places: list[list[int]] = [[] for _ in hosts]
     for n, owner in enumerate(owners):
         places[owner].append(n)

@@ -1,25 +1,44 @@
-"""Plants 1 to 200 facts one after the other in one host: `python -m data.sequential edits=memit seed=1 out=FOLDER`."""
+"""Plants 1 to 200 facts one after the other in one host: `python -m data.sequential edits=memit seed=1 out=FOLDER`.
 
-import json
+`experiment=sequential` does so with every editor and several seeds; behind `-m` editors, seeds and other settings may have several values.
+"""
+
 import sys
 import time
 from pathlib import Path
 
+from data.sequential.kept import Kept
 from decoder.config.commands import SequentialConfig
 from decoder.config.compose import compose
+from decoder.config.grids import read_axes
 from decoder.utils.errors import UserError, run_command
+from decoder.utils.files import alone
 
 
 @run_command
 def main(argv: list[str] | None = None) -> None:
-    cfg = compose(SequentialConfig, "train", sys.argv[1:] if argv is None else argv, page="sequential")
-    out, (layer,) = Path(cfg.out), cfg.edits.layers
-    if out.is_file():
-        raise UserError(f"out={out}: it is a file; give a folder")
-    file = out / f"{cfg.host.name}-{cfg.edits.editor}-e{layer}-s{cfg.seed}.jsonl"
-    if file.exists():
-        print(f"{file} is there already, and nothing is planted. For other settings give another out=")
-        return
+    plant_all(sys.argv[1:] if argv is None else argv)
+
+
+def plant_all(argv: list[str]) -> None:
+    """Plants every chain of a command line that is not there yet, one after the other."""
+    axes = read_axes(SequentialConfig, "train", argv, page="sequential")
+    words = [[*axes.kept, *(f"{key}={value}" for key, value in choice.items())] for choice in axes.choices]
+    chains = [compose(SequentialConfig, "train", argv, page="sequential") for argv in words]
+    for cfg in chains:
+        if Path(cfg.out).is_file():
+            raise UserError(f"out={cfg.out}: it is a file; give a folder")
+    for cfg in chains:
+        kept = Kept(cfg)
+        with alone(kept.file):
+            if file := kept.finished():
+                print(f"{file} is there already, and nothing is planted")
+            else:
+                plant(cfg, kept)
+
+
+def plant(cfg: SequentialConfig, kept: Kept) -> None:
+    """Plants one chain, from where a killed one was, and writes its lines and the page of all that lie beside them."""
     # The command line is good; only now import what takes seconds.
     from data.facts.load import load_facts
     from data.facts.splits import draw_splits, plan_edits
@@ -28,30 +47,32 @@ def main(argv: list[str] | None = None) -> None:
     from data.produce.perplexity import neutral_texts
     from data.sequential.chain import chain, chosen
     from decoder.report.editing.collapse import write_collapse
-    from decoder.utils.files import write_text
     from decoder.utils.terminal import quiet
 
     quiet()
+    (layer,) = cfg.edits.layers
     host, facts = open_host(cfg), load_facts(cfg.facts)
     host.check_layer(layer, "edits.layer")
     planned = plan_edits(facts, draw_splits(facts, cfg.splits), cfg.splits, cfg.edits.seed, cfg.edits.objects)
     requests = chosen(planned, cfg.at[-1], cfg.seed)
     texts = neutral_texts(host, key_texts(cfg, facts, host), [request.fact.subject for request in requests], cfg.text_tokens)
-    partial = file.with_suffix(".jsonl.partial")  # what a killed chain has found
+    lines, reached = kept.left_by_a_kill()
+    print(kept.stem + (f" goes on from {reached.facts} facts" if reached else ""), flush=True)
     about = {"host": host.name, "layer": layer, "editor": cfg.edits.editor, "seed": cfg.seed}
-    lines, started = [], time.perf_counter()
-    for found in chain(cfg, host, facts, requests, texts, cfg.at):
+    started = time.perf_counter() - (lines[-1]["seconds"] if lines else 0)
+    for found, now in chain(cfg, host, facts, requests, texts, cfg.at, reached):
         broken = found["perplexity"] > cfg.broken_from * found["clean_perplexity"]
-        lines.append(about | found | {"broken": broken, "broken_from": cfg.broken_from, "seconds": round(time.perf_counter() - started, 1)})
+        judged = {"broken": broken, "broken_from": cfg.broken_from, "seconds": round(time.perf_counter() - started, 1)}
+        lines.append(about | found | judged | {"settings": kept.settings})
         print(
             f"{found['facts']:4d} facts: efficacy {found['efficacy']:.2f}, first {found['first']:.0f}, last {found['last']:.0f}, "
             f"|dW|/|W| {found['norm_ratio']:.2f}, perplexity {found['perplexity']:.3g} ({found['clean_perplexity']:.3g} clean)"
             + (", broken" if broken else ""),
             flush=True,
         )
-        write_text(partial, "".join(json.dumps(line) + "\n" for line in lines))
-    partial.replace(file)
-    print(file, write_collapse(out, out), sep="\n")
+        kept.write(lines, now)
+    kept.finish()
+    print(kept.file, write_collapse(Path(cfg.out), Path(cfg.out)), sep="\n")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from data.facts.fact import EditRequest, FactSet
 from data.produce.perplexity import perplexity
 from data.produce.plan import prepare_editor
 from data.produce.score import score
+from data.sequential.kept import Reached
 from decoder.config import TrainConfig
 from decoder.dense import DenseEdit
 from decoder.edit import LayerEdits
@@ -40,32 +41,48 @@ def chosen(requests: Sequence[EditRequest], count: int, seed: int) -> list[EditR
 
 
 def chain(
-    cfg: TrainConfig, host: Host, facts: FactSet, requests: Sequence[EditRequest], texts: Sequence[str], at: Sequence[int]
-) -> Iterator[dict[str, Any]]:
-    """What a host is like after so many facts; each fact is planted into W_V itself, of a copy of the host.
+    cfg: TrainConfig,
+    host: Host,
+    facts: FactSet,
+    requests: Sequence[EditRequest],
+    texts: Sequence[str],
+    at: Sequence[int],
+    reached: Reached | None = None,
+) -> Iterator[tuple[dict[str, Any], Reached]]:
+    """What a host is like after so many facts, and the host; each fact is planted into W_V itself, of a copy of the host.
 
     Args:
         host: is left as it was.
         requests: in the order in which they are planted; one that cannot be is passed over.
         texts: neutral ones.
         at: numbers of facts, ascending.
+        reached: from where to go on, as a chain of the same arguments gave it; what follows is what would have followed there.
     """
     edited, (layer,) = copy.deepcopy(host), cfg.edits.layers
     editor = prepare_editor(cfg, edited, facts)
     clean_DF, weight_DF = host.weight_DF(layer), edited.weight_DF(layer)
     clean = float(perplexity(host, texts))
-    passed_over = 0
-    for count, request in enumerate(requests, 1):
+    start, passed_over = 0, 0
+    if reached:
+        start, passed_over = reached.facts, reached.passed_over
+        # Whether its shortcut holds an editor finds out once, at its first edit: on the clean host, as it did then.
+        any(editor.edit([request], lambda count: None).kept for request in requests[:start])
+        weight_DF.copy_(reached.weight_DF)
+        if reached.kept_NF is not None:
+            editor.kept_NF = reached.kept_NF
+    for count, request in enumerate(requests[start:], start + 1):
         delta_DF = planted(editor, request, weight_DF)
         passed_over += delta_DF is None
         if delta_DF is not None:
             weight_DF += delta_DF.to(weight_DF)
         if count in at:
+            now = Reached(count, passed_over, weight_DF.detach().cpu().clone(), getattr(editor, "kept_NF", None))
             edit = DenseEdit(weight_DF.clone()[None])
             yield (
                 {"facts": count, "passed_over": passed_over, "clean_perplexity": clean}
                 | looked_at(host, layer, requests[:count], edit, facts, texts)
-                | {"norm_ratio": float((weight_DF - clean_DF).norm() / clean_DF.norm())}
+                | {"norm_ratio": float((weight_DF - clean_DF).norm() / clean_DF.norm())},
+                now,
             )
 
 

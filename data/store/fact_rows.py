@@ -30,6 +30,13 @@ class FactRows(EditStore):
         self._host_of_N = torch.tensor([row for row, facts in enumerate(planted) for _ in facts])
         self._facts: list[dict[str, Any]] = [fact for facts in planted for fact in facts]
         self.object_ids = [fact["object_ids"] for fact in self._facts]
+        of_hosts = store.matrix_of
+        self.matrix_of = {
+            (n, layer): of_hosts[row, layer]
+            for n, row in enumerate(self._host_of_N.tolist())
+            for layer in store.layers
+            if (row, layer) in of_hosts
+        }
 
     def __len__(self) -> int:
         return len(self._facts)

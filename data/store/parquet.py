@@ -1,11 +1,11 @@
 """A store as Parquet files, on disk or on the Hub, read from beginning to end and never as a whole.
 
-Shape letters: B edits on their way, D hidden width, F MLP width.
+Shape letters: B edits on their way, W width of a stored vector.
 """
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,10 +18,10 @@ import torch
 from datasets import load_dataset
 from torch import Tensor
 
-from data.store.manifest import Described, read_manifest
-from data.store.store import SCORE_COLUMNS, TEXT_COLUMNS, EditStore
-from data.store.vectors import VectorColumn
-from decoder.edit import RankOneEdit
+from data.store.manifest import IMPORTED, Described, read_manifest
+from data.store.store import SCORE_COLUMNS, TEXT_COLUMNS, EditStore, vector_columns
+from data.store.vectors import VectorColumn, factors
+from decoder.edit import Edits, LayerEdits
 from decoder.utils.json_files import write_json
 
 FILE_ROWS = 10_000
@@ -32,13 +32,15 @@ def write_parquet(store: EditStore, folder: Path) -> None:
     """Writes a store as Parquet files with its manifest: what `data.streaming=true` reads here, and from the Hub once uploaded.
 
     Raises:
-        ValueError: the folder exists and is not empty, or the edits are not of rank one, as those of other tools may be.
+        ValueError: the folder exists and is not empty, or what the store holds is no columns of numbers alone: whole matrices, several
+            facts of a host; or it is of edits that other tools made, which no config asks for.
     """
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"parquet={folder}: the folder is not empty. Give a new one")
-    if "rank" in store.manifest or len(store.layers) > 1:
+    if store.is_dense or "facts" in store.dataset.column_names or store.manifest["editor"]["name"] == IMPORTED:
         raise ValueError(
-            f"parquet={folder}: {store.path} holds edits of any rank or several layers, which are read from their own store only"
+            f"parquet={folder}: {store.path} holds whole matrices, several facts a host, or edits of other tools, which are read from "
+            "their own store only"
         )
     folder.mkdir(parents=True, exist_ok=True)
     table, rows = store.dataset.data.table, {}
@@ -56,11 +58,16 @@ class Vectors(NamedTuple):
 
     place_B: np.ndarray
     """Place of each edit among those asked for."""
-    key_BF: Tensor
-    value_BD: Tensor
+    columns: tuple[Tensor, ...]
+    """Keys and values (B, W) of each layer."""
 
     def __getitem__(self, index: Any) -> "Vectors":
-        return Vectors(*(part[index] for part in tuple(self)))
+        return Vectors(self.place_B[index], tuple(column[index] for column in self.columns))
+
+
+def joined(parts: Sequence[Vectors]) -> Vectors:
+    columns = zip(*(part.columns for part in parts), strict=True)
+    return Vectors(np.concatenate([part.place_B for part in parts]), tuple(map(torch.cat, columns)))
 
 
 class EditStream(Described):
@@ -99,11 +106,17 @@ class EditStream(Described):
     def object_ids(self) -> list[list[int]]:
         return [ids.tolist() for ids in self._texts["object_ids"]]
 
-    def edits(self, rows: Tensor) -> RankOneEdit:
+    def edits(self, rows: Tensor) -> Edits:
         """The factors of the edits in `rows`, in one pass over all files."""
-        parts = list(self.vectors(rows.tolist()))
-        order = np.argsort(np.concatenate([part.place_B for part in parts]))
-        return RankOneEdit(*(torch.cat(part)[order] for part in zip(*((part.key_BF, part.value_BD) for part in parts), strict=True)))
+        found = joined(list(self.vectors(rows.tolist())))
+        return self.built(found[np.argsort(found.place_B)])
+
+    def built(self, part: Vectors) -> Edits:
+        """The factors, of several layers by layer."""
+        keys, values = part.columns[::2], part.columns[1::2]
+        rank = self.manifest.get("rank", 1)
+        by_layer = {layer: factors(*pair, rank) for layer, *pair in zip(self.layers, keys, values, strict=True)}
+        return LayerEdits(by_layer).unwrapped
 
     def vectors(self, rows: list[int], files: list[str] | None = None) -> Iterator[Vectors]:
         """The edits in `rows`, a few at a time, in the order of the files."""
@@ -112,16 +125,20 @@ class EditStream(Described):
         starts = dict(zip(self._rows, itertools.accumulate(self._rows.values(), initial=0), strict=False))
         for name in files or list(self._rows):
             row = starts[name]
-            for table in self._read([name], ["key", "value"]):
+            for table in self._read([name], self._vector_columns):
                 place_B = place_of[row : row + len(table)]
                 row += len(table)
                 (wanted,) = np.nonzero(place_B >= 0)
                 if len(wanted):
-                    key_BF, value_BD = (VectorColumn(table[column]).rows(torch.from_numpy(wanted)) for column in ("key", "value"))
-                    yield Vectors(place_B[wanted], key_BF, value_BD)
+                    rows_B = torch.from_numpy(wanted)
+                    yield Vectors(place_B[wanted], tuple(VectorColumn(table[column]).rows(rows_B) for column in self._vector_columns))
 
     def file_order(self, rng: np.random.Generator) -> list[str]:
         return rng.permutation(list(self._rows)).tolist()
+
+    @property
+    def _vector_columns(self) -> list[str]:
+        return [name for names in vector_columns(self.layers).values() for name in names]
 
     @cached_property
     def _texts(self) -> pd.DataFrame:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from data.store.manifest import Described, check_files, disagreement, fingerprint_of, read_manifest
 from data.store.matrices import PATTERN, read_matrix, stored_matrices
-from data.store.vectors import VectorColumn
+from data.store.vectors import VectorColumn, factors
 from decoder.dense import DenseEdit, applied
 from decoder.edit import LayerEdits, LowRankEdit, RankOneEdit
 from decoder.utils.files import cache_root
@@ -101,9 +101,7 @@ class EditStore(Described):
 
     def _factors(self, layer: int, rows: Tensor) -> RankOneEdit | LowRankEdit:
         key_BF, value_BD = (column.rows(rows) for column in self._vectors[layer])
-        if (rank := self.manifest.get("rank", 1)) == 1:
-            return RankOneEdit(key_BF, value_BD)
-        return LowRankEdit(key_BF.unflatten(1, (rank, -1)), value_BD.unflatten(1, (rank, -1)))
+        return factors(key_BF, value_BD, self.manifest.get("rank", 1))
 
     def facts(self, row: int) -> list[dict[str, Any]]:
         """All that is planted in the edited host of a row, with its scores; a store of one fact a host has no list of them."""

@@ -1,12 +1,14 @@
 """Vectors of a memory-mapped Arrow column, read by rows without reading the rest.
 
-Shape letters: B edits asked for, W width of a vector.
+Shape letters: B edits asked for, W width of a vector, R rank, D hidden width, F MLP width.
 """
 
 import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
+
+from decoder.edit import LowRankEdit, RankOneEdit
 
 
 class VectorColumn:
@@ -25,3 +27,10 @@ class VectorColumn:
         for place, (chunk, row) in enumerate(zip(chunk_B, wanted_B, strict=True)):
             found_BW[place] = self._chunks[chunk][row - self._ends[chunk]]
         return torch.from_numpy(found_BW)
+
+
+def factors(key_BF: Tensor, value_BD: Tensor, rank: int) -> RankOneEdit | LowRankEdit:
+    """Edits of the vectors that are stored of them: of several terms (B, R·F) and (B, R·D)."""
+    if rank == 1:
+        return RankOneEdit(key_BF, value_BD)
+    return LowRankEdit(key_BF.unflatten(1, (rank, -1)), value_BD.unflatten(1, (rank, -1)))

@@ -40,7 +40,7 @@ class TracingConfig(TrainConfig):
 class SequentialConfig(TrainConfig):
     """What `python -m data.sequential` reads."""
 
-    out: str = place("sequential", "folder for what is found: a file of JSON lines an editor and seed, and the page of all of them")
+    out: str = place("sequential", "folder for what is found: JSON lines, a file an editor, seed and settings, and the page of all of them")
     at: list[int] = option([1, 2, 5, 10, 20, 50, 100, 200], "after how many facts the host is looked at, ascending")
     text_tokens: int = option(
         2000, "tokens of neutral text for the perplexity: of the text for the keys, without what names a subject", least=2
@@ -96,6 +96,9 @@ class ImportConfig:
     )
     base: str | None = place(None, "the same before the edit, a file or checkpoint folder; empty takes the host's own weights")
     facts: str | None = place(None, "what was planted: a fact set, by name of the edited file or in the order of their names")
+    several: bool = option(
+        False, "several facts were planted in a source: all records are of the one source, or of several those whose fact_id is its name"
+    )
     schema: str = option("plain", "schema of the facts: plain, counterfact, zsre, zsre-alt, pararel, mquake, knowedit, fever or yago")
     relations: str | None = place(None, "your sentences for the facts' relations, as facts.relations of train.py")
     layer: Any = option(None, "edited layer, several as [3,4]; empty finds them where whole checkpoints are given", "int|list of int")

@@ -2,6 +2,7 @@
 
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import Field, dataclass, fields
+from difflib import get_close_matches
 from typing import Any, ClassVar, Literal
 
 from decoder.config.options import as_list, layers_of, option, typed
@@ -177,5 +178,9 @@ def settings_for(host: str | None, editor: str, hosts: Mapping[str, Any] | None,
     if not hosts or host in (None, "pocket"):
         return {}
     if host not in hosts and not any(f"edits.{field.name}" in given for field in own_settings(EDITORS[editor])):
-        raise UserError(f"edits={editor} host={host}: no settings for this host; {did_you_mean(host, hosts)}. Or give edits.KEY=VALUE")
+        (nearest,) = get_close_matches(host, hosts, n=1, cutoff=0)
+        raise UserError(
+            f"edits={editor} host={host}: no settings for this host, and nearest by name is {nearest} (there are {', '.join(hosts)}). "
+            f"Give edits.KEY=VALUE, as configs/edits/{editor}.yaml has them for {nearest}"
+        )
     return hosts.get(host) or {}

@@ -37,7 +37,11 @@ PAGES = {
     "sequential": (
         "Plants facts one after the other in one host, by one editor, and says what is left of them and of the host.",
         "python -m data.sequential",
-        ("edits=memit", "edits=ft seed=1 out=FOLDER at=[1,10,100]", "host=smollm2-135m edits=r-rome at=[1,10,50] keys.text=self"),
+        (
+            "experiment=sequential",
+            "-m edits=memit,ft seed=0,1 out=FOLDER at=[1,10,100]",
+            "host=smollm2-135m edits=r-rome at=[1,10,50] keys.text=self",
+        ),
     ),
     "tracing": (
         "Measures a store of edits as the paper on tracing and reversing edits does: signs, pcs, relations, reversal, similarity, texts.",
@@ -50,6 +54,7 @@ PAGES = {
         (
             "host=gpt2-xl edited=EDITED_FOLDER facts=facts.jsonl store=STORE_FOLDER",
             "host.path=HOST_FOLDER host.name=mine edited=matrices/ layer=5 facts=counterfact.json schema=counterfact store=STORE_FOLDER",
+            "host=gpt-j-6b edited=MEMIT_FOLDER facts=facts.jsonl several=true store=STORE_FOLDER",
         ),
     ),
     "perturb": (
@@ -121,7 +126,7 @@ def write_help(name: str, config: Any, options: dict[str, list[str]]) -> None:
     """Writes the page of program `name` to stdout, with `config`'s values as the defaults; in colour if stdout is a terminal."""
     purpose, program, examples = PAGES[name]
     head = f"{purpose}\n\nUsage: {program} " + ("[GROUP=NAME ...] " if options else "") + "[KEY=VALUE ...] [--cfg [--resolve]] [--help]"
-    flags = FLAGS | (GRID_FLAG if name == "train" else {})
+    flags = FLAGS | (GRID_FLAG if name in ("train", "sequential") else {})
     blocks = {"Options": [(flag, "", line) for flag, line in flags.items()]}
     if options:
         blocks["Groups"] = [(f"{group}={'|'.join(names)}", "", f"a file of configs/{group}/") for group, names in options.items()]

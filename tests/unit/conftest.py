@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from drawn_stores import DrawnEdits, config, drawn_scores
+from drawn_stores import DrawnEdits, config, draw_layers, drawn_scores
 from exported_runs import write_run
 
 import data.keys.text
@@ -48,6 +48,12 @@ def store_path(drawn_edits, fact_host, tmp_path_factory):
     folder = tmp_path_factory.mktemp("stores") / "store"
     EditDataModule(config(folder), fact_host).prepare_data()
     return folder
+
+
+@pytest.fixture(scope="module")
+def layers_store(fact_host, pocket_facts, tmp_path_factory):
+    """Some hosts that are edited in two layers, two terms in each."""
+    return draw_layers(fact_host, pocket_facts, [0, 1], 10, tmp_path_factory.mktemp("stores") / "layers")
 
 
 @pytest.fixture()

@@ -7,8 +7,10 @@ from statistics import fmean, median
 from typing import Any
 
 from pydantic import TypeAdapter
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
+from decoder.config.identity import as_today, differing
+from decoder.config.options import typed
 from decoder.utils.json_files import Count, FromOne, read_lines
 
 
@@ -32,6 +34,7 @@ class Line(TypedDict):
     clean_perplexity: float
     broken: bool
     broken_from: float
+    settings: NotRequired[dict[str, Any]]
 
 
 LINE = TypeAdapter(Line)
@@ -69,12 +72,33 @@ def read_collapse(path: Path) -> list[dict[str, Any]]:
 
 
 def by_host(lines: Iterable[Mapping[str, Any]]) -> dict[tuple[str, int], Series]:
-    """(host, layer) -> its series, editors in the order of their names, facts ascending."""
-    found: dict[tuple[str, int], Series] = {}
+    """(host, layer) -> its series, editors in the order of their names, facts ascending.
+
+    An editor of several settings is as many series, each named with those that differ.
+    """
+    by_editor: dict[tuple[str, int, str], list[Mapping[str, Any]]] = {}
     for line in sorted(lines, key=lambda line: (line["host"], line["layer"], line["editor"], line["facts"], line["seed"])):
-        line = {**line, "perplexity": line["perplexity"] / line["clean_perplexity"]}
-        found.setdefault((line["host"], line["layer"]), {}).setdefault(line["editor"], {}).setdefault(line["facts"], []).append(line)
+        by_editor.setdefault((line["host"], line["layer"], line["editor"]), []).append(line)
+    found: dict[tuple[str, int], Series] = {}
+    for (host, layer, editor), members in by_editor.items():
+        named = zip(_named(editor, [line.get("settings") for line in members]), members, strict=True)
+        for name, line in sorted(named, key=lambda pair: pair[0]):
+            line = {**line, "perplexity": line["perplexity"] / line["clean_perplexity"]}
+            found.setdefault((host, layer), {}).setdefault(name, {}).setdefault(line["facts"], []).append(line)
     return found
+
+
+def _named(editor: str, records: Sequence[Mapping[str, Any] | None]) -> list[str]:
+    """The name of each line's series: the editor's, with what its settings differ in where they do. Early lines do not say theirs."""
+    told = [record and as_today(record) for record in records]
+    names = differing([record for record in told if record])
+    if not names and len({record is None for record in told}) == 1:
+        return [editor] * len(told)
+    ends = [
+        ", ".join(f"{name.removeprefix('edits.')}={typed(record.get(name))}" for name in names) if record else "settings not recorded"
+        for record in told
+    ]
+    return [f"{editor} ({end})" if end else editor for end in ends]
 
 
 def value(lines: Sequence[Mapping[str, Any]], measure: Measure) -> float | None:

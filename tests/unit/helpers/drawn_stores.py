@@ -7,9 +7,12 @@ import torch
 
 from data.editors import Edited
 from data.facts.splits import draw_splits, plan_edits
-from data.store.store import SCORE_COLUMNS
+from data.produce.plan import made_of
+from data.produce.shards import columns
+from data.store.store import SCORE_COLUMNS, EditStore
+from data.store.writer import StoreWriter
 from decoder.config import TrainConfig
-from decoder.edit import RankOneEdit
+from decoder.edit import LayerEdits, LowRankEdit, RankOneEdit
 
 SHARD = 500
 
@@ -48,6 +51,21 @@ def skips(edit_id: str) -> bool:
 def drawn_scores(host, layer, hosts, made, facts):
     success = [crc32(request.edit_id.encode()) % 41 > 0 for (request,) in hosts]
     return {name: [1.0] * len(hosts) for name in SCORE_COLUMNS} | {"success": success}
+
+
+def draw_layers(host, facts, layers, count, path) -> EditStore:
+    """A store of hosts that are edited in several layers, two terms in each, drawn."""
+    cfg, generator = TrainConfig(), torch.Generator().manual_seed(5)
+    requests = plan_edits(facts, draw_splits(facts, cfg.splits), cfg.splits, 0)[:count]
+    terms = {
+        layer: LowRankEdit(*(torch.randn(count, 2, width, generator=generator) for width in reversed(host.weight_DF(layer).shape)))
+        for layer in layers
+    }
+    scores = {name: [1.0] * count for name in SCORE_COLUMNS} | {"success": [True] * count}
+    asked = made_of(host, layers, {"name": "memit"}, 0, facts, requests) | {"rank": 2}
+    writer = StoreWriter(path, asked, count)
+    writer.write_shard(0, columns(host, layers, [[request] for request in requests], LayerEdits(terms), scores), [])
+    return writer.finish(1, [])
 
 
 def config(path, **data_settings) -> TrainConfig:

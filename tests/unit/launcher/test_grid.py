@@ -10,9 +10,10 @@ from places import ROOT
 
 from decoder.config import TrainConfig
 from decoder.config.compose import compose, to_dict
+from decoder.config.grids import values
 from decoder.config.identity import with_effect
 from decoder.utils.errors import UserError
-from launcher.grid import read_grid, refuse_to_replace, values
+from launcher.grid import read_grid, refuse_to_replace
 from launcher.launch import launch
 
 

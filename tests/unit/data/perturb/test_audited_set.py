@@ -66,7 +66,7 @@ def test_edits_are_those_of_a_store_and_of_relations_that_nothing_was_trained_on
         one = table.loc[told["edit_id"]]
         assert plan.split_of(told["relation"], told["subject"], told["object"]) == "ood" and one["success"]
         (place,) = (n for n, edit_id in enumerate(table.index) if edit_id == told["edit_id"])
-        torch.testing.assert_close(edits.planted(row, 0.5).delta_DF, store.edits(torch.tensor([place])).delta()[0])
+        torch.testing.assert_close(edits.planted(row, 0.5).deltas[edits.layer], store.edits(torch.tensor([place])).delta()[0])
 
 
 def test_relations_are_told_by_what_was_fitted_on_other_subjects(edits, store_path):

@@ -57,7 +57,7 @@ def host(request, host_of) -> Host:
 def edit(host) -> Planted:
     generator = torch.Generator().manual_seed(3)
     value_D, key_F = (torch.randn(width, generator=generator) for width in host.weight_DF(LAYER).shape)
-    return Planted(torch.outer(value_D, key_F), LAYER, {"prompt": PROMPT, "subject": SUBJECT}, "0" * 12)
+    return Planted({LAYER: torch.outer(value_D, key_F)}, {"prompt": PROMPT, "subject": SUBJECT}, "0" * 12)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -76,9 +76,9 @@ def test_the_same_each_time_and_undone(host, edit, kind, weights_hash, hooks):
 
 def test_an_edit_is_planted_to_its_scale(host, edit):
     own = host.weight_DF(LAYER).clone()
-    half = Planted(edit.delta_DF, LAYER, edit.row, edit.store, scale=0.5)
+    half = Planted(edit.deltas, edit.row, edit.store, scale=0.5)
     with perturbed(host, Recipe(edit=half)):
-        torch.testing.assert_close(host.weight_DF(LAYER) - own, edit.delta_DF / 2)
+        torch.testing.assert_close(host.weight_DF(LAYER) - own, edit.deltas[LAYER] / 2)
     assert apart(host, changed(host, edit=half)) == {f"{host.module_path(LAYER)}.weight"}
 
 
@@ -150,11 +150,11 @@ def test_decoys_are_of_rank_one_and_beside_the_edit(host, edit, with_edit, count
     with perturbed(host, Recipe("decoys", {"count": count, "size": 0.5}, edit=edit if with_edit else None)):
         deltas = {layer: host.weight_DF(layer) - own[layer] for layer in own}
     if with_edit:
-        torch.testing.assert_close(deltas.pop(LAYER), edit.delta_DF)
+        torch.testing.assert_close(deltas.pop(LAYER), edit.deltas[LAYER])
     touched = {layer: torch.linalg.svdvals(delta) for layer, delta in deltas.items() if bool(delta.any())}
     assert len(touched) == expected
     for layer, strength_R in touched.items():
-        length = edit.delta_DF.norm() if with_edit else torch.linalg.svdvals(own[layer])[0]
+        length = edit.deltas[LAYER].norm() if with_edit else torch.linalg.svdvals(own[layer])[0]
         assert float(strength_R[0]) == pytest.approx(0.5 * float(length), rel=1e-4) and strength_R[1] < 1e-4 * strength_R[0]
 
 
@@ -163,12 +163,12 @@ def test_a_turned_key_does_the_same_to_its_subject(host, edit):
     ids, last = host.prompt_ids(PROMPT, SUBJECT)
     with projection_inputs(host, LAYER) as inputs:
         host.model(input_ids=torch.tensor([ids]), **host.with_cache(None))
-    half = Planted(edit.delta_DF, LAYER, edit.row, edit.store, scale=0.5)
+    half = Planted(edit.deltas, edit.row, edit.store, scale=0.5)
     with perturbed(host, Recipe("turn", {"cosine": 0.4}, edit=half)):
         delta_DF = host.weight_DF(LAYER) - own_DF
     k_F = inputs[0][0, last]
-    torch.testing.assert_close(delta_DF @ k_F, edit.delta_DF @ k_F / 2, rtol=1e-3, atol=1e-4)
-    keys = [torch.linalg.svd(delta)[2][0] for delta in (delta_DF, edit.delta_DF)]
+    torch.testing.assert_close(delta_DF @ k_F, edit.deltas[LAYER] @ k_F / 2, rtol=1e-3, atol=1e-4)
+    keys = [torch.linalg.svd(delta)[2][0] for delta in (delta_DF, edit.deltas[LAYER])]
     assert abs(float(keys[0] @ keys[1])) == pytest.approx(0.4, abs=1e-3)
 
 
@@ -214,10 +214,40 @@ def test_a_folder_is_a_checkpoint_with_its_recipe(tmp_path, host, edit, precisio
 def test_an_edit_of_a_store(store_path, fact_host):
     store = EditStore(store_path)
     found = planted(fact_host, store, 7, scale=0.25)
-    assert found.row["edit_id"] == store.table()["edit_id"][7] and found.layer == store.manifest["layer"] and found.scale == 0.25
-    assert torch.equal(found.delta_DF, store.edits(torch.tensor([7])).delta()[0])
+    assert found.row["edit_id"] == store.table()["edit_id"][7] and list(found.deltas) == store.layers and found.scale == 0.25
+    assert torch.equal(found.deltas[store.layers[0]], store.edits(torch.tensor([7])).delta()[0])
     with pytest.raises(ValueError, match=f"edits 0 to {len(store) - 1}, asked for 99999"):
         planted(fact_host, store, 99999)
+
+
+def test_an_edit_of_several_layers(layers_store, fact_host, tmp_path):
+    store, row = layers_store, 2
+    found, own = planted(fact_host, store, row, scale=0.5), {layer: fact_host.weight_DF(layer).clone() for layer in range(fact_host.layers)}
+    with perturbed(fact_host, Recipe(edit=found)):
+        deltas = {layer: fact_host.weight_DF(layer) - own[layer] for layer in own}
+    for layer, edits in store.edits(torch.tensor([row])).by_layer.items():
+        torch.testing.assert_close(deltas.pop(layer), edits.delta()[0] / 2, rtol=1e-3, atol=1e-6)
+    assert not any(bool(delta.any()) for delta in deltas.values())
+    with perturbed(fact_host, Recipe("decoys", {"count": 9}, edit=found)):
+        decoyed = {layer for layer in own if bool((fact_host.weight_DF(layer) - own[layer]).any())}
+        length = float(torch.stack([(fact_host.weight_DF(layer) - own[layer]).norm() for layer in decoyed - set(store.layers)])[0])
+    assert decoyed == set(own)
+    assert length == pytest.approx(0.5 * float(torch.stack([delta.norm() for delta in found.deltas.values()]).norm()), rel=1e-3)
+    write(fact_host, Recipe(edit=found), tmp_path / "out")
+    assert json.loads((tmp_path / "out" / RECIPE).read_text())["edit"]["layer"] == store.layers
+
+
+def test_keys_of_several_layers_are_turned_from_the_lowest_up(layers_store, fact_host):
+    found, own = planted(fact_host, layers_store, 1), {layer: fact_host.weight_DF(layer).clone() for layer in layers_store.layers}
+    ids, last = fact_host.prompt_ids(found.row["prompt"], found.row["subject"])
+    with perturbed(fact_host, Recipe("turn", {"cosine": 0.4}, edit=found)):
+        for layer, delta_DF in found.deltas.items():
+            with projection_inputs(fact_host, layer) as inputs:
+                fact_host.model(input_ids=torch.tensor([ids]), **fact_host.with_cache(None))
+            k_F, turned_DF = inputs[0][0, last], fact_host.weight_DF(layer) - own[layer]
+            torch.testing.assert_close(turned_DF @ k_F, delta_DF @ k_F, rtol=1e-3, atol=1e-4)
+            keys = [torch.linalg.svd(delta)[2][0] for delta in (turned_DF, delta_DF)]
+            assert abs(float(keys[0] @ keys[1])) == pytest.approx(0.4, abs=1e-3)
 
 
 def test_an_edit_of_another_host(store_path, host):

@@ -1,9 +1,7 @@
-"""Facts planted one after the other: the chain against edits made by hand, its command, and what it refuses.
+"""Facts planted one after the other: the chain against edits made by hand, and what it refuses.
 
 Shape letters: N facts before and the edit's own, F MLP width.
 """
-
-import json
 
 import pytest
 import torch
@@ -11,13 +9,11 @@ from closed_forms import key_of, make, moment
 from rome_twin import LAYER, REQUESTS, relative
 from tiny_hosts import build_host
 
-import data.hosts
 import data.sequential.chain as chains
 from data.facts.splits import draw_splits, plan_edits
 from data.produce.perplexity import MOST_NLL, neutral_texts, perplexity
 from data.produce.score import score
 from data.produce.shards import ShardMaker, produce
-from data.sequential.__main__ import main
 from data.sequential.chain import chain, chosen
 from decoder.config.commands import ProduceConfig, SequentialConfig
 from decoder.config.compose import compose
@@ -44,7 +40,7 @@ def test_each_fact_is_planted_on_what_those_before_left(fact_host, pocket_facts,
     requests = requests_of(cfg, pocket_facts, 3)
     before = fact_host.fingerprint
     del fact_host.__dict__["fingerprint"]
-    found = list(chain(cfg, fact_host, pocket_facts, requests, TEXTS, [1, 3]))
+    found = [line for line, _ in chain(cfg, fact_host, pocket_facts, requests, TEXTS, [1, 3])]
     assert fact_host.fingerprint == before and [line["facts"] for line in found] == [1, 3]
     editor = chains.prepare_editor(cfg, fact_host, pocket_facts)
     weight_DF, clean_DF = fact_host.weight_DF(1), fact_host.weight_DF(1).clone()
@@ -153,48 +149,6 @@ def test_a_chain_has_every_subject_once_and_begins_alike_whatever_its_length(poc
     assert requests_of(sequential("seed=1"), pocket_facts, 4) != four
     with pytest.raises(ValueError, match="at=5000: the edits that are planned are about"):
         requests_of(cfg, pocket_facts, 5000)
-
-
-def test_the_command_leaves_lines_and_a_page_and_does_nothing_twice(fact_host, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(data.hosts, "open_host", lambda cfg: fact_host)
-    argv = [
-        "edits=rome",
-        "edits.layer=[1]",
-        f"out={tmp_path / 'out'}",
-        "at=[1,2]",
-        "text_tokens=100",
-        "broken_from=1",
-        f"cache_dir={tmp_path}",
-        *QUICK,
-    ]
-    main(argv)
-    (file,) = (tmp_path / "out").glob("*.jsonl")
-    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    assert file.name == "pocket-rome-e1-s0.jsonl" and [line["facts"] for line in lines] == [1, 2]
-    assert all(line["broken"] == (line["perplexity"] > line["clean_perplexity"]) for line in lines)
-    assert "<svg" in (tmp_path / "out" / "collapse.html").read_text(encoding="utf-8")
-    monkeypatch.setattr(data.hosts, "open_host", None)
-    main(argv)
-    assert "is there already, and nothing is planted" in capsys.readouterr().out
-    with pytest.raises(SystemExit):
-        main([f"out={file}"])
-    assert "it is a file; give a folder" in capsys.readouterr().err
-
-
-def test_a_killed_chain_leaves_what_it_found(fact_host, tmp_path, monkeypatch):
-    monkeypatch.setattr(data.hosts, "open_host", lambda cfg: fact_host)
-    whole = chains.looked_at
-
-    def killed(host, layer, requests, *more):
-        if len(requests) == 2:
-            raise KeyboardInterrupt
-        return whole(host, layer, requests, *more)
-
-    monkeypatch.setattr(chains, "looked_at", killed)
-    with pytest.raises((SystemExit, KeyboardInterrupt)):
-        main(["edits=rome", f"out={tmp_path / 'out'}", "at=[1,2]", "text_tokens=100", f"cache_dir={tmp_path}", *QUICK])
-    (kept,) = (tmp_path / "out").iterdir()
-    assert kept.name == "pocket-rome-e1-s0.jsonl.partial" and json.loads(kept.read_text(encoding="utf-8"))["facts"] == 1
 
 
 @pytest.mark.parametrize(

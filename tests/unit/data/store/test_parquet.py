@@ -14,9 +14,10 @@ from datasets import load_dataset
 from lightning import Trainer
 
 import data.store.parquet
+from data.batches import padded_objects
 from data.store.parquet import EditStream, write_parquet
 from data.store.store import EditStore
-from data.stream_loader import ahead, shuffled
+from data.stream_loader import StreamLoader, ahead, shuffled
 from decoder.training.module import DecoderModule
 
 pytestmark = pytest.mark.usefixtures("drawn_edits", "alive")
@@ -169,6 +170,34 @@ def test_a_file_that_is_not_whole_is_named(parquet, tmp_path, damage, words):
     with pytest.raises(ValueError, match=rf"edits-00000.parquet {words}.*data.produce parquet=FOLDER") as refusal:
         EditStream(str(folder))
     assert "\n" not in str(refusal.value)
+
+
+def test_edits_of_several_layers_and_terms_are_those_of_the_store(layers_store, fact_host, tmp_path):
+    write_parquet(layers_store, tmp_path / "parquet")
+    stream, rows = EditStream(str(tmp_path / "parquet")), torch.tensor([7, 0, 4])
+    assert stream.layers == [0, 1] and stream.table().equals(layers_store.table())
+    for layer, edits in layers_store.edits(rows).by_layer.items():
+        read = stream.edits(rows).by_layer[layer]
+        assert torch.equal(read.key_BRF, edits.key_BRF) and torch.equal(read.value_BRD, edits.value_BRD)
+    weights = {layer: fact_host.weight_DF(layer) for layer in (0, 1)}
+    asked = list(range(len(layers_store)))
+    ids_NT = padded_objects(layers_store, asked, None)
+    for weight_DF in (None, weights):
+        found = {row: batch.edits[b] for batch in StreamLoader(stream, asked, ids_NT, 4, shuffle=(0, 3), weight_DF=weight_DF)
+                 for b, row in enumerate(batch.row_B.tolist())}  # fmt: skip
+        mapped = layers_store.edits(torch.tensor(asked)) if weight_DF is None else layers_store.whole_edits(torch.tensor(asked), weights)
+        assert sorted(found) == asked
+        for row, edits in found.items():
+            for layer, own in mapped[row].by_layer.items():
+                assert all(torch.equal(*pair) for pair in zip(vars(edits.by_layer[layer]).values(), vars(own).values(), strict=True))
+
+
+@pytest.mark.parametrize(("field", "value"), [("matrix_of", {(0, 1): None}), ("manifest", {"editor": {"name": "imported"}})])
+def test_what_is_no_columns_of_numbers_or_of_other_tools_is_refused(layers_store, tmp_path, monkeypatch, field, value):
+    monkeypatch.setattr(layers_store, field, value)
+    with pytest.raises(ValueError, match="whole matrices, several facts a host, or edits of other tools"):
+        write_parquet(layers_store, tmp_path / "parquet")
+    assert not (tmp_path / "parquet").exists()
 
 
 def test_a_folder_with_files_is_not_written_to(parquet, store_path):

@@ -9,7 +9,9 @@ from places import ROOT
 from decoder.config import TrainConfig
 from decoder.config.commands import EvaluateConfig
 from decoder.config.compose import compose
+from decoder.config.editors import EDITORS, SearchConfig
 from decoder.config.options import settings
+from decoder.utils.errors import UserError
 
 CONFIGS = ROOT / "configs"
 FILES = sorted(file for group in ("host", "edits", "launcher", "experiment") for file in CONFIGS.glob(f"{group}/*.yaml"))
@@ -98,3 +100,18 @@ def test_smoke_is_small_and_offline():
     cfg = compose(TrainConfig, "train", ["experiment=smoke"])
     assert (cfg.edits.steps, cfg.optim.epochs, cfg.wandb.mode) == (8, 2, "offline")
     assert max(cfg.splits.train_per_relation, cfg.splits.other_per_relation) <= 4
+
+
+@pytest.mark.parametrize("editor", EDITORS)
+def test_every_editor_has_settings_for_the_small_real_host(editor):
+    edits = compose(TrainConfig, "train", ["host=smollm2-135m", f"edits={editor}"]).edits
+    assert (edits.editor, edits.layers) == (editor, [5])
+    if isinstance(edits, SearchConfig):
+        assert (edits.steps, edits.lr, edits.clamp, edits.kl, edits.stop_loss) == (20, 1.0, 4, 0.0625, 0.15)
+
+
+def test_an_editor_without_settings_for_a_host_names_the_nearest_that_has_some():
+    with pytest.raises(UserError, match="edits=ft host=llama-3.2-1b: .*nearest by name is llama-3-8b .*configs/edits/ft.yaml") as refusal:
+        compose(TrainConfig, "train", ["edits=ft", "host=llama-3.2-1b"])
+    assert "\n" not in str(refusal.value)
+    assert compose(TrainConfig, "train", ["edits=ft", "host=llama-3.2-1b", "edits.lr=1e-4"]).edits.lr == 1e-4

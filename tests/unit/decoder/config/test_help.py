@@ -49,7 +49,11 @@ def test_help_lists_every_key(config_class, name, capsys):
 
 def test_help_names_groups_types_and_defaults(capsys):
     page = answer(capsys, "-h", "--nonsense")
-    assert "experiment=edited-layers|layers|main|paper|quick|smoke" in page and "optim.betas=[0.9,0.98]" in page and "factors|dense" in page
+    assert (
+        "experiment=edited-layers|layers|main|paper|quick|sequential|smoke" in page
+        and "optim.betas=[0.9,0.98]" in page
+        and "factors|dense" in page
+    )
     columns = {len(found.group()) for found in re.finditer(r"(?m)^  [a-z_.]+=\S* +(?=int )", page)}
     texts = {len(found.group()) for found in re.finditer(r"(?m)^  [a-z_.]+=\S* +(?:int|text) +", page)}
     assert len(columns) == len(texts) == 1
