@@ -32,7 +32,7 @@ from data.perturb.text import fact_text
 from decoder.audit.asking import ask, triples
 from decoder.audit.evidence.effect import all_logprobs, divergence, next_tokens, text_rows
 from decoder.audit.evidence.examine import Evidence, Examined, named
-from decoder.audit.evidence.parts import out_of, value_of
+from decoder.audit.evidence.parts import alone, out_of, value_of
 from decoder.audit.finding import NEIGHBOURS
 from decoder.audit.reversal import to_base
 from decoder.audit.verdict import Compared
@@ -117,7 +117,8 @@ def undone(auditor: Auditor, found: Examined, case: Case, edits: Edits, prompts:
         answers[base] = {"about": about.subject, "asked": about.asked, "effect": prompts.effect(case, token, about.layer, reversal)}
         if about.asked is None:
             continue
-        ranked = edits.relations(case.row).ranked(value_of(host, about, reversal))
+        key_F = alone(host, about, reversal).key_BF[0].cpu()
+        ranked = edits.relations(case.row).ranked(value_of(host, about, reversal), key_F)
         said = ask(host, about.layer, reversal, about.asked, sentences, [name for name in found.names if name != about.asked][:NEIGHBOURS])
         by_both = triples(said, dict(ranked))
         answers[base] |= {

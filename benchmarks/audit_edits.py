@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from common import settings
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from data.facts.load import load_pocket
 from data.facts.splits import SplitPlan, draw_splits
@@ -118,11 +117,11 @@ def classifiers(store: Any, fold_of: dict[str, int]) -> Iterator[tuple[int, Rela
     """For each fold what was fitted on the successful edits of other subjects."""
     table = store.table()
     rows = [n for n, success in enumerate(table["success"]) if success]
-    value_ND: Tensor = store.edits(torch.tensor(rows)).value_BD
+    edits = store.edits(torch.tensor(rows))
     subjects, relations = (table[name].iloc[rows].tolist() for name in ("subject", "relation_name"))
     for fold in range(FOLDS):
         kept = [n for n, subject in enumerate(subjects) if fold_of.get(subject) != fold]
-        yield fold, fit(value_ND[kept], [relations[n] for n in kept], [subjects[n] for n in kept])
+        yield fold, fit(edits.value_BD[kept], [relations[n] for n in kept], [subjects[n] for n in kept], edits.key_BF[kept])
 
 
 @run_command

@@ -29,7 +29,8 @@ def main(argv: list[str] | None = None) -> None:
     if not rows:
         raise UserError(f"store {store.path} has no edit that worked; give another")
     relations, subjects = (table[name].iloc[rows].tolist() for name in ("relation_name", "subject"))
-    found = fit(store.edits(torch.tensor(rows)).value_BD, relations, subjects)
+    edits = store.edits(torch.tensor(rows))
+    found = fit(edits.value_BD, relations, subjects, edits.key_BF)
     found.save(cfg.out)
     print(f"{cfg.out}: {len(found.relations)} relations, learnt from {len(rows)} edits")
 

@@ -140,11 +140,12 @@ def audit_checkpoint(
         for one, edit in zip(edits[:ASKED], column["edits"], strict=False):
             about = found.about(one)
             reversal = out_of(host, unedited, [one])
-            ranked = relations.ranked(value_of(host, about, reversal)) if about and relations else []
+            part = alone(host, about, reversal) if about and (relations or reader) else None
+            ranked = relations.ranked(value_of(host, about, reversal), part.key_BF[0].cpu()) if part and relations else []
             edit |= {"relations": [{"relation": name, "probability": p} for name, p in ranked[:RELATIONS]]} if ranked else {}
             edit |= testimony(host, about, reversal, templates, names, dict(ranked)) if about and templates else {}
-            if about and reader:
-                edit["decoded"] = reader(one.layer, alone(host, about, reversal))
+            if part and reader:
+                edit["decoded"] = reader(one.layer, part)
             advance(1)
     if repaired is not None:
         said = {"used": used, "base": base, "edits": column["edits"]}

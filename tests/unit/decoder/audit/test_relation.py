@@ -58,7 +58,7 @@ def test_a_ridge_is_chosen_on_subjects_left_out(edits, monkeypatch):
     subject_ND = torch.randn(40, 24, generator=generator).repeat_interleave(5, 0) + 0.01 * torch.randn(200, 24, generator=generator)
     relations = [RELATIONS[int(k)] for k in torch.randint(3, (40,), generator=generator).repeat_interleave(5)]
     by_subject, by_edit = (
-        fit(subject_ND, relations, groups).weight_KD.norm() for groups in ([str(n // 5) for n in range(200)], [str(n) for n in range(200)])
+        fit(subject_ND, relations, groups).weight_KE.norm() for groups in ([str(n // 5) for n in range(200)], [str(n) for n in range(200)])
     )
     assert by_subject < 0.5 * by_edit
 
@@ -94,6 +94,38 @@ def test_what_cannot_be_learnt_or_told_is_refused(edits, classifier):
         fit(edits[1][:2], ["birth", "birth"], ["a", "b"])
     with pytest.raises(ValueError, match="values are 7 wide, expected 24"):
         classifier.probabilities(torch.randn(2, 7))
+
+
+def test_keys_are_looked_at_where_they_help_on_other_subjects(edits, tmp_path):
+    key_NF, value_ND, relations, subjects = edits
+    assert fit(value_ND, relations, subjects, key_NF).key_width == 0, "keys that say nothing are left out"
+    kind_KF = torch.randn(3, 40, generator=torch.Generator().manual_seed(2))[[RELATIONS.index(relation) for relation in relations]]
+    told_NF = key_NF + 2 * kind_KF
+    alone, both = (fit(value_ND[:180], relations[:180], subjects[:180], keys) for keys in (None, told_NF[:180]))
+    assert both.key_width == 40 and both.width == 24 == alone.width
+    share = [
+        right([one.relations[k] for k in one.probabilities(value_ND[180:], told_NF[180:]).argmax(1)], relations[180:])
+        for one in (alone, both)
+    ]
+    assert share[1] > share[0] and dict(both.ranked(value_ND[200], 1e3 * told_NF[200])) == pytest.approx(
+        dict(both.ranked(1e-3 * value_ND[200], told_NF[200])), abs=1e-4
+    )
+    both.save(tmp_path / "relations")
+    loaded = RelationClassifier.load(tmp_path / "relations")
+    assert torch.equal(loaded.probabilities(value_ND, told_NF), both.probabilities(value_ND, told_NF))
+    with pytest.raises(ValueError, match="no keys came, expected them 40 wide"):
+        both.probabilities(value_ND)
+    with pytest.raises(ValueError, match="keys are 7 wide, expected them 40"):
+        both.probabilities(value_ND, torch.randn(240, 7))
+
+
+def test_relations_saved_before_keys_counted_are_read(classifier, edits, tmp_path):
+    classifier.save(tmp_path / "relations")
+    said = json.loads((tmp_path / "relations" / NAMES).read_text())
+    del said["key_width"]
+    (tmp_path / "relations" / NAMES).write_text(json.dumps(said))
+    loaded = RelationClassifier.load(tmp_path / "relations")
+    assert torch.equal(loaded.probabilities(edits[1], edits[0]), classifier.probabilities(edits[1]))
 
 
 @pytest.mark.parametrize("fitted", [100, 40])
