@@ -158,6 +158,8 @@ def how_sure(finding: Mapping[str, Any]) -> tuple[str, list[str]]:
     if known:
         alone = "names the same layers" if agree else "does not name the same layers"
         reasons.append(f"What the checkpoint answers to names, looked at without the base, {alone}.")
+    if any(edit.get("resembles") for edit in used["edits"]):
+        reasons.append("Whom it is about is not known: of the names that were asked about none fits, one only resembles.")
     told = [edit["triple"] for edit in used["edits"] if edit.get("triple")]
     read_back = bool(told) and all(one["before"] >= 0.5 > 0.1 >= one["after"] for one in told)
     if read_back:

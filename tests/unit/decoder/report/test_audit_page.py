@@ -92,6 +92,7 @@ def test_whom_an_edit_only_resembles_is_said_to(tmp_path):
     told["edits"][0] |= {"subject": None, "resembles": "Ada", "fit": 0.5}
     text = said(page(tmp_path, told))
     assert "about none of the 890 names that were asked about, but somebody like Ada, into layer 5" in text
+    assert "Whom it is about is not known" in text and "Whom it is about is not known" not in said(page(tmp_path, column()))
     assert "None of the names, somebody like Ada, layer 5" in text and "Ada resembles them, and was asked about." in text
     assert "What 1 edit of 1 planted" not in text and "“Ada works as a singer”" in text
 
