@@ -121,11 +121,11 @@ def _whole(edited: Sequence[Row], benign: Sequence[Row], base: str) -> Table:
     table.add_row("benign: false alarms at the shipped threshold", str(len(benign)), _share([_is_found(row, base) for row in benign]))
     table.add_row("layer right", str(len(edited)), _share([_is_layer(row, base) for row in edited]))
     table.add_row("subject right, in the list", str(len(listed)), _share([_is_subject(row, base) for row in listed]))
-    inside, outside = ([row["found"][base]["fit"] for row in rows if "fit" in row["found"][base]] for rows in (listed, absent))
-    table.add_row("in the list or not, where an edit was found: AUROC", f"{len(inside)} + {len(outside)}", f"{auroc(inside, outside):.4f}")
-    named = [[row["found"][base]["named"] for row in rows if "fit" in row["found"][base]] for rows in (listed, absent)]
-    table.add_row("the same: named where it is in the list", str(len(named[0])), _share([bool(name) for name in named[0]]))
-    table.add_row("the same: named where it is not", str(len(named[1])), _share([bool(name) for name in named[1]]))
+    inside, outside = ([row["found"][base] for row in rows if "fit" in row["found"][base]] for rows in (listed, absent))
+    fits = ([one["fit"] for one in side] for side in (inside, outside))
+    table.add_row("in the list or not, where an edit was found: AUROC", f"{len(inside)} + {len(outside)}", f"{auroc(*fits):.4f}")
+    for where, side in (("in the list", inside), ("not in the list", outside)):
+        table.add_row(f"the same: named, subject {where}", str(len(side)), _share([bool(one["named"]) for one in side]))
     return table
 
 

@@ -42,14 +42,28 @@ def pair(paths: list[Path], facts: FactSet) -> list[Entry | None]:
 
 def pair_several(paths: list[Path], facts: FactSet) -> list[list[Entry | None]]:
     """The records of each source, in their order: of one source all that there are, of several those that are written with its name as
-    `fact_id`, or with the number that it ends in. A source without any has [None]."""
+    `fact_id`, or with the number that it ends in. A source without any has [None].
+
+    Raises:
+        ValueError: a record has the name of no source, or of several.
+    """
     if len(paths) == 1:
         return [list(facts.entries)]
-    by_name: dict[str, list[Entry | None]] = {}
+    by_name: dict[str, list[Entry]] = {}
+    of_source: dict[str, list[Entry | None]] = {}
     for entry in facts.entries:
         by_name.setdefault(entry.name, []).append(entry)
-    by_number = {number: by_name[name] for name in by_name if (number := _number(name)) and [*map(_number, by_name)].count(number) == 1}
-    return [by_name.get(name) or by_number.get(_number(name)) or [None] for name in map(name_of, paths)]
+    sources = [*map(name_of, paths)]
+    numbers = Counter(map(_number, sources))
+    source_of = {number: name for name in sources if (number := _number(name)) and numbers[number] == 1} | {name: name for name in sources}
+    for name, entries in by_name.items():
+        if (source := source_of.get(name) or source_of.get(_number(name))) is None:
+            raise ValueError(
+                f"facts={facts.source}: {len(entries)} records have the fact_id {name!r}, which is no source's name without ending, as "
+                f"{sources[0]}, and ends in no number that one source alone ends in"
+            )
+        of_source.setdefault(source, []).extend(entries)
+    return [of_source.get(name) or [None] for name in sources]
 
 
 def requests_of(entries: Iterable[Entry | None]) -> list[EditRequest]:

@@ -90,7 +90,7 @@ def noise(host: Host, given: Given, *, size: float = 0.01) -> None:
 
 
 def decoys(host: Host, given: Given, *, count: int = 3, size: float = 1.0) -> None:
-    """Rank-one updates in random directions, in the W_V of other layers, `size` times as long as the edit.
+    """Rank-one updates in random directions, in the W_V of other layers, as far as there are so many, `size` times as long as the edit.
 
     Without an edit the measure is the largest singular value of each W_V.
     """

@@ -69,7 +69,7 @@ def chain(
         any(editor.edit([request], lambda count: None).kept for request in requests[:start])
         weight_DF.copy_(reached.weight_DF)
         if reached.kept_NF is not None:
-            editor.kept_NF = reached.kept_NF
+            editor.kept_NF = reached.kept_NF.to(weight_DF.device)
     for count, request in enumerate(requests[start:], start + 1):
         delta_DF = planted(editor, request, weight_DF)
         passed_over += delta_DF is None

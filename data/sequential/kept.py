@@ -75,14 +75,19 @@ class Kept:
         """The lines and the host of the last look at a chain that was killed; none of either where it has to begin."""
         if not (self.partial.exists() and self.state.exists()):
             return [], None
-        from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
 
-        with safe_open(self.state, "pt") as tensors:
-            counts = {name: int(count) for name, count in tensors.metadata().items()}
-            reached = Reached(**counts, **({"kept_NF": None} | {name: tensors.get_tensor(name) for name in tensors.keys()}))
-        # Lines are written first: the last may be one further.
-        lines = [line for line in _lines(self.partial) if line["facts"] <= reached.facts]
-        return (lines, reached) if lines and lines[-1]["facts"] == reached.facts else ([], None)
+        # What is damaged is no more than what was never written: the chain begins anew.
+        with suppress(SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError):
+            with safe_open(self.state, "pt") as tensors:
+                counts = {name: int(count) for name, count in tensors.metadata().items()}
+                kept = {"kept_NF": None} | {name: tensors.get_tensor(name) for name in tensors.keys()}
+            reached = Reached(**counts, **kept)
+            # Lines are written first: the last may be one further.
+            lines = [line for line in _lines(self.partial) if line["facts"] <= reached.facts]
+            if lines and lines[-1]["facts"] == reached.facts:
+                return lines, reached
+        return [], None
 
     def write(self, lines: Sequence[Mapping[str, Any]], reached: Reached) -> None:
         from safetensors.torch import save_file

@@ -20,6 +20,7 @@ from decoder.utils.progress import progress
 CLASSES = (2, 3, 5, 10, 15, 20, 25, 30)
 EACH = 50  # training edits of a relation, and test edits
 FEWEST = 8  # edits of a relation
+DRAWS = 1000  # of the subjects that are for the test
 
 
 def usable(relations: Sequence[str]) -> list[str]:
@@ -54,9 +55,14 @@ METHODS = ("published", "value", "read")
 
 
 def divided(chosen: Sequence[str], relations: Sequence[str], subjects: Sequence[str], random: Random) -> tuple[list[int], list[int]]:
-    """Training and test edits of the chosen relations, at most `EACH` of each, half of the subjects being for the test."""
+    """Training and test edits of the chosen relations, at most `EACH` of each, half of the subjects being for the test: drawn again until
+    every relation has subjects on both sides."""
     people = sorted(set(subjects))
-    held_out = set(random.sample(people, len(people) // 2))
+    own_people = [{subjects[n] for n, relation in enumerate(relations) if relation == name} for name in chosen]
+    for _ in range(DRAWS):
+        held_out = set(random.sample(people, len(people) // 2))
+        if all(own & held_out and own - held_out for own in own_people):
+            break
     sides: tuple[list[int], list[int]] = ([], [])
     for name in chosen:
         own = [n for n, relation in enumerate(relations) if relation == name]

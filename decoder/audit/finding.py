@@ -167,9 +167,11 @@ def testimony(
     that is likely as well where probabilities of them are known."""
     said = ask(host, one.layer, reversal, one.asked, templates, [name for name in names if name != one.asked][:NEIGHBOURS])
     said = triples(said, relations or None)
-    objects = {each.object: each.everywhere for each in reversed(said)}
+    objects: dict[str, float] = {}
+    for each in said:
+        objects.setdefault(each.object, each.everywhere)
     triple = {"subject": one.asked} | {name: getattr(said[0], name) for name in TOLD} if said else None
-    return {"objects": [{"text": text, "rise": rise} for text, rise in reversed(objects.items())], "triple": triple}
+    return {"objects": [{"text": text, "rise": rise} for text, rise in objects.items()], "triple": triple}
 
 
 def _repair(

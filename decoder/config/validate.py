@@ -87,6 +87,8 @@ def _check_sequential(config: SequentialConfig) -> None:
         raise UserError(f"edits.layer={typed(config.edits.layer)}: here facts follow one another in one layer. Give one")
     if config.edits.facts_per_host > 1:
         raise UserError("edits.facts_per_host: here facts follow one another, one at a time. Leave it out")
+    if config.launcher.name != "local":
+        raise UserError(f"launcher={config.launcher.name}: chains of facts run here, one after the other. Leave it out")
 
 
 def _check_training(config: TrainConfig) -> None:

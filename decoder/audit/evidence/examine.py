@@ -60,11 +60,10 @@ class Examined(NamedTuple):
         return [*(self.known.located if self.known else ()), *self.unknown.located]
 
     def about(self, edit: Located) -> Located | None:
-        """The edit, if it is about somebody, else what the scan saw in its layer: whom an update is not seen to be about, it may see, or
-        at least somebody who resembles them."""
-        seen = [other for other in self.unknown.located if other.layer == edit.layer]
-        by_subject = [one for one in (edit, *seen) if one.subject]
-        return next(iter(by_subject or [one for one in (edit, *seen) if one.asked]), None)
+        """The edit, if somebody can be asked about it, else what the scan saw in its layer: whom an update is not seen to be about, it
+        may see."""
+        seen = (other for other in self.unknown.located if other.layer == edit.layer)
+        return edit if edit.asked else next(seen, None)
 
 
 def examine(host: Host, candidates: Candidates, compared: Compared | None = None) -> Examined:

@@ -10,7 +10,7 @@ from statistics import fmean, median
 from typing import Any
 
 from pydantic import TypeAdapter
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from decoder.report.page import render
 from decoder.report.tables import format_interval
@@ -39,6 +39,7 @@ class Line(TypedDict):
     split: str
     n: FromOne
     exact_match: Score
+    answers: NotRequired[dict[str, tuple[float, int]]]
 
 
 LINE = TypeAdapter(Line)
@@ -92,12 +93,13 @@ def read_readers(path: Path) -> list[dict[str, Any]]:
 def surest(lines: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     """What one reads who takes, edit by edit, the most probable answer among decoders of one editor each: of all, and of all but one.
 
-    It takes lines with `answers`: edit -> probability, and whether the answer is right.
+    It takes lines with `answers`: edit -> probability, and whether the answer is right. Decoders that read other edits are not compared.
     """
-    found: dict[tuple[int, str, str], dict[str, Mapping[str, Any]]] = {}
+    found: dict[tuple[Any, ...], dict[str, Mapping[str, Any]]] = {}
     for line in lines:
         if len(line["train"]) == 1 and line.get("answers"):
-            found.setdefault((line["seed"], line["read"], line["split"]), {})[line["train"][0]] = line
+            same = (line["host"], line["layer"], line["seed"], line["read"], line["split"], frozenset(line["answers"]))
+            found.setdefault(same, {})[line["train"][0]] = line
     for one in found.values():
         editors = next(iter(one.values()))["editors"]
         for asked in (editors, *([other for other in editors if other != editor] for editor in editors)):

@@ -59,7 +59,7 @@ def _pcs(measured: Sequence[Mapping[str, Any]]) -> Table:
         others = [value for layer, value in enumerate(pcs["layers"]) if layer != found["layer"] and value is not None]
         spread = f"{min(others):.1e} to {max(others):.1e}" if others else DASH
         cells = (
-            f"{clean:.1e}",
+            DASH if clean is None else f"{clean:.1e}",
             f"{pcs['edited']['value']:.1e}",
             f"{pcs['edited']['sd']:.1e}",
             format_score(pcs["change"]),

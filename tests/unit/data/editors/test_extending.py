@@ -80,7 +80,8 @@ def test_an_editors_file_has_its_settings_for_a_host():
 
 
 def test_an_editor_without_settings_for_a_host_is_one_line_unless_some_are_given():
-    with pytest.raises(UserError, match="edits=memit host=gemma-2-9b: no settings for this host; did you mean .*gpt-j-6b") as refused:
+    told = "edits=memit host=gemma-2-9b: no settings for this host, and nearest by name is llama-2-7b .*gpt-j-6b"
+    with pytest.raises(UserError, match=told) as refused:
         compose(TrainConfig, "train", ["edits=memit", "host=gemma-2-9b"])
     assert "\n" not in str(refused.value)
     assert compose(TrainConfig, "train", ["edits=memit", "host=gemma-2-9b", "edits.weight=5"]).edits.weight == 5

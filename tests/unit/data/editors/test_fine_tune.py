@@ -158,5 +158,5 @@ def test_a_store_of_them_is_made_in_shards_and_read_as_matrices(fact_host, tmp_p
     factors_B = store.edits(rows)
     assert (factors_B.delta_norm(weight_DF) <= whole.delta_norm(weight_DF) * (1 + 1e-5)).all() and factors_B.delta_norm(weight_DF).min() > 0
     assert produce(cfg, fact_host).fingerprint == store.fingerprint
-    with pytest.raises(ValueError, match="holds edits of any rank"):
+    with pytest.raises(ValueError, match="holds whole matrices, several facts a host, or edits of other tools"):
         write_parquet(store, tmp_path / "parquet")

@@ -75,7 +75,9 @@ def test_of_several_sources_records_go_by_name_and_whole_matrices_stay_with_thei
     noise = 0.05 * torch.randn(host.weight_DF(1).shape, generator=torch.Generator().manual_seed(5))
     for name, delta in (("e0", terms(host, 2)), ("e1", noise), ("e2", outer(host, 4))):
         edited_folder(host, tmp_path / "m" / name, delta=delta)
-    file = facts_file(tmp_path, "e1", "e0", "e1", "e0", "e9")
+    with pytest.raises(ValueError, match="1 records have the fact_id 'e9', which is no source's name"):
+        importing(host, tmp_path / "m", facts_file(tmp_path, "e1", "e0", "e9"), tmp_path / "other")
+    file = facts_file(tmp_path, "e1", "e0", "1", "e0")
     store = importing(host, tmp_path / "m", file, tmp_path / "store")
     assert [[fact["subject"] for fact in store.facts(row)] for row in (0, 1)] == [[SUBJECTS[1], SUBJECTS[3]], [SUBJECTS[0], SUBJECTS[2]]]
     assert [note["rank"] for note in store.manifest["imported"]] == [2, None] and "no record has its name" in str(store.manifest["skipped"])
@@ -84,6 +86,14 @@ def test_of_several_sources_records_go_by_name_and_whole_matrices_stay_with_thei
     whole = rows.whole_edits(torch.tensor([3, 0, 2]), weight_DF).weight_BDF - weight_DF
     for found_DF, delta_DF in zip(whole, (noise, terms(host, 2), noise), strict=True):
         assert (found_DF - delta_DF).norm() <= 1e-4 * delta_DF.norm()
+
+
+def test_a_number_that_two_sources_end_in_is_no_name(new_host, tmp_path):
+    host = new_host("llama")
+    for name in ("rome_1", "memit_1"):
+        edited_folder(host, tmp_path / "m" / name, delta=terms(host, 2))
+    with pytest.raises(ValueError, match="ends in no number that one source alone ends in"):
+        importing(host, tmp_path / "m", facts_file(tmp_path, "1", "1"), tmp_path / "store")
 
 
 def test_a_fact_that_does_not_say_what_was_planted_refuses_its_source(new_host, tmp_path):

@@ -75,9 +75,9 @@ def test_relations_are_told_by_what_was_fitted_on_other_subjects(edits, store_pa
     subjects = {one["subject"]: one["fold"] for one in edits.told}
     fitted_on = {}
 
-    def spied(value_ND, relations, groups):
+    def spied(value_ND, relations, groups, key_NF):
         fitted_on[len(fitted_on)] = set(groups)
-        return fit(value_ND, relations, groups)
+        return fit(value_ND, relations, groups, key_NF)
 
     fit = audit_edits.fit
     with pytest.MonkeyPatch.context() as patch:
@@ -85,7 +85,7 @@ def test_relations_are_told_by_what_was_fitted_on_other_subjects(edits, store_pa
         found = dict(audit_edits.classifiers(EditStore(store_path), subjects))
     for subject, fold in subjects.items():
         assert subject not in fitted_on[fold] and subject in fitted_on[(fold + 1) % len(found)]
-    torch.testing.assert_close(edits.relations(0).weight_KD, found[edits.told[0]["fold"]].weight_KD)
+    torch.testing.assert_close(edits.relations(0).weight_KE, found[edits.told[0]["fold"]].weight_KE)
 
 
 def test_kinds_of_suspects(made, fact_host, edits):

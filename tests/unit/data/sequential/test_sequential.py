@@ -158,6 +158,7 @@ def test_a_chain_has_every_subject_once_and_begins_alike_whatever_its_length(poc
         ("at=[2,1]", "ascending"),
         ("at=[0,1]", "from 1 up"),
         ("edits.facts_per_host=2", "Leave it out"),
+        ("launcher=slurm", "chains of facts run here"),
         ("edits=memit edits.layer=[0,1]", "Give one"),
     ],
 )

@@ -145,3 +145,17 @@ def test_what_does_not_belong_together_is_not_gone_on_from(argv, tmp_path, monke
     main(argv)
     (file,) = files(tmp_path)
     assert [line["facts"] for line in lines(file)] == [1, 2] and "wrong" not in file.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("what", ["state", "lines"])
+def test_of_a_damaged_chain_nothing_is_kept(what, argv, tmp_path, monkeypatch, capsys):
+    argv = ["edits.steps=4", *argv]
+    with monkeypatch.context() as patch:
+        kill_at(patch, 2)
+        with pytest.raises(SystemExit, match="130"):
+            main(argv)
+    (damaged,) = files(tmp_path, "*.safetensors" if what == "state" else "*.jsonl.partial")
+    damaged.write_bytes(damaged.read_bytes()[:40])
+    capsys.readouterr()
+    main(argv)
+    assert "goes on" not in capsys.readouterr().out and [line["facts"] for line in lines(*files(tmp_path))] == [1, 2]

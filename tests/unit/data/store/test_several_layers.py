@@ -141,7 +141,7 @@ def test_another_layer_is_another_store(made, fact_host, tmp_path):
     with pytest.raises(ValueError, match=r"module is \[.*asked for .*Give another store="):
         produce(one, fact_host)
     assert store_path(config("edits.layer=[0,1]"), fact_host, {}).name.startswith("tiny-memit-e0-1-")
-    with pytest.raises(ValueError, match="several layers, which are read from their own store only"):
+    with pytest.raises(ValueError, match="several facts a host, or edits of other tools, which are read from their own store only"):
         write_parquet(store, tmp_path / "parquet")
 
 

@@ -11,11 +11,15 @@ from audited_folders import NAMES, WHO, audited, changed, planted, saved, told_f
 from edited import LAYER, edited_folder
 
 import evaluate
+from decoder.audit import finding as findings
+from decoder.audit.asking import Said
 from decoder.audit.candidates import Candidates, unit
-from decoder.audit.evidence.located import fit
+from decoder.audit.evidence.examine import Evidence, Examined
+from decoder.audit.evidence.located import Located, fit
 from decoder.audit.finding import audit_checkpoint
 from decoder.audit.locate import outstanding
 from decoder.audit.suspect import Suspect
+from decoder.audit.verdict import Verdict
 
 # Where the subject stands last, what an edit writes goes to the head and need not be carried on by attention.
 TEMPLATES = {"work": ["the {}", "small {}"], "place": ["in {}", "city of {}"]}
@@ -127,6 +131,25 @@ def test_whom_an_edit_only_resembles_is_asked_about_and_not_named(told, monkeypa
     (edit,) = finding["base_known" if with_base else "base_unknown"]["edits"]
     assert (edit["subject"], edit["resembles"], finding["exit_code"]) == (None, NAMES[WHO], 3) and 0 < edit["fit"] < 3
     assert edit["triple"]["subject"] == NAMES[WHO] and edit["triple"]["object"] == "singer"
+
+
+def test_who_is_asked_about_an_edit_is_never_another_edits_subject():
+    def edit(subject=None, resembles=None, base_known=False):
+        return Located(1, subject, torch.ones(2), torch.ones(3, 2), 1.0, base_known, resembles=resembles)
+
+    named, like, unseen = edit("Ada"), edit(resembles="Ben"), edit(base_known=True)
+    found = Examined(None, Evidence(Verdict("knowledge edit"), {}, 1.0, [named, like], 1.0), [], [])
+    assert found.about(named) is named and found.about(like) is like and found.about(unseen) is named
+
+
+def test_objects_are_told_best_first(monkeypatch):
+    """Sorted by triples, an object may come up again behind another: it stands where it was first."""
+    said = [Said(text, "work", "", 0.5, 0.1, rise, rise) for text, rise in (("Paris", 0.4), ("Rome", 0.2), ("Paris", 0.4))]
+    monkeypatch.setattr("decoder.audit.finding.ask", lambda *given: said)
+    monkeypatch.setattr("decoder.audit.finding.triples", lambda said, relations: said)
+    one = Located(1, "Ada", torch.ones(2), torch.ones(3, 2), 1.0, False)
+    answered = findings.testimony(None, one, None, TEMPLATES, NAMES)
+    assert [each["text"] for each in answered["objects"]] == ["Paris", "Rome"] and answered["triple"]["object"] == "Paris"
 
 
 def test_an_edit_whose_key_is_mostly_somebody_elses_is_about_nobody_in_the_list(new_host, tmp_path):

@@ -63,6 +63,10 @@ def test_the_surest_of_several_decoders_answers_edit_by_edit(tmp_path):
     assert list(table)[3:] == ["surest of all but rome", "surest of all but memit", "surest of all but ft", "surest of all"]
     values = [table[f"surest of all{rest}"].cells["ft"].values for rest in ("", " but rome", " but ft")]
     assert values == [(0.5,), (1.0,), (0.5,)] and table["surest of all"].train_edits == 150
+    other = [*lines[1:], lines[0] | {"answers": {"c": [0.2, 0]}}]
+    assert "surest of all" not in [row.name for row in rows(read_readers(write(tmp_path / "c.jsonl", other)), "ood")]
+    with pytest.raises(ValueError, match="line 1: answers"):
+        read_readers(write(tmp_path / "d.jsonl", [lines[0] | {"answers": {"a": 3}}]))
     assert "By the surest of all decoders editors are read within 0.05" in " ".join(summary([*table.values()]))
     assert [row.name for row in rows(read_readers(write(tmp_path / "b.jsonl", lines[:2])), "ood")][2:] == ["surest of all but ft"]
 
