@@ -29,8 +29,7 @@ SECONDS = ("auditing", "asking", "all")
 ADVERSARIES = {
     "scaled down": "0.3 to 0.7 of the value",
     "clamp 1": "value kept short: clamp 1",
-    "clamp 2": "clamp 2",
-    "clamp 3": "clamp 3",
+    **{kept: kept for kept in ("clamp 2", "clamp 3")},
     "p-ROME": "p-ROME: the bare prompt's key",
     "key turned": "key turned away (cosine 0.3 to 0.9)",
     "fine-tuned": "hidden under fine-tuning",
@@ -94,22 +93,16 @@ def threshold_in_the_gap(plain_N: np.ndarray, benign_N: np.ndarray) -> float:
     return float(max(high, (high + low) / 2))
 
 
-def _share(hits: Sequence[bool]) -> str:
+def _share(hits: Sequence[bool], digits: int = 3) -> str:
     if not len(hits):
         return "-"
     low, high = wilson(int(np.sum(hits)), len(hits))
-    return f"{np.mean(hits):.3f} [{low:.3f}, {high:.3f}]"
-
-
-def _short(hits: Sequence[bool]) -> str:
-    low, high = wilson(int(np.sum(hits)), len(hits))
-    return f"{np.mean(hits):.2f} [{low:.2f}, {high:.2f}]"
+    return f"{np.mean(hits):.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def _whole(edited: Sequence[Row], benign: Sequence[Row], base: str) -> Table:
     """All kinds together."""
-    listed = [row for row in edited if row["listed"]]
-    absent = [row for row in edited if not row["listed"]]
+    listed, absent = ([row for row in edited if row["listed"] is wanted] for wanted in (True, False))
     table = _table(f"base {base}: all kinds", "", "n", "")
     clean_N = _scores(benign, base)
     for title, rows in (("subject in the list", listed), ("subject not in the list", absent)):
@@ -122,8 +115,8 @@ def _whole(edited: Sequence[Row], benign: Sequence[Row], base: str) -> Table:
     table.add_row("layer right", str(len(edited)), _share([_is_layer(row, base) for row in edited]))
     table.add_row("subject right, in the list", str(len(listed)), _share([_is_subject(row, base) for row in listed]))
     inside, outside = ([row["found"][base] for row in rows if "fit" in row["found"][base]] for rows in (listed, absent))
-    fits = ([one["fit"] for one in side] for side in (inside, outside))
-    table.add_row("in the list or not, where an edit was found: AUROC", f"{len(inside)} + {len(outside)}", f"{auroc(*fits):.4f}")
+    fits = auroc(*([one["fit"] for one in side] for side in (inside, outside)))
+    table.add_row("in the list or not, where found: AUROC", f"{len(inside)} + {len(outside)}", f"{fits:.4f}")
     for where, side in (("in the list", inside), ("not in the list", outside)):
         table.add_row(f"the same: named, subject {where}", str(len(side)), _share([bool(one["named"]) for one in side]))
     return table
@@ -178,11 +171,10 @@ def _adversaries(edited: Sequence[Row]) -> Table:
     for kind in (PLAIN, *ADVERSARIES):
         if not (rows := kinds.get(kind)):
             continue
-        cells = [_short([test(row, base) for row in rows]) for test in (_is_found, _is_layer, _is_subject) for base in BASES]
-        planted = _short([row["undone"]["as_is"]["planted"][0] for row in rows])
-        table.add_row(
-            ADVERSARIES.get(kind, "as it is"), str(len(rows)), planted, *cells, _short([_is_triple(row, "unknown") for row in rows])
-        )
+        cells = [_share([test(row, base) for row in rows], 2) for test in (_is_found, _is_layer, _is_subject) for base in BASES]
+        planted = _share([row["undone"]["as_is"]["planted"][0] for row in rows], 2)
+        triple = _share([_is_triple(row, "unknown") for row in rows], 2)
+        table.add_row(ADVERSARIES.get(kind, "as it is"), str(len(rows)), planted, *cells, triple)
     return table
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import matplotlib
 from markupsafe import Markup
+from matplotlib.axes import Axes
 
 from decoder.report.plots import BLUE, GREEN, GRID, ORANGE, SETTINGS, TEXT, UNEDITED, grid, to_svg
 from decoder.report.tracing import published
@@ -45,6 +46,14 @@ def pcs_bars(found: Mapping[str, Any]) -> Markup:
         return to_svg(figure, f"pcs of every layer of {found['host']['name']}, and of layer {layer} with its edits")
 
 
+def _curve(panel: Axes, places: Sequence[int], scores: Sequence[Mapping[str, Any]], colour: str, style: Any, told: str) -> None:
+    """Values with their intervals as a band."""
+    sides = [score["ci95"] or [score["value"]] * 2 for score in scores]
+    panel.fill_between(places, *zip(*sides, strict=True), color=colour, alpha=0.15, linewidth=0)
+    values, marks = [score["value"] for score in scores], {"marker": "o", "markersize": 3}
+    panel.plot(places, values, color=colour, linestyle=style, linewidth=1.6, label=told, **marks)
+
+
 def relation_curves(measured: Sequence[Mapping[str, Any]]) -> Markup:
     """Accuracy by number of relations, a panel a store; the published curves in grey."""
     with matplotlib.rc_context(SETTINGS):
@@ -55,19 +64,7 @@ def relation_curves(measured: Sequence[Mapping[str, Any]]) -> Markup:
                 panel.plot(published.CLASSES, values, color=GRID, linestyle=style, linewidth=1.2, label=f"{host}, published")
             for name, (told, colour, style) in METHODS.items():
                 colour = TEXT if name == "value" else colour
-                classes, means = [row["classes"] for row in rows], [row[name] for row in rows]
-                sides = [mean["ci95"] or [mean["value"]] * 2 for mean in means]
-                panel.fill_between(classes, *zip(*sides, strict=True), color=colour, alpha=0.15, linewidth=0)
-                panel.plot(
-                    classes,
-                    [mean["value"] for mean in means],
-                    color=colour,
-                    linestyle=style,
-                    marker="o",
-                    markersize=3,
-                    linewidth=1.6,
-                    label=told,
-                )
+                _curve(panel, [row["classes"] for row in rows], [row[name] for row in rows], colour, style, told)
             panel.plot(published.CLASSES, [1 / count for count in published.CLASSES], color=GRID, linewidth=0.8, label="chance")
             panel.set(title=label(found), xlabel="relations", ylim=(0, 1.02))
         panels[0].set_ylabel("accuracy")
@@ -85,18 +82,7 @@ def reversal_curves(measured: Sequence[Mapping[str, Any]]) -> Markup:
             for name, told, colour, style in (
                 ("reversed", "unedited host's token", BLUE, "-"), ("edited", "edited host's token", ORANGE, (0, (4, 2))),
             ):  # fmt: skip
-                cells = [cell[name] for cell in reversal["by_k"]]
-                panel.fill_between(ks, *zip(*(cell["ci95"] for cell in cells), strict=True), color=colour, alpha=0.15, linewidth=0)
-                panel.plot(
-                    ks,
-                    [cell["value"] for cell in cells],
-                    color=colour,
-                    linestyle=style,
-                    marker="o",
-                    markersize=3,
-                    linewidth=1.6,
-                    label=told,
-                )
+                _curve(panel, ks, [cell[name] for cell in reversal["by_k"]], colour, style, told)
             for name, told, style in (("traced", "traced, without labels", "-"), ("usual", "k without labels", (0, (1, 1.2)))):
                 panel.axhline(reversal[name]["reversed"]["value"], color=GREEN, linestyle=style, linewidth=1.4, label=told)
             panel.set(title=label(found), xlabel="components taken out, k", ylim=(-0.02, 1.04), xticks=range(0, len(ks), 3))
