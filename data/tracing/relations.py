@@ -21,6 +21,7 @@ CLASSES = (2, 3, 5, 10, 15, 20, 25, 30)
 EACH = 50  # training edits of a relation, and test edits
 FEWEST = 8  # edits of a relation
 DRAWS = 1000  # of the subjects that are for the test
+METHODS = ("published", "value", "read")
 
 
 def usable(relations: Sequence[str]) -> list[str]:
@@ -49,9 +50,6 @@ def accuracy(
             each = {name: fmean(one[name] for one in found) / classes for name in ("train", "test")}
             rows.append({"classes": classes} | each | {name: mean_of([one[name] for one in found]) for name in METHODS})
     return {"repeats": repeats, "components": COMPONENTS, "fitted": FITTED, "by_classes": rows}
-
-
-METHODS = ("published", "value", "read")
 
 
 def divided(chosen: Sequence[str], relations: Sequence[str], subjects: Sequence[str], random: Random) -> tuple[list[int], list[int]]:

@@ -114,7 +114,7 @@ class RelationClassifier:
 
 def fit(value_ND: Tensor, relations: Sequence[str], groups: Sequence[str], key_NF: Tensor | None = None) -> RelationClassifier:
     """Learns the relation from the value of an edit, at the ridge of `RIDGES` that does best on groups it was not fitted on, and from its
-    key as well, where keys are given, if that does better still.
+    key as well, where keys are given, if that does clearly better still (`KEY_GAIN`).
 
     Args:
         value_ND: of any length and scale.

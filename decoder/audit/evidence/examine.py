@@ -4,15 +4,15 @@ Shape letters: R directions, F MLP width.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from torch import Tensor
 
 from decoder.audit.candidates import Candidates
-from decoder.audit.evidence.located import Located, Ranking, about, fit
+from decoder.audit.evidence.located import Located, Ranking, key_fit, named_or_like
+from decoder.audit.evidence.parts import out_of
 from decoder.audit.locate import LayerScan, scan
-from decoder.audit.reversal import reverse
 from decoder.audit.verdict import Compared, Verdict, edited_layers, known, threshold, unknown
 from decoder.host import Host
 
@@ -87,15 +87,18 @@ def _from_scans(host: Host, scans: Sequence[LayerScan], candidates: Candidates) 
     """Edits that the suspect alone shows, the most conspicuous layer first."""
     found, names = [], candidates.names
     for one in edited_layers(scans):
-        weight_DF, places = host.weight_DF(one.layer), [place for place, _ in one.hits]
-        for place, score in one.hits:
-            ranking = named(one.top, names) if place == places[0] else ((names[place], score),)
-            key_F = one.keys_CF[place]
-            taken_out = reverse(weight_DF, key_F, one.keys_CF)
-            weight_DF = weight_DF.float() + taken_out.delta()[0] if place != places[-1] else weight_DF
-            fits = fit(one.keys_CF @ taken_out.key_BF[0], place, candidates.ends_C, places)
-            subject, resembles = about(names[place], fits)
-            found.append(Located(one.layer, subject, key_F, one.keys_CF, score, False, ranking, resembles, fits))
+        places = [place for place, _ in one.hits]
+        rankings = [named(one.top, names), *(((names[place], score),) for place, score in one.hits[1:])]
+        seen = [
+            Located(one.layer, names[place], one.keys_CF[place], one.keys_CF, score, False, ranking)
+            for (place, score), ranking in zip(one.hits, rankings, strict=True)
+        ]
+        # The edits' own keys, each read where those before it are taken out.
+        key_RF = out_of(host, None, seen).key_BRF[0]
+        for edit, place, key_F in zip(seen, places, key_RF, strict=True):
+            fit = key_fit(one.keys_CF @ key_F, place, candidates.ends_C, places)
+            subject, resembles = named_or_like(names[place], fit)
+            found.append(replace(edit, subject=subject, resembles=resembles, fit=fit))
     return found
 
 
@@ -108,12 +111,12 @@ def _from_updates(scans: Sequence[LayerScan], updates: Mapping[int, Tensor], can
         inside_C = (one.keys_CF @ update_RF.T).norm(dim=1)
         for place, score in one.along:
             rest = ranking if place == places[0] else ((names[place], score),)
-            fits = fit(inside_C, place, candidates.ends_C, places)
-            subject, resembles = about(names[place], fits)
-            found.append(Located(one.layer, subject, one.keys_CF[place], one.keys_CF, score, True, rest, resembles, fits))
+            fit = key_fit(inside_C, place, candidates.ends_C, places)
+            subject, resembles = named_or_like(names[place], fit)
+            found.append(Located(one.layer, subject, one.keys_CF[place], one.keys_CF, score, True, rest, resembles, fit))
         if not one.along:
-            fits = fit(inside_C, one.along_top[0][0], candidates.ends_C)
-            found.append(Located(one.layer, None, update_RF[0], one.keys_CF, ranking[0][1], True, ranking, fit=fits))
+            fit = key_fit(inside_C, one.along_top[0][0], candidates.ends_C)
+            found.append(Located(one.layer, None, update_RF[0], one.keys_CF, ranking[0][1], True, ranking, fit=fit))
     return found
 
 

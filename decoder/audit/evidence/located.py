@@ -31,7 +31,7 @@ class Located:
         base_known: whether it was found in W' - W, and not in W' alone.
         ranking: the candidates that fit best with their scores, best first.
         resembles: if `subject` is None, the candidate whose key the edit answers to.
-        fit: how well the candidate's key is the edit's own, and ahead of the others; `fit` below.
+        fit: how well the candidate's key is the edit's own, and ahead of the others; see `key_fit`.
     """
 
     layer: int
@@ -50,12 +50,12 @@ class Located:
         return self.subject or self.resembles
 
 
-def about(name: str, fit: float) -> tuple[str | None, str | None]:
+def named_or_like(name: str, fit: float) -> tuple[str | None, str | None]:
     """`subject` and `resembles` of an edit that answers to a candidate."""
     return (name, None) if fit >= FITS else (None, name)
 
 
-def fit(cosine_C: Tensor, place: int, ends_C: Tensor, found: Collection[int] = ()) -> float:
+def key_fit(cosine_C: Tensor, place: int, ends_C: Tensor, found: Collection[int] = ()) -> float:
     """How well a candidate's key is that of the edit: their cosine, and by how much it is ahead of the next candidate's.
 
     An edit about somebody else answers to several who resemble them, less well and much alike. Those that end as the candidate does are

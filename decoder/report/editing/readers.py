@@ -111,7 +111,8 @@ def surest(lines: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
                 "train_edits": sum(one[editor]["train_edits"] for editor in asked),
                 "steps": sum(one[editor]["steps"] for editor in asked),
             }
-            yield {**one[asked[0]], **both, "train": asked, "surest": True, "exact_match": share(hits)}
+            told = {name: one[asked[0]][name] for name in ("host", "layer", "editors", "seed", "read", "split", "n")}
+            yield told | both | {"train": asked, "surest": True, "exact_match": share(hits)}
 
 
 def rows(lines: Iterable[Mapping[str, Any]], split: str) -> list[Row]:

@@ -15,7 +15,7 @@ from decoder.audit import finding as findings
 from decoder.audit.asking import Said
 from decoder.audit.candidates import Candidates, unit
 from decoder.audit.evidence.examine import Evidence, Examined
-from decoder.audit.evidence.located import Located, fit
+from decoder.audit.evidence.located import Located, key_fit
 from decoder.audit.finding import audit_checkpoint
 from decoder.audit.locate import outstanding
 from decoder.audit.suspect import Suspect
@@ -144,9 +144,9 @@ def test_who_is_asked_about_an_edit_is_never_another_edits_subject():
 
 def test_objects_are_told_best_first(monkeypatch):
     """Sorted by triples, an object may come up again behind another: it stands where it was first."""
-    said = [Said(text, "work", "", 0.5, 0.1, rise, rise) for text, rise in (("Paris", 0.4), ("Rome", 0.2), ("Paris", 0.4))]
+    rises = (("Paris", 0.4, 0.05), ("Rome", 0.2, 0.3), ("Paris", 0.4, 0.8))
+    said = [Said(text, "work", "", 0.5, 0.1, everywhere, rise) for text, everywhere, rise in rises]
     monkeypatch.setattr("decoder.audit.finding.ask", lambda *given: said)
-    monkeypatch.setattr("decoder.audit.finding.triples", lambda said, relations: said)
     one = Located(1, "Ada", torch.ones(2), torch.ones(3, 2), 1.0, False)
     answered = findings.testimony(None, one, None, TEMPLATES, NAMES)
     assert [each["text"] for each in answered["objects"]] == ["Paris", "Rome"] and answered["triple"]["object"] == "Paris"
@@ -167,9 +167,9 @@ def test_an_edit_whose_key_is_mostly_somebody_elses_is_about_nobody_in_the_list(
 
 def test_a_fit_is_the_cosine_and_the_lead_over_those_who_end_otherwise(new_host):
     ends_C, cosine_C = torch.tensor([7, 7, 8, 9]), torch.tensor([0.8, 0.7, 0.3, 0.5])
-    assert fit(cosine_C, 0, ends_C) == pytest.approx(0.8 + 0.8 - 0.5)
-    assert fit(cosine_C, 0, ends_C, found=[0, 3]) == pytest.approx(0.8 + 0.8 - 0.3)
-    assert fit(cosine_C[:2], 0, ends_C[:2]) == pytest.approx(0.8)
+    assert key_fit(cosine_C, 0, ends_C) == pytest.approx(0.8 + 0.8 - 0.5)
+    assert key_fit(cosine_C, 0, ends_C, found=[0, 3]) == pytest.approx(0.8 + 0.8 - 0.3)
+    assert key_fit(cosine_C[:2], 0, ends_C[:2]) == pytest.approx(0.8)
     candidates = Candidates(new_host("llama"), NAMES)
     assert candidates.ends_C.tolist() == [candidates.host.prompt_ids("{}", name)[0][-1] for name in NAMES]
 
