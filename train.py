@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from decoder.config import TrainConfig
 from decoder.config.compose import to_dict
+from decoder.config.grids import plants_chains
 from decoder.training.distributed import is_first
 from decoder.utils.errors import lasting, run_command
 from launcher.attempt import lost
@@ -33,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
         from launcher.workers import serve
 
         return serve(run)
-    if "experiment=sequential" in argv:
+    if plants_chains(argv):
         from data.sequential.__main__ import plant_all
 
         return plant_all(argv)

@@ -25,7 +25,7 @@ from decoder.config.validate import check
 from decoder.utils.errors import UserError, did_you_mean
 
 C = TypeVar("C")
-SELF, ALSO, HOSTS = "_self_", "also", "hosts"
+SELF, ALSO, HOSTS, CHAINS = "_self_", "also", "hosts", "chains"
 TRAIN_KEYS = {key: field for editor in EDITORS for key, field in settings(with_editor(TrainConfig, editor))}
 """Every setting of a run, with those of every editor."""
 
@@ -151,6 +151,9 @@ def _in_files(config_class: type[C], name: str, options: dict[str, list[str]], o
         # What a file of a group sets outside its group, as a host sets the layer that is edited by default.
         also = body.pop(ALSO, None) or {} if group not in (SELF, "experiment") else {}
         of_host = settings_for(order.get("host"), option, body.pop(HOSTS, None), overrides)
+        if group == "experiment":
+            body.pop(CHAINS, None)
+            yield Given("experiment", option, f"{source}: ")
         found = dict(leaves(body if group in (SELF, "experiment") else {group: body}, groups))
         is_of_usual = issubclass(config_class, TrainConfig) and group != "edits" and "edits.editor" not in found
         for key, value in found.items():
@@ -159,8 +162,12 @@ def _in_files(config_class: type[C], name: str, options: dict[str, list[str]], o
             yield Given(spelled(key), value, f"{source}: {ALSO}: ", is_of_usual=True)
         for key, value in leaves(of_host, groups | sections(TRAIN_KEYS)):
             yield Given(spelled(key), value, f"{source}: {HOSTS}: {order['host']}: ")
-        if group == "experiment":
-            yield Given("experiment", option, f"{source}: ")
+
+
+def experiment_says(name: str, key: str) -> Any:
+    """What an experiment's file has under a key of its own; None if it has nothing there, or there is no such file."""
+    file = _folder() / "experiment" / f"{name}.yaml"
+    return _load(file).get(key) if file.is_file() else None
 
 
 def _editor(given: Iterable[Given]) -> str | None:

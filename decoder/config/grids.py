@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any, Generic, TypeVar
 
-from decoder.config.compose import compose
+from decoder.config.compose import CHAINS, compose, experiment_says
 from decoder.config.options import spelled, typed
 from decoder.config.schema import TrainConfig
 from decoder.utils.errors import UserError
@@ -39,6 +39,11 @@ class Axes(Generic[C]):
         return [dict(zip(self.values, choice, strict=True)) for choice in product(*self.values.values())]
 
 
+def plants_chains(argv: Sequence[str]) -> bool:
+    """Whether the experiment of a command line plants chains of facts, by what its file says, and trains nothing."""
+    return any(key == "experiment" and experiment_says(name, CHAINS) for key, _, name in (word.partition("=") for word in argv))
+
+
 def read_axes(config_class: type[C], name: str, argv: Sequence[str], page: str | None = None) -> Axes[C]:
     """Takes a command line apart; answers `--help` and `--cfg` (of the first config) as `compose` does.
 
@@ -54,8 +59,9 @@ def read_axes(config_class: type[C], name: str, argv: Sequence[str], page: str |
     axes = {key: found for key, found in typed_values.items() if len(found) > 1}
     kept = [word for word in words if word.partition("=")[0] not in axes]
     first = compose(config_class, name, kept + [f"{key}={found[0]}" for key, found in axes.items()], page)
-    if first.grid and "experiment" in axes:
-        raise UserError(f"experiment={','.join(axes['experiment'])}: {first.experiment} has a grid of its own; give one experiment")
+    for own in axes.get("experiment", ()):
+        if experiment_says(own, "grid") or experiment_says(own, CHAINS):
+            raise UserError(f"experiment={','.join(axes['experiment'])}: {own} has a grid of its own; give one experiment")
     axes = {key: values(_text(found), key) for key, found in first.grid.items() if key not in counts} | axes
     if (count := math.prod(map(len, axes.values()))) > MOST_RUNS:
         raise UserError(f"the grid has {count} runs ({', '.join(axes)}), expected at most {MOST_RUNS}; give fewer values")

@@ -130,7 +130,10 @@ def test_a_grid_does_not_replace_finished_runs_of_other_settings(tmp_path, capsy
         (["-m", "seed=0,1", "variant=../x"], "variant=../x: .*without slashes"),
         (["-m", "decoder.layr=0,1"], "did you mean 'decoder.layer'"),
         (["-m", "seed=0,x"], "seed=x: expected int"),
-        (["-m", "experiment=layers,smoke"], "has a grid of its own"),
+        (["-m", "experiment=layers,smoke"], "experiment=layers,smoke: layers has a grid of its own; give one experiment"),
+        (["-m", "experiment=smoke,layers"], "experiment=smoke,layers: layers has a grid of its own; give one experiment"),
+        (["-m", "experiment=sequential,smoke"], "sequential has a grid of its own"),
+        (["-m", "experiment=smoke,sequential"], "sequential has a grid of its own"),
         (["seed=0,1"], "expected int"),
     ],
 )
