@@ -1,5 +1,6 @@
 """The help page: every setting with its type, default and line of help, taken from the dataclasses."""
 
+import re
 import sys
 from dataclasses import Field
 from operator import attrgetter
@@ -105,6 +106,18 @@ PAGES = {
         ("runs/layers to=decoders", "runs/layers to=decoders push=USER/NAME", "runs/layers to=decoders push=USER/NAME send=true"),
     ),
 }
+OPENED = r"experiment|cache_dir|host\..*|facts\..*|swap\.memory_budget|trainer\.(accelerator|devices)"
+TEXT = r"keys\.(text|top_k|split|field)|edits\.(key_tokens|seed)"
+PLANNED = r"keys\..*|splits\.(?!minimum).*"
+READ = {
+    "produce": rf"{OPENED}|store|parquet|shard|{PLANNED}|edits\..*|launcher\.(name|jobs|cpus|gpus)",
+    "keys": rf"{OPENED}|{TEXT}|keys\.(layers|memory_budget)|edits\.layer",
+    "causal_trace": rf"{OPENED}|n|draws|noise|window|out|runs|seed|edits\.layer",
+    "sequential": rf"{OPENED}|out|at|text_tokens|broken_from|seed|grid|{PLANNED}"
+    r"|edits\.(?!batch_size|broken_from|facts_per_host|scores|shard_size).*",
+    "tracing": rf"{OPENED}|{TEXT}|store|n|repeats|texts|out|seed",
+}
+"""What a command reads of the settings that it shares with train.py, as a pattern. The others it takes too: an experiment is for all."""
 FLAGS = {"--help": "show this page", "--cfg": "print the composed config as YAML", "--resolve": "with --cfg: fill in ${...}"}
 GRID_FLAG = {"-m": "run a grid: KEY=A,B or KEY=range(START,STOP,STEP) are several runs; finished ones are skipped"}
 
@@ -128,9 +141,11 @@ def write_help(name: str, config: Any, options: dict[str, list[str]]) -> None:
     head = f"{purpose}\n\nUsage: {program} " + ("[GROUP=NAME ...] " if options else "") + "[KEY=VALUE ...] [--cfg [--resolve]] [--help]"
     flags = FLAGS | (GRID_FLAG if name in ("train", "sequential") else {})
     blocks = {"Options": [(flag, "", line) for flag, line in flags.items()]}
-    if options:
-        blocks["Groups"] = [(f"{group}={'|'.join(names)}", "", f"a file of configs/{group}/") for group, names in options.items()]
-    for key, field in settings(config):
+    listed = [(key, field) for key, field in settings(config) if re.fullmatch(READ.get(name, ".*"), key)]
+    keys = {key for key, _ in listed}
+    if groups := {group: names for group, names in options.items() if keys & {group, f"{group}.name", f"{group}.editor"}}:
+        blocks["Groups"] = [(f"{group}={'|'.join(names)}", "", f"a file of configs/{group}/") for group, names in groups.items()]
+    for key, field in listed:
         section = key.rpartition(".")[0]
         title = f"Settings of {section} (KEY=DEFAULT, type, meaning)" if section else "Settings (KEY=DEFAULT, type, meaning)"
         blocks.setdefault(title, []).append((f"{key}={typed(attrgetter(key)(config))}", kind(field), field.metadata["help"]))

@@ -12,18 +12,19 @@ import pytest
 from places import ROOT
 
 from decoder.config import TrainConfig
-from decoder.config.commands import EvaluateConfig
+from decoder.config.commands import EvaluateConfig, ProduceConfig, SequentialConfig, TraceConfig, TracingConfig
 from decoder.config.compose import compose
-from decoder.config.help import PAGES
+from decoder.config.help import PAGES, READ
+from decoder.config.options import settings
 from launcher.grid import read_grid
 
 PROGRAMS = {name: program.split()[1:] for name, (_, program, _) in PAGES.items()}
 HEAVY = {"torch", "transformers", "lightning", "datasets", "pandas", "scipy", "wandb", "ray"}
 
 
-def answer(capsys, *argv, config_class=TrainConfig, name="train"):
+def answer(capsys, *argv, config_class=TrainConfig, name="train", page=None):
     with pytest.raises(SystemExit) as stop:
-        compose(config_class, name, argv)
+        compose(config_class, name, argv, page)
     assert stop.value.code == 0
     return capsys.readouterr().out
 
@@ -45,6 +46,20 @@ def test_help_lists_every_key(config_class, name, capsys):
         row = next(line for line in lines if line and line[0].startswith(f"{key}="))
         assert field.metadata["help"] in page and len(row) == 3, key
     assert page.count(f"  python {name}.py ") == len(PAGES[name][2])
+
+
+SHARING = {"produce": ProduceConfig, "keys": TrainConfig, "causal_trace": TraceConfig, "sequential": SequentialConfig, "tracing": TracingConfig}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_a_command_lists_what_it_reads_of_the_settings_of_training(name, capsys):
+    page = answer(capsys, "--help", config_class=SHARING[name], page=name)
+    keys = set(re.findall(r"(?m)^  ([a-z_.]+)=", page.partition("\nSettings")[2]))
+    own = {key for key, _ in settings(SHARING[name])} - {key for key, _ in settings(TrainConfig)}
+    assert own | {"host.name", "facts.source", "cache_dir"} <= keys
+    assert not {key.partition(".")[0] for key in keys} & {"decoder", "optim", "data", "wandb", "resume", "variant"}
+    assert "experiment=" in page and ("  edits=" in page) == (name in ("produce", "sequential"))
+    assert ("launcher" in page) == (name == "produce")
 
 
 def test_help_names_groups_types_and_defaults(capsys):
