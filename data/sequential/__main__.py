@@ -12,7 +12,6 @@ from decoder.config.commands import SequentialConfig
 from decoder.config.compose import compose
 from decoder.config.grids import read_axes
 from decoder.utils.errors import UserError, run_command
-from decoder.utils.files import alone
 
 
 @run_command
@@ -30,7 +29,7 @@ def plant_all(argv: list[str]) -> None:
             raise UserError(f"out={cfg.out}: it is a file; give a folder")
     for cfg in chains:
         kept = Kept(cfg)
-        with alone(kept.file):
+        with kept.held():
             if file := kept.finished():
                 print(f"{file} is there already, and nothing is planted")
             else:
@@ -43,10 +42,12 @@ def plant(cfg: SequentialConfig, kept: Kept) -> None:
     from data.facts.load import load_facts
     from data.facts.splits import draw_splits, plan_edits
     from data.hosts import open_host
+    from data.keys.sampled import sampled_texts
     from data.keys.text import key_texts
     from data.produce.perplexity import neutral_texts
     from data.sequential.chain import chain, chosen
     from decoder.report.editing.collapse import write_collapse
+    from decoder.utils.files import cache_root
     from decoder.utils.terminal import quiet
 
     quiet()
@@ -55,7 +56,12 @@ def plant(cfg: SequentialConfig, kept: Kept) -> None:
     host.check_layer(layer, "edits.layer")
     planned = plan_edits(facts, draw_splits(facts, cfg.splits), cfg.splits, cfg.edits.seed, cfg.edits.objects)
     requests = chosen(planned, cfg.at[-1], cfg.seed)
-    texts = neutral_texts(host, key_texts(cfg, facts, host), [request.fact.subject for request in requests], cfg.text_tokens)
+    if cfg.host.is_pocket or cfg.keys.text:
+        texts = key_texts(cfg, facts, host)
+    else:
+        # The facts told are no prose, and a host that has read some finds them strange already.
+        texts = sampled_texts(host, 2 * cfg.text_tokens, cfg.edits.seed, cfg.keys.top_k, cache_root(cfg.cache_dir))
+    texts = neutral_texts(host, texts, [request.fact.subject for request in requests], cfg.text_tokens)
     lines, reached = kept.left_by_a_kill()
     print(kept.stem + (f" goes on from {reached.facts} facts" if reached else ""), flush=True)
     about = {"host": host.name, "layer": layer, "editor": cfg.edits.editor, "seed": cfg.seed}

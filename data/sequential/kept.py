@@ -5,8 +5,8 @@ Shape letters: N facts, D hidden width, F MLP width.
 
 import glob
 import json
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
@@ -17,7 +17,7 @@ from decoder.config.commands import SequentialConfig
 from decoder.config.editors import own_settings
 from decoder.config.identity import as_today
 from decoder.config.options import settings
-from decoder.utils.files import short_hash, whole_file, write_text
+from decoder.utils.files import alone, short_hash, whole_file, write_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,6 +48,8 @@ class Kept:
         (layer,) = cfg.edits.layers
         own = {*OWN, *(f"edits.{field.name}" for field in own_settings(cfg.edits))}
         self.settings = {key: attrgetter(key)(cfg) for key, _ in settings(cfg) if key.partition(".")[0] in GROUPS or key in own}
+        if not (cfg.host.is_pocket or cfg.keys.text):
+            self.settings["neutral_text"] = "self"  # chains of before were looked at with the text for the keys
         self.stem = f"{cfg.host.name}-{cfg.edits.editor}-e{layer}-s{cfg.seed}"
         self.file = Path(cfg.out) / f"{self.stem}-{short_hash(self.settings)}.jsonl"
 
@@ -59,6 +61,19 @@ class Kept:
     @cached_property
     def state(self) -> Path:
         return self.file.with_suffix(".safetensors")
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Inside the block this process alone works on the chain; where that ends before anything is written, no new folder stays."""
+        made = [folder for folder in self.file.parents if not folder.exists()]
+        with alone(self.file) as lock:
+            try:
+                yield
+            finally:
+                Path(lock.lock_file).unlink(missing_ok=True)
+                with suppress(OSError):  # what holds something stays
+                    for folder in made:
+                        folder.rmdir()
 
     def finished(self) -> Path | None:
         """The lines of these settings if they are all there; an earlier version may have given them another hash."""

@@ -43,7 +43,9 @@ class SequentialConfig(TrainConfig):
     out: str = place("sequential", "folder for what is found: JSON lines, a file an editor, seed and settings, and the page of all of them")
     at: list[int] = option([1, 2, 5, 10, 20, 50, 100, 200], "after how many facts the host is looked at, ascending")
     text_tokens: int = option(
-        2000, "tokens of neutral text for the perplexity: of the text for the keys, without what names a subject", least=2
+        2000,
+        "tokens of text for the perplexity, without what names a subject: of keys.text; empty: what the host writes, pocket: the facts",
+        least=2,
     )
     broken_from: float = option(2.0, "perplexity, in multiples of the clean host's, from which a host counts as broken", least=1)
 

@@ -90,7 +90,7 @@ def by_host(lines: Iterable[Mapping[str, Any]]) -> dict[tuple[str, int], Series]
 
 def _named(editor: str, records: Sequence[Mapping[str, Any] | None]) -> list[str]:
     """The name of each line's series: the editor's, with what its settings differ in where they do. Early lines do not say theirs."""
-    told = [record and as_today(record) for record in records]
+    told = [record and {"neutral_text": "keys"} | as_today(record) for record in records]
     names = differing([record for record in told if record])
     if not names and len({record is None for record in told}) == 1:
         return [editor] * len(told)

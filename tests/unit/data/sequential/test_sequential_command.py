@@ -1,15 +1,22 @@
 """`python -m data.sequential`: its files, several chains in one command, other settings beside each other, and what a kill leaves."""
 
 import json
+import shutil
 
 import pytest
+from places import ROOT
 from safetensors.torch import load_file
 
 import data.hosts
 import data.sequential.chain as chains
+import decoder.config.compose
 import train
+from data.keys.sampled import sampled_texts
+from data.produce.perplexity import neutral_texts, perplexity
 from data.sequential.__main__ import main
+from data.sequential.kept import Kept
 from decoder.config.commands import SequentialConfig
+from decoder.config.compose import compose
 from decoder.config.editors import EDITORS
 from decoder.config.grids import read_axes
 from decoder.report.editing.chains import by_host, read_collapse
@@ -81,6 +88,42 @@ def test_the_experiment_is_every_editor_and_three_seeds(program, capsys):
     assert "text_tokens: 2000" in capsys.readouterr().out
     axes = read_axes(SequentialConfig, "train", ["experiment=sequential", "seed=2"])
     assert [choice["edits"] for choice in axes.choices] == list(EDITORS)
+
+
+def test_what_an_experiments_file_says_makes_it_chains_whatever_its_name(tmp_path, monkeypatch, capsys):
+    folder = shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    monkeypatch.setattr(decoder.config.compose, "_folder", lambda: folder)
+    (folder / "experiment" / "sequential.yaml").rename(folder / "experiment" / "mine.yaml")
+    (folder / "experiment" / "sequential.yaml").write_text("seed: 3\n", encoding="utf-8")
+    for name, of_chains in (("mine", True), ("sequential", False)):
+        with pytest.raises(SystemExit, match="0"):
+            train.main([f"experiment={name}", "--cfg"])
+        assert ("text_tokens: 2000" in capsys.readouterr().out) == of_chains
+
+
+def test_a_host_that_is_given_is_looked_at_with_text_of_its_own(argv, tmp_path, fact_host):
+    given = [f"host.path={tmp_path}", "edits.steps=2", *argv]
+    main(given)
+    (file,) = files(tmp_path)
+    texts = neutral_texts(fact_host, sampled_texts(fact_host, 200, 0, 50), [], 100)
+    line = lines(file)[0]
+    assert line["clean_perplexity"] == pytest.approx(float(perplexity(fact_host, texts)), rel=1e-5)
+    before = {**line, "settings": {key: value for key, value in line["settings"].items() if key != "neutral_text"}}
+    (series,) = by_host([line, before]).values()
+    assert list(series) == ["rome (neutral_text=keys)", "rome (neutral_text=self)"], "chains of before had another text"
+    for words in ([], [f"host.path={tmp_path}", "keys.text=prose.txt"]):
+        assert "neutral_text" not in Kept(compose(SequentialConfig, "train", words)).settings
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_of_a_chain_that_cannot_begin_nothing_stays(there, tmp_path, capsys):
+    out = tmp_path / "new" / "out"
+    if there:
+        out.mkdir(parents=True)
+    with pytest.raises(SystemExit, match="2"):
+        main([f"out={out}", f"cache_dir={tmp_path / 'cache'}", "at=[1,100000]", *QUICK])
+    assert "at=100000: the edits that are planned are about" in capsys.readouterr().err
+    assert out.exists() == there == (tmp_path / "new").exists() and not [*tmp_path.glob("new/out/*")]
 
 
 def test_other_settings_are_another_file_and_a_line_of_their_own(argv, tmp_path):

@@ -48,7 +48,13 @@ def test_help_lists_every_key(config_class, name, capsys):
     assert page.count(f"  python {name}.py ") == len(PAGES[name][2])
 
 
-SHARING = {"produce": ProduceConfig, "keys": TrainConfig, "causal_trace": TraceConfig, "sequential": SequentialConfig, "tracing": TracingConfig}
+SHARING = {
+    "produce": ProduceConfig,
+    "keys": TrainConfig,
+    "causal_trace": TraceConfig,
+    "sequential": SequentialConfig,
+    "tracing": TracingConfig,
+}
 
 
 @pytest.mark.parametrize("name", READ)
