@@ -5,7 +5,8 @@ from pathlib import Path
 
 from decoder.config.commands import TraceConfig
 from decoder.config.compose import compose
-from decoder.utils.errors import UserError, run_command
+from decoder.utils.errors import run_command
+from decoder.utils.files import refuse_file
 
 PAGE, TABLE = "causal_trace.html", "causal_trace.json"
 
@@ -14,8 +15,7 @@ PAGE, TABLE = "causal_trace.html", "causal_trace.json"
 def main(argv: list[str] | None = None) -> None:
     cfg = compose(TraceConfig, "train", sys.argv[1:] if argv is None else argv, page="causal_trace")
     folder = Path(cfg.out or f"{cfg.runs}/causal-trace/{cfg.host.name}")
-    if folder.is_file():
-        raise UserError(f"out={folder}: it is a file; give a folder")
+    refuse_file("out", folder)
     # The command line is good; only now import what takes seconds.
     from data.causal_trace.effects import summary
     from data.causal_trace.page import page

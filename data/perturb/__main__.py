@@ -13,6 +13,7 @@ from decoder.config import FactsConfig, TrainConfig
 from decoder.config.commands import PerturbConfig
 from decoder.config.compose import compose
 from decoder.utils.errors import UserError, run_command
+from decoder.utils.files import refuse_file
 
 if TYPE_CHECKING:
     from data.perturb.recipe import Planted
@@ -33,6 +34,9 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"out={cfg.out}: it is there already, and nothing is written over. Give a new folder")
     if (cfg.edit is None) != (cfg.store is None):
         raise UserError("store= and edit= go together: the store of an edit, and its row or edit_id")
+    if cfg.edit is None and cfg.scale != PerturbConfig.scale:
+        raise UserError(f"scale={cfg.scale:g} is how much of an edit is planted: give store= and edit=, or leave it out")
+    refuse_file("out", Path(cfg.out))
     # The command line is good; only now import what takes seconds.
     from data.facts.load import load_facts
     from data.hosts import open_host
@@ -56,6 +60,10 @@ def _write_nulls(cfg: PerturbConfig) -> None:
     usual = PerturbConfig()
     if given := [field.name for field in fields(cfg) if field.name not in taken and getattr(cfg, field.name) != getattr(usual, field.name)]:
         raise UserError(f"nulls= draws what is done to each checkpoint, and edits none: leave out {'=, '.join(given)}=")
+    if cfg.out and Path(cfg.out).is_dir():
+        raise UserError(f"out={cfg.out}: it is a folder; give a file in it, as {cfg.out}/nulls.json")
+    if cfg.out:
+        refuse_file("out", Path(cfg.out).parent)
     from data.facts.load import load_pocket
     from data.hosts import open_host
     from data.perturb.nulls import made_nulls

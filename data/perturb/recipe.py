@@ -91,6 +91,10 @@ def perturbed(host: Host, recipe: Recipe, texts: Sequence[str] = ()) -> Iterator
                     host.weight_DF(layer).add_(delta_DF.to(host.device), alpha=edit.scale)
             KINDS[recipe.kind](host, given, **recipe.settings)
             keep(host, recipe.precision)
+            if not all(bool(parameter.isfinite().all()) for parameter in host.model.parameters()):
+                raise ValueError(
+                    f"kind={recipe.kind} precision={recipe.precision}: NaN or infinity among the weights. Give smaller settings, or bf16"
+                )
         yield host
     finally:
         with torch.no_grad():

@@ -6,6 +6,7 @@ from pathlib import Path
 from decoder.config.commands import RelationsConfig
 from decoder.config.compose import compose
 from decoder.utils.errors import UserError, run_command
+from decoder.utils.files import refuse_file
 
 
 @run_command
@@ -15,6 +16,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError("store= and out= are both needed: the store of edits to learn from, and the folder to write")
     if Path(cfg.out).exists():
         raise UserError(f"out={cfg.out}: it is there already, and nothing is written over. Give a new folder")
+    refuse_file("out", Path(cfg.out))
     # The command line is good; only now import what takes seconds.
     import torch
 

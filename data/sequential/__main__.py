@@ -11,7 +11,8 @@ from data.sequential.kept import Kept
 from decoder.config.commands import SequentialConfig
 from decoder.config.compose import compose
 from decoder.config.grids import read_axes
-from decoder.utils.errors import UserError, run_command
+from decoder.utils.errors import run_command
+from decoder.utils.files import refuse_file
 
 
 @run_command
@@ -25,8 +26,7 @@ def plant_all(argv: list[str]) -> None:
     words = [[*axes.kept, *(f"{key}={value}" for key, value in choice.items())] for choice in axes.choices]
     chains = [compose(SequentialConfig, "train", argv, page="sequential") for argv in words]
     for cfg in chains:
-        if Path(cfg.out).is_file():
-            raise UserError(f"out={cfg.out}: it is a file; give a folder")
+        refuse_file("out", Path(cfg.out))
     for cfg in chains:
         kept = Kept(cfg)
         with kept.held():

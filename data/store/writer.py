@@ -18,7 +18,15 @@ from torch import Tensor
 from data.store.manifest import FORMAT, disagreement, sha256_of
 from data.store.matrices import PATTERN, write_matrices
 from data.store.store import EditStore, features, partial_folder, remove_partial
+from decoder.utils.files import refuse_file
 from decoder.utils.json_files import write_json
+
+
+def refuse_place(path: Path) -> None:
+    """Raises ValueError or UserError if no store can be made at a path, as something lies there."""
+    if path.is_dir() and any(path.iterdir()):
+        raise ValueError(f"store={path} exists already, and nothing is written over. Give a new or an empty folder")
+    refuse_file("store", path)
 
 
 class StoreWriter:
@@ -32,8 +40,7 @@ class StoreWriter:
 
     def __init__(self, path: str | Path, asked: Mapping[str, Any], shard_size: int) -> None:
         self.path, self.asked = Path(path), dict(asked)
-        if self.path.exists() and not (self.path.is_dir() and not any(self.path.iterdir())):
-            raise ValueError(f"store={self.path} exists and is no store of edits. Give a new or an empty folder")
+        refuse_place(self.path)
         self.partial = partial_folder(self.path)
         self.partial.mkdir(parents=True, exist_ok=True)
         request, asked = self.partial / "asked.json", self.asked | {"shard_size": shard_size}

@@ -6,6 +6,7 @@ from pathlib import Path
 from decoder.config.commands import TracingConfig
 from decoder.config.compose import compose
 from decoder.utils.errors import UserError, run_command
+from decoder.utils.files import refuse_file
 
 
 @run_command
@@ -14,8 +15,7 @@ def main(argv: list[str] | None = None) -> None:
     if not cfg.store:
         raise UserError("store= is missing: give a folder made by `python -m data.produce`")
     out = Path(cfg.out)
-    if out.is_file():
-        raise UserError(f"out={out}: it is a file; give a folder")
+    refuse_file("out", out)
     # The command line is good; only now import what takes seconds.
     from data.hosts import open_host
     from data.store.store import EditStore

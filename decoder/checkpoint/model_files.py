@@ -26,6 +26,7 @@ from decoder.checkpoint.reader import Checkpoint
 
 FAULTS = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError, SafetensorError, StrictDataclassError)
 """What files of others raise in transformers."""
+NO_TOKENIZER = "it has no tokenizer: copy tokenizer.json and tokenizer_config.json of the model there"
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,8 @@ def load_files(path: str | Path, *, name: str, dtype: str, revision: str | None)
         if absent := sorted(found["missing_keys"]):
             raise ValueError(f"its weights lack {absent[0]} ({len(absent)} in all), which would be made up. Save the checkpoint again")
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
+        if tokenizer.get_vocab().keys() <= {*tokenizer.all_special_tokens}:
+            raise ValueError(NO_TOKENIZER)
     except FAULTS as error:
         raise ValueError(f"host {name}: nothing to load at {path} ({_remedy(path, error)}") from None
     return model, tokenizer
@@ -106,6 +109,8 @@ def memory_needed(path: str | Path, *, name: str, dtype: str, revision: str | No
 def _remedy(path: str | Path, error: BaseException) -> str:
     """Why, closing a bracket, and what to do."""
     reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__).rstrip(".")
+    if "backend tokenizer" in reason:
+        reason = NO_TOKENIZER
     causes = [error, error.__cause__, error.__context__]
     if any(isinstance(cause, GatedRepoError) for cause in causes) or "gated" in reason.lower():
         return f"its licence must be accepted). Accept it at https://huggingface.co/{path}, set HF_TOKEN, or give a folder with host.path="

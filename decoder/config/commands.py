@@ -131,7 +131,7 @@ class PerturbConfig:
     precision: Literal["float32", "bf16", "fp16", "int8", "int4", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0"] = option(
         "bf16", "what the weights are rounded to in the end; what is coarser than 16 bits is written as the numbers that it leaves"
     )
-    seed: int = option(0, "seed of everything that is drawn")
+    seed: int = option(0, "seed of everything that is drawn", most=2**63 - 1)
     text: str | None = place(None, "file of lines to train on; empty takes sentences about the facts of five relations")
     lr: float | None = option(None, "finetune, average (1e-5), lora (1e-3): learning rate")
     steps: int | None = option(None, "finetune, average, lora (50): steps", least=1)

@@ -8,6 +8,7 @@ from decoder.config.compose import compose, folders_first
 from decoder.report.results import find_runs
 from decoder.report.run_page import write_report
 from decoder.utils.errors import UserError, run_command
+from decoder.utils.files import refuse_file
 
 
 @run_command
@@ -18,6 +19,8 @@ def main(argv: list[str] | None = None) -> None:
             "give run folders, as in `python -m decoder.report runs/main`, or wandb=ENTITY/PROJECT, readers=, collapse= or tracing=, "
             "one of them"
         )
+    if cfg.to:
+        refuse_file("to", Path(cfg.to))
     if measured := cfg.readers or cfg.collapse or cfg.tracing:
         from decoder.report.editing import chains, collapse, readers
 
@@ -39,10 +42,7 @@ def main(argv: list[str] | None = None) -> None:
     from decoder.report.wandb_runs import read_project
 
     found = read_project(cfg.wandb, cfg.group) if cfg.wandb else find_runs(cfg.runs)
-    to = Path(cfg.to or (cfg.runs[0] if cfg.runs else ".")).expanduser()
-    if to.is_file():
-        raise UserError(f"to={to}: it is a file; give a folder")
-    page = write_comparison(found, to)
+    page = write_comparison(found, Path(cfg.to or (cfg.runs[0] if cfg.runs else ".")).expanduser())
     print(f"{len(found.finished)} finished runs, {len(found.failed)} failed, {len(found.unfinished)} not finished")
     print(page, page.with_suffix(".csv"), sep="\n")
 

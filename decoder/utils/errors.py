@@ -91,6 +91,8 @@ def _line(error: BaseException) -> str:
         return "interrupted"
     if isinstance(error, FileNotFoundError) and error.filename:
         return f"error: {error.filename}: no such file or folder"
+    if isinstance(error, IsADirectoryError) and error.filename:
+        return f"error: {error.filename} is a folder; give a file"
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"error: {error.filename}: {error.strerror.lower()}"
     message = " ".join(str(error).split())

@@ -32,6 +32,12 @@ def cached(cache_dir: str | None, kind: str, name: str, fingerprint: str) -> Pat
     return cache_root(cache_dir) / kind / f"{name}-{fingerprint}"
 
 
+def refuse_file(key: str, folder: Path) -> None:
+    """Raises UserError if a setting names a folder that cannot be made, as it, or what it shall lie in, is a file."""
+    if file := next((place for place in (folder, *folder.parents) if place.is_file()), None):
+        raise UserError(f"{key}={folder}: {'it' if file == folder else file} is a file; give a folder")
+
+
 def alone(path: Path) -> FileLock:
     """A lock, to be held with `with`, among the processes that would make `path`; it goes when its process does."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -55,7 +55,7 @@ def read_lines(path: Path, description: TypeAdapter, remedy: str) -> list[dict[s
     for file in files:
         if not file.is_file():
             raise ValueError(f"{file}: no such file; {remedy}")
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in enumerate(file.read_bytes().splitlines(), 1):
             try:
                 found.append(description.validate_json(line, strict=True))
             except ValidationError as error:

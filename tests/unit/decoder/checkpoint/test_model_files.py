@@ -86,6 +86,13 @@ def test_what_cannot_be_a_host_is_one_line(saved, kind):
     assert "\n" not in str(refused.value) and "host mine" in str(refused.value)
 
 
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_a_folder_without_a_tokenizer_is_one_line(host_of, tmp_path, name):
+    host_of(name).model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="it has no tokenizer: copy tokenizer.json"):
+        Host.load(tmp_path, name="mine")
+
+
 @pytest.mark.parametrize("ask", [memory_needed, lambda path, **_: Host.load(path, name="mine")])
 def test_an_adapter_is_no_host(saved, ask):
     _, folder, _ = saved

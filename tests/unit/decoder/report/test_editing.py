@@ -115,6 +115,15 @@ CHAINS = [
 ]
 
 
+def test_what_is_no_text_and_a_file_in_place_of_a_folder_are_one_line(tmp_path, capsys):
+    (tmp_path / "latin.jsonl").write_bytes(b'{"host": "caf\xe9"}\n')
+    for words, said in (([], "latin.jsonl, line 1: not whole JSON; give"), ([f"to={tmp_path}/latin.jsonl"], "it is a file; give a folder")):
+        for what in ("collapse", "readers"):
+            with pytest.raises(SystemExit, match="2"):
+                main([f"{what}={tmp_path}", *words])
+            assert said in capsys.readouterr().err
+
+
 def test_seeds_are_put_together_and_a_host_is_broken_where_most_are():
     series = by_host(CHAINS)["pocket", 1]
     assert list(series) == ["ft", "rome"] and list(series["ft"]) == [1, 2, 5]

@@ -50,6 +50,7 @@ def test_debug_shows_the_traceback(tmp_path):
         (FileNotFoundError(2, "No such file", "x.json"), 2, "error: x.json: no such file or folder\n"),
         (PermissionError(13, "Permission denied", "runs"), 2, "error: runs: permission denied\n"),
         (OSError(28, "No space left on device", "runs/x"), 2, "error: runs/x: no space left on device\n"),
+        (IsADirectoryError(21, "Is a directory", "runs"), 2, "error: runs is a folder; give a file\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
     ],
 )

@@ -2,11 +2,22 @@
 
 import pytest
 
-from decoder.utils.files import remove_unfinished, whole_file, whole_folder, write_text
+from decoder.utils.errors import UserError
+from decoder.utils.files import refuse_file, remove_unfinished, whole_file, whole_folder, write_text
 
 
 def names(folder) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_folder_cannot_be_made_in_place_of_a_file_nor_in_one(tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    refuse_file("out", tmp_path / "new" / "folder")
+    with pytest.raises(UserError, match=f"^out={file}: it is a file; give a folder$"):
+        refuse_file("out", file)
+    with pytest.raises(UserError, match=f"^out={file}/a/b: {file} is a file; give a folder$"):
+        refuse_file("out", file / "a" / "b")
 
 
 def test_a_file_is_the_old_one_until_it_is_the_new_one(tmp_path):
