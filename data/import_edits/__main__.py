@@ -2,6 +2,7 @@
 
 import sys
 from collections import Counter
+from pathlib import Path
 
 from decoder.config import TrainConfig
 from decoder.config.commands import ImportConfig
@@ -19,9 +20,11 @@ def main(argv: list[str] | None = None) -> None:
     # The command line is good; only now import what takes seconds.
     from data.hosts import open_host
     from data.import_edits.sources import import_edits
+    from data.store.writer import refuse_place
     from decoder.utils.terminal import quiet
 
     quiet()
+    refuse_place(Path(cfg.store).expanduser())
     store = import_edits(cfg, open_host(TrainConfig(host=cfg.host, cache_dir=cfg.cache_dir)))
     ranks = Counter(" and ".join(map(_form, as_list(note["rank"]))) for note in store.manifest["imported"])
     forms = ", ".join(f"{count} {form}" for form, count in sorted(ranks.items()))

@@ -28,7 +28,7 @@ from data.produce.shards import columns
 from data.store.manifest import IMPORTED
 from data.store.matrices import matrix_name, write_matrices
 from data.store.store import EditStore
-from data.store.writer import StoreWriter, refuse_place
+from data.store.writer import StoreWriter
 from decoder.audit.suspect import Suspect
 from decoder.checkpoint.folders import is_checkpoint_folder
 from decoder.checkpoint.gguf_header import find_gguf, later_parts
@@ -131,7 +131,6 @@ def _base(base: Suspect | None, host: Host, edited_layer: int) -> Tensor:
 
 def import_edits(cfg: ImportConfig, host: Host) -> EditStore:
     """Reads every source, factors it, scores it on the host and writes the store. What cannot be read is skipped, with its reason."""
-    refuse_place(Path(cfg.store).expanduser())
     paths, base = sources(Path(cfg.edited).expanduser()), Suspect(cfg.base) if cfg.base else None
     facts = load_records(FactsConfig(source=cfg.schema, path=cfg.facts, relations=cfg.relations), CALLED)
     entries = pair_several(paths, facts) if cfg.several else [[entry] for entry in pair(paths, facts)]
