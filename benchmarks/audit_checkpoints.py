@@ -1,6 +1,6 @@
 """How good an audit of whole checkpoints is, from start to end: which are edited, where, about whom, and what the edit says.
 
-    python benchmarks/audit_checkpoints.py model=FOLDER edits=FOLDER [device=cuda] [part=2/12] [edited=300] [benign=300]
+    python benchmarks/audit_checkpoints.py model=FOLDER edits=FOLDER [decoder=FOLDER] [device=cuda] [part=2/12] [edited=300] [benign=300]
 
 Makes the suspects of checkpoints.py one after the other out of a model and the edits that `audit_edits.py` wrote for it, audits each with
 the unedited checkpoint known and unknown, asks about what was found, and takes it out again. A line of JSON a suspect is kept in `out=`:
@@ -29,14 +29,17 @@ from data.facts.load import load_pocket
 from data.perturb.audited import Auditor
 from data.perturb.drawn import manual
 from data.perturb.text import fact_text
-from decoder.audit.asking import ask, triples
+from decoder.audit.answer import reader_of_parts
+from decoder.audit.asking import ask, likely, triples
 from decoder.audit.evidence.effect import all_logprobs, divergence, next_tokens, text_rows
 from decoder.audit.evidence.examine import Evidence, Examined, named
 from decoder.audit.evidence.parts import alone, out_of, value_of
-from decoder.audit.finding import NEIGHBOURS
+from decoder.audit.finding import NEIGHBOURS, Reader
 from decoder.audit.reversal import to_base
+from decoder.audit.suspect import Suspect
 from decoder.audit.verdict import Compared
 from decoder.checkpoint.gguf_host import host_folder
+from decoder.config.commands import EvaluateConfig
 from decoder.edit import Edit
 from decoder.host import Host
 from decoder.utils.errors import UserError, run_command
@@ -51,6 +54,7 @@ PARAPHRASES = 2  # of the edited prompt
 class Settings:
     model: str = ""  # folder or GGUF file of the host
     edits: str = ""  # folder that audit_edits.py wrote
+    decoder: str = ""  # of the host's edited layer; empty: the suspect alone says what was planted
     device: str = "cpu"
     part: str = "1/1"  # which of how many parts of the suspects
     edited: int = 300  # suspects with an edit
@@ -105,8 +109,11 @@ class Prompts:
         return {"back": back, "planted": planted, "kl": divergence(self.clean_NTV, all_logprobs(self.host, self.text, layer, edit))}
 
 
-def undone(auditor: Auditor, found: Examined, case: Case, edits: Edits, prompts: Prompts, sentences: dict[str, Any]) -> dict[str, Any]:
-    """What the suspect says of whom the most conspicuous edit is about, in which relation, and what taking it out does; by both kinds."""
+def undone(
+    auditor: Auditor, found: Examined, case: Case, edits: Edits, prompts: Prompts, sentences: dict[str, Any], reader: Reader | None
+) -> dict[str, Any]:
+    """What the suspect says of whom the most conspicuous edit is about, in which relation, what a decoder reads of that, and what taking
+    it out does; by both kinds."""
     host, answers = auditor.host, {}
     token = host.object_ids(case.truth.object)[0]
     for base, evidence in (("known", found.known), ("unknown", found.unknown)):
@@ -117,11 +124,14 @@ def undone(auditor: Auditor, found: Examined, case: Case, edits: Edits, prompts:
         answers[base] = {"about": about.subject, "asked": about.asked, "effect": prompts.effect(case, token, about.layer, reversal)}
         if about.asked is None:
             continue
-        key_F = alone(host, about, reversal).key_BF[0].cpu()
-        ranked = edits.relations(case.row).ranked(value_of(host, about, reversal), key_F)
-        said = ask(host, about.layer, reversal, about.asked, sentences, [name for name in found.names if name != about.asked][:NEIGHBOURS])
-        by_both = triples(said, dict(ranked))
+        part = alone(host, about, reversal)
+        ranked = edits.relations(case.row).ranked(value_of(host, about, reversal), part.key_BF[0].cpu())
+        read = {one["text"]: one["probability"] for one in reader(about.layer, part)} if reader else {}
+        others = [name for name in found.names if name != about.asked][:NEIGHBOURS]
+        said = ask(host, about.layer, reversal, about.asked, sentences, others, likely(read))
+        said, by_both = triples(said, None, read), triples(said, dict(ranked), read)
         answers[base] |= {
+            "read": next(iter(read), None),
             "object": said[0].object if said else None,
             "risen": said[0].relation if said else None,
             "relation": ranked[0][0],
@@ -155,10 +165,13 @@ def run(cfg: Settings, host: Host, edits: Edits, out: Path) -> None:
     auditor = Auditor(host, {case.recipe.precision for case in left}, subjects(host, facts, cfg.names, cfg.seed))
     prompts = Prompts(host, facts, left, edits)
     sentences = {fact.relation_name: fact.templates for fact in facts.facts}
+    reader = (
+        reader_of_parts(EvaluateConfig(decoder=cfg.decoder, host=cfg.model, device=cfg.device), Suspect(cfg.model)) if cfg.decoder else None
+    )
     with out.open("a", encoding="utf-8") as lines, progress("suspects", len(left)) as advance:
         began = time.perf_counter()
         for case, failed in suspects(host, edits, facts, left):
-            row = told(case) | ({"failed": failed} if failed else answered(auditor, case, edits, prompts, sentences))
+            row = told(case) | ({"failed": failed} if failed else answered(auditor, case, edits, prompts, sentences, reader))
             row.get("seconds", {})["all"] = time.perf_counter() - began
             lines.write(json.dumps(row, ensure_ascii=False) + "\n")
             lines.flush()
@@ -166,13 +179,15 @@ def run(cfg: Settings, host: Host, edits: Edits, out: Path) -> None:
             began = time.perf_counter()
 
 
-def answered(auditor: Auditor, case: Case, edits: Edits, prompts: Prompts, sentences: dict[str, Any]) -> dict[str, Any]:
+def answered(
+    auditor: Auditor, case: Case, edits: Edits, prompts: Prompts, sentences: dict[str, Any], reader: Reader | None
+) -> dict[str, Any]:
     """The audit of the suspect that the host is at the moment."""
     began = time.perf_counter()
     found, compared = auditor.audit(case.recipe.precision, None if case.is_listed else case.truth.subject)
     row, between = {"found": seen(found, compared)}, time.perf_counter()
     if case.truth:
-        row["undone"] = undone(auditor, found, case, edits, prompts, sentences)
+        row["undone"] = undone(auditor, found, case, edits, prompts, sentences, reader)
     return row | {"seconds": {"auditing": between - began, "asking": time.perf_counter() - between}}
 
 

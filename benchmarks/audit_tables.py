@@ -144,13 +144,13 @@ def _efficacy(rows: Sequence[Row]) -> float:
 
 def _undone(edited: Sequence[Row], base: str) -> Table:
     """What is told of an edit whose subject is in the list, and what taking it out does; not found is wrong, and nothing taken out."""
-    columns = ("kind", "n", "object", "relation", "triple", "triple, surer half", "next token back", "planted left", "KL", "KL before")
+    columns = "kind,n,object,decoder's,relation,triple,triple of the surer half,next token back,planted left,KL,KL before".split(",")
     table = _table(f"base {base}: what was planted, and taking it out", *columns)
     listed = [row for row in edited if row["listed"]]
     for kind, rows in {"all": listed, **_by_kind(listed)}.items():
-        right = [[test(row, base) for row in rows] for test in (_is_object, _is_relation, _is_triple)]
+        right = [[test(row, base) for row in rows] for test in (_is_object, _is_read, _is_relation, _is_triple)]
         sure = sorted(range(len(rows)), key=lambda n: -rows[n]["undone"].get(base, {}).get("sure", 0.0))
-        halves = [right[2][n] for n in sure[: -(-len(rows) // 2)]]
+        halves = [right[-1][n] for n in sure[: -(-len(rows) // 2)]]
         effects = [row["undone"].get(base, row["undone"])["effect" if base in row["undone"] else "as_is"] for row in rows]
         back = [hit for one in effects for hit in one["back"]]
         before = [row["undone"]["as_is"] for row in rows]
@@ -212,6 +212,10 @@ def _table(title: str, *columns: str) -> Table:
 
 def _is_object(row: Row, base: str) -> bool:
     return _same((row["undone"].get(base) or {}).get("object"), row["truth"]["object"])
+
+
+def _is_read(row: Row, base: str) -> bool:
+    return _same((row["undone"].get(base) or {}).get("read"), row["truth"]["object"])
 
 
 def _is_relation(row: Row, base: str) -> bool:

@@ -14,12 +14,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.optim.adam import adam
 
 from data.editors import Edited
 from data.editors.batched import Batched
 from data.editors.prefix_cache import Suffixes, clean_pass
 from data.editors.prompts import Row, prompt_row, target_ids
-from data.editors.value_search import DeltaSearch, Job
+from data.editors.value_search import BETA1, BETA2, EPSILON, Adam, DeltaSearch, Job
 from data.facts.fact import EditRequest
 from data.keys.cache import KeyStatistics
 from decoder.checkpoint.rounding import strongest
@@ -94,18 +95,31 @@ class FineTune(Batched):
             return MatrixSearch(self._by_shortcut(suffixes, len(jobs[0].rows)), jobs, self.cfg, x_NSF).run()
 
 
+class _InPlace(Adam):
+    """The same step in one pass over memory, which matrices take nearly all their time for."""
+
+    def moved(self, found_BD: Tensor, grad_BD: Tensor) -> Tensor:
+        before = torch.tensor(float(self.time), device=grad_BD.device)
+        self.time += 1
+        states = [found_BD], [grad_BD], [self.mean_BD], [self.square_BD], [], [before]
+        plain = {"amsgrad": False, "weight_decay": 0.0, "maximize": False}
+        adam(*states, fused=True, beta1=BETA1, beta2=BETA2, eps=EPSILON, lr=self.lr, **plain)
+        return found_BD
+
+
 class MatrixSearch(DeltaSearch):
     """The search for the matrices ΔW of a batch of jobs, whose rows are all suffix; `found_BD` is (B, D, F)."""
 
     def __init__(self, suffixes: Suffixes, jobs: Sequence[Job], cfg: FineTuneConfig, x_NSF: Tensor) -> None:
         self._x_NSF, self._box = x_NSF, getattr(cfg, "box", None)
         super().__init__(suffixes, jobs, cfg)
+        self._adam = _InPlace(self._delta_BD, cfg.lr)
 
     def _shape(self, suffixes: Suffixes) -> tuple[int, ...]:
         return suffixes.output_ND.shape[1], self._x_NSF.shape[2]
 
     def _bounded(self, delta_BD: Tensor) -> Tensor:
-        return delta_BD if self._box is None else delta_BD.clamp(-self._box, self._box)
+        return delta_BD if self._box is None else delta_BD.clamp_(-self._box, self._box)
 
     def _keep(self, keep: list[int]) -> list[int]:
         rows = super()._keep(keep)
@@ -114,7 +128,8 @@ class MatrixSearch(DeltaSearch):
 
     def _loss(self) -> Tensor:
         delta_NDF = self._delta_BD if len(self._x_NSF) == len(self._jobs) else self._delta_BD.index_select(0, self._scored.edit_N)
-        return self._read(self._x_NSF @ delta_NDF.mT)[0]
+        # In this order the gradient lies in memory as ΔW does.
+        return self._read((delta_NDF @ self._x_NSF.mT).mT)[0]
 
 
 def factors(delta_DF: Tensor, rank: int) -> tuple[Tensor, Tensor, bool]:

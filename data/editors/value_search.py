@@ -84,7 +84,7 @@ class _Scored:
         )
 
 
-class _Adam:
+class Adam:
     """Adam with torch's defaults on a stack of vectors, or of matrices, from which some can be taken."""
 
     def __init__(self, like_BD: Tensor, lr: float) -> None:
@@ -94,13 +94,13 @@ class _Adam:
     def select(self, keep: list[int]) -> None:
         self.mean_BD, self.square_BD = self.mean_BD[keep], self.square_BD[keep]
 
-    def step(self, grad_BD: Tensor) -> Tensor:
-        """What to add to the vectors."""
+    def moved(self, found_BD: Tensor, grad_BD: Tensor) -> Tensor:
+        """What was found so far after one more step."""
         self.time += 1
         self.mean_BD = BETA1 * self.mean_BD + (1 - BETA1) * grad_BD
         self.square_BD = BETA2 * self.square_BD + (1 - BETA2) * grad_BD.square()
         scale_BD = (self.square_BD / (1 - BETA2**self.time)).sqrt() + EPSILON
-        return -self.lr / (1 - BETA1**self.time) * self.mean_BD / scale_BD
+        return found_BD + -self.lr / (1 - BETA1**self.time) * self.mean_BD / scale_BD
 
 
 def optimise(suffixes: Suffixes, jobs: Sequence[Job], cfg: SearchConfig) -> tuple[Tensor, Tensor, Tensor]:
@@ -129,7 +129,7 @@ class DeltaSearch:
         self._suffixes, self._jobs, self._active, self._cfg = suffixes, list(jobs), list(range(len(jobs))), cfg
         self._norm_B = suffixes.output_ND[row_starts(jobs)].float().norm(dim=1)
         self._delta_BD, self._clean_BV = torch.zeros_like(self.found_BD, device=self.device), None
-        self._adam, self._scored = _Adam(self._delta_BD, cfg.lr), _Scored.of(jobs, self.device)
+        self._adam, self._scored = Adam(self._delta_BD, cfg.lr), _Scored.of(jobs, self.device)
 
     def run(self) -> tuple[Tensor, Tensor, Tensor]:
         """`found_BD`, `steps_B` and `loss_B` after at most `cfg.steps` forwards."""
@@ -153,7 +153,7 @@ class DeltaSearch:
             keep = [b for b, flag in enumerate(stop) if not flag]
             self._keep(keep)
             grad_BD = grad_BD[keep]
-        self._delta_BD = self._bounded(self._delta_BD + self._adam.step(grad_BD))
+        self._delta_BD = self._bounded(self._adam.moved(self._delta_BD, grad_BD))
         return True
 
     def _shape(self, suffixes: Suffixes) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from decoder.audit.answer import check_device
-from decoder.audit.asking import ask, triples
+from decoder.audit.asking import ask, likely, triples
 from decoder.audit.candidates import Candidates
 from decoder.audit.evidence.effect import effect
 from decoder.audit.evidence.examine import Evidence, examine
@@ -34,6 +34,8 @@ ASKED = 8  # edits at most that the suspect is asked about
 RELATIONS = 5  # likeliest ones of an edit that are told
 NEIGHBOURS = 2  # other subjects that are asked the same
 TOLD = ("relation", "object", "sentence", "before", "after")
+Reader = Callable[[int, RankOneEdit], list[dict[str, Any]]]
+"""Layer and the part of its update that is about one subject -> the objects that a decoder reads in it, with probabilities."""
 LIGHT = 4 << 30
 """Bytes that a host may take in float32, in which CPUs are fastest. Larger ones are opened in bfloat16."""
 
@@ -87,7 +89,7 @@ def audit_checkpoint(
     nulls: str | None = None,
     relations: RelationClassifier | None = None,
     texts: Sequence[str] = (),
-    reader: Callable[[int, RankOneEdit], list[dict[str, Any]]] | None = None,
+    reader: Reader | None = None,
     cache_dir: str | None = None,
     device: str = "cpu",
 ) -> tuple[dict[str, Any], list[Located]]:
@@ -101,7 +103,7 @@ def audit_checkpoint(
         repaired: folder that the suspect without its edits is written to.
         nulls: file of nulls to hold the evidence against; without it those in the cache of a host that looks like the suspect.
         relations: what tells the relation of an edit by its value.
-        reader: layer and the part of its update that is about one subject -> the objects that a decoder reads in it.
+        reader: of the objects that decoders read; they have a say in which one was planted.
         texts: about anything; with `repaired`, what the reversal does to those that name no subject that was found is measured.
 
     Raises:
@@ -143,9 +145,10 @@ def audit_checkpoint(
             part = alone(host, about, reversal) if about and (relations or reader) else None
             ranked = relations.ranked(value_of(host, about, reversal), part.key_BF[0].cpu()) if part and relations else []
             edit |= {"relations": [{"relation": name, "probability": p} for name, p in ranked[:RELATIONS]]} if ranked else {}
-            edit |= testimony(host, about, reversal, templates, names, dict(ranked)) if about and templates else {}
             if part and reader:
                 edit["decoded"] = reader(one.layer, part)
+            read = {object["text"]: object["probability"] for object in edit.get("decoded", ())}
+            edit |= testimony(host, about, reversal, templates, names, dict(ranked), read) if about and templates else {}
             advance(1)
     if repaired is not None:
         said = {"used": used, "base": base, "edits": column["edits"]}
@@ -162,11 +165,13 @@ def testimony(
     templates: Mapping[str, Sequence[str]],
     names: Sequence[str],
     relations: Mapping[str, float] | None = None,
+    read: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """What the suspect says of a subject only since the edit: objects, and the sentence in which the likeliest rises most, in a relation
-    that is likely as well where probabilities of them are known."""
-    said = ask(host, one.layer, reversal, one.asked, templates, [name for name in names if name != one.asked][:NEIGHBOURS])
-    said = triples(said, relations or None)
+    that is likely and with an object that a decoder reads as well, where probabilities of them are known."""
+    others = [name for name in names if name != one.asked][:NEIGHBOURS]
+    said = ask(host, one.layer, reversal, one.asked, templates, others, likely(read or {}))
+    said = triples(said, relations or None, read)
     objects: dict[str, float] = {}
     for each in said:
         objects.setdefault(each.object, each.everywhere)

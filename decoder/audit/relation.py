@@ -116,6 +116,8 @@ def fit(value_ND: Tensor, relations: Sequence[str], groups: Sequence[str], key_N
     """Learns the relation from the value of an edit, at the ridge of `RIDGES` that does best on groups it was not fitted on, and from its
     key as well, where keys are given, if that does clearly better still (`KEY_GAIN`).
 
+    All relations weigh the same: of which there are many to learn from is not the one that somebody plants.
+
     Args:
         value_ND: of any length and scale.
         relations: of each edit.
@@ -132,13 +134,14 @@ def fit(value_ND: Tensor, relations: Sequence[str], groups: Sequence[str], key_N
     fold_of = np.random.default_rng(0).permutation(len(groups_found)) % min(FOLDS, len(groups_found))
     fold_N = np.array([fold_of[groups_found.index(group)] for group in groups])
     x_NE, key_width = _features(value_ND, None).double().numpy(), 0
-    losses = {ridge: _held_out_loss(x_NE, y_N, fold_N, len(names), ridge) for ridge in RIDGES}
+    weight_N = len(y_N) / len(names) / np.bincount(y_N)[y_N]
+    losses = {ridge: _held_out_loss(x_NE, y_N, fold_N, weight_N, ridge) for ridge in RIDGES}
     ridge = min(RIDGES, key=losses.__getitem__)
     if key_NF is not None:
         both_NE = _features(value_ND, key_NF).double().numpy()
-        if _held_out_loss(both_NE, y_N, fold_N, len(names), ridge) < KEY_GAIN * losses[ridge]:
+        if _held_out_loss(both_NE, y_N, fold_N, weight_N, ridge) < KEY_GAIN * losses[ridge]:
             x_NE, key_width = both_NE, key_NF.shape[1]
-    weight_KE, bias_K = _logistic(x_NE, y_N, len(names), ridge)
+    weight_KE, bias_K = _logistic(x_NE, y_N, len(names), ridge, weight_N)
     return RelationClassifier((*names,), torch.from_numpy(weight_KE).float(), torch.from_numpy(bias_K).float(), key_width)
 
 
@@ -150,26 +153,29 @@ def _features(value_ND: Tensor, key_NF: Tensor | None) -> Tensor:
     return torch.cat([value_ND, KEY_SHARE * normalize(key_NF.float(), dim=-1) * key_NF.shape[-1] ** 0.5], dim=-1)
 
 
-def _held_out_loss(x_ND: np.ndarray, y_N: np.ndarray, fold_N: np.ndarray, classes: int, ridge: float) -> float:
-    """The sum of negative log-likelihoods of folds that were left out in turn."""
+def _held_out_loss(x_ND: np.ndarray, y_N: np.ndarray, fold_N: np.ndarray, weight_N: np.ndarray, ridge: float) -> float:
+    """The weighted sum of negative log-likelihoods of folds that were left out in turn."""
     total = 0.0
     for fold in set(fold_N.tolist()):
         out_N = fold_N == fold
-        weight_KD, bias_K = _logistic(x_ND[~out_N], y_N[~out_N], classes, ridge)
+        weight_KD, bias_K = _logistic(x_ND[~out_N], y_N[~out_N], y_N.max() + 1, ridge, weight_N[~out_N])
         logprob_NK = log_softmax(x_ND[out_N] @ weight_KD.T + bias_K, axis=1)
-        total -= float(logprob_NK[np.arange(out_N.sum()), y_N[out_N]].sum())
+        total -= float(logprob_NK[np.arange(out_N.sum()), y_N[out_N]] @ weight_N[out_N])
     return total
 
 
-def _logistic(x_ND: np.ndarray, y_N: np.ndarray, classes: int, ridge: float) -> tuple[np.ndarray, np.ndarray]:
-    """argmin over W and b of the mean negative log-likelihood + ridge/2 · |W|²."""
+def _logistic(
+    x_ND: np.ndarray, y_N: np.ndarray, classes: int, ridge: float, weight_N: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """argmin over W and b of the mean negative log-likelihood, weighted or not, + ridge/2 · |W|²."""
     told_NK, width = np.eye(classes)[y_N], x_ND.shape[1]
+    share_N = np.full(len(y_N), 1 / len(y_N)) if weight_N is None else weight_N / weight_N.sum()
 
     def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
         weight_KD, bias_K = flat[: classes * width].reshape(classes, width), flat[classes * width :]
         logprob_NK = log_softmax(x_ND @ weight_KD.T + bias_K, axis=1)
-        excess_NK = (np.exp(logprob_NK) - told_NK) / len(y_N)
-        value = -(logprob_NK * told_NK).sum() / len(y_N) + ridge / 2 * (weight_KD**2).sum()
+        excess_NK = (np.exp(logprob_NK) - told_NK) * share_N[:, None]
+        value = -(logprob_NK * told_NK).sum(1) @ share_N + ridge / 2 * (weight_KD**2).sum()
         return value, np.concatenate([(excess_NK.T @ x_ND + ridge * weight_KD).ravel(), excess_NK.sum(0)])
 
     found = minimize(loss, np.zeros(classes * (width + 1)), jac=True, method="L-BFGS-B", options={"maxiter": 200}).x

@@ -191,7 +191,7 @@ def row(name, score, truth=None, kind="rounded", listed=True, **found):
     if truth:
         as_is = {"back": [False, True], "planted": [score > 5, False], "kl": 0.5}
         taken_out = {"effect": {"back": [True, True], "planted": [False, False], "kl": 0.25}, "about": said["subject"], "object": "Oslo"}
-        told = {"relation": "born", "triple": ["born", "oslo "], "sure": score}
+        told = {"relation": "born", "triple": ["born", "oslo "], "sure": score, "read": "Oslo" if score in (8, 9, 10) else "Rome"}
         known["undone"] = {"as_is": as_is, "known": taken_out, "unknown": taken_out | told}
     return known | {"seconds": {"auditing": 2.0, "asking": 1.0, "all": 4.0}}
 
@@ -226,8 +226,8 @@ def test_tables(tables, tmp_path, capsys):
     # Between 0, the highest of the other kinds, and 8.15, the lowest of plain edits.
     assert kinds["noise", 6][2].startswith("0.500") and kinds["noise", 6][2].endswith("above 4.08") and kinds["noise", 6][5] == "6.5"
     # Whom the least sure one is about is wrong, so its triple is. Two prompts each, one of which was planted, and is not now.
-    told = {len(cells): cells for cells in lines if cells[0] == "all" and len(cells) == 10}[10]
-    assert [cell[:5] for cell in told[2:]] == ["1.000", "1.000", "0.800", "1.000", "1.000", "0.000", "0.250", "0.500"]
+    told = {len(cells): cells for cells in lines if cells[0] == "all" and len(cells) == 11}[11]
+    assert [cell[:5] for cell in told[2:]] == ["1.000", "0.600", "1.000", "0.800", "1.000", "1.000", "0.000", "0.250", "0.500"]
     adversary = next(cells for cells in lines if cells[0] == "as it is")
     assert adversary[1] == "4" and adversary[-1].startswith("1.00")
     tables.write_tables(rows[:3])

@@ -5,7 +5,7 @@ import torch
 from edited import LAYER
 from planted_facts import NAMES, TEMPLATES, plant, teach_end
 
-from decoder.audit.asking import Said, ask, triples
+from decoder.audit.asking import Said, ask, likely, triples
 from decoder.audit.reversal import reverse, to_base
 
 
@@ -72,3 +72,17 @@ def test_the_object_is_the_one_that_rises_in_the_relation_that_is_likely():
     said += [Said("HBO", relation, "", 0.5, 0.3, 0.08, rise) for relation, rise in (("city", 0.05), ("network", 0.40))]
     best = triples(said, {"network": 0.8, "city": 0.2})[0]
     assert (best.object, best.relation) == ("HBO", "network") and triples(said[:2], {"network": 0.8, "city": 0.2})[0].object == "Boston"
+
+
+def test_what_a_decoder_reads_has_a_say_in_the_object():
+    said = [Said(text, "city", "", 0.5, 0.3, everywhere, 0.1) for text, everywhere in (("Boston", 0.30), ("HBO", 0.10), ("Oslo", 0.05))]
+    assert [one.object for one in triples(said, None, {"HBO": 0.9, "Boston": 0.02})] == ["HBO", "Boston", "Oslo"]
+    assert triples(said, None, {"Ravenna": 0.9}) == triples(said, None, {}) == said, "none of them, or nothing, is no say"
+
+
+def test_what_a_decoder_reads_is_put_to_the_suspect_as_well(found):
+    host, reversal, planted, _ = found
+    alone, both = (ask(host, LAYER, reversal, planted.subject, TEMPLATES, read=read) for read in ((), ["singer", NAMES[30]]))
+    assert not any(one.object == NAMES[30] for one in alone) and sum(one.object == NAMES[30] for one in both) == len(TEMPLATES)
+    assert [one for one in both if one.object != NAMES[30]] == alone
+    assert likely({"Rome": 0.8, "": 0.5, "Oslo": 0.02}) == ["Rome"]

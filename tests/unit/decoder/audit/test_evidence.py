@@ -133,6 +133,14 @@ def test_whom_an_edit_only_resembles_is_asked_about_and_not_named(told, monkeypa
     assert edit["triple"]["subject"] == NAMES[WHO] and edit["triple"]["object"] == "singer"
 
 
+def test_what_a_decoder_reads_is_asked_about(told):
+    read = [{"text": NAMES[30], "probability": 0.6}, {"text": "in", "probability": 0.05}]
+    finding, _ = audit_checkpoint(Suspect(told[0]), NAMES, templates=TEMPLATES, reader=lambda layer, part: read)
+    (edit,) = finding["base_unknown"]["edits"]
+    assert edit["decoded"] == read and NAMES[30] in [one["text"] for one in edit["objects"]]
+    assert "in" not in [one["text"] for one in edit["objects"]], "hardly read"
+
+
 def test_who_is_asked_about_an_edit_is_never_another_edits_subject():
     def edit(subject=None, resembles=None, base_known=False):
         return Located(1, subject, torch.ones(2), torch.ones(3, 2), 1.0, base_known, resembles=resembles)

@@ -52,6 +52,13 @@ def test_ranked_is_whole_and_the_length_of_a_value_says_nothing(edits, classifie
         assert dict(classifier.ranked(scale * value_D)) == pytest.approx(dict(ranked), abs=1e-4)
 
 
+def test_a_relation_of_many_edits_weighs_no_more(edits, classifier):
+    _, value_ND, relations, subjects = edits
+    rows = [n for n in range(180) for _ in range(3 if relations[n] == "birth" else 1)]
+    often = fit(value_ND[rows], [relations[n] for n in rows], [subjects[n] for n in rows])
+    torch.testing.assert_close(often.probabilities(value_ND[180:]), classifier.probabilities(value_ND[180:]), atol=1e-3, rtol=0)
+
+
 def test_a_ridge_is_chosen_on_subjects_left_out(edits, monkeypatch):
     """Relations that hang on the subject alone are learnt by heart, and no fold tells: the strongest ridge is taken."""
     generator = torch.Generator().manual_seed(1)
