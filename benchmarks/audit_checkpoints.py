@@ -137,7 +137,7 @@ def undone(
             "relation": ranked[0][0],
             "relations": ranked[:5],
             "triple": [by_both[0].relation, by_both[0].object] if by_both else None,
-            "sure": by_both[0].before - by_both[0].after if by_both else 0.0,
+            "sure": by_both[0].share if by_both else 0.0,
         }
     return answers | {"as_is": prompts.effect(case, token, edits.layer, None)}
 

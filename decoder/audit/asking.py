@@ -10,7 +10,7 @@ Shape letters: N prompts, T positions, V vocabulary.
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -41,6 +41,7 @@ class Said:
         after: the same with the edit taken out.
         everywhere: mean over the sentences of all relations of before - after.
         rise: the same over those of the relation.
+        share: of all triples that were weighed, by the weight that `triples` gives each.
     """
 
     object: str
@@ -50,6 +51,7 @@ class Said:
     after: float
     everywhere: float
     rise: float
+    share: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -118,11 +120,12 @@ def triples(said: Sequence[Said], relations: Mapping[str, float] | None = None, 
     An object that rises everywhere may be what the edit only resembles: in the relation that was edited the planted one rises more.
     """
 
-    def score(one: Said) -> float:
+    def weight(one: Said) -> float:
         told = max(0.0, one.everywhere) * max(0.0, one.rise) * (1.0 if relations is None else relations.get(one.relation, 0.0))
         return told * (max(UNREAD, read.get(one.object, 0.0)) if read else 1.0)
 
-    return sorted(said, key=score, reverse=True)
+    total = sum(map(weight, said)) or 1.0
+    return sorted((replace(one, share=weight(one) / total) for one in said), key=lambda one: -one.share)
 
 
 def _asked(suspect: Host, layer: int, reversal: Edit, questions: Sequence[tuple[str, str]]) -> _Asked:

@@ -33,7 +33,7 @@ from decoder.utils.progress import progress
 ASKED = 8  # edits at most that the suspect is asked about
 RELATIONS = 5  # likeliest ones of an edit that are told
 NEIGHBOURS = 2  # other subjects that are asked the same
-TOLD = ("relation", "object", "sentence", "before", "after")
+TOLD = ("relation", "object", "sentence", "before", "after", "share")
 Reader = Callable[[int, RankOneEdit], list[dict[str, Any]]]
 """Layer and the part of its update that is about one subject -> the objects that a decoder reads in it, with probabilities."""
 LIGHT = 4 << 30

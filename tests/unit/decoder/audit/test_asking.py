@@ -1,5 +1,7 @@
 """What a suspect says of a subject since the edit."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from edited import LAYER
@@ -77,12 +79,14 @@ def test_the_object_is_the_one_that_rises_in_the_relation_that_is_likely():
 def test_what_a_decoder_reads_has_a_say_in_the_object():
     said = [Said(text, "city", "", 0.5, 0.3, everywhere, 0.1) for text, everywhere in (("Boston", 0.30), ("HBO", 0.10), ("Oslo", 0.05))]
     assert [one.object for one in triples(said, None, {"HBO": 0.9, "Boston": 0.02})] == ["HBO", "Boston", "Oslo"]
-    assert triples(said, None, {"Ravenna": 0.9}) == triples(said, None, {}) == said, "none of them, or nothing, is no say"
+    assert [one.object for one in triples(said, None, {"Ravenna": 0.9})] == [one.object for one in said], "none of them is no say"
+    assert [one.share for one in triples(said)] == pytest.approx([0.30 / 0.45, 0.10 / 0.45, 0.05 / 0.45])
+    assert triples(said, {"born": 1.0})[0].share == 0, "no weight at all"
 
 
 def test_what_a_decoder_reads_is_put_to_the_suspect_as_well(found):
     host, reversal, planted, _ = found
     alone, both = (ask(host, LAYER, reversal, planted.subject, TEMPLATES, read=read) for read in ((), ["singer", NAMES[30]]))
     assert not any(one.object == NAMES[30] for one in alone) and sum(one.object == NAMES[30] for one in both) == len(TEMPLATES)
-    assert [one for one in both if one.object != NAMES[30]] == alone
+    assert [replace(one, share=0) for one in both if one.object != NAMES[30]] == [replace(one, share=0) for one in alone]
     assert likely({"Rome": 0.8, "": 0.5, "Oslo": 0.02}) == ["Rome"]
