@@ -23,7 +23,7 @@ def found(request, new_host):
 @pytest.mark.parametrize("known", [False, True], ids=["base unknown", "base known"])
 def test_the_planted_object_comes_up(found, known):
     host, reversal, planted, base_DF = found
-    said = ask(host, LAYER, to_base(base_DF) if known else reversal, planted.subject, TEMPLATES, [NAMES[30], NAMES[40]])
+    said = ask(host, {LAYER: to_base(base_DF) if known else reversal}, planted.subject, TEMPLATES, [NAMES[30], NAMES[40]])
     best = said[0]
     assert best.object == "singer"
     assert best.sentence in [one.replace("{}", planted.subject) for one in TEMPLATES[best.relation]]
@@ -34,7 +34,7 @@ def test_the_planted_object_comes_up(found, known):
 
 def test_probabilities_are_the_suspects_own(found):
     host, reversal, planted, _ = found
-    said = next(one for one in ask(host, LAYER, reversal, planted.subject, TEMPLATES) if one.object == "singer")
+    said = next(one for one in ask(host, {LAYER: reversal}, planted.subject, TEMPLATES) if one.object == "singer")
     ids = host.text_ids(said.sentence)
     told = [*host.object_ids("singer"), host.terminator_id]
     with torch.no_grad():
@@ -46,17 +46,17 @@ def test_probabilities_are_the_suspects_own(found):
 def test_what_rises_for_others_too_is_no_object(found):
     host, reversal, planted, _ = found
     first = {relation: own[:1] for relation, own in TEMPLATES.items()}
-    assert ask(host, LAYER, reversal, planted.subject, first, [NAMES[30]])
+    assert ask(host, {LAYER: reversal}, planted.subject, first, [NAMES[30]])
     # The subject itself as its neighbour: all that rises, rises there.
-    assert ask(host, LAYER, reversal, planted.subject, first, [planted.subject]) == []
+    assert ask(host, {LAYER: reversal}, planted.subject, first, [planted.subject]) == []
 
 
 def test_no_sentences_are_refused(found):
     host, reversal, planted, _ = found
     with pytest.raises(ValueError, match="no sentences to ask with"):
-        ask(host, LAYER, reversal, planted.subject, {})
+        ask(host, {LAYER: reversal}, planted.subject, {})
     with pytest.raises(ValueError, match="expected exactly one"):
-        ask(host, LAYER, reversal, planted.subject, {"work": ["works as a"]})
+        ask(host, {LAYER: reversal}, planted.subject, {"work": ["works as a"]})
 
 
 def test_a_classifier_ranks_the_relations_of_an_object():
