@@ -83,16 +83,32 @@ def _templates(row: Mapping[str, str], templates: Mapping[str, Sequence[str]]) -
 class Effect:
     """What the unedited host says, and how a suspect with something taken out of it compares."""
 
-    def __init__(self, host: Host, precision: str) -> None:
+    def __init__(self, host: Host) -> None:
         self.host = host
         self.text = text_rows(host, fact_text(load_pocket(), -1) if host.name == "pocket" else manual(), TEXT_ROWS)
         self.clean_NTV = all_logprobs(host, self.text)
 
-    def of(self, case: Case, clean: Sequence[int], edits: Mapping[int, Edit] | None) -> dict[str, Any]:
+    def of(self, case: Case, clean: Sequence[int], edits: Mapping[int, Edit]) -> dict[str, Any]:
         found = next_tokens(self.host, case.rows, edits)
         back = [token == own for token, own in zip(found, clean, strict=True)]
         left = [token == planted_one for token, planted_one in zip(found, case.objects, strict=True)]
         return {"back": back, "left": left, "kl": divergence(self.clean_NTV, all_logprobs(self.host, self.text, edits))}
+
+
+def taken_out(auditor: Auditor, effect: Effect, case: Case, precision: str) -> dict[str, dict[str, Any]]:
+    """base -> which layers were found, and what taking out all that was does."""
+    host, planted_layers, told = auditor.host, case.edit.deltas.keys(), {}
+    clean = next_tokens(host, case.rows)
+    with perturbed(host, Recipe(precision=precision, edit=case.edit)):
+        found, _ = auditor.audit(precision)
+        before = next_tokens(host, case.rows)
+        was = {"changed": [token != own for token, own in zip(before, clean, strict=True)]}
+        was["planted"] = [token == planted_one for token, planted_one in zip(before, case.objects, strict=True)]
+        of_base = {layer: to_base(auditor.base_DF(layer)) for layer in sorted({one.layer for one in found.known.located})}
+        for base, edits in (("known", of_base), ("unknown", out_of_layers(host, None, found.unknown.located)), ("as it is", {})):
+            layers = {"all": edits.keys() >= planted_layers, "others": bool(edits.keys() - planted_layers)}
+            told[base] = layers | effect.of(case, clean, edits) | was
+    return told
 
 
 @run_command
@@ -102,22 +118,12 @@ def main(argv: list[str] | None = None) -> None:
     host = Host.load(cfg.model, name=Path(cfg.model).name.partition("-")[0])
     stores = [EditStore(Path(place).expanduser()) for place in (cfg.store, cfg.beside) if place]
     names = [*dict.fromkeys(fact.subject for fact in load_pocket().facts)]
-    auditor, effect = Auditor(host, [cfg.precision], names), Effect(host, cfg.precision)
+    auditor, effect = Auditor(host, [cfg.precision], names), Effect(host)
     told: dict[str, list[dict[str, Any]]] = {}
     with progress("hosts audited", cfg.hosts) as advance:
         for case in cases(host, stores, cfg.hosts, cfg.seed):
-            clean = next_tokens(host, case.rows)
-            with perturbed(host, Recipe(precision=cfg.precision, edit=case.edit)):
-                found, _ = auditor.audit(cfg.precision)
-                before = next_tokens(host, case.rows)
-                # The edit changed these prompts' next token, and these go on with what was planted.
-                was = {"changed": [a != b for a, b in zip(before, clean, strict=True)]}
-                was["planted"] = [a == b for a, b in zip(before, case.objects, strict=True)]
-                of_base = {layer: to_base(auditor.base_DF(layer)) for layer in sorted({one.layer for one in found.known.located})}
-                out = {"known": of_base, "unknown": out_of_layers(host, None, found.unknown.located), "as it is": {}}
-                for base, edits in out.items():
-                    layers = {"all": edits.keys() >= case.edit.deltas.keys(), "others": bool(edits.keys() - case.edit.deltas.keys())}
-                    told.setdefault(base, []).append(layers | effect.of(case, clean, edits) | was)
+            for base, row in taken_out(auditor, effect, case, cfg.precision).items():
+                told.setdefault(base, []).append(row)
             advance(1)
     table = Table(*COLUMNS)
     for base, rows in told.items():
