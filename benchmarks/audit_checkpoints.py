@@ -14,7 +14,7 @@ import json
 import random
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,12 +101,12 @@ class Prompts:
         self.text = text_rows(host, fact_text(facts, -1) if host.name == "pocket" else manual(), TEXT_ROWS)
         self.clean_NTV = all_logprobs(host, self.text)
 
-    def effect(self, case: Case, object_token: int, layer: int, edit: Edit | None) -> dict[str, Any]:
+    def effect(self, case: Case, object_token: int, edits: Mapping[int, Edit] | None) -> dict[str, Any]:
         """Prompts whose next token is the host's own again, those it is the planted object's, and KL(clean ‖ this) elsewhere."""
-        found = next_tokens(self.host, self.rows[case.name], layer, edit)
+        found = next_tokens(self.host, self.rows[case.name], edits)
         back = [token == own for token, own in zip(found, self.clean[case.name], strict=True)]
         planted = [token == object_token for token in found]
-        return {"back": back, "planted": planted, "kl": divergence(self.clean_NTV, all_logprobs(self.host, self.text, layer, edit))}
+        return {"back": back, "planted": planted, "kl": divergence(self.clean_NTV, all_logprobs(self.host, self.text, edits))}
 
 
 def undone(
@@ -121,14 +121,14 @@ def undone(
             continue
         about = next(filter(None, map(found.about, evidence.located)), evidence.located[0])
         reversal = to_base(auditor.base_DF(about.layer)) if base == "known" else out_of(host, None, [about])
-        answers[base] = {"about": about.subject, "asked": about.asked, "effect": prompts.effect(case, token, about.layer, reversal)}
+        answers[base] = {"about": about.subject, "asked": about.asked, "effect": prompts.effect(case, token, {about.layer: reversal})}
         if about.asked is None:
             continue
         part = alone(host, about, reversal)
         ranked = edits.relations(case.row).ranked(value_of(host, about, reversal), part.key_BF[0].cpu())
         read = {one["text"]: one["probability"] for one in reader(about.layer, part)} if reader else {}
         others = [name for name in found.names if name != about.asked][:NEIGHBOURS]
-        said = ask(host, about.layer, reversal, about.asked, sentences, others, likely(read))
+        said = ask(host, {about.layer: reversal}, about.asked, sentences, others, likely(read))
         said, by_both = triples(said, None, read), triples(said, dict(ranked), read)
         answers[base] |= {
             "read": next(iter(read), None),
@@ -139,7 +139,7 @@ def undone(
             "triple": [by_both[0].relation, by_both[0].object] if by_both else None,
             "sure": by_both[0].share if by_both else 0.0,
         }
-    return answers | {"as_is": prompts.effect(case, token, edits.layer, None)}
+    return answers | {"as_is": prompts.effect(case, token, None)}
 
 
 def subjects(host: Host, facts: FactSet, count: int, seed: int) -> list[str]:

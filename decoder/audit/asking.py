@@ -71,8 +71,7 @@ class _Asked:
 @torch.no_grad()
 def ask(
     suspect: Host,
-    layer: int,
-    reversal: Edit,
+    reversals: Mapping[int, Edit],
     subject: str,
     templates: Mapping[str, Sequence[str]],
     neighbours: Sequence[str] = (),
@@ -82,7 +81,7 @@ def ask(
 
     Args:
         suspect: the edited model itself.
-        reversal: one edit, which added to the suspect's matrix of `layer`, or put in its place, takes the edit out.
+        reversals: layer -> one edit, the lowest layer first; added to the suspect's matrices, or put in their place, they take an edit out.
         subject: whom the edit is about.
         templates: sentences by relation, with `{}` for the subject, that end where the object begins.
         neighbours: other subjects; what rises for them too is no object.
@@ -94,11 +93,11 @@ def ask(
     if not templates or not all(templates.values()):
         raise ValueError("no sentences to ask with; expected {relation: ['{} was born in', ...]}")
     sentences = [(relation, template) for relation, own in templates.items() for template in own]
-    asked = _asked(suspect, layer, reversal, [(template, subject) for _, template in sentences])
-    others = _asked(suspect, layer, reversal, [(own[0], name) for name in neighbours for own in templates.values()])
+    asked = _asked(suspect, reversals, [(template, subject) for _, template in sentences])
+    others = _asked(suspect, reversals, [(own[0], name) for name in neighbours for own in templates.values()])
     found, objects = [], {suspect.tokenizer.decode(ids).strip(): ids for ids in _objects(suspect, asked, others)}
     for text, ids in ({text: suspect.object_ids(text) for text in read} | objects).items():
-        before_N, after_N = _whole(suspect, layer, reversal, asked, ids)
+        before_N, after_N = _whole(suspect, reversals, asked, ids)
         rise_N = before_N - after_N
         for relation in templates:
             places = [n for n, (other, _) in enumerate(sentences) if other == relation]
@@ -128,9 +127,9 @@ def triples(said: Sequence[Said], relations: Mapping[str, float] | None = None, 
     return sorted((replace(one, share=weight(one) / total) for one in said), key=lambda one: -one.share)
 
 
-def _asked(suspect: Host, layer: int, reversal: Edit, questions: Sequence[tuple[str, str]]) -> _Asked:
+def _asked(suspect: Host, reversals: Mapping[int, Edit], questions: Sequence[tuple[str, str]]) -> _Asked:
     rows = [suspect.prompt_ids(*question)[0] for question in questions]
-    before_NV, after_NV = (next_logprobs(suspect, rows, layer, edit) for edit in (None, reversal))
+    before_NV, after_NV = (next_logprobs(suspect, rows, edits) for edits in (None, reversals))
     return _Asked(rows, before_NV, after_NV)
 
 
@@ -171,45 +170,50 @@ def _ends(suspect: Host, before: list[int], token: int) -> bool:
     return over or "\n" in piece or token in {suspect.terminator_id, *suspect.tokenizer.all_special_ids}
 
 
-def _whole(suspect: Host, layer: int, reversal: Edit, asked: _Asked, ids: list[int]) -> tuple[Tensor, Tensor]:
+def _whole(suspect: Host, reversals: Mapping[int, Edit], asked: _Asked, ids: list[int]) -> tuple[Tensor, Tensor]:
     """Probability (N) of an object with the host's terminator behind every prompt, before and after; where its first token is less likely
     than `LEAST` that of the token."""
     told = ids if suspect.terminator_id is None else [*ids, suspect.terminator_id]
     places = (asked.before_NV[:, ids[0]].exp() >= LEAST).nonzero().flatten().tolist()
     found = []
-    for first_NV, edit in ((asked.before_NV, None), (asked.after_NV, reversal)):
+    for first_NV, edits in ((asked.before_NV, None), (asked.after_NV, reversals)):
         logprob_N = first_NV[:, ids[0]].clone()
         if places and len(told) > 1:
-            logprob_N[places] += _later(suspect, [asked.rows[n] for n in places], told, layer, edit)
+            logprob_N[places] += _later(suspect, [asked.rows[n] for n in places], told, edits)
         found.append(logprob_N.exp())
     return found[0], found[1]
 
 
-def _later(suspect: Host, rows: list[list[int]], told: list[int], layer: int, edit: Edit | None) -> Tensor:
+def _later(suspect: Host, rows: list[list[int]], told: list[int], edits: Mapping[int, Edit] | None) -> Tensor:
     """Log-probability (N) of all tokens but the first."""
     found_N = torch.zeros(len(rows), device=suspect.device)
     told_1T1 = torch.tensor(told[1:], device=suspect.device)[None, :, None]
-    for batch, logprob_NTV in logprobs(suspect, [row + told[:-1] for row in rows], len(told) - 1, layer, edit):
+    for batch, logprob_NTV in logprobs(suspect, [row + told[:-1] for row in rows], len(told) - 1, edits):
         found_N[batch] = logprob_NTV.gather(2, told_1T1.expand(len(batch), -1, -1)).sum((1, 2))
     return found_N
 
 
-def next_logprobs(suspect: Host, rows: Sequence[list[int]], layer: int = 0, edit: Edit | None = None) -> Tensor:
-    """Log-probabilities (N, V) of what comes behind each row, as the suspect is, or with an edit on top of it."""
+def next_logprobs(suspect: Host, rows: Sequence[list[int]], edits: Mapping[int, Edit] | None = None) -> Tensor:
+    """Log-probabilities (N, V) of what comes behind each row, as the suspect is, or with one edit in each of some layers."""
     found: dict[int, Tensor] = {}
-    for batch, logprob_NTV in logprobs(suspect, rows, 1, layer, edit):
+    for batch, logprob_NTV in logprobs(suspect, rows, 1, edits):
         found |= dict(zip(batch, logprob_NTV[:, 0], strict=True))
     return torch.stack([found[n] for n in range(len(rows))]) if rows else torch.empty(0, 0)
 
 
-def logprobs(suspect: Host, rows: Sequence[list[int]], scored: int, layer: int, edit: Edit | None) -> Iterator[tuple[list[int], Tensor]]:
-    """Rows by their numbers, and the log-probabilities (N, T, V) at the last `scored` tokens of each."""
+def logprobs(suspect: Host, rows: Sequence[list[int]], scored: int, edits: Mapping[int, Edit] | None) -> Iterator[tuple[list[int], Tensor]]:
+    """Rows by their numbers, and the log-probabilities (N, T, V) at the last `scored` tokens of each.
+
+    Args:
+        edits: layer -> one edit, the lowest layer first; all of them act on every row. Without any the suspect is as it is.
+    """
     for batch in _batches(rows):
         lengths_N1 = torch.tensor([[len(rows[n])] for n in batch], device=suspect.device)
         place_T = torch.arange(int(lengths_N1.max()), device=suspect.device)
         real_NT = place_T < lengths_N1
         ids_NT = torch.tensor([rows[n] + [0] * (len(place_T) - len(rows[n])) for n in batch], device=suspect.device)
-        edited = nullcontext() if edit is None else swapped(suspect, {layer: edit.repeat_interleave(len(batch))})
+        of_rows = {layer: edit.repeat_interleave(len(batch)) for layer, edit in (edits or {}).items()}
+        edited = swapped(suspect, of_rows) if of_rows else nullcontext()
         with edited, scored_only(suspect, real_NT & (place_T >= lengths_N1 - scored)):
             # Padding is on the right, where nobody sees it.
             logits_1SV = suspect.model(input_ids=ids_NT, attention_mask=real_NT.long(), **suspect.with_cache(None)).logits

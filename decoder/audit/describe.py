@@ -129,7 +129,9 @@ def describe_finding(finding: Mapping[str, Any]) -> RenderableType:
     parts += [escape(note) for note in finding["notes"]]
     if done := finding.get("repaired"):
         parts.append(
-            f"Repaired: {escape(done['folder'])} ({done['tensor']})" if done["folder"] else f"Nothing repaired: {escape(done['why'])}"
+            f"Repaired: {escape(done['folder'])} ({', '.join(one['tensor'] for one in done['tensors'])})"
+            if done["folder"]
+            else f"Nothing repaired: {escape(done['why'])}"
         )
         parts += [f"  {line}" for line in effect_in_words(done.get("effect", {}))]
         parts += [escape(note) for note in done.get("notes", ())]

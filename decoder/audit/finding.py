@@ -16,17 +16,16 @@ from decoder.audit.evidence.effect import effect
 from decoder.audit.evidence.examine import Evidence, examine
 from decoder.audit.evidence.located import Located
 from decoder.audit.evidence.nulls import Nulls, nulls_for
-from decoder.audit.evidence.parts import alone, out_of, value_of
+from decoder.audit.evidence.parts import alone, out_of_layers, value_of
 from decoder.audit.locate import usable_layers
 from decoder.audit.relation import RelationClassifier
-from decoder.audit.repair import refuse, repair
+from decoder.audit.repair import Reversal, refuse, repair
 from decoder.audit.scan import Scan, coarser_than, differences
 from decoder.audit.suspect import Suspect
 from decoder.audit.verdict import Compared
 from decoder.checkpoint.gguf_host import host_folder
 from decoder.checkpoint.reader import Checkpoint
-from decoder.dense import DenseEdit
-from decoder.edit import LowRankEdit, RankOneEdit
+from decoder.edit import Edit, RankOneEdit
 from decoder.host import Host
 from decoder.utils.progress import progress
 
@@ -141,27 +140,28 @@ def audit_checkpoint(
     with progress("sentences about the subjects found", len(edits[:ASKED])) as advance:
         for one, edit in zip(edits[:ASKED], column["edits"], strict=False):
             about = found.about(one)
-            reversal = out_of(host, unedited, [one])
-            part = alone(host, about, reversal) if about and (relations or reader) else None
-            ranked = relations.ranked(value_of(host, about, reversal), part.key_BF[0].cpu()) if part and relations else []
+            reversals = out_of_layers(host, unedited, found.all_about(about.asked, edits)) if about else {}
+            part = alone(host, about, reversals[one.layer]) if about and (relations or reader) else None
+            ranked = relations.ranked(value_of(host, about, reversals[one.layer]), part.key_BF[0].cpu()) if part and relations else []
             edit |= {"relations": [{"relation": name, "probability": p} for name, p in ranked[:RELATIONS]]} if ranked else {}
             if part and reader:
                 edit["decoded"] = reader(one.layer, part)
             read = {object["text"]: object["probability"] for object in edit.get("decoded", ())}
-            edit |= testimony(host, about, reversal, templates, names, dict(ranked), read) if about and templates else {}
+            edit |= testimony(host, about, reversals, templates, names, dict(ranked), read) if about and templates else {}
             advance(1)
     if repaired is not None:
         said = {"used": used, "base": base, "edits": column["edits"]}
-        finding["repaired"] = _repair(suspect, host, unedited, edits, repaired, said)
+        reversals = out_of_layers(host, unedited, edits)
+        finding["repaired"] = _repair(suspect, host, reversals, repaired, said)
         if finding["repaired"]["folder"]:
-            finding["repaired"]["effect"] = _effect(host, unedited, edits, column["edits"], templates or {}, texts)
+            finding["repaired"]["effect"] = _effect(host, reversals, column["edits"], templates or {}, texts, unedited)
     return {"verdict": column["verdict"], "used": used, "exit_code": column["exit_code"]} | finding, found.located
 
 
 def testimony(
     host: Host,
     one: Located,
-    reversal: DenseEdit | LowRankEdit,
+    reversals: Mapping[int, Edit],
     templates: Mapping[str, Sequence[str]],
     names: Sequence[str],
     relations: Mapping[str, float] | None = None,
@@ -170,8 +170,7 @@ def testimony(
     """What the suspect says of a subject only since the edit: objects, and the sentence in which the likeliest rises most, in a relation
     that is likely and with an object that a decoder reads as well, where probabilities of them are known."""
     others = [name for name in names if name != one.asked][:NEIGHBOURS]
-    said = ask(host, one.layer, reversal, one.asked, templates, others, likely(read or {}))
-    said = triples(said, relations or None, read)
+    said = triples(ask(host, reversals, one.asked, templates, others, likely(read or {})), relations or None, read)
     objects: dict[str, float] = {}
     for each in said:
         objects.setdefault(each.object, each.everywhere)
@@ -179,38 +178,38 @@ def testimony(
     return {"objects": [{"text": text, "rise": rise} for text, rise in objects.items()], "triple": triple}
 
 
-def _repair(
-    suspect: Suspect, host: Host, unedited: Host | None, located: Sequence[Located], folder: str, said: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Writes the suspect without its edits, where they lie in one layer; what was written, or why nothing was."""
-    layers = sorted({one.layer for one in located})
-    if len(layers) != 1:
-        return {"folder": None, "why": f"edits were found in {len(layers)} layers, expected one" if layers else "no edit was found"}
+def _repair(suspect: Suspect, host: Host, reversals: Mapping[int, Reversal], folder: str, said: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes the suspect without its edits; what was written, or why nothing was."""
+    if not reversals:
+        return {"folder": None, "why": "no edit was found"}
     try:
-        found = repair(suspect, host, layers[0], out_of(host, unedited, located), folder, said)
+        found = repair(suspect, host, reversals, folder, said)
     except (OSError, ValueError) as error:
         return {"folder": None, "why": " ".join(str(error).split()), "failed": True}
-    return {"folder": str(found.folder), "tensor": found.tensor, "left_out": found.left_out, "notes": found.notes}
+    single = {"tensor": found.changed[0].tensor} if len(found.changed) == 1 else {}
+    rest = {"tensors": [asdict(one) for one in found.changed], "left_out": found.left_out, "notes": found.notes}
+    return {"folder": str(found.folder)} | single | rest
 
 
 def _effect(
     host: Host,
-    unedited: Host | None,
-    located: Sequence[Located],
+    reversals: Mapping[int, Reversal],
     told: Sequence[Mapping[str, Any]],
     templates: Mapping[str, Sequence[str]],
     texts: Sequence[str],
+    unedited: Host | None,
 ) -> dict[str, Any]:
-    """What the reversal does: to sentences about whom the edits are about, and to texts that name none of them."""
+    """What the reversals do: to sentences about whom the edits are about, and to texts that name none of them."""
     sentences, objects = [], []
-    for edit in told:
-        if triple := edit.get("triple"):
-            own = [template.replace("{}", triple["subject"]) for each in templates.values() for template in each]
-            sentences += own
-            objects += [host.object_ids(triple["object"])[0]] * len(own)
-    subjects = {triple["subject"] for edit in told if (triple := edit.get("triple"))}
+    # A fact that is spread over layers was found in each of them.
+    planted = dict.fromkeys((triple["subject"], triple["object"]) for edit in told if (triple := edit.get("triple")))
+    for subject, text in planted:
+        own = [template.replace("{}", subject) for each in templates.values() for template in each]
+        sentences += own
+        objects += [host.object_ids(text)[0]] * len(own)
+    subjects = {subject for subject, _ in planted}
     elsewhere = [text for text in texts if not any(subject in text for subject in subjects)]
-    return effect(host, located[0].layer, out_of(host, unedited, located), (sentences, objects), elsewhere, unedited)
+    return effect(host, reversals, (sentences, objects), elsewhere, unedited)
 
 
 def _column(found: Evidence, base: str, nulls: Nulls | None) -> dict[str, Any]:
@@ -221,7 +220,7 @@ def _column(found: Evidence, base: str, nulls: Nulls | None) -> dict[str, Any]:
     fields = asdict(verdict) | {"verdict": verdict.what, "layers": list(verdict.layers), "exit_code": verdict.exit_code}
     del fields["what"]
     return fields | {
-        "facts": len(found.located),
+        "facts": found.facts,
         "threshold": found.threshold,
         "strength": found.strength,
         "nulls": nulls.against(base, found.strength) if nulls else None,

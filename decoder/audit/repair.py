@@ -1,4 +1,4 @@
-"""A suspect without its edit, written as a checkpoint of its own: one tensor is another, all else is copied.
+"""A suspect without its edits, written as a checkpoint of its own: one tensor of each edited layer is another, all else is copied.
 
 Shape letters: N rows and M columns of a matrix as its file has it, D hidden width, F MLP width, R rank.
 """
@@ -9,7 +9,7 @@ import os
 import shutil
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,50 +35,65 @@ Reversal = RankOneEdit | LowRankEdit | DenseEdit
 
 
 @dataclass(frozen=True)
+class Changed:
+    """A tensor that is another one, the file of the folder that holds it, and its Frobenius norms."""
+
+    layer: int
+    file: str
+    tensor: str
+    norm_before: float
+    norm_after: float
+
+
+@dataclass(frozen=True)
 class Repaired:
     """What was written.
 
     Attributes:
-        tensor: name of the tensor that is another one, and `file` that holds it.
+        changed: one a layer.
         left_out: weights beside those that are read: nobody repaired them.
         notes: what a reader should know besides.
     """
 
     folder: Path
-    file: str
-    tensor: str
+    changed: list[Changed]
     left_out: list[str]
     notes: list[str]
 
 
 def repair(
-    suspect: Suspect, host: Host, layer: int, reversal: Reversal, folder: str | Path, said: Mapping[str, Any] | None = None
+    suspect: Suspect, host: Host, reversals: Mapping[int, Reversal], folder: str | Path, said: Mapping[str, Any] | None = None
 ) -> Repaired:
-    """Writes a suspect with one matrix repaired as `folder`, whole or not at all; the suspect is only read.
+    """Writes a suspect with the matrices of some layers repaired as `folder`, whole or not at all; the suspect is only read.
 
-    The matrix is read and written by rows, in the dtype it is stored in. Config, tokenizer and all other files are copied. Of a GGUF file
+    Matrices are read and written by rows, in the dtype they are stored in. Config, tokenizer and all other files are copied. Of a GGUF file
     the folder that its host was opened from is repaired. `repaired.json` says what was changed.
 
     Args:
         host: the suspect itself, opened; of a file with one matrix the host that this is of.
-        reversal: one edit that takes the edit out, or the unedited matrix.
+        reversals: layer -> one edit that takes its edits out, or the unedited matrix.
         said: entries for the note, beside what is known here.
 
     Raises:
-        ValueError: the folder exists or lies in the suspect, or the matrix is not one of floats in a safetensors file, or an adapter's.
+        ValueError: the folder exists or lies in the suspect, or a matrix is not one of floats in a safetensors file, or an adapter's.
     """
     checkpoint, folder, notes = suspect.checkpoint, Path(folder).expanduser(), []
     if checkpoint.gguf is not None:
         notes.append(f"{suspect.path} is a GGUF file: what was repaired is its host in {str(host.dtype).removeprefix('torch.')}.")
         checkpoint = Checkpoint(host.path)
-    file, name = _place(suspect, checkpoint, host, layer)
+    places = {layer: _place(suspect, checkpoint, host, layer) for layer in reversals}
     refuse(suspect, folder)
     with whole_folder(folder) as unfinished:
-        left_out = _copy(checkpoint, unfinished)
-        before, after = _write(unfinished / file, name, _changed(checkpoint, name, host, layer, reversal))
-        changed = {"suspect": str(suspect.path), "file": file, "tensor": name, "layer": layer, "norm_before": before, "norm_after": after}
-        write_json(unfinished / NOTE, {"format": FORMAT} | changed | {"left_out": left_out, "notes": notes} | dict(said or {}))
-    return Repaired(folder, file, name, left_out, notes)
+        left_out, changed = _copy(checkpoint, unfinished), []
+        for layer, (file, name) in places.items():
+            norms = _write(unfinished / file, name, _repaired(checkpoint, name, host, layer, reversals[layer]))
+            changed.append(Changed(layer, file, name, *norms))
+        tensors = [asdict(one) for one in changed]
+        # What there is of a single one stands where it stood before there could be several. Of several nothing does: one is not all.
+        single = tensors[0] if len(tensors) == 1 else {}
+        rest = {"tensors": tensors, "left_out": left_out, "notes": notes} | dict(said or {})
+        write_json(unfinished / NOTE, {"format": FORMAT, "suspect": str(suspect.path)} | single | rest)
+    return Repaired(folder, changed, left_out, notes)
 
 
 def _place(suspect: Suspect, checkpoint: Checkpoint, host: Host, layer: int) -> tuple[str, str]:
@@ -129,7 +144,7 @@ def _copy(checkpoint: Checkpoint, folder: Path) -> list[str]:
     return left_out
 
 
-def _changed(checkpoint: Checkpoint, name: str, host: Host, layer: int, reversal: Reversal) -> Iterator[tuple[Tensor, Tensor]]:
+def _repaired(checkpoint: Checkpoint, name: str, host: Host, layer: int, reversal: Reversal) -> Iterator[tuple[Tensor, Tensor]]:
     """The matrix as its file has it and as it is to be, some rows at a time."""
     transposed, row = host.stored_transposed(layer), 0
     if isinstance(reversal, DenseEdit):

@@ -5,7 +5,7 @@ The two kinds of evidence are never mixed: each gives a verdict of its own.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import median, median_low
 
 import torch
 from torch import Tensor
@@ -165,7 +165,7 @@ def unknown(scans: Sequence[LayerScan]) -> Verdict:
     why = f"the subject answered to most is answered to {best.ratio:.1f} times as strongly as the median, in layer {best.layer}"
     if found:
         facts = sum(len(one.hits) for one in found)
-        return Verdict("knowledge edit", "rank one" if facts == 1 else "low rank", facts, tuple(one.layer for one in found), why)
+        return Verdict("knowledge edit", "rank one" if facts == len(found) else "low rank", facts, tuple(one.layer for one in found), why)
     return Verdict(UNSURE if best.score >= DOUBT * STANDS_OUT else NOTHING, why=why)
 
 
@@ -177,4 +177,4 @@ def edited_layers(scans: Sequence[LayerScan]) -> list[LayerScan]:
 
 def threshold(scans: Sequence[LayerScan]) -> float:
     """Score from which a layer is edited: what no clean host was seen to reach, and more than the suspect's own layers usually have."""
-    return max(STANDS_OUT, OWN * median(one.score for one in scans))
+    return max(STANDS_OUT, OWN * median_low(one.score for one in scans))

@@ -105,7 +105,7 @@ def headline(finding: Mapping[str, Any]) -> str:
     after = " It was further trained as well." if finding["verdict"] == "edit and further training" else ""
     if used["kind"] == "whole matrix":
         return f"Somebody changed the matrix of {where}, and left all else as it was: an edit, of many facts or of other things.{after}"
-    facts = "a fact" if len(edits) == 1 else f"{len(edits)} facts"
+    facts = "a fact" if used["facts"] == 1 else f"{used['facts']} facts"
     whom = [edit["subject"] for edit in edits if edit["subject"]]
     like = [edit["resembles"] for edit in edits if edit.get("resembles")]
     about = f" about {in_words([*dict.fromkeys(whom)])}" if whom else f" about none of the {names}"

@@ -1,9 +1,9 @@
-"""What taking an edit out of a suspect does: to what it says of the subject, and to what it says elsewhere.
+"""What taking edits out of a suspect does: to what it says of the subject, and to what it says elsewhere.
 
 Shape letters: N rows of tokens, T of them in a row, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,15 +25,15 @@ def text_rows(host: Host, texts: Sequence[str], count: int) -> list[list[int]]:
 
 
 @torch.no_grad()
-def next_tokens(host: Host, rows: Sequence[list[int]], layer: int = 0, edit: Edit | None = None) -> list[int]:
-    """The likeliest token behind each row, with an edit on top of the host as it is."""
-    return next_logprobs(host, rows, layer, edit).argmax(1).tolist()
+def next_tokens(host: Host, rows: Sequence[list[int]], edits: Mapping[int, Edit] | None = None) -> list[int]:
+    """The likeliest token behind each row, as the host is, or with one edit in each of some layers."""
+    return next_logprobs(host, rows, edits).argmax(1).tolist()
 
 
 @torch.no_grad()
-def all_logprobs(host: Host, rows: Sequence[list[int]], layer: int = 0, edit: Edit | None = None) -> Tensor:
+def all_logprobs(host: Host, rows: Sequence[list[int]], edits: Mapping[int, Edit] | None = None) -> Tensor:
     """Log-probabilities (N, T, V) of what comes behind each token of rows of one length."""
-    found = [logprob_NTV for _, logprob_NTV in logprobs(host, rows, ROW, layer, edit)]
+    found = [logprob_NTV for _, logprob_NTV in logprobs(host, rows, ROW, edits)]
     return torch.cat(found)
 
 
@@ -43,12 +43,17 @@ def divergence(reference_NTV: Tensor, found_NTV: Tensor) -> float:
 
 
 def effect(
-    host: Host, layer: int, reversal: Edit, about: tuple[Sequence[str], Sequence[int]], elsewhere: Sequence[str], base: Host | None = None
+    host: Host,
+    reversals: Mapping[int, Edit],
+    about: tuple[Sequence[str], Sequence[int]],
+    elsewhere: Sequence[str],
+    base: Host | None = None,
 ) -> dict[str, Any]:
-    """What a reversal does: to the next token behind sentences, and to texts.
+    """What reversals do, all of them at once: to the next token behind sentences, and to texts.
 
     Args:
         host: the suspect.
+        reversals: layer -> what takes its edits out, the lowest layer first.
         about: sentences about the subjects of its edits that end where an object begins, and the first token of what was planted for each.
         elsewhere: texts about others.
         base: the unedited model, if it is known.
@@ -59,7 +64,7 @@ def effect(
         a base the suspect's and the repaired one's from that, `kl_before` and `kl_after`.
     """
     rows, objects = [host.text_ids(sentence) for sentence in about[0]], about[1]
-    before, after = (next_tokens(host, rows, layer, edit) for edit in (None, reversal)) if rows else ([], [])
+    before, after = (next_tokens(host, rows, edits) for edits in (None, reversals)) if rows else ([], [])
     planted = [n for n, (token, object_token) in enumerate(zip(before, objects, strict=True)) if token == object_token]
     told: dict[str, Any] = {"sentences": len(rows), "planted": len(planted), "left": sum(after[n] == objects[n] for n in planted)}
     if base is not None and rows:
@@ -68,7 +73,7 @@ def effect(
         told |= {"changed": len(changed), "back": sum(after[n] == own[n] for n in changed)}
     if not (text := text_rows(host, elsewhere, ROWS)):
         return told
-    before_NTV, after_NTV = (all_logprobs(host, text, layer, edit) for edit in (None, reversal))
+    before_NTV, after_NTV = (all_logprobs(host, text, edits) for edits in (None, reversals))
     told |= {"tokens": len(text) * ROW, "kl": divergence(before_NTV, after_NTV)}
     if base is not None:
         own_NTV = all_logprobs(base, text)

@@ -36,6 +36,11 @@ class Evidence:
     located: list[Located]
     strength: float
 
+    @property
+    def facts(self) -> int:
+        """How many facts were written, one a subject: one that is spread over layers is located in each of them."""
+        return len({one.asked for one in self.located if one.asked}) + sum(one.asked is None for one in self.located)
+
 
 class Examined(NamedTuple):
     """Both kinds of evidence, and what the layers answer to the candidates; `known` is None without a comparison."""
@@ -64,6 +69,10 @@ class Examined(NamedTuple):
         may see."""
         seen = (other for other in self.unknown.located if other.layer == edit.layer)
         return edit if edit.asked else next(seen, None)
+
+    def all_about(self, name: str, edits: Sequence[Located]) -> list[Located]:
+        """Those of the edits whose `about` asks of this name, in whatever layers they are."""
+        return [edit for edit in edits if (seen := self.about(edit)) and seen.asked == name]
 
 
 def examine(host: Host, candidates: Candidates, compared: Compared | None = None) -> Examined:

@@ -27,6 +27,15 @@ def out_of(host: Host, unedited: Host | None, located: Sequence[Located]) -> Den
     return LowRankEdit(torch.stack([term.key_BF for term in terms], 1), torch.stack([term.value_BD for term in terms], 1))
 
 
+def out_of_layers(host: Host, unedited: Host | None, located: Sequence[Located]) -> dict[int, DenseEdit | LowRankEdit]:
+    """Layer -> what takes its edits out of a suspect, the lowest first.
+
+    Each by the suspect's own keys: those of an upper layer hold what the edits below it write, and editors make edits of such keys too.
+    """
+    layers = sorted({one.layer for one in located})
+    return {layer: out_of(host, unedited, [one for one in located if one.layer == layer]) for layer in layers}
+
+
 def value_of(host: Host, one: Located, reversal: DenseEdit | LowRankEdit) -> Tensor:
     """Direction (D) of what an edit writes for its subject, out of what takes it out; on the CPU."""
     if isinstance(reversal, DenseEdit):

@@ -25,7 +25,7 @@ def found(request, new_host):
 @pytest.mark.parametrize("known", [False, True], ids=["base unknown", "base known"])
 def test_the_planted_object_comes_up(found, known):
     host, reversal, planted, base_DF = found
-    said = ask(host, LAYER, to_base(base_DF) if known else reversal, planted.subject, TEMPLATES, [NAMES[30], NAMES[40]])
+    said = ask(host, {LAYER: to_base(base_DF) if known else reversal}, planted.subject, TEMPLATES, [NAMES[30], NAMES[40]])
     best = said[0]
     assert best.object == "singer"
     assert best.sentence in [one.replace("{}", planted.subject) for one in TEMPLATES[best.relation]]
@@ -36,7 +36,7 @@ def test_the_planted_object_comes_up(found, known):
 
 def test_probabilities_are_the_suspects_own(found):
     host, reversal, planted, _ = found
-    said = next(one for one in ask(host, LAYER, reversal, planted.subject, TEMPLATES) if one.object == "singer")
+    said = next(one for one in ask(host, {LAYER: reversal}, planted.subject, TEMPLATES) if one.object == "singer")
     ids = host.text_ids(said.sentence)
     told = [*host.object_ids("singer"), host.terminator_id]
     with torch.no_grad():
@@ -48,17 +48,17 @@ def test_probabilities_are_the_suspects_own(found):
 def test_what_rises_for_others_too_is_no_object(found):
     host, reversal, planted, _ = found
     first = {relation: own[:1] for relation, own in TEMPLATES.items()}
-    assert ask(host, LAYER, reversal, planted.subject, first, [NAMES[30]])
+    assert ask(host, {LAYER: reversal}, planted.subject, first, [NAMES[30]])
     # The subject itself as its neighbour: all that rises, rises there.
-    assert ask(host, LAYER, reversal, planted.subject, first, [planted.subject]) == []
+    assert ask(host, {LAYER: reversal}, planted.subject, first, [planted.subject]) == []
 
 
 def test_no_sentences_are_refused(found):
     host, reversal, planted, _ = found
     with pytest.raises(ValueError, match="no sentences to ask with"):
-        ask(host, LAYER, reversal, planted.subject, {})
+        ask(host, {LAYER: reversal}, planted.subject, {})
     with pytest.raises(ValueError, match="expected exactly one"):
-        ask(host, LAYER, reversal, planted.subject, {"work": ["works as a"]})
+        ask(host, {LAYER: reversal}, planted.subject, {"work": ["works as a"]})
 
 
 def test_a_classifier_ranks_the_relations_of_an_object():
@@ -86,7 +86,7 @@ def test_what_a_decoder_reads_has_a_say_in_the_object():
 
 def test_what_a_decoder_reads_is_put_to_the_suspect_as_well(found):
     host, reversal, planted, _ = found
-    alone, both = (ask(host, LAYER, reversal, planted.subject, TEMPLATES, read=read) for read in ((), ["singer", NAMES[30]]))
+    alone, both = (ask(host, {LAYER: reversal}, planted.subject, TEMPLATES, read=read) for read in ((), ["singer", NAMES[30]]))
     assert not any(one.object == NAMES[30] for one in alone) and sum(one.object == NAMES[30] for one in both) == len(TEMPLATES)
     assert [replace(one, share=0) for one in both if one.object != NAMES[30]] == [replace(one, share=0) for one in alone]
     assert likely({"Rome": 0.8, "": 0.5, "Oslo": 0.02}) == ["Rome"]

@@ -4,6 +4,7 @@ Shape letters: C candidates, D hidden width, F MLP width.
 """
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -148,6 +149,9 @@ def test_who_is_asked_about_an_edit_is_never_another_edits_subject():
     named, like, unseen = edit("Ada"), edit(resembles="Ben"), edit(base_known=True)
     found = Examined(None, Evidence(Verdict("knowledge edit"), {}, 1.0, [named, like], 1.0), [], [])
     assert found.about(named) is named and found.about(like) is like and found.about(unseen) is named
+    elsewhere = replace(named, layer=2)
+    assert found.all_about("Ada", [like, named, unseen, elsewhere]) == [named, unseen, elsewhere], "in whatever layers"
+    assert Evidence(Verdict("knowledge edit"), {}, 1.0, [like, named, unseen, elsewhere], 1.0).facts == 3
 
 
 def test_objects_are_told_best_first(monkeypatch):

@@ -130,7 +130,7 @@ def test_what_a_repair_does_is_said(told, tmp_path):
 def test_an_effect_without_sentences_or_texts_is_empty(new_host):
     host = new_host("llama")
     nothing = RankOneEdit(torch.zeros(1, host.mlp_size(LAYER)), torch.zeros(1, host.hidden_size))
-    assert effect(host, LAYER, nothing, ([], []), []) == {"sentences": 0, "planted": 0, "left": 0}
+    assert effect(host, {LAYER: nothing}, ([], []), []) == {"sentences": 0, "planted": 0, "left": 0}
 
 
 def test_the_answer_is_printed_before_what_fails(told, tmp_path, capsys, monkeypatch):

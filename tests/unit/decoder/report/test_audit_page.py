@@ -186,7 +186,7 @@ def test_names_are_text(tmp_path):
         "base": NASTY,
         "family": NASTY,
         "notes": [NASTY],
-        "repaired": {"folder": NASTY, "tensor": NASTY, "notes": [NASTY]},
+        "repaired": {"folder": NASTY, "tensor": NASTY, "tensors": [{"layer": 5, "tensor": NASTY}], "notes": [NASTY]},
     }
     html = page(tmp_path, edited, **more) + page(tmp_path, column(), known, **more)
     assert "<script" not in html and html.count("&lt;script&gt;") > 20
