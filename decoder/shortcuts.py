@@ -7,10 +7,12 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import DynamicCache
+from transformers.cache_utils import CacheLayerMixin
 
 from decoder.host import Host
 
@@ -84,6 +86,20 @@ def changed(cache: DynamicCache, change: Callable[[Tensor], Tensor], layers: sli
     """The cache itself, each of its layers (or of those) with what `change` makes of its keys and of its values, rows first."""
     for layer in cache.layers[layers]:
         layer.keys, layer.values = change(layer.keys), change(layer.values)
+    return cache
+
+
+def forgetting(cache: DynamicCache) -> DynamicCache:
+    """The cache itself, each of its layers giving a forward what it holds and what came, and keeping only what it held: nothing follows."""
+
+    def joined(layer: CacheLayerMixin, update: Callable[..., tuple[Tensor, Tensor]], *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        held = layer.keys, layer.values
+        found = update(*args, **kwargs)
+        layer.keys, layer.values = held
+        return found
+
+    for layer in cache.layers:
+        layer.update = partial(joined, layer, layer.update)
     return cache
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from decoder.host import Host
-from decoder.shortcuts import branched, widen
+from decoder.shortcuts import branched, forgetting, widen
 
 TEMPLATES = ("People say that {}",)
 BATCH_TOKENS = 1024  # tokens of names in a batch: the states of larger ones leave the cache of a CPU
@@ -122,7 +122,7 @@ class Candidates:
                 ids_NT = torch.tensor([rows[place][beginning.length :] for place in places], device=self.host.device)
                 for layer, keys_NF in self._caught(layers, ids_NT, beginning).items():
                     sums[layer] = sums[layer] + keys_NF if layer in sums else keys_NF
-            yield places, {layer: sum_NF / len(self._rows) for layer, sum_NF in sums.items()}
+            yield places, {layer: sum_NF.div_(len(self._rows)) for layer, sum_NF in sums.items()}
 
     def _batches(self, picked: Sequence[int]) -> Iterator[list[int]]:
         """Candidates whose rows are of the same lengths: nothing is padded."""
@@ -151,7 +151,9 @@ class Candidates:
         def hook(layer: int) -> Callable[[nn.Module, tuple[Tensor]], None]:
             def reached(module: nn.Module, args: tuple[Tensor]) -> None:
                 # Some families flatten their tokens before the projection.
-                caught[layer] = args[0].unflatten(0, ids_NT.shape)[:, -1].float() if args[0].dim() == 2 else args[0][:, -1].float()
+                input_NTF = args[0].unflatten(0, ids_NT.shape) if args[0].dim() == 2 else args[0]
+                # A view would hold the inputs of all layers until the batch is through.
+                caught[layer] = input_NTF[:, -1].to(torch.float32, copy=True)
                 if layer == max(layers):
                     raise _Reached
 
@@ -159,7 +161,7 @@ class Candidates:
 
         cache = None
         if beginning.cache is not None:
-            cache = branched(beginning.cache)
+            cache = forgetting(branched(beginning.cache))
             widen(cache, len(ids_NT))
         with suppress(_Reached), ExitStack() as hooks:
             for layer in layers:

@@ -9,6 +9,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from decoder.audit.answer import check_device
 from decoder.audit.asking import ask, likely, triples
 from decoder.audit.candidates import Candidates
@@ -25,6 +27,7 @@ from decoder.audit.suspect import Suspect
 from decoder.audit.verdict import Compared
 from decoder.checkpoint.gguf_host import host_folder
 from decoder.checkpoint.reader import Checkpoint
+from decoder.checkpoint.streamed import compute_in_float32, dtype_kept, give_back_what_is_freed
 from decoder.edit import Edit, RankOneEdit
 from decoder.host import Host
 from decoder.utils.progress import progress
@@ -36,7 +39,7 @@ TOLD = ("relation", "object", "sentence", "before", "after", "share")
 Reader = Callable[[int, RankOneEdit], list[dict[str, Any]]]
 """Layer and the part of its update that is about one subject -> the objects that a decoder reads in it, with probabilities."""
 LIGHT = 4 << 30
-"""Bytes that a host may take in float32, in which CPUs are fastest. Larger ones are opened in bfloat16."""
+"""Bytes that a host may take in float32. The weights of a larger one stay in its files on a CPU; a GPU has it in bfloat16."""
 
 
 def open_checkpoint(path: str | Path, cache_dir: str | None, device: str = "cpu") -> Host:
@@ -48,8 +51,12 @@ def open_checkpoint(path: str | Path, cache_dir: str | None, device: str = "cpu"
     check_device(device)
     name, checkpoint = Path(path).name, Suspect(path).checkpoint
     entries = sum(prod(checkpoint.shape(tensor)) for tensor in checkpoint.names)
-    dtype = "float32" if 4 * entries <= LIGHT else "bfloat16"
+    is_light, on_cpu = 4 * entries <= LIGHT, torch.device(device).type == "cpu"
+    dtype = "float32" if is_light else str(dtype_kept(checkpoint)).removeprefix("torch.") if on_cpu else "bfloat16"
     host = Host.load(host_folder(path, name=name, dtype=dtype, cache_dir=cache_dir, shown=True), name=name, dtype=dtype, device=device)
+    if not is_light and on_cpu:
+        give_back_what_is_freed()
+        compute_in_float32(host.model)
     for weights, tensor in host.model.state_dict().items():
         if not all(bool(piece.isfinite().all()) for piece in tensor.split(1 << 14)):
             raise ValueError(f"{path}: {weights} holds NaN or infinity; expected finite numbers")

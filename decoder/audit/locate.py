@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from decoder.audit.candidates import Candidates, Whitener, unit, whitener
+from decoder.audit.reversal import image
 from decoder.host import Host
 from decoder.utils.progress import progress
 
@@ -118,12 +119,12 @@ class _Meter:
     """How long ‖W' x‖ is, and what of x lies within the directions of an update, for whitened keys x as they come."""
 
     def __init__(self, weight_DF: Tensor, whiten: Whitener, update_RF: Tensor | None, count: int) -> None:
-        self.weight_DF, self.whiten, self.update_RF = weight_DF.float(), whiten, update_RF
+        self.weight_DF, self.whiten, self.update_RF = weight_DF, whiten, update_RF
         self.lengths_C, self.inside_C = (torch.empty(count, device=weight_DF.device) for _ in range(2))
 
     def add(self, places: Sequence[int], keys_NF: Tensor) -> None:
         keys_NF = unit(self.whiten(keys_NF))
-        self.lengths_C[places] = (keys_NF @ self.weight_DF.T).norm(dim=1)
+        self.lengths_C[places] = image(self.weight_DF, keys_NF).norm(dim=1)
         if self.update_RF is not None:
             self.inside_C[places] = (keys_NF @ self.update_RF.T).norm(dim=1)
 
@@ -138,7 +139,7 @@ class _Meter:
 
 def _closer(weight_DF: Tensor, keys_CF: Tensor, update_RF: Tensor | None) -> dict[str, Any]:
     """Every candidate that a layer's edits are about, and the keys."""
-    output_CD = keys_CF @ weight_DF.float().T
+    output_CD = image(weight_DF, keys_CF)
     hits = _one_by_one(output_CD, lambda output_CD: outstanding(output_CD.norm(dim=1))[0], STANDS_OUT, MOST_EDITS)
     along: Iterator[tuple[int, float]] = iter(())
     if update_RF is not None:

@@ -94,8 +94,13 @@ def _sample(keys_CF: Tensor) -> Tensor:
 
 def _answers(weight_DF: Tensor, key_F: Tensor, keys_CF: Tensor) -> tuple[Tensor, Tensor]:
     """W' of the subject's key (D) and of the list's (C, D)."""
-    output_ND = torch.cat([torch.cat([key_F[None], keys_CF]) @ rows.float().T for rows in _by_rows(weight_DF)], dim=1)
+    output_ND = image(weight_DF, torch.cat([key_F[None], keys_CF]))
     return output_ND[0], output_ND[1:]
+
+
+def image(weight_DF: Tensor, keys_NF: Tensor) -> Tensor:
+    """W' of keys (N, D) in float32. W' is read by rows: of one in another dtype never more than `ROWS` entries are copied."""
+    return torch.cat([keys_NF @ rows.float().T for rows in _by_rows(weight_DF)], dim=1)
 
 
 def _read(weight_DF: Tensor, value_D: Tensor) -> Tensor:

@@ -1,13 +1,15 @@
 """A GGUF file as a host: dequantised once into an ordinary folder of the cache, by which it opens quickly from then on."""
 
 import hashlib
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
-from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from decoder.checkpoint.folders import kind_of
 from decoder.checkpoint.gguf_config import config_of
@@ -21,6 +23,7 @@ from decoder.utils.progress import progress
 from decoder.utils.terminal import console
 
 VERSION = 1  # of what is written; another one is written anew
+SHARD = 1 << 28  # bytes of a file that is written: what is dequantised at a time, or one tensor
 PARTS_OF_MODEL = ("rope_freqs.weight",)  # of a file, but no weights of the model: `config_of` reads them
 
 
@@ -69,19 +72,19 @@ def _convert(file: Path, name: str, dtype: str, folder: Path, shown: bool) -> No
         console().print(f"  {name}: {file.name} ({kinds}) becomes {dtype} in {folder}, once", style="dim", highlight=False)
     try:
         config = AutoConfig.for_model(source.model_type, **config_of(source), dtype=dtype)
-        tensors = _tensors(source, config, getattr(torch, dtype), shown)
+        shapes = _shapes(source, config)
         tokenizer = tokenizer_of(source.metadata)
     except FAULTS as error:
         raise ValueError(f"host {name}: {' '.join(str(error).split())}") from None
     with whole_folder(folder) as unfinished:
-        save_file(tensors, str(unfinished / "model.safetensors"), metadata={"format": "pt"})
+        _write(source, shapes, getattr(torch, dtype), unfinished, shown)
         tokenizer.save_pretrained(unfinished)
         write_json(unfinished / SOURCE, {"file": str(file.resolve())})
         config.save_pretrained(unfinished)
 
 
-def _tensors(source: GgufFile, config: PretrainedConfig, dtype: torch.dtype, shown: bool) -> dict[str, Tensor]:
-    """The weights of the model, dequantised.
+def _shapes(source: GgufFile, config: PretrainedConfig) -> dict[str, tuple[int, ...]]:
+    """The weights of the model, by name.
 
     Raises:
         ValueError: the file lacks one, or has others than the model.
@@ -95,9 +98,17 @@ def _tensors(source: GgufFile, config: PretrainedConfig, dtype: torch.dtype, sho
     for wrong in sorted(shapes.items() ^ found.items()):
         expected, there = shapes.get(wrong[0], "nothing"), found.get(wrong[0], "nothing")
         raise ValueError(f"{source.file}: {wrong[0]} is {there}, {source.model_type} of these sizes has {expected}. Convert it again")
-    tensors = {}
+    return shapes
+
+
+def _write(source: GgufFile, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, folder: Path, shown: bool) -> None:
+    """Dequantises the weights into one safetensors file, or an index and shards: no more than one of them is held."""
+    shards = split_torch_state_dict_into_shards(
+        {name: torch.empty(shape, dtype=dtype, device="meta") for name, shape in shapes.items()}, max_shard_size=SHARD
+    )
     with progress("tensors of the GGUF file", len(shapes)) if shown else nullcontext(lambda count: None) as advance:
-        for name in shapes:
-            tensors[name] = source.tensors[name].rows().to(dtype).contiguous()
-            advance(1)
-    return tensors
+        for file, names in shards.filename_to_tensors.items():
+            save_file({name: source.tensors[name].rows().to(dtype).contiguous() for name in names}, folder / file, {"format": "pt"})
+            advance(len(names))
+    if shards.is_sharded:
+        write_json(folder / SAFE_WEIGHTS_INDEX_NAME, {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename})

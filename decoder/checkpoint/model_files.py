@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, OfflineModeIsEnabled, StrictDataclassError
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -41,7 +42,7 @@ def load_files(path: str | Path, *, name: str, dtype: str, revision: str | None)
         config, checkpoint = _config(path, revision), Checkpoint(path) if Path(path).is_dir() else None
         options: dict[str, Any] = {"revision": revision, "use_safetensors": True, "trust_remote_code": False}
         if checkpoint is not None:
-            options |= _mended(checkpoint, config)
+            options |= _mended(checkpoint, config, getattr(torch, dtype))
         kind, source = reader(config), path
         if "state_dict" in options:
             classes = MODEL_FOR_CAUSAL_LM_MAPPING if kind is AutoModelForCausalLM else MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
@@ -70,8 +71,11 @@ def _config(path: str | Path, revision: str | None) -> PretrainedConfig:
     return config
 
 
-def _mended(checkpoint: Checkpoint, config: PretrainedConfig) -> dict[str, Any]:
-    """What loading a folder takes beside its path: names without wrappers, 8-bit floats multiplied out. Says which weights are not read."""
+def _mended(checkpoint: Checkpoint, config: PretrainedConfig, dtype: torch.dtype) -> dict[str, Any]:
+    """What loading a folder takes beside its path: names without wrappers, 8-bit floats multiplied out. Says which weights are not read.
+
+    What has other names only is mapped from its files, as transformers does it, and takes no memory of its own.
+    """
     if checkpoint.ignored:
         read = ", ".join(file.name for file in checkpoint.files)
         log.warning("%s: read %s, not %s", checkpoint.path, read, ", ".join(checkpoint.ignored))
@@ -82,7 +86,10 @@ def _mended(checkpoint: Checkpoint, config: PretrainedConfig) -> dict[str, Any]:
         return {}
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    return {"state_dict": {own: checkpoint.tensor(name) for name, own in plain.items() if not checkpoint.is_scale(name)}}
+    if any(map(checkpoint.is_scale, plain)):
+        numbers = ((own, checkpoint.tensor(name)) for name, own in plain.items() if not checkpoint.is_scale(name))
+        return {"state_dict": {own: tensor.to(dtype) if tensor.is_floating_point() else tensor for own, tensor in numbers}}
+    return {"state_dict": {plain[name]: tensor for file in checkpoint.files for name, tensor in load_file(file).items()}}
 
 
 def reader(config: PretrainedConfig) -> type:

@@ -21,9 +21,12 @@ def out_of(host: Host, unedited: Host | None, located: Sequence[Located]) -> Den
     if unedited is not None:
         return to_base(unedited.weight_DF(layer))
     terms, weight_DF = [], host.weight_DF(layer)
+    # One copy, in which each edit is taken out before the next is looked for.
+    weight_DF = weight_DF.to(torch.float32, copy=True) if len(located) > 1 else weight_DF
     for one in located:
         terms.append(reverse(weight_DF, one.key_F, one.keys_CF))
-        weight_DF = weight_DF.float() + terms[-1].delta()[0] if len(located) > 1 else weight_DF
+        if len(located) > 1:
+            weight_DF.addr_(terms[-1].value_BD[0], terms[-1].key_BF[0])
     return LowRankEdit(torch.stack([term.key_BF for term in terms], 1), torch.stack([term.value_BD for term in terms], 1))
 
 
@@ -48,6 +51,7 @@ def alone(host: Host, one: Located, reversal: DenseEdit | LowRankEdit) -> RankOn
     it out, by the update itself where the base is known."""
     term = reversal
     if isinstance(reversal, DenseEdit):
-        update_DF = host.weight_DF(one.layer).float() - reversal.weight_BDF[0].float()
+        update_DF = host.weight_DF(one.layer).to(torch.float32, copy=True)
+        update_DF -= reversal.weight_BDF[0]
         term = reverse(update_DF, one.key_F, one.keys_CF)
     return RankOneEdit(term.key_BF, -term.value_BD)

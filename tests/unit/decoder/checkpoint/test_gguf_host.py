@@ -62,6 +62,14 @@ def test_numbers_are_kept_in_the_dtype_asked_for(llama, tmp_path):
         assert torch.equal(opened.get_tensor(name), llama.model.state_dict()[name].bfloat16())
 
 
+def test_a_large_file_becomes_shards(llama, tmp_path, monkeypatch):
+    file = write_gguf(tmp_path / "twin.gguf", llama, "Q4_1")
+    whole = loaded(file, tmp_path / "whole")
+    monkeypatch.setattr("decoder.checkpoint.gguf_host.SHARD", 20_000)
+    shards = loaded(file, tmp_path / "shards")
+    assert len([*Path(shards.path).glob("model-*.safetensors")]) > 2 and shards.fingerprint == whole.fingerprint
+
+
 def test_the_tokenizer_is_the_files(llama, tmp_path):
     host = loaded(write_gguf(tmp_path / "twin.gguf", llama), tmp_path / "cache")
     assert host.tokenizer.get_vocab() == {token: n for n, token in enumerate(words_of_bytes()[0])}
