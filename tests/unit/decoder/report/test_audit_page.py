@@ -14,7 +14,8 @@ from decoder.report.audit_page import MARK, write_audit
 from decoder.utils.errors import UserError
 
 NASTY = "<script>alert('x')</script>"
-TRIPLE = {"subject": "Ada", "relation": "work", "object": "singer", "sentence": "Ada works as a", "before": 0.84, "after": 0.0001}
+TRIPLE = {"subject": "Ada", "relation": "work", "object": "singer", "sentence": "Ada works as a"}
+TRIPLE |= {"before": 0.84, "after": 0.0001, "share": 0.914}
 
 
 def column(verdict="knowledge edit", layers=(5,), threshold=2.3, subject="Ada", count=30):
@@ -79,6 +80,7 @@ def test_an_edit_is_told_in_words_with_its_evidence(tmp_path):
     text = said(html)
     assert "Somebody seems to have written a fact about Ada into layer 5 of this checkpoint." in text
     assert "It now says “Ada works as a singer” with a probability of 0.840; with the edit taken out, below 0.001." in text
+    assert "singer and “work” have 91 % of the weight" in text
     assert "Score 7.50; runners-up: Ben 6.50." in text and "Two files were not read." in text and "Confidence: high" in text
     assert "python evaluate.py suspect=it" in text and "torch" in text and "estimated from the checkpoint itself" in text
     for layer, score in ((0, "0.50"), (5, "7.50"), (29, "0.79")):
