@@ -30,7 +30,7 @@ from decoder.audit.reversal import to_base
 from decoder.edit import Edit
 from decoder.host import Host
 from decoder.scores import wilson
-from decoder.utils.errors import run_command
+from decoder.utils.errors import UserError, run_command
 from decoder.utils.progress import progress
 from decoder.utils.terminal import quiet
 
@@ -117,6 +117,10 @@ def main(argv: list[str] | None = None) -> None:
     quiet()
     host = Host.load(cfg.model, name=Path(cfg.model).name.partition("-")[0])
     stores = [EditStore(Path(place).expanduser()) for place in (cfg.store, cfg.beside) if place]
+    layers = [layer for store in stores for layer in store.layers]
+    if cfg.hosts < 1 or not stores or len({*layers}) < len(layers):
+        came = f"hosts={cfg.hosts} store={cfg.store} beside={cfg.beside}"
+        raise UserError(f"{came}: expected a host or more, and stores of edits in other layers")
     names = [*dict.fromkeys(fact.subject for fact in load_pocket().facts)]
     auditor, effect = Auditor(host, [cfg.precision], names), Effect(host)
     told: dict[str, list[dict[str, Any]]] = {}
@@ -138,6 +142,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _share(hits: Sequence[bool]) -> str:
+    if not hits:
+        return "-"
     low, high = wilson(sum(hits), len(hits))
     return f"{sum(hits) / len(hits):.3f} [{low:.3f}, {high:.3f}]"
 

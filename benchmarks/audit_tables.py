@@ -149,6 +149,7 @@ def _undone(edited: Sequence[Row], base: str) -> Table:
     listed = [row for row in edited if row["listed"]]
     for kind, rows in {"all": listed, **_by_kind(listed)}.items():
         right = [[test(row, base) for row in rows] for test in (_is_object, _is_read, _is_relation, _is_triple)]
+        right[1] = right[1] if any("read" in row["undone"].get(base, {}) for row in rows) else []
         sure = sorted(range(len(rows)), key=lambda n: -rows[n]["undone"].get(base, {}).get("sure", 0.0))
         halves = [right[-1][n] for n in sure[: -(-len(rows) // 2)]]
         effects = [row["undone"].get(base, row["undone"])["effect" if base in row["undone"] else "as_is"] for row in rows]

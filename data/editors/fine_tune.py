@@ -101,7 +101,8 @@ class _InPlace(Adam):
     def moved(self, found_BD: Tensor, grad_BD: Tensor) -> Tensor:
         before = torch.tensor(float(self.time), device=grad_BD.device)
         self.time += 1
-        states = [found_BD], [grad_BD], [self.mean_BD], [self.square_BD], [], [before]
+        # The CPU's kernel goes by memory, whatever the strides say.
+        states = [found_BD], [grad_BD.contiguous()], [self.mean_BD], [self.square_BD], [], [before]
         plain = {"amsgrad": False, "weight_decay": 0.0, "maximize": False}
         adam(*states, fused=True, beta1=BETA1, beta2=BETA2, eps=EPSILON, lr=self.lr, **plain)
         return found_BD

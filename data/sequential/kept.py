@@ -70,10 +70,12 @@ class Kept:
             try:
                 yield
             finally:
-                Path(lock.lock_file).unlink(missing_ok=True)
-                with suppress(OSError):  # what holds something stays
-                    for folder in made:
-                        folder.rmdir()
+                # Whoever waits for the lock of a chain that is there must find it.
+                if not self.file.exists():
+                    Path(lock.lock_file).unlink(missing_ok=True)
+                    with suppress(OSError):  # what holds something stays
+                        for folder in made:
+                            folder.rmdir()
 
     def finished(self) -> Path | None:
         """The lines of these settings if they are all there; an earlier version may have given them another hash."""

@@ -96,7 +96,8 @@ def ask(
     asked = _asked(suspect, reversals, [(template, subject) for _, template in sentences])
     others = _asked(suspect, reversals, [(own[0], name) for name in neighbours for own in templates.values()])
     found, objects = [], {suspect.tokenizer.decode(ids).strip(): ids for ids in _objects(suspect, asked, others)}
-    for text, ids in ({text: suspect.object_ids(text) for text in read} | objects).items():
+    # Where nothing comes up at all, what a decoder reads is no testimony either.
+    for text, ids in ({text: suspect.object_ids(text) for text in read} | objects if objects else {}).items():
         before_N, after_N = _whole(suspect, reversals, asked, ids)
         rise_N = before_N - after_N
         for relation in templates:

@@ -144,6 +144,7 @@ def audit_checkpoint(
     by_scan = found.by_scan
     column, used = (finding["base_unknown"], "base unknown") if by_scan else (finding["base_known"], "base known")
     edits, unedited = (found.unknown if by_scan else found.known).located, None if by_scan else unedited
+    asked: dict[str, dict[str, Any]] = {}
     with progress("sentences about the subjects found", len(edits[:ASKED])) as advance:
         for one, edit in zip(edits[:ASKED], column["edits"], strict=False):
             about = found.about(one)
@@ -154,7 +155,10 @@ def audit_checkpoint(
             if part and reader:
                 edit["decoded"] = reader(one.layer, part)
             read = {object["text"]: object["probability"] for object in edit.get("decoded", ())}
-            edit |= testimony(host, about, reversals, templates, names, dict(ranked), read) if about and templates else {}
+            if about and templates:
+                # What is planted over several layers is asked about once.
+                said = asked.get(about.asked) or testimony(host, about, reversals, templates, names, dict(ranked), read)
+                edit |= asked.setdefault(about.asked, said)
             advance(1)
     if repaired is not None:
         said = {"used": used, "base": base, "edits": column["edits"]}
@@ -177,7 +181,8 @@ def testimony(
     """What the suspect says of a subject only since the edit: objects, and the sentence in which the likeliest rises most, in a relation
     that is likely and with an object that a decoder reads as well, where probabilities of them are known."""
     others = [name for name in names if name != one.asked][:NEIGHBOURS]
-    said = triples(ask(host, reversals, one.asked, templates, others, likely(read or {})), relations or None, read)
+    said = ask(host, reversals, one.asked, templates, others, likely(read or {}))
+    said = [each for each in triples(said, relations or None, read) if each.everywhere > 0]
     objects: dict[str, float] = {}
     for each in said:
         objects.setdefault(each.object, each.everywhere)

@@ -6,6 +6,7 @@ It is made from the finding alone, as `evaluate.py json=true` prints it; `docs/a
 import json
 from collections.abc import Mapping, Sequence
 from datetime import date
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,8 @@ def headline(finding: Mapping[str, Any]) -> str:
     like = [edit["resembles"] for edit in edits if edit.get("resembles")]
     about = f" about {in_words([*dict.fromkeys(whom)])}" if whom else f" about none of the {names}"
     about += f", but somebody like {in_words([*dict.fromkeys(like)])}," if like and not whom else ""
-    beside = " and somebody who was not asked about" if whom and len(whom) < len(edits) else ""
+    others = any((edit["subject"] or edit.get("resembles")) not in whom for edit in edits)
+    beside = " and somebody who was not asked about" if whom and others else ""
     # Without the base a fact that was written is inferred from how a name is answered to.
     wrote = "wrote" if finding["used"] == TITLES["base_known"] else "seems to have written"
     return f"Somebody {wrote} {facts}{about}{beside} into {where} of this checkpoint.{after}"
@@ -217,7 +219,8 @@ def _decoded(finding: Mapping[str, Any], edits: Sequence[Mapping[str, Any]]) -> 
     asked: dict[int, set[str]] = {}
     for edit in edits:
         if edit.get("triple"):
-            asked.setdefault(edit["layer"], set()).add(edit["triple"]["object"].strip().casefold())
+            # In the triple decoders have had a say.
+            asked.setdefault(edit["layer"], set()).add(max(edit["objects"], key=itemgetter("rise"))["text"].strip().casefold())
     rows = decoded.get("ranking", [decoded] if "objects" in decoded else [])
     told = []
     for one in rows:

@@ -1,8 +1,9 @@
-"""`benchmarks/audit_facts.py` in miniature: hosts in which two facts are planted, from checkpoints to the table.
+"""`benchmarks/audit_facts.py` and `audit_layers.py` in miniature: hosts in which two facts are planted, from checkpoints to the table.
 
 Shape letters: C names, B hosts, R facts of a host, D hidden width, F MLP width.
 """
 
+import pytest
 import torch
 from changed_decoders import FACTS, LAYER, changed_decoder
 from places import ROOT
@@ -44,16 +45,41 @@ def two_facts_a_host(host, facts, path):
     writer.finish(1, [])
 
 
-def test_the_planted_subjects_are_found_and_counted(fact_host, pocket_facts, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def tiny(fact_host, pocket_facts, tmp_path, monkeypatch):
+    """A host, saved beside its store of edits."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    import audit_facts
-
     fact_host.model.save_pretrained(tmp_path / "tiny")
     fact_host.tokenizer.save_pretrained(tmp_path / "tiny")
     host = Host.load(tmp_path / "tiny", name="tiny", terminator=".")
     two_facts_a_host(host, pocket_facts, tmp_path / "store")
-    save_decoder(tmp_path / "decoder", changed_decoder(host), FACTS)
+    return host
+
+
+def table(said):
+    return [[cell.strip() for cell in line.split("│")[1:-1]] for line in said.splitlines() if line.startswith("│")]
+
+
+def test_the_planted_subjects_are_found_and_counted(tiny, tmp_path, capsys):
+    import audit_facts
+
+    save_decoder(tmp_path / "decoder", changed_decoder(tiny), FACTS)
     audit_facts.main([*(f"{name}={tmp_path / folder}" for name, folder in (("model", "tiny"), ("store", "store"), ("decoder", "decoder")))])
-    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    rows = table(capsys.readouterr().out)
     assert [row[:4] for row in rows] == [[split, base, "1", "2"] for split in TEST_SPLITS for base in ("known", "unknown")]
     assert all(row[4].startswith("1.000 [") and row[6] == "0" for row in rows)
+
+
+def test_edits_are_taken_out_of_their_layers(tiny, tmp_path, capsys):
+    import audit_layers
+
+    given = [f"model={tmp_path / 'tiny'}", f"store={tmp_path / 'store'}"]
+    audit_layers.main([*given, "hosts=2"])
+    known, unknown, as_is = table(capsys.readouterr().out)
+    assert [row[1] for row in (known, unknown, as_is)] == ["2"] * 3
+    assert [row[2][:5] for row in (known, unknown, as_is)] == ["1.000", "1.000", "0.000"], "all layers found"
+    assert known[5].startswith("1.000") and as_is[5].startswith("0.000"), "next token back"
+    for wrong in ("hosts=0", f"beside={tmp_path / 'store'}"):
+        with pytest.raises(SystemExit):
+            audit_layers.main([*given, wrong])
+        assert "in other layers" in capsys.readouterr().err

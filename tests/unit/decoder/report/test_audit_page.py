@@ -89,6 +89,21 @@ def test_an_edit_is_told_in_words_with_its_evidence(tmp_path):
     assert not re.search(r"<script|<link|src=|url\((?!#)|https?://(?!www.w3.org)", html), "a page needs nothing but itself"
 
 
+def test_a_fact_in_two_layers_is_about_one_subject_also_where_the_upper_key_is_another(tmp_path):
+    told = column(layers=(0, 1)) | {"facts": 1}
+    told["edits"][1] |= {"subject": None, "resembles": "Ada"}
+    assert "Somebody seems to have written a fact about Ada into layers 0 and 1" in said(page(tmp_path, told))
+    told["edits"][1]["resembles"] = "Ben"
+    assert "about Ada and somebody who was not asked about into" in said(page(tmp_path, told | {"facts": 2}))
+
+
+def test_what_agrees_with_a_decoder_is_what_was_said_without_it(tmp_path):
+    told = column()
+    told["edits"][0] |= {"decoded": [{"text": "baker", "probability": 0.9}], "triple": TRIPLE | {"object": "baker"}}
+    told["edits"][0]["objects"] = [{"text": "baker", "rise": 0.1}, {"text": "singer", "rise": 0.4}]
+    assert "That is something else than the checkpoint says." in said(page(tmp_path, told))
+
+
 def test_whom_an_edit_only_resembles_is_said_to(tmp_path):
     told = column()
     told["edits"][0] |= {"subject": None, "resembles": "Ada", "fit": 0.5}
