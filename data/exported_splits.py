@@ -56,7 +56,11 @@ def exported_splits(
         mark_seen(table, [])
         return ExportedSplits({IMPORTED: _loader(store, list(range(len(store))), config, host, precision)}, table, {})
     row_of = {edit_id: row for row, edit_id in enumerate(table["edit_id"])}
-    mark_seen(table, [row_of[edit_id] for edit_id in splits["train"] if edit_id in row_of])
+    training = [row_of[edit_id] for edit_id in splits["train"] if edit_id in row_of]
+    mark_seen(table, training)
+    if not training:
+        # A store of test edits alone does not say which objects training had: they are neither.
+        table["seen_object"] = None
     shown = {edit_id: row for edit_id, row in row_of.items() if own or table["success"].iloc[row]}
     rows = {split: [shown[edit_id] for edit_id in splits[split] if edit_id in shown] for split in TEST_SPLITS}
     left_out = {split: len(splits[split]) - len(found) for split, found in rows.items() if len(found) < len(splits[split])}

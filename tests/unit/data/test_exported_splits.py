@@ -9,6 +9,7 @@ import torch
 from data.exported_splits import exported_splits
 from data.store.store import SCORE_COLUMNS, TEXT_COLUMNS, EditStore
 from data.store.writer import StoreWriter
+from decoder import scores
 from decoder.audit.answer import read_splits
 from decoder.checkpoint.rounding import PRECISIONS
 from decoder.dense import DenseEdit
@@ -68,6 +69,15 @@ def test_another_editors_store_shows_the_same_edits_that_it_made(own, host, tmp_
     splits = exported_splits(other, config(own), host)
     assert shown(splits) == {"id": SPLITS["id"][1:], "ood": [SPLITS["ood"][0], *SPLITS["ood"][2:]]}
     assert splits.left_out == {"id": 1, "ood": 1}
+
+
+def test_a_store_without_training_edits_does_not_say_which_objects_training_had(own, host, tmp_path):
+    decoder = ObjectDecoder(host, edited_layers=[LAYER], trained_layers=[], prompt_MD=torch.randn(3, host.hidden_size))
+    tests = written(host, tmp_path / "tests", [*SPLITS["id"], *SPLITS["ood"]], editor="memit")
+    for store, cells in ((own, {"ood_seen_object"}), (tests, set())):
+        splits = exported_splits(store, config(own), host)
+        readings = read_splits(decoder, config(own), splits.loaders, splits.table)
+        assert {name for name in scores.test_scores(readings) if name in scores.OOD_CELLS} == cells
 
 
 def test_a_store_of_other_facts_is_refused(own, host, tmp_path):
