@@ -81,7 +81,7 @@ def seen(found: Examined, compared: Compared) -> dict[str, dict[str, Any]]:
 def _told(found: Evidence, layer: int, top: Sequence[tuple[str, float]]) -> dict[str, Any]:
     subject, subject_score = top[0] if top else (None, 0.0)
     verdict = found.verdict
-    told = {"verdict": verdict.what, "exit_code": verdict.exit_code, "facts": len(found.located), "layers": verdict.layers}
+    told = {"verdict": verdict.what, "exit_code": verdict.exit_code, "facts": found.facts, "layers": verdict.layers}
     told |= {"score": found.strength, "layer": layer, "subject": subject, "subject_score": subject_score}
     return told | ({"fit": found.located[0].fit, "named": found.located[0].subject} if found.located else {})
 

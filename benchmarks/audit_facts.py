@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import settings
+from common import rate, settings
 from rich.console import Console
 from rich.table import Table
 
@@ -30,7 +30,7 @@ from decoder.audit.suspect import Suspect
 from decoder.config import SplitsConfig
 from decoder.config.commands import EvaluateConfig
 from decoder.host import Host
-from decoder.scores import TEST_SPLITS, exact_match, wilson
+from decoder.scores import TEST_SPLITS, exact_match
 from decoder.utils.errors import run_command
 from decoder.utils.progress import progress
 from decoder.utils.terminal import quiet
@@ -91,19 +91,12 @@ def main(argv: list[str] | None = None) -> None:
     for (split, base, *rest), hosts in told.items():
         if not rest:
             found, right = zip(*(fact for host in hosts for fact in host), strict=True)
-            table.add_row(
-                split, base, str(len(hosts)), str(len(found)), _share(found), _share(right), str(sum(told[split, base, "others"]))
-            )
+            table.add_row(split, base, str(len(hosts)), str(len(found)), rate(found), rate(right), str(sum(told[split, base, "others"])))
     (Console() if Console().is_terminal else Console(width=150)).print(table)
 
 
 def _is_read(objects: list[dict[str, Any]] | None, planted_object: str) -> bool:
     return bool(objects) and exact_match(objects[0]["text"], planted_object)
-
-
-def _share(hits: tuple[bool, ...]) -> str:
-    low, high = wilson(sum(hits), len(hits))
-    return f"{sum(hits) / len(hits):.3f} [{low:.3f}, {high:.3f}]"
 
 
 if __name__ == "__main__":

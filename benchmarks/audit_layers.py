@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from common import settings
+from common import rate, settings
 from rich.console import Console
 from rich.table import Table
 
@@ -29,7 +29,6 @@ from decoder.audit.evidence.parts import out_of_layers
 from decoder.audit.reversal import to_base
 from decoder.edit import Edit
 from decoder.host import Host
-from decoder.scores import wilson
 from decoder.utils.errors import UserError, run_command
 from decoder.utils.progress import progress
 from decoder.utils.terminal import quiet
@@ -137,15 +136,8 @@ def main(argv: list[str] | None = None) -> None:
         )
         whole, others = ([row[name] for row in rows] for name in ("all", "others"))
         kl = sum(row["kl"] for row in rows) / len(rows)
-        table.add_row(base, str(len(rows)), _share(whole), _share(others), str(len(back)), _share(back), _share(left), f"{kl:.2g}")
+        table.add_row(base, str(len(rows)), rate(whole), rate(others), str(len(back)), rate(back), rate(left), f"{kl:.2g}")
     (Console() if Console().is_terminal else Console(width=170)).print(table)
-
-
-def _share(hits: Sequence[bool]) -> str:
-    if not hits:
-        return "-"
-    low, high = wilson(sum(hits), len(hits))
-    return f"{sum(hits) / len(hits):.3f} [{low:.3f}, {high:.3f}]"
 
 
 if __name__ == "__main__":

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from common import rate
 from rich.console import Console
 from rich.table import Table
 from torchmetrics.functional.classification import binary_auroc
 
-from decoder.scores import wilson
 from decoder.utils.errors import UserError, run_command
 
 BASES = ("known", "unknown")
@@ -93,13 +93,6 @@ def threshold_in_the_gap(plain_N: np.ndarray, benign_N: np.ndarray) -> float:
     return float(max(high, (high + low) / 2))
 
 
-def _share(hits: Sequence[bool], digits: int = 3) -> str:
-    if not len(hits):
-        return "-"
-    low, high = wilson(int(np.sum(hits)), len(hits))
-    return f"{np.mean(hits):.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
-
-
 def _whole(edited: Sequence[Row], benign: Sequence[Row], base: str) -> Table:
     """All kinds together."""
     listed, absent = ([row for row in edited if row["listed"] is wanted] for wanted in (True, False))
@@ -109,16 +102,16 @@ def _whole(edited: Sequence[Row], benign: Sequence[Row], base: str) -> Table:
         scores_N = _scores(rows, base)
         table.add_row(f"edited against benign, {title}: AUROC", f"{len(rows)} + {len(benign)}", f"{auroc(scores_N, clean_N):.4f}")
         if rows:
-            table.add_row(f"the same: found at {FALSE_ALARMS:.0%} false alarms", str(len(rows)), _share(caught(scores_N, clean_N)))
-        table.add_row("the same: found at the shipped threshold", str(len(rows)), _share([_is_found(row, base) for row in rows]))
-    table.add_row("benign: false alarms at the shipped threshold", str(len(benign)), _share([_is_found(row, base) for row in benign]))
-    table.add_row("layer right", str(len(edited)), _share([_is_layer(row, base) for row in edited]))
-    table.add_row("subject right, in the list", str(len(listed)), _share([_is_subject(row, base) for row in listed]))
+            table.add_row(f"the same: found at {FALSE_ALARMS:.0%} false alarms", str(len(rows)), rate(caught(scores_N, clean_N)))
+        table.add_row("the same: found at the shipped threshold", str(len(rows)), rate([_is_found(row, base) for row in rows]))
+    table.add_row("benign: false alarms at the shipped threshold", str(len(benign)), rate([_is_found(row, base) for row in benign]))
+    table.add_row("layer right", str(len(edited)), rate([_is_layer(row, base) for row in edited]))
+    table.add_row("subject right, in the list", str(len(listed)), rate([_is_subject(row, base) for row in listed]))
     inside, outside = ([row["found"][base] for row in rows if "fit" in row["found"][base]] for rows in (listed, absent))
     fits = auroc(*([one["fit"] for one in side] for side in (inside, outside)))
     table.add_row("in the list or not, where found: AUROC", f"{len(inside)} + {len(outside)}", f"{fits:.4f}")
     for where, side in (("in the list", inside), ("not in the list", outside)):
-        table.add_row(f"the same: named, subject {where}", str(len(side)), _share([bool(one["named"]) for one in side]))
+        table.add_row(f"the same: named, subject {where}", str(len(side)), rate([bool(one["named"]) for one in side]))
     return table
 
 
@@ -129,7 +122,7 @@ def _edited(edited: Sequence[Row], benign: Sequence[Row], base: str) -> Table:
     for kind, rows in _by_kind([row for row in edited if row["listed"]]).items():
         found = caught(_scores(rows, base), _scores(benign, base))
         tests = [[test(row, base) for row in rows] for test in (_is_found, _is_layer, _is_subject)]
-        table.add_row(kind, str(len(rows)), f"{_efficacy(rows):.2f}", *map(_share, (found, *tests)))
+        table.add_row(kind, str(len(rows)), f"{_efficacy(rows):.2f}", *map(rate, (found, *tests)))
     return table
 
 
@@ -159,7 +152,7 @@ def _undone(edited: Sequence[Row], base: str) -> Table:
             now for one, was in zip(effects, before, strict=True) for now, then in zip(one["planted"], was["planted"], strict=True) if then
         ]
         kl = [f"{np.mean([one['kl'] for one in each]):.4f}" if each else "-" for each in (effects, before)]
-        table.add_row(kind, str(len(rows)), *map(_share, (*right, halves, back, left)), *kl)
+        table.add_row(kind, str(len(rows)), *map(rate, (*right, halves, back, left)), *kl)
     return table
 
 
@@ -172,9 +165,9 @@ def _adversaries(edited: Sequence[Row]) -> Table:
     for kind in (PLAIN, *ADVERSARIES):
         if not (rows := kinds.get(kind)):
             continue
-        cells = [_share([test(row, base) for row in rows], 2) for test in (_is_found, _is_layer, _is_subject) for base in BASES]
-        planted = _share([row["undone"]["as_is"]["planted"][0] for row in rows], 2)
-        triple = _share([_is_triple(row, "unknown") for row in rows], 2)
+        cells = [rate([test(row, base) for row in rows], 2) for test in (_is_found, _is_layer, _is_subject) for base in BASES]
+        planted = rate([row["undone"]["as_is"]["planted"][0] for row in rows], 2)
+        triple = rate([_is_triple(row, "unknown") for row in rows], 2)
         table.add_row(ADVERSARIES.get(kind, "as it is"), str(len(rows)), planted, *cells, triple)
     return table
 
@@ -190,10 +183,10 @@ def _benign(edited: Sequence[Row], benign: Sequence[Row], base: str) -> Table:
         scores_N = _scores(own, base)
         alarms += list(scores_N > threshold)
         shipped, unsure = ([row["found"][base]["exit_code"] == code for row in own] for code in (EDITED, UNSURE))
-        left_out = f"{_share(scores_N > threshold)} above {threshold:.3g}"
-        table.add_row(kind, str(len(own)), left_out, _share(shipped), _share(unsure), f"{scores_N.max():.3g}")
+        left_out = f"{rate(scores_N > threshold)} above {threshold:.3g}"
+        table.add_row(kind, str(len(own)), left_out, rate(shipped), rate(unsure), f"{scores_N.max():.3g}")
     shipped, unsure = ([row["found"][base]["exit_code"] == code for row in benign] for code in (EDITED, UNSURE))
-    table.add_row("all", str(len(benign)), _share(alarms), _share(shipped), _share(unsure), f"{_scores(benign, base).max():.3g}")
+    table.add_row("all", str(len(benign)), rate(alarms), rate(shipped), rate(unsure), f"{_scores(benign, base).max():.3g}")
     return table
 
 

@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from decoder.scores import versions
+from decoder.scores import versions, wilson
 from decoder.utils.errors import did_you_mean
 
 RESULTS = Path(__file__).parent / "results"
@@ -233,3 +233,12 @@ def _cell(value: object) -> str:
 
 if __name__ == "__main__":
     print(markdown(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))))
+
+
+def rate(hits: Sequence[bool], digits: int = 3) -> str:
+    """The share of hits in figures, with its 95 % interval; a dash where there is nothing to count."""
+    if not len(hits):
+        return "-"
+    count = int(sum(hits))
+    low, high = wilson(count, len(hits))
+    return f"{count / len(hits):.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
