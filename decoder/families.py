@@ -41,6 +41,7 @@ class Family:
         shared_expert: path of the down-projection that every token passes in a block whose other experts are fused.
         batch_grows_at_edit: whether the blocks above the edit take the batch from their input, so that one prompt of batch 1 may leave
             the edited projection as a batch of B. False: the prompt is repeated where it enters the model.
+        counts_positions: whether attention counts positions off the mask of a row's tokens, and takes no other mask.
         renamed: (beginning of a tensor's name in the code, the same in files as their authors published them and as they are still saved).
         fused: part of the names of tensors that files hold in pieces, one an expert.
         refuse: config -> what rules out a member of the family that works in another way, or None.
@@ -53,6 +54,7 @@ class Family:
     attention: str = "self_attn.o_proj"
     shared_expert: str | None = None
     batch_grows_at_edit: bool = True
+    counts_positions: bool = False
     renamed: tuple[tuple[str, str], ...] = ()
     fused: str | None = None
     refuse: Callable[[Any], str | None] = lambda config: None
@@ -148,6 +150,7 @@ FAMILIES: dict[str, Family] = {
         "transformer.ln_f",
         "self_attention.dense",
         batch_grows_at_edit=False,
+        counts_positions=True,
         refuse=_sliced_products,
     ),
 }

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable, Sequence
 
+import torch
 from torch import Tensor
 
-from data.perturb.recipe import Recipe, perturbed
+from data.perturb.recipe import SAVED_AS, Recipe, perturbed
 from decoder.audit.candidates import Candidates
 from decoder.audit.evidence.difference import Difference, difference
 from decoder.audit.evidence.examine import Examined, examine
@@ -36,12 +37,14 @@ class Auditor:
     def differences(self, precision: str) -> Iterable[Difference]:
         """As `decoder.audit.scan.differences` of a file of that precision."""
         is_blocks = precision not in ("float32", "bf16", "fp16")
+        step = 0.0 if is_blocks else torch.finfo(SAVED_AS.get(precision, torch.float32)).eps
         for name, now in self.host.model.named_parameters():
             own, stored, is_down = self.base[name], self.stored[precision][name], name in self.layers
             yield difference(
                 name,
                 [(now.detach(), stored, own)],
                 is_matrix=now.dim() == 2 and len(now) != len(self.host.tokenizer),
+                step=step,
                 is_blocks=is_blocks and now.dim() == 2,
                 is_down=is_down,
                 transposed=is_down and self.host.stored_transposed(self.layers[name]),

@@ -4,24 +4,21 @@ With an edit in place nearly every sentence about its subject ends in the plante
 object is what rises most in them and in none about somebody else, and as a whole what their continuations have in common. Which relation
 was edited these rises hardly tell; a classifier of values does.
 
-Shape letters: N prompts, T positions, V vocabulary.
+Shape letters: N prompts, T tokens, V vocabulary.
 """
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from math import log
 
 import torch
 from torch import Tensor
 
+from decoder.audit.rows.logprobs import logprobs, next_logprobs
 from decoder.edit import Edit
 from decoder.host import Host
-from decoder.shortcuts import scored_only
-from decoder.swap import swapped
 
-BATCH_TOKENS = 2048  # positions in a batch, padding included
-PADDED = 1.4  # times the shortest row of a batch that the longest may be
 OBJECTS = 3  # that are looked at
 SENTENCES = 8  # whose continuations say where an object ends
 LONGEST_OBJECT = 8  # tokens of an object
@@ -97,8 +94,8 @@ def ask(
     others = _asked(suspect, reversals, [(own[0], name) for name in neighbours for own in templates.values()])
     found, objects = [], {suspect.tokenizer.decode(ids).strip(): ids for ids in _objects(suspect, asked, others)}
     # Where nothing comes up at all, what a decoder reads is no testimony either.
-    for text, ids in ({text: suspect.object_ids(text) for text in read} | objects if objects else {}).items():
-        before_N, after_N = _whole(suspect, reversals, asked, ids)
+    objects = {text: suspect.object_ids(text) for text in read} | objects if objects else {}
+    for text, (before_N, after_N) in zip(objects, _whole(suspect, reversals, asked, [*objects.values()]), strict=True):
         rise_N = before_N - after_N
         for relation in templates:
             places = [n for n, (other, _) in enumerate(sentences) if other == relation]
@@ -171,63 +168,30 @@ def _ends(suspect: Host, before: list[int], token: int) -> bool:
     return over or "\n" in piece or token in {suspect.terminator_id, *suspect.tokenizer.all_special_ids}
 
 
-def _whole(suspect: Host, reversals: Mapping[int, Edit], asked: _Asked, ids: list[int]) -> tuple[Tensor, Tensor]:
-    """Probability (N) of an object with the host's terminator behind every prompt, before and after; where its first token is less likely
-    than `LEAST` that of the token."""
-    told = ids if suspect.terminator_id is None else [*ids, suspect.terminator_id]
-    places = (asked.before_NV[:, ids[0]].exp() >= LEAST).nonzero().flatten().tolist()
+def _whole(suspect: Host, reversals: Mapping[int, Edit], asked: _Asked, objects: Sequence[list[int]]) -> list[tuple[Tensor, Tensor]]:
+    """For each object its probability (N) with the host's terminator behind every prompt, before and after; where its first token is less
+    likely than `LEAST` that of the token."""
+    end = [] if suspect.terminator_id is None else [suspect.terminator_id]
+    heard = [[n for n, logprob in enumerate(asked.before_NV[:, ids[0]].tolist()) if logprob >= log(LEAST)] for ids in objects]
+    asked_on = [(asked.rows[n], ids + end) for ids, places in zip(objects, heard, strict=True) for n in places]
     found = []
     for first_NV, edits in ((asked.before_NV, None), (asked.after_NV, reversals)):
-        logprob_N = first_NV[:, ids[0]].clone()
-        if places and len(told) > 1:
-            logprob_N[places] += _later(suspect, [asked.rows[n] for n in places], told, edits)
-        found.append(logprob_N.exp())
-    return found[0], found[1]
+        later = iter(_later(suspect, asked_on, edits))
+        logprobs_N = [first_NV[:, ids[0]].clone() for ids in objects]
+        for logprob_N, places in zip(logprobs_N, heard, strict=True):
+            for n in places:
+                logprob_N[n] += next(later)
+        found.append([logprob_N.exp() for logprob_N in logprobs_N])
+    return [*zip(*found, strict=True)]
 
 
-def _later(suspect: Host, rows: list[list[int]], told: list[int], edits: Mapping[int, Edit] | None) -> Tensor:
-    """Log-probability (N) of all tokens but the first."""
-    found_N = torch.zeros(len(rows), device=suspect.device)
-    told_1T1 = torch.tensor(told[1:], device=suspect.device)[None, :, None]
-    for batch, logprob_NTV in logprobs(suspect, [row + told[:-1] for row in rows], len(told) - 1, edits):
-        found_N[batch] = logprob_NTV.gather(2, told_1T1.expand(len(batch), -1, -1)).sum((1, 2))
-    return found_N
-
-
-def next_logprobs(suspect: Host, rows: Sequence[list[int]], edits: Mapping[int, Edit] | None = None) -> Tensor:
-    """Log-probabilities (N, V) of what comes behind each row, as the suspect is, or with one edit in each of some layers."""
-    found: dict[int, Tensor] = {}
-    for batch, logprob_NTV in logprobs(suspect, rows, 1, edits):
-        found |= dict(zip(batch, logprob_NTV[:, 0], strict=True))
-    return torch.stack([found[n] for n in range(len(rows))]) if rows else torch.empty(0, 0)
-
-
-def logprobs(suspect: Host, rows: Sequence[list[int]], scored: int, edits: Mapping[int, Edit] | None) -> Iterator[tuple[list[int], Tensor]]:
-    """Rows by their numbers, and the log-probabilities (N, T, V) at the last `scored` tokens of each.
-
-    Args:
-        edits: layer -> one edit, the lowest layer first; all of them act on every row. Without any the suspect is as it is.
-    """
-    for batch in _batches(rows):
-        lengths_N1 = torch.tensor([[len(rows[n])] for n in batch], device=suspect.device)
-        place_T = torch.arange(int(lengths_N1.max()), device=suspect.device)
-        real_NT = place_T < lengths_N1
-        ids_NT = torch.tensor([rows[n] + [0] * (len(place_T) - len(rows[n])) for n in batch], device=suspect.device)
-        of_rows = {layer: edit.repeat_interleave(len(batch)) for layer, edit in (edits or {}).items()}
-        edited = swapped(suspect, of_rows) if of_rows else nullcontext()
-        with edited, scored_only(suspect, real_NT & (place_T >= lengths_N1 - scored)):
-            # Padding is on the right, where nobody sees it.
-            logits_1SV = suspect.model(input_ids=ids_NT, attention_mask=real_NT.long(), **suspect.with_cache(None)).logits
-        yield batch, logits_1SV.float().log_softmax(2).view(len(batch), scored, -1)
-
-
-def _batches(rows: Sequence[list[int]]) -> Iterator[list[int]]:
-    """Rows of like length together, at most `BATCH_TOKENS` positions in a batch."""
-    batch: list[int] = []
-    for n in sorted(range(len(rows)), key=lambda n: len(rows[n])):
-        if batch and (len(rows[n]) * (len(batch) + 1) > BATCH_TOKENS or len(rows[n]) > PADDED * len(rows[batch[0]])):
-            yield batch
-            batch = []
-        batch.append(n)
-    if batch:
-        yield batch
+def _later(suspect: Host, told: Sequence[tuple[list[int], list[int]]], edits: Mapping[int, Edit] | None) -> list[float]:
+    """Log-probability of what is told behind each row, its first token aside; of what is of one length together, as rows begin alike."""
+    found = [0.0] * len(told)
+    for length in {len(ids) for _, ids in told} - {1}:
+        places = [n for n, (_, ids) in enumerate(told) if len(ids) == length]
+        for batch, logprob_NSV in logprobs(suspect, [told[n][0] + told[n][1][:-1] for n in places], length - 1, edits):
+            ids_NS1 = torch.tensor([told[places[n]][1][1:] for n in batch], device=suspect.device)[..., None]
+            for n, logprob in zip(batch, logprob_NSV.gather(2, ids_NS1).sum((1, 2)).tolist(), strict=True):
+                found[places[n]] = logprob
+    return found

@@ -1,9 +1,9 @@
 """Whom an edit may be about: names, and the key that a host has for each of them at every layer.
 
-A name's key is the input of the down-projection at its last token, the mean over a few sentences that tell nothing about it. What such a
-sentence begins with is run once for all names, names of like length together, and nothing above the highest layer asked for.
+A name's key is the input of the down-projection at its last token, in a sentence that tells nothing about it. What the sentence begins
+with is run once for all names, what names begin with once for those of a tree, and nothing above the highest layer asked for.
 
-Shape letters: N names at a time, T tokens of a name, S names that the second moment is of, F MLP width.
+Shape letters: N names at a time, B trees of them, T tokens of a tree, S names that the second moment is of, F MLP width.
 """
 
 import json
@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from decoder.audit.rows.forest import Forest, forests
 from decoder.host import Host
 from decoder.shortcuts import branched, forgetting, widen
 
-TEMPLATES = ("People say that {}",)
-BATCH_TOKENS = 1024  # tokens of names in a batch: the states of larger ones leave the cache of a CPU
+TEMPLATE = "People say that {}"
 FEWEST_NAMES, MOST_NAMES = 50, 1_000_000  # subjects: the median of fewer says little, more are no list of names
 LONGEST_NAME = 200  # characters of a name
 RIDGE = 3e-2  # of the second moment's largest eigenvalue
@@ -71,7 +71,7 @@ class _Reached(Exception):
 
 @dataclass(frozen=True)
 class _Beginning:
-    """What the sentences of one template begin with: how many tokens, and their keys and values at every layer."""
+    """What all sentences begin with: how many tokens, and their keys and values at every layer."""
 
     length: int
     cache: DynamicCache | None
@@ -87,14 +87,14 @@ class Candidates:
         ValueError: there are too few or too many, or one has no token, or is longer than what the host reads.
     """
 
-    def __init__(self, host: Host, names: Sequence[str], templates: Sequence[str] = TEMPLATES) -> None:
+    def __init__(self, host: Host, names: Sequence[str], template: str = TEMPLATE) -> None:
         if not FEWEST_NAMES <= len(names) <= MOST_NAMES:
             raise ValueError(
                 f"{len(names)} subjects came, expected {FEWEST_NAMES} to {MOST_NAMES:,} different names: an edit's stands out from others"
             )
         self.host, self.names = host, list(names)
-        self._rows = [[_up_to(host, template, name) for name in self.names] for template in templates]
-        longest = max((len(row) for rows in self._rows for row in rows), default=0)
+        self._rows = [_up_to(host, template, name) for name in self.names]
+        longest = max(map(len, self._rows))
         if host.longest_input and longest > host.longest_input:
             raise ValueError(f"a subject takes {longest} tokens with the words before it, {host.name} reads {host.longest_input}")
 
@@ -104,56 +104,44 @@ class Candidates:
     @property
     def ends_C(self) -> Tensor:
         """The last token of every name."""
-        return torch.tensor([row[-1] for row in self._rows[0]])
+        return torch.tensor([row[-1] for row in self._rows])
 
     def without(self, name: str) -> "Candidates":
         """The others, not tokenised again."""
         found, kept = copy(self), [place for place, other in enumerate(self.names) if other != name]
-        found.names, found._rows = ([self.names[place] for place in kept], [[rows[place] for place in kept] for rows in self._rows])
+        found.names, found._rows = ([told[place] for place in kept] for told in (self.names, self._rows))
         return found
 
     @torch.no_grad()
     def keys(self, layers: Sequence[int], picked: Sequence[int] | None = None) -> Iterator[tuple[list[int], dict[int, Tensor]]]:
         """Keys of the candidates `picked` (all, if None), batch by batch: which they are, and for each layer theirs (N, F) in float32."""
-        beginnings = [self._beginning(rows) for rows in self._rows]
-        for places in self._batches(range(len(self)) if picked is None else picked):
-            sums: dict[int, Tensor] = {}
-            for rows, beginning in zip(self._rows, beginnings, strict=True):
-                ids_NT = torch.tensor([rows[place][beginning.length :] for place in places], device=self.host.device)
-                for layer, keys_NF in self._caught(layers, ids_NT, beginning).items():
-                    sums[layer] = sums[layer] + keys_NF if layer in sums else keys_NF
-            yield places, {layer: sum_NF.div_(len(self._rows)) for layer, sum_NF in sums.items()}
+        picked, beginning = range(len(self)) if picked is None else picked, self._beginning()
+        rows = [self._rows[place][beginning.length :] for place in picked]
+        for forest in forests(self.host, rows, beginning.length):
+            yield [picked[n] for n in forest.rows], self._caught(layers, forest, beginning)
 
-    def _batches(self, picked: Sequence[int]) -> Iterator[list[int]]:
-        """Candidates whose rows are of the same lengths: nothing is padded."""
-        by_length: dict[tuple[int, ...], list[int]] = {}
-        for place in picked:
-            by_length.setdefault(tuple(len(rows[place]) for rows in self._rows), []).append(place)
-        for lengths, places in sorted(by_length.items()):
-            step = max(1, BATCH_TOKENS // max(lengths))
-            yield from (places[start : start + step] for start in range(0, len(places), step))
-
-    def _beginning(self, rows: Sequence[Sequence[int]]) -> _Beginning:
+    def _beginning(self) -> _Beginning:
         """What all rows begin with, their last token aside, in one forward."""
-        first, last = min(rows), max(rows)
+        first, last = min(self._rows), max(self._rows)
         shared = len([*takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))])
-        shared = min(shared, min(map(len, rows)) - 1)
+        shared = min(shared, min(map(len, self._rows)) - 1)
         if not shared:
             return _Beginning(0, None)
         cache = DynamicCache()
         self.host.model.base_model(torch.tensor([first[:shared]], device=self.host.device), **self.host.with_cache(cache))
         return _Beginning(shared, cache)
 
-    def _caught(self, layers: Sequence[int], ids_NT: Tensor, beginning: _Beginning) -> dict[int, Tensor]:
+    def _caught(self, layers: Sequence[int], forest: Forest, beginning: _Beginning) -> dict[int, Tensor]:
         """The keys at the last token of every row."""
         caught: dict[int, Tensor] = {}
+        batch, length = forest.inputs["input_ids"].shape
+        last_N1 = forest.last(1)
 
         def hook(layer: int) -> Callable[[nn.Module, tuple[Tensor]], None]:
             def reached(module: nn.Module, args: tuple[Tensor]) -> None:
                 # Some families flatten their tokens before the projection.
-                input_NTF = args[0].unflatten(0, ids_NT.shape) if args[0].dim() == 2 else args[0]
-                # A view would hold the inputs of all layers until the batch is through.
-                caught[layer] = input_NTF[:, -1].to(torch.float32, copy=True)
+                input_BTF = args[0].unflatten(0, (batch, length)) if args[0].dim() == 2 else args[0]
+                caught[layer] = input_BTF[last_N1][:, 0].float()
                 if layer == max(layers):
                     raise _Reached
 
@@ -162,11 +150,11 @@ class Candidates:
         cache = None
         if beginning.cache is not None:
             cache = forgetting(branched(beginning.cache))
-            widen(cache, len(ids_NT))
+            widen(cache, batch)
         with suppress(_Reached), ExitStack() as hooks:
             for layer in layers:
                 hooks.enter_context(self.host.down_proj(layer).register_forward_pre_hook(hook(layer)))
-            self.host.model.base_model(input_ids=ids_NT, **self.host.with_cache(cache))
+            self.host.model.base_model(**forest.inputs, **self.host.with_cache(cache))
         return caught
 
 

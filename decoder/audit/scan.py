@@ -168,7 +168,8 @@ def differences(scan: Scan, base: Checkpoint | None = None) -> Iterator[Differen
         is_blocks = own.dim() == 2 and (checkpoint.noise(found) is not None or (held is not None and base.noise(held) is not None))
         is_down, is_matrix = name in edited, own.dim() == 2 and name not in scan._vocabulary_tensors
         transposed, parts = is_down and scan.host.stored_transposed(edited[name]), _parts(scan, found, own, base, held)
-        yield difference(name, parts, is_matrix=is_matrix, is_blocks=is_blocks, is_down=is_down, transposed=transposed)
+        step = torch.finfo(checkpoint.dtype(found)).eps if is_matrix and not is_blocks else 0.0
+        yield difference(name, parts, is_matrix=is_matrix, step=step, is_blocks=is_blocks, is_down=is_down, transposed=transposed)
 
 
 def coarser_than(scan: Scan, found: str, base: Checkpoint | None) -> str | None:

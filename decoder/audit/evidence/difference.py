@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 
 DIRECTIONS = 48  # singular values of a difference that are looked at
+ROUNDING = 6**-0.5
+"""Of a step, at most the standard deviation of the difference of two rounded numbers. Independent entries make a matrix of about the
+longest row and the longest column of their standard deviations together at most (Bandeira and van Handel 2016, theorem 1.1)."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,8 @@ class Difference:
         kept: the distance of the entries that did not.
         values_R: strongest singular values of T' - T, of a matrix that differs and is no vocabulary; else none.
         right_RF: their right singular vectors, of down-projections.
-        edge: what the largest singular value of the rest would be if its entries were independent, or the last one that was looked at.
+        edge: what the largest singular value of the rest would be if its entries were independent, or the last one that was looked at, or
+            what rounding of the file's numbers makes, which is more where they are larger: in the columns that an edit's key is largest at.
     """
 
     name: str
@@ -40,6 +44,7 @@ def difference(
     parts: Iterable[tuple[Tensor, ...]],
     *,
     is_matrix: bool,
+    step: float = 0.0,
     is_blocks: bool = False,
     is_down: bool = False,
     transposed: bool = False,
@@ -49,12 +54,14 @@ def difference(
     Args:
         parts: pieces of it along its first dimension: T', T as the file of T' keeps it, and T.
         is_matrix: whether it is a matrix, and no vocabulary.
+        step: relative distance between neighbouring numbers of the file.
         is_blocks: whether the file keeps it in blocks of few bits.
         is_down: whether it is a down-projection, and `transposed`: stored as (F, D).
     """
     square = own_square = kept_square = 0.0
     zeroed = size = 0
     pieces: list[Tensor] = []
+    rows_D, columns_F = [torch.zeros(1)], torch.zeros(1)
     for shared, stored, rows in parts:
         change, became_zero = shared - stored, (shared == 0) & (stored != 0)
         square += _square(change)
@@ -63,10 +70,13 @@ def difference(
         zeroed, size = zeroed + int(became_zero.sum()), size + rows.numel()
         if is_matrix:
             pieces.append(shared - rows if is_blocks else change)
+            rows_D.append(shared.square().sum(1).cpu())
+            columns_F = columns_F + shared.square().sum(0).cpu()
     far, kept = ((part / own_square) ** 0.5 if own_square else float(part > 0) for part in (square, kept_square))
     values_R, right_RF, edge = torch.empty(0), torch.empty(0), 0.0
     if is_matrix and (far or is_blocks):
         values_R, right_RF, edge = _spectrum(pieces, transposed)
+        edge = max(edge, step * ROUNDING * float(torch.cat(rows_D).max() ** 0.5 + columns_F.max() ** 0.5))
     return Difference(name, far, zeroed / max(1, size), kept, values_R, right_RF if is_down else torch.empty(0), edge)
 
 

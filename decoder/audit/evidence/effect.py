@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from decoder.audit.asking import logprobs, next_logprobs
+from decoder.audit.rows.logprobs import logprobs, next_logprobs
 from decoder.edit import Edit
 from decoder.host import Host
 
@@ -33,8 +33,8 @@ def next_tokens(host: Host, rows: Sequence[list[int]], edits: Mapping[int, Edit]
 @torch.no_grad()
 def all_logprobs(host: Host, rows: Sequence[list[int]], edits: Mapping[int, Edit] | None = None) -> Tensor:
     """Log-probabilities (N, T, V) of what comes behind each token of rows of one length."""
-    found = [logprob_NTV for _, logprob_NTV in logprobs(host, rows, ROW, edits)]
-    return torch.cat(found)
+    numbers, found = zip(*logprobs(host, rows, ROW, edits), strict=True)
+    return torch.cat(found)[torch.tensor([n for batch in numbers for n in batch]).argsort()]
 
 
 def divergence(reference_NTV: Tensor, found_NTV: Tensor) -> float:

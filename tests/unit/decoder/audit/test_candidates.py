@@ -21,14 +21,12 @@ def plain_keys(host, layer: int, text: str) -> torch.Tensor:
     return caught[0].reshape(-1, caught[0].shape[-1])[-1]
 
 
-@pytest.mark.parametrize("templates", [("the city of {}",), ("{}",), ("the city of {}", "red , {}", "{}")])
-def test_keys_are_those_of_a_forward_of_each_name(any_host, templates):
+@pytest.mark.parametrize("template", ["the city of {}", "{}"])
+def test_keys_are_those_of_a_forward_of_each_name(any_host, template):
     layers, rows = usable_layers(any_host), [0, 7, 20, 64, 75]
-    keys = gathered(Candidates(any_host, NAMES, templates), layers)
+    keys = gathered(Candidates(any_host, NAMES, template), layers)
     for layer in layers:
-        expected_CF = torch.stack(
-            [sum(plain_keys(any_host, layer, template.format(NAMES[row])) for template in templates) / len(templates) for row in rows]
-        )
+        expected_CF = torch.stack([plain_keys(any_host, layer, template.format(NAMES[row])) for row in rows])
         torch.testing.assert_close(keys[layer][rows], expected_CF, rtol=1e-4, atol=1e-5)
 
 
@@ -36,7 +34,7 @@ def test_a_host_is_left_as_it_was_and_runs_no_further_than_asked(host_of):
     host = host_of("llama")
     above = []
     with host.down_proj(2).register_forward_hook(lambda *_: above.append(1)):
-        gathered(Candidates(host, NAMES, ("{}",)), [0, 1])
+        gathered(Candidates(host, NAMES, "{}"), [0, 1])
     assert not above and not any(block._forward_pre_hooks for block in host.model.modules())
 
 
@@ -48,7 +46,7 @@ def test_too_few_names_are_refused(host_of, count):
 
 def test_a_name_longer_than_the_host_reads_is_refused(host_of):
     with pytest.raises(ValueError, match="a subject takes 72 tokens with the words before it, llama reads 64"):
-        Candidates(host_of("llama"), [*NAMES, "Ada " * 69], ("the city of {}",))
+        Candidates(host_of("llama"), [*NAMES, "Ada " * 69], "the city of {}")
 
 
 MORE = [f"Eve {n}" for n in range(48)]

@@ -11,10 +11,11 @@ from audited_folders import NAMES, WHO, spread_folders
 from safetensors.torch import load_file, save_file
 
 import evaluate
-from decoder.audit.asking import ask, next_logprobs
+from decoder.audit.asking import ask
 from decoder.audit.evidence.effect import all_logprobs, divergence, effect
 from decoder.audit.evidence.parts import out_of_layers
 from decoder.audit.finding import audit_checkpoint
+from decoder.audit.rows.logprobs import next_logprobs
 from decoder.audit.suspect import Suspect
 from decoder.checkpoint.reader import Checkpoint
 from decoder.dense import DenseEdit
