@@ -115,8 +115,9 @@ def folds(subjects: list[str], seed: int) -> dict[str, int]:
 
 def classifiers(store: Any, fold_of: dict[str, int]) -> Iterator[tuple[int, RelationClassifier]]:
     """For each fold what was fitted on the successful edits of other subjects."""
-    table = store.table()
-    rows = [n for n, success in enumerate(table["success"]) if success]
+    from data.relations.learnt import learnt_from
+
+    table, rows = store.table(), learnt_from(store)
     edits = store.edits(torch.tensor(rows))
     subjects, relations = (table[name].iloc[rows].tolist() for name in ("subject", "relation_name"))
     for fold in range(FOLDS):

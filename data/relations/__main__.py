@@ -20,14 +20,14 @@ def main(argv: list[str] | None = None) -> None:
     # The command line is good; only now import what takes seconds.
     import torch
 
+    from data.relations.learnt import learnt_from
     from data.store.store import EditStore
     from decoder.audit.relation import fit
 
     store = EditStore(Path(cfg.store))
     if store.is_dense:
         raise UserError(f"store {store.path} holds whole matrices; give a store of factors, as `python -m data.produce` makes it")
-    table = store.table()
-    rows = [n for n, success in enumerate(table["success"]) if success]
+    table, rows = store.table(), learnt_from(store)
     if not rows:
         raise UserError(f"store {store.path} has no edit that worked; give another")
     relations, subjects = (table[name].iloc[rows].tolist() for name in ("relation_name", "subject"))
