@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
 
 from decoder.batch import PADDING
 from decoder.beam import Beams
@@ -15,6 +14,8 @@ from decoder.beam import Beams
 
 def split_meters(splits: Sequence[str]) -> nn.ModuleDict:
     """Means over an evaluation pass, one set a split; as modules, so that Lightning moves, resets and syncs them."""
+    from torchmetrics import MeanMetric  # seconds, for who trains
+
     names = ("loss", "first_token", "exact_match")
     return nn.ModuleDict({split: nn.ModuleDict({name: MeanMetric() for name in names}) for split in splits})
 

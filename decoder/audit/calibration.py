@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torchmetrics.functional.classification import binary_auroc
 
 from decoder.answers import best_texts, object_texts
 from decoder.edit import Edits, LayerEdits, LowRankEdit, RankOneEdit
@@ -60,6 +59,8 @@ def calibrate(
     decoder: ObjectDecoder, train: Edits, edit_confidence: Sequence[float], *, beams: int, max_object_tokens: int, seed: int
 ) -> dict[str, Any]:
     """Quantiles (0, 1, ..., 100 %) of the confidence on validation edits and on nulls, their AUROC, and the clean matrix's reading."""
+    from torchmetrics.functional.classification import binary_auroc  # seconds, for who trains
+
     confidence: list[float] = []
     nulls = null_edits(train, NULLS, seed)
     for start in range(0, NULLS, CHUNK):

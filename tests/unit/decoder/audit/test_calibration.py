@@ -3,6 +3,9 @@
 Shape letters: B edits, K beams, D hidden width, F MLP width.
 """
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -95,3 +98,10 @@ def test_calibrate_a_real_decoder(host_of):
     assert 0 <= found["auroc"] <= 1 and found["null"]["quantiles"][0] < found["null"]["quantiles"][-1]
     clean = decoder.read(clean_edit(host, [1]), beams=2, max_object_tokens=2)
     assert found["clean_matrix"]["probability"] == pytest.approx(float(clean.probability_BK[0, 0]))
+
+
+def test_an_audit_waits_for_nothing_that_only_training_needs():
+    code = "import sys, decoder.audit.describe, decoder.audit.finding, decoder.audit.answer"
+    code += "; print([name for name in ('torchmetrics', 'lightning', 'matplotlib', 'scipy.signal') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
