@@ -232,3 +232,27 @@ def test_tables(tables, tmp_path, capsys):
     assert adversary[1] == "4" and adversary[-1].startswith("1.00")
     tables.write_tables(rows[:3])
     assert "nothing to compare" in capsys.readouterr().out
+
+
+def test_whom_edits_are_about_is_counted_for_each_length_of_list(made, fact_host, edits, tmp_path, capsys, monkeypatch):
+    import audit_lists
+
+    fact_host.model.save_pretrained(tmp_path / "model")
+    fact_host.tokenizer.save_pretrained(tmp_path / "model")
+    monkeypatch.setattr(audit_lists, "LENGTHS", (890,))
+    audit_lists.main([f"model={tmp_path / 'model'}", f"edits={edits.folder}", "names=900", "count=3"])
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    assert [line.split("│")[1].strip() for line in told] == ["890", "900"]
+
+
+def test_a_subject_is_counted_where_its_key_is_the_edits(made):
+    import audit_lists
+
+    keys_CF = torch.randn(60, 64, generator=torch.Generator().manual_seed(0))
+    listed = audit_lists.Listed([str(n) for n in range(60)], keys_CF)
+    weight_DF = torch.randn(32, 64, generator=torch.Generator().manual_seed(1)) / 8
+    delta_DF = torch.outer(torch.ones(32), listed.keys_CF[7])
+    right = listed.asked(weight_DF + delta_DF, delta_DF, "7")
+    wrong = listed.asked(weight_DF + delta_DF, delta_DF, "8")
+    assert right["known"] and right["unknown"] and right["stands out"] and not wrong["known"] and not wrong["unknown"]
+    assert not right["stands out, off the list"] and wrong["stands out, off the list"]
