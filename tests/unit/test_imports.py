@@ -4,6 +4,7 @@ Imports inside functions count as any other does.
 """
 
 import ast
+import re
 from itertools import chain
 from pathlib import Path
 
@@ -142,3 +143,9 @@ def test_no_level_is_crowded_and_every_package_says_its_job(folder):
         if files:
             assert (ast.get_docstring(ast.parse((level / "__init__.py").read_text(encoding="utf-8"))) or "").count("\n") == 0, level
             assert ast.get_docstring(ast.parse((level / "__init__.py").read_text(encoding="utf-8"))), level
+
+
+def test_every_package_is_installed():
+    listed = re.search(r"\npackages = \[(.*?)\]", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.DOTALL)
+    installed = {name for name in re.findall(r'"(.+?)"', listed[1]) if not name.startswith("decoder.configs")}
+    assert installed == {name for name, file in modules().items() if file.name == "__init__.py"}
