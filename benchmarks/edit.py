@@ -37,6 +37,7 @@ from decoder.host import Host
 from decoder.utils.errors import run_command
 
 AGREEMENT = 1e-4  # of the vectors, relative; float32
+LAYERS = 3  # that MEMIT spreads facts over, up to the one that is edited otherwise
 MINIATURE_POCKET = ["host.pocket.steps=3", "host.pocket.min_recall=0", "edits.steps=3", "edits.key_tokens=500"]
 
 
@@ -79,8 +80,9 @@ def build(cfg: Settings, rng: random.Random) -> Task:
         BARE,
         *(f"{some(length, length)} {BARE}" for _, length in zip(range(cfg.contexts - 1), [4, 9] * cfg.contexts, strict=False)),
     ]
-    moment = second_moments(host, [layer], [some(20, 40) for _ in range(8 if cfg.miniature else 100)], 10**9)[layer]
-    return Task(host, edits, Rome(host, layer, edits, moment, contexts), FactSet(tuple(facts), "random", ""), requests, moment)
+    layers = [one for one in range(layer - LAYERS + 1, layer + 1) if one >= 0]
+    moments = second_moments(host, layers, [some(20, 40) for _ in range(8 if cfg.miniature else 100)], 10**9)
+    return Task(host, edits, Rome(host, layer, edits, moments[layer], contexts), FactSet(tuple(facts), "random", ""), requests, moments)
 
 
 @torch.no_grad()
@@ -196,7 +198,7 @@ def main(argv: list[str] | None = None) -> None:
     rates = measure_rates(width=256 if cfg.miniature else 2048)
     rows = phases(build(cfg, random.Random(0)), cfg, rates)
     many = build(dataclasses.replace(cfg, batch=cfg.facts, contexts=max(cfg.contexts, CONTEXTS)), random.Random(1))
-    rows += [*together(many, many.moment, cfg.repeats, cfg.steps), fine_tuned(many, cfg.repeats)]
+    rows += [*together(many, many.moments, cfg.repeats, cfg.steps), fine_tuned(many, cfg.repeats)]
     write("edit", [*rows, pocket(cfg)], cfg.out)
 
 

@@ -3,7 +3,8 @@
 Shape letters: N rows, T positions, K scored places, D hidden width, F MLP width, V vocabulary.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ class Task:
     rome: Rome
     facts: FactSet
     requests: list[EditRequest]
-    moment: KeyStatistics | None = None
+    moments: Mapping[int, KeyStatistics] = field(default_factory=dict)
 
 
 class Published:
