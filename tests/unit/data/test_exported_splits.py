@@ -76,7 +76,7 @@ def test_a_store_without_training_edits_does_not_say_which_objects_training_had(
     tests = written(host, tmp_path / "tests", [*SPLITS["id"], *SPLITS["ood"]], editor="memit")
     for store, cells in ((own, {"ood_seen_object"}), (tests, set())):
         splits = exported_splits(store, config(own), host)
-        readings = read_splits(decoder, config(own), splits.loaders, splits.table)
+        readings = read_splits([(decoder, config(own))], splits.loaders, splits.table)
         assert {name for name in scores.test_scores(readings) if name in scores.OOD_CELLS} == cells
 
 
@@ -110,7 +110,7 @@ def test_reading_whole_float32_matrices_is_reading_factors(own, host):
     tables = []
     for precision in (None, PRECISIONS["float32"]):
         splits = exported_splits(own, config(own), host, precision)
-        tables.append(read_splits(decoder, config(own), splits.loaders, splits.table))
+        tables.append(read_splits([(decoder, config(own))], splits.loaders, splits.table))
     assert (tables[0]["predicted"] == tables[1]["predicted"]).all() and len(tables[0]) == 7
     torch.testing.assert_close(*(torch.tensor(table["probability"].tolist()) for table in tables), rtol=1e-4, atol=0)
 

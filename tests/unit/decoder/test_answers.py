@@ -29,7 +29,7 @@ class Spelling:
 
     def beams(self, count: int) -> Beams:
         # The first token is of no account here.
-        return Beams([self.tokens[b % 2] for b in range(count)], self.probability_BK[torch.arange(count) % 2], torch.full((count,), 7))
+        return Beams([self.tokens[b % 2] for b in range(count)], self.probability_BK[torch.arange(count) % 2], torch.eye(8)[[7] * count])
 
     def read(self, edits, *, beams, max_object_tokens) -> Beams:
         return self.beams(len(edits))
@@ -105,6 +105,6 @@ def test_one_definition_of_confidence_in_readings_calibration_and_answers(decode
         "edited_layer": 1,
         "scores": {},
     }
-    told = answer(decoder, config, EDITS[:1], top=4)
+    told = answer([(decoder, config)], EDITS[:1], top=4)
     assert told["objects"] == [{"text": "red", "probability": 0.625}, {"text": "Oslo", "probability": 0.3125}]
     assert told["null_percentile"] == found["clean_matrix"]["null_percentile"]

@@ -29,7 +29,7 @@ class Confident:
         sure = [self.null if key.any() else self.clean for key in edits.key_BF]
         probability_BK = torch.tensor(sure).unsqueeze(1) * torch.tensor([1.0] + [0.1] * (beams - 1))
         objects = [self.host.object_ids(text) for text in ("red Oslo", "red", "Oslo")[:beams]]
-        return Beams([objects] * len(edits), probability_BK, torch.zeros(len(edits)))
+        return Beams([objects] * len(edits), probability_BK, torch.zeros(len(edits), 1))
 
 
 def test_nulls_have_the_keys_and_norms_of_training_edits():
