@@ -25,7 +25,7 @@ from typing import Any
 from decoder.config.commands import EvaluateConfig
 from decoder.config.compose import compose
 from decoder.export.collection import choose, is_collection
-from decoder.export.voters import read_voters, tested_by
+from decoder.export.voters import read_voters, scored_on
 from decoder.utils.errors import UserError, lasting, run_command
 
 AUDITS = ("base", "subjects", "repair", "relations", "nulls", "report")
@@ -149,7 +149,7 @@ def score(cfg: EvaluateConfig) -> dict[str, Any]:
     voters = open_voters(cfg)
     decoder, configs = voters[0][0], [config for _, config in voters]
     given = EditStore(Path(cfg.store).expanduser()) if cfg.store else None
-    config = tested_by(configs, given.fingerprint if cfg.store else None)
+    config = scored_on(configs, given.fingerprint if cfg.store else None)
     store = given if cfg.store else find_store(cfg.cache_dir, config["store"])
     if store.layers != decoder.edited_layers:
         found, read = (", ".join(map(str, layers)) for layers in (store.layers, decoder.edited_layers))

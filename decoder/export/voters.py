@@ -48,7 +48,7 @@ def read_voters(decoder: str) -> list[dict[str, Any]]:
     return configs
 
 
-def tested_by(configs: Sequence[Mapping[str, Any]], store: str | None) -> Mapping[str, Any]:
+def scored_on(configs: Sequence[Mapping[str, Any]], store: str | None) -> Mapping[str, Any]:
     """The config whose test edits a vote is scored on: of the store with that fingerprint if one is of it; None is the decoders' own.
 
     Raises:

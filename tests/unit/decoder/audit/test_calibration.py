@@ -3,10 +3,11 @@
 Shape letters: B edits, K beams, D hidden width, F MLP width.
 """
 
+import numpy as np
 import pytest
 import torch
 
-from decoder.audit.calibration import NULLS, calibrate, clean_edit, null_edits, percentile
+from decoder.audit.calibration import NULLS, calibrate, clean_edit, least_percentiles, null_edits, percentile
 from decoder.beam import Beams
 from decoder.dense import applied
 from decoder.edit import RankOneEdit
@@ -95,3 +96,15 @@ def test_calibrate_a_real_decoder(host_of):
     assert 0 <= found["auroc"] <= 1 and found["null"]["quantiles"][0] < found["null"]["quantiles"][-1]
     clean = decoder.read(clean_edit(host, [1]), beams=2, max_object_tokens=2)
     assert found["clean_matrix"]["probability"] == pytest.approx(float(clean.probability_BK[0, 0]))
+
+
+def test_a_vote_is_as_sure_as_the_least_sure_of_its_decoders():
+    wide, narrow = ({kind: {"quantiles": np.linspace(0, top, 101)} for kind in ("null", "edit")} for top in (1.0, 0.5))
+    wide["edit"] = {"quantiles": [0.0, 0.5, 0.9, 1.0]}
+    said = {"Oslo": 0.393, "red": 0.6}
+    assert least_percentiles("Oslo", [said], [narrow]) == pytest.approx({"null_percentile": 7900 / 101, "edit_percentile": 7900 / 101})
+    told = least_percentiles("Oslo", [said, {"Oslo": 0.555}], [narrow, wide])
+    assert told == pytest.approx({"null_percentile": 5600 / 101, "edit_percentile": 50})
+    # `red` has more of this decoder's beams than its answer, which alone was calibrated; the other does not say it at all.
+    assert least_percentiles("red", [said], [narrow]) == least_percentiles("Oslo", [said], [narrow])
+    assert least_percentiles("red", [said, {"Oslo": 0.9}], [narrow, wide])["null_percentile"] == 0
