@@ -25,7 +25,7 @@ from typing import Any
 from decoder.config.commands import EvaluateConfig
 from decoder.config.compose import compose
 from decoder.export.collection import choose, is_collection
-from decoder.export.voters import read_voters, scored_on
+from decoder.export.voters import own_store, read_voters, scored_on
 from decoder.utils.errors import UserError, lasting, run_command
 
 AUDITS = ("base", "subjects", "repair", "relations", "nulls", "report")
@@ -147,10 +147,9 @@ def score(cfg: EvaluateConfig) -> dict[str, Any]:
 
     chosen = choose_decoder(cfg)
     voters = open_voters(cfg)
-    decoder, configs = voters[0][0], [config for _, config in voters]
-    given = EditStore(Path(cfg.store).expanduser()) if cfg.store else None
-    config = scored_on(configs, given.fingerprint if cfg.store else None)
-    store = given if cfg.store else find_store(cfg.cache_dir, config["store"])
+    (decoder, _), configs = voters[0], [config for _, config in voters]
+    store = EditStore(Path(cfg.store).expanduser()) if cfg.store else find_store(cfg.cache_dir, own_store(configs))
+    config = scored_on(configs, store.fingerprint)
     if store.layers != decoder.edited_layers:
         found, read = (", ".join(map(str, layers)) for layers in (store.layers, decoder.edited_layers))
         raise UserError(f"store {store.path} has edits of layer {found}, the decoder reads layer {read}. Give another store=")

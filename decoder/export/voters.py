@@ -48,21 +48,28 @@ def read_voters(decoder: str) -> list[dict[str, Any]]:
     return configs
 
 
-def scored_on(configs: Sequence[Mapping[str, Any]], store: str | None) -> Mapping[str, Any]:
-    """The config whose test edits a vote is scored on: of the store with that fingerprint if one is of it; None is the decoders' own.
+def own_store(configs: Sequence[Mapping[str, Any]]) -> str:
+    """The fingerprint of the store that decoders were trained on.
 
     Raises:
-        UserError: they are of several stores and none was given, or one was trained on what another is tested on.
+        UserError: they were trained on several.
     """
-    if store is None and len(stores := {config["store"]: None for config in configs}) > 1:
-        raise UserError(f"the decoders are of different stores ({listed(stores)}): give the one to score as store=")
-    if len(configs) > 1:
-        trained = {edit_id for config in configs for edit_id in config["splits"]["train"]}
-        tests = {edit_id: None for config in configs for split in TEST_SPLITS for edit_id in config["splits"][split]}
-        if seen := [edit_id for edit_id in tests if edit_id in trained]:
-            raise UserError(
-                f"one of the decoders was trained on {len(seen)} test edits of another, {seen[0]} first: use decoders of one split"
-            )
+    store, *others = dict.fromkeys(config["store"] for config in configs)
+    if others:
+        raise UserError(f"the decoders are of different stores ({listed([store, *others])}): give the one to score as store=")
+    return store
+
+
+def scored_on(configs: Sequence[Mapping[str, Any]], store: str) -> Mapping[str, Any]:
+    """The config whose test edits a vote is scored on: of the decoder that was trained on this store, by its fingerprint; else the first's.
+
+    Raises:
+        UserError: one of several was trained on what another is tested on.
+    """
+    trained = {edit_id for config in configs for edit_id in config["splits"]["train"]}
+    tests = dict.fromkeys(edit_id for config in configs for split in TEST_SPLITS for edit_id in config["splits"][split])
+    if len(configs) > 1 and (seen := [edit_id for edit_id in tests if edit_id in trained]):
+        raise UserError(f"one of the decoders was trained on {len(seen)} test edits of another, {seen[0]} first: use decoders of one split")
     return next((config for config in configs if config["store"] == store), configs[0])
 
 

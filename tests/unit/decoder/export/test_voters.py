@@ -7,7 +7,7 @@ from changed_decoders import CONFIG, FACTS, changed_decoder
 
 import evaluate
 from decoder.export.save import read_config, save_decoder
-from decoder.export.voters import folders_of, read_voters, scored_on
+from decoder.export.voters import folders_of, own_store, read_voters, scored_on
 from decoder.utils.errors import UserError
 
 
@@ -78,11 +78,12 @@ def test_decoders_that_are_not_alike(folders, capsys, entries, said):
 def test_what_a_vote_is_tested_on():
     first = {"store": "s1", "splits": {"train": ["t1"], "id": ["i1"], "ood": [], "unseen_object": []}}
     second = first | {"store": "s2"}
-    assert scored_on([first], None) is first and scored_on([first, first | {"seed": 1}], None) is first
+    assert scored_on([first], "s1") is first and scored_on([first, first | {"seed": 1}], "s1") is first
     assert scored_on([first, second], "s2") is second and scored_on([first, second], "s3") is first
+    assert own_store([first, first]) == "s1"
     with pytest.raises(UserError, match="of different stores .s1, s2.: give the one to score as store="):
-        scored_on([first, second], None)
+        own_store([first, second, first])
     told = first | {"splits": first["splits"] | {"train": ["t2", "i1"]}}
-    assert scored_on([told], None) is told, "a decoder alone is what it was"
+    assert scored_on([told], "s1") is told, "a decoder alone is what it was"
     with pytest.raises(UserError, match="trained on 1 test edits of another, i1 first: use decoders of one split"):
-        scored_on([told, first], None)
+        scored_on([told, first], "s1")
