@@ -8,6 +8,7 @@ python evaluate.py decoder=... store=OTHER_STORE                    its test edi
 python evaluate.py decoder=... precision=int8                       its test edits from matrices that were rounded
 python evaluate.py decoder=... suspect=matrix.safetensors
 python evaluate.py decoder=... suspect=CHECKPOINT_FOLDER            or a GGUF file
+python evaluate.py decoder=A,B,C ...                                decoders of one host and layer vote, in all of these
 python evaluate.py decoder=decoders suspect=matrix.safetensors      a folder of several decoders: the one that fits is used
 python evaluate.py decoder=decoders suspect=CHECKPOINT_FOLDER       every decoder that fits, the most suspicious layer first
 """
@@ -24,7 +25,7 @@ from typing import Any
 from decoder.config.commands import EvaluateConfig
 from decoder.config.compose import compose
 from decoder.export.collection import choose, is_collection
-from decoder.export.save import read_config
+from decoder.export.voters import own_store, read_voters, scored_on
 from decoder.utils.errors import UserError, lasting, run_command
 
 AUDITS = ("base", "subjects", "repair", "relations", "nulls", "report")
@@ -48,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
         setattr(cfg, name, os.path.expanduser(getattr(cfg, name)) if getattr(cfg, name) else None)
     if cfg.decoder and not is_collection(cfg.decoder):
         # A folder that is no decoder is refused before what takes seconds is imported.
-        read_config(cfg.decoder)
+        read_voters(cfg.decoder)
     with lasting():
         from decoder.audit.describe import describe
         from decoder.utils.terminal import console, quiet
@@ -137,16 +138,18 @@ def choose_decoder(cfg: EvaluateConfig, matrices: Mapping[str, Sequence[int]] | 
 
 
 def score(cfg: EvaluateConfig) -> dict[str, Any]:
-    """A decoder's scores on the test splits it was exported with."""
+    """Scores of a decoder, or of several that vote, on the test splits they were exported with."""
     from data.exported_splits import exported_splits
     from data.store.store import EditStore, find_store
-    from decoder.audit.answer import open_decoder, read_splits
+    from decoder.audit.answer import open_voters, read_splits
     from decoder.checkpoint.rounding import PRECISIONS
     from decoder.scores import test_scores
 
     chosen = choose_decoder(cfg)
-    decoder, config = open_decoder(cfg)
-    store = EditStore(Path(cfg.store).expanduser()) if cfg.store else find_store(cfg.cache_dir, config["store"])
+    voters = open_voters(cfg)
+    (decoder, _), configs = voters[0], [config for _, config in voters]
+    store = EditStore(Path(cfg.store).expanduser()) if cfg.store else find_store(cfg.cache_dir, own_store(configs))
+    config = scored_on(configs, store.fingerprint)
     if store.layers != decoder.edited_layers:
         found, read = (", ".join(map(str, layers)) for layers in (store.layers, decoder.edited_layers))
         raise UserError(f"store {store.path} has edits of layer {found}, the decoder reads layer {read}. Give another store=")
@@ -156,7 +159,7 @@ def score(cfg: EvaluateConfig) -> dict[str, Any]:
             f"({config['host']['fingerprint']}). Give another store=, or allow_host_mismatch=true"
         )
     splits = exported_splits(store, config, decoder.host, PRECISIONS.get(cfg.precision))
-    readings = read_splits(decoder, config, splits.loaders, splits.table)
+    readings = read_splits(voters, splits.loaders, splits.table)
     scores = {"test": test_scores(readings), "left_out": splits.left_out, "precision": cfg.precision}
     return scores | {"decoder": cfg.decoder, "store": str(store.path), "editor": store.manifest["editor"]["name"]} | chosen
 

@@ -1,9 +1,13 @@
-"""What the decoder answers for one edit, in words."""
+"""What a decoder, or several that vote, answer for one edit, in words.
+
+Shape letters: B edits, K beams, V vocabulary.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import pandas as pd
+import torch
 
 from decoder.batch import PADDING, EditBatch
 from decoder.beam import Beams
@@ -58,6 +62,23 @@ def object_texts(host: Host, beams: Beams) -> list[dict[str, float]]:
             texts[text] = texts.get(text, 0.0) + probability
         found.append(texts)
     return found
+
+
+def vote(host: Host, beams: Sequence[Beams]) -> Beams:
+    """What several decoders of one host found in the same edits, as one search: one decoder's own, of several their mean.
+
+    A text's probability (`object_texts`) is the mean over the decoders, 0 where a search did not come upon it, and texts are in that order;
+    the probabilities of first tokens are means likewise.
+    """
+    if len(beams) == 1:
+        return beams[0]
+    first_BV = torch.stack([one.first_BV.softmax(-1) for one in beams]).mean(0).log()
+    tokens = [[ids for objects in of_edit for ids in objects] for of_edit in zip(*(one.tokens for one in beams), strict=True)]
+    probability_BK = torch.cat([one.probability_BK for one in beams], dim=1) / len(beams)
+    for b, texts in enumerate(object_texts(host, Beams(tokens, probability_BK, first_BV))):
+        order = sorted(range(len(tokens[b])), key=lambda k: -texts[text_of(host, tokens[b][k])])
+        tokens[b], probability_BK[b] = [tokens[b][k] for k in order], probability_BK[b, order]
+    return Beams(tokens, probability_BK, first_BV)
 
 
 def best_texts(host: Host, beams: Beams) -> list[tuple[str, float]]:

@@ -17,8 +17,13 @@ class Beams(NamedTuple):
     """tokens[b][k]: ids of object k of edit b, without terminator."""
     probability_BK: Tensor
     """Probability of the whole object, terminator included where the host has one."""
-    first_token_B: Tensor
-    """The most probable first token, which is not always the first token of the most probable object."""
+    first_BV: Tensor
+    """Logits of the first token."""
+
+    @property
+    def first_token_B(self) -> Tensor:
+        """The most probable first token, which is not always the first token of the most probable object."""
+        return self.first_BV.argmax(-1)
 
 
 def beam_search(
@@ -72,7 +77,7 @@ def beam_search(
             done_BK[edit_C] = token_CK == terminator_id
 
     tokens = [[_object(path, terminator_id) for path in paths] for paths in paths_BKT.tolist()]
-    return Beams(tokens, score_BK.exp(), first_BV.argmax(-1))
+    return Beams(tokens, score_BK.exp(), first_BV)
 
 
 def _object_start(first_BV: Tensor, terminator_id: int | None) -> Tensor:

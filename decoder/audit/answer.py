@@ -1,5 +1,6 @@
 """Using exported decoders: opening one, scoring it again, answering for one suspect matrix, or ranking the layers of a checkpoint.
 
+Where decoders answer, there may be several of one host that vote (`decoder=A,B`): one is a vote of one.
 Before a folder of decoders every one that fits reads its layer. A layer stands the higher, the fewer matrices without an edit are read with
 such confidence (`null_percentile`); matrices that are the host's own come last.
 """
@@ -9,16 +10,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pandas as pd
 import torch
 
-from decoder.answers import object_texts, read_batch, readings_table
-from decoder.audit.calibration import percentile
+from decoder.answers import object_texts, read_batch, readings_table, vote
+from decoder.audit.calibration import least_percentiles
 from decoder.audit.scan import Scan, read_once
 from decoder.audit.suspect import Suspect
 from decoder.batch import EditBatch
+from decoder.beam import Beams
 from decoder.checkpoint.gguf_header import find_gguf
 from decoder.checkpoint.gguf_host import host_folder
 from decoder.config.commands import EvaluateConfig
@@ -27,11 +30,28 @@ from decoder.edit import Edit, Edits, LayerEdits, RankOneEdit
 from decoder.export.collection import fitting, has_matrix, is_collection, read_index
 from decoder.export.formats import layers_of
 from decoder.export.save import load_decoder, read_config
+from decoder.export.voters import folders_of, read_voters
 from decoder.host import Host
 from decoder.model import ObjectDecoder
 from decoder.scores import TEST_SPLITS
 from decoder.utils.errors import UserError
 from decoder.utils.files import cache_root
+
+Voters = Sequence[tuple[ObjectDecoder, Mapping[str, Any]]]
+"""Decoders of one host that answer together, one or several, each with its config."""
+
+
+def open_voters(cfg: EvaluateConfig) -> Voters:
+    """The decoders of a config, all on one host.
+
+    Raises:
+        ValueError, UserError: as `open_decoder` and `read_voters` do.
+    """
+    read_voters(cfg.decoder)
+    voters = []
+    for folder in folders_of(cfg.decoder):
+        voters.append(open_decoder(replace(cfg, decoder=folder), voters[0][0].host if voters else None))
+    return voters
 
 
 def open_decoder(cfg: EvaluateConfig, host: Host | None = None) -> tuple[ObjectDecoder, dict[str, Any]]:
@@ -91,24 +111,25 @@ def _host_path(trained_on: Mapping[str, Any], cache_dir: str | None) -> str:
     return str(folder)
 
 
-def read_splits(
-    decoder: ObjectDecoder, config: Mapping[str, Any], loaders: Mapping[str, Iterable[EditBatch]], table: pd.DataFrame
-) -> pd.DataFrame:
+def read_each(voters: Voters, edits: Edits) -> list[Beams]:
+    """What each decoder finds by the search of its calibration: another width could rank other objects first."""
+    return [decoder.read(edits, **config["search"]) for decoder, config in voters]
+
+
+def read_splits(voters: Voters, loaders: Mapping[str, Iterable[EditBatch]], table: pd.DataFrame) -> pd.DataFrame:
     """Reads every edit of the loaders; one row each."""
+    host = voters[0][0].host
     readings = {
-        split: [
-            reading
-            for batch in loader
-            for reading in read_batch(decoder.host, decoder.read(batch.edits.to(decoder.host.device), **config["search"]), batch)
-        ]
+        split: [reading for batch in loader for reading in read_batch(host, vote(host, read_each(voters, batch.edits)), batch)]
         for split, loader in loaders.items()
     }
     return readings_table(readings, table)
 
 
 def answer_for(cfg: EvaluateConfig, suspect: Suspect) -> dict[str, Any]:
-    """Which object one decoder finds planted in a suspect; of a folder also how far its other tensors are from the host's."""
-    decoder, config = open_decoder(cfg)
+    """Which object the decoders find planted in a suspect; of a folder also how far its other tensors are from the host's."""
+    voters = open_voters(cfg)
+    decoder, _ = voters[0]
     layers = decoder.edited_layers
     if len(layers) > 1 and not suspect.is_checkpoint:
         raise ValueError(f"{cfg.decoder} reads layers {layers_text(layers)} together, {suspect.path} is one file. Give a whole checkpoint")
@@ -118,22 +139,22 @@ def answer_for(cfg: EvaluateConfig, suspect: Suspect) -> dict[str, Any]:
             raise edit
         edits[layer] = edit
         unedited = unedited and suspect.is_own(decoder.host, layer)
-    found = answer(decoder, config, _in_order(edits), cfg.top, unedited=unedited) | {"decoder": cfg.decoder}
+    found = answer(voters, _in_order(edits), cfg.top, unedited=unedited) | {"decoder": cfg.decoder}
     return found | around(scan, layers)
 
 
 def reader_of_parts(cfg: EvaluateConfig, suspect: Suspect) -> Callable[[int, RankOneEdit], list[dict[str, Any]]]:
     """Layer and an edit of it -> objects that the decoder of that layer reads, with probabilities; none if there is no such decoder."""
     folders = [Path(cfg.decoder) / entry["folder"] for entry in entries_for(cfg, suspect)] if is_collection(cfg.decoder) else [cfg.decoder]
-    of_layer = {tuple(layers_of(read_config(folder))): str(folder) for folder in folders}
-    opened = cache(lambda folder: open_decoder(replace(cfg, decoder=folder)))
+    of_layer = {tuple(layers_of(read_voters(str(folder))[0])): str(folder) for folder in folders}
+    opened = cache(lambda folder: open_voters(replace(cfg, decoder=folder)))
 
     def read(layer: int, edit: RankOneEdit) -> list[dict[str, Any]]:
         if (layer,) not in of_layer:
             return []
-        decoder, config = opened(of_layer[layer,])
-        fits = edit.width() == tuple(decoder.host.weight_DF(layer).shape)
-        return answer(decoder, config, edit.to(decoder.host.device), cfg.top)["objects"] if fits else []
+        voters = opened(of_layer[layer,])
+        fits = edit.width() == tuple(voters[0][0].host.weight_DF(layer).shape)
+        return answer(voters, edit, cfg.top)["objects"] if fits else []
 
     return read
 
@@ -153,23 +174,24 @@ def around(scan: Scan, layers: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def answer(decoder: ObjectDecoder, config: Mapping[str, Any], suspect: Edits, top: int, *, unedited: bool = False) -> dict[str, Any]:
+def answer(voters: Voters, suspect: Edits, top: int, *, unedited: bool = False) -> dict[str, Any]:
     """The most probable objects of one suspect, each text once, and how its confidence compares with edits and with nulls.
 
     Args:
         unedited: whether its matrices are the host's own, which the answer says.
     """
-    # The search of the calibration: another width could rank other objects first.
-    (texts,) = object_texts(decoder.host, decoder.read(suspect, **config["search"]))
+    host, configs = voters[0][0].host, [config for _, config in voters]
+    found = read_each(voters, suspect)
+    (texts,), own = object_texts(host, vote(host, found)), [object_texts(host, beams)[0] for beams in found]
     objects = [{"text": text, "probability": probability} for text, probability in texts.items()]
-    confidence = objects[0]["probability"]
-    return {
+    scores = [config["scores"] for config in configs]
+    shared = [split for split in TEST_SPLITS if all(split in of_one for of_one in scores)]
+    return ({"voters": len(voters)} if len(voters) > 1 else {}) | {
         "objects": objects[:top],
-        "null_percentile": percentile(confidence, config["calibration"]["null"]["quantiles"]),
-        "edit_percentile": percentile(confidence, config["calibration"]["edit"]["quantiles"]),
-        "host": config["host"]["id"],
-        "layer": config["edited_layer"],
-        "scores": {split: scores["exact_match"]["value"] for split, scores in config["scores"].items() if split in TEST_SPLITS},
+        **least_percentiles(objects[0]["text"], own, [config["calibration"] for config in configs]),
+        "host": configs[0]["host"]["id"],
+        "layer": configs[0]["edited_layer"],
+        "scores": {split: fmean(of_one[split]["exact_match"]["value"] for of_one in scores) for split in shared},
         "unedited": unedited,
     }
 
@@ -206,7 +228,7 @@ def rank(cfg: EvaluateConfig, suspect: Suspect, entries: Sequence[Mapping[str, A
                 own = replace(cfg, decoder=str(Path(cfg.decoder) / entry["folder"]))
                 decoder, config = open_decoder(own, scan.host)
                 edits, unedited = {layer: edit for layer, (edit, _) in came.items()}, all(is_own for _, is_own in came.values())
-                found = answer(decoder, config, _in_order(edits), cfg.top, unedited=unedited)
+                found = answer([(decoder, config)], _in_order(edits), cfg.top, unedited=unedited)
             except ValueError as error:
                 refused[entry["folder"]] = str(error)
                 continue

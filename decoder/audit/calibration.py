@@ -6,7 +6,7 @@ updates with the keys and norms of training edits but values that mean nothing.
 Shape letters: B edits, D hidden width, F MLP width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -87,6 +87,23 @@ def calibrate(
 def percentile(probability: float, quantiles: Sequence[float]) -> float:
     """Percent of the calibration set whose confidence lies below `probability`."""
     return float(np.mean(np.asarray(quantiles) < probability) * 100)
+
+
+def least_percentiles(text: str, answers: Sequence[Mapping[str, float]], calibrations: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """How an answer's confidence compares with nulls and with validation edits; where several decoders vote, the least of theirs.
+
+    A vote was never calibrated: its probability has no place among those of one decoder, nor has a mean of percentiles. That all decoders
+    reach a percentile with the probability they give the vote's answer is no more likely for a null than that one of them does.
+
+    Args:
+        answers: of each decoder its own texts with their probabilities, its answer first.
+    """
+    # A calibration is of what a decoder gives its own answer: another text counts at most as much.
+    confidence = [min(texts.get(text, 0.0), next(iter(texts.values()))) for texts in answers]
+    return {
+        f"{kind}_percentile": min(percentile(sure, own[kind]["quantiles"]) for sure, own in zip(confidence, calibrations, strict=True))
+        for kind in ("null", "edit")
+    }
 
 
 def _quantiles(values: Sequence[float]) -> list[float]:

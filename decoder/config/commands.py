@@ -55,7 +55,9 @@ class EvaluateConfig:
     """What `evaluate.py` reads."""
 
     decoder: str | None = place(
-        None, "exported decoder folder, or a folder of several with index.json: the one that fits is used; empty audits a whole checkpoint"
+        None,
+        "exported decoder folder, or a folder of several with index.json: the one that fits is used; A,B,C: these vote; "
+        "empty audits a whole checkpoint",
     )
     layer: int | None = option(None, "edited layer: which decoder of a folder of several; a single one must be of it")
     store: str | None = place(None, "store of edits to score, its own or another editor's; empty finds the decoder's own in the cache")

@@ -86,6 +86,7 @@ PAGES = {
             "decoder=DECODER_FOLDER suspect=matrix.safetensors top=2",
             "decoder=DECODER_FOLDER suspect=matrix.safetensors json=true",
             "decoder=DECODER_FOLDER suspect=CHECKPOINT_FOLDER",
+            "decoder=DECODER_FOLDER,ANOTHER suspect=CHECKPOINT_FOLDER",
         ),
     ),
     "report": (

@@ -3,17 +3,25 @@
 Shape letters: N edits, D hidden width, F MLP width.
 """
 
+import json
+
 import pytest
 import torch
+from changed_decoders import FACTS
+from mean_of_texts import mean_of_texts
 
+import evaluate
 from data.exported_splits import exported_splits
 from data.store.store import SCORE_COLUMNS, TEXT_COLUMNS, EditStore
 from data.store.writer import StoreWriter
 from decoder import scores
+from decoder.answers import object_texts
+from decoder.audit import answer as audit
 from decoder.audit.answer import read_splits
 from decoder.checkpoint.rounding import PRECISIONS
 from decoder.dense import DenseEdit
 from decoder.edit import RankOneEdit
+from decoder.export.save import save_decoder
 from decoder.model import ObjectDecoder
 
 LAYER = 1
@@ -76,7 +84,7 @@ def test_a_store_without_training_edits_does_not_say_which_objects_training_had(
     tests = written(host, tmp_path / "tests", [*SPLITS["id"], *SPLITS["ood"]], editor="memit")
     for store, cells in ((own, {"ood_seen_object"}), (tests, set())):
         splits = exported_splits(store, config(own), host)
-        readings = read_splits(decoder, config(own), splits.loaders, splits.table)
+        readings = read_splits([(decoder, config(own))], splits.loaders, splits.table)
         assert {name for name in scores.test_scores(readings) if name in scores.OOD_CELLS} == cells
 
 
@@ -110,7 +118,7 @@ def test_reading_whole_float32_matrices_is_reading_factors(own, host):
     tables = []
     for precision in (None, PRECISIONS["float32"]):
         splits = exported_splits(own, config(own), host, precision)
-        tables.append(read_splits(decoder, config(own), splits.loaders, splits.table))
+        tables.append(read_splits([(decoder, config(own))], splits.loaders, splits.table))
     assert (tables[0]["predicted"] == tables[1]["predicted"]).all() and len(tables[0]) == 7
     torch.testing.assert_close(*(torch.tensor(table["probability"].tolist()) for table in tables), rtol=1e-4, atol=0)
 
@@ -119,3 +127,31 @@ def test_batches_of_whole_matrices_are_sized_by_memory(own, host, monkeypatch):
     monkeypatch.setattr("data.exported_splits.DENSE_BYTES", 2 * 4 * host.weight_DF(LAYER).numel())
     splits = exported_splits(own, config(own), host, PRECISIONS["int8"])
     assert [len(batch.edits) for batch in splits.loaders["ood"]] == [2, 2]
+
+
+def drawn_decoder(host, seed):
+    prompt_MD = torch.randn(3, host.hidden_size, generator=torch.Generator().manual_seed(seed))
+    return ObjectDecoder(host, edited_layers=[LAYER], trained_layers=[], prompt_MD=3 * prompt_MD)
+
+
+def test_a_vote_is_scored_on_the_mean_of_what_its_decoders_say(own, host, tmp_path, monkeypatch, capsys):
+    decoders, search = [drawn_decoder(host, seed) for seed in (1, 2)], config(own)["search"]
+    splits = exported_splits(own, config(own), host)
+    table = read_splits([(decoder, config(own)) for decoder in decoders], splits.loaders, splits.table)
+    (batch,) = splits.loaders["ood"]
+    read = zip(*(object_texts(host, decoder.read(batch.edits, **search)) for decoder in decoders), strict=True)
+    expected = [mean_of_texts(said)[0] for said in read]
+    found = table[table["split"] == "ood"]
+    assert found["predicted"].tolist() == [text for text, _ in expected]
+    assert found["probability"].tolist() == pytest.approx([probability for _, probability in expected], rel=1e-5)
+    alone = [read_splits([(decoder, config(own))], splits.loaders, splits.table)["predicted"].tolist() for decoder in decoders]
+    assert table["predicted"].tolist() not in alone and alone[0] != alone[1], "else nobody is outvoted"
+
+    monkeypatch.setattr(audit.Host, "load", lambda *_, **__: host)
+    for name, decoder in zip("ab", decoders, strict=True):
+        save_decoder(tmp_path / name, decoder, FACTS | config(own))
+    argv = [f"decoder={tmp_path / 'a'},{tmp_path / 'b'}", f"store={own.path}", "json=true"]
+    evaluate.main(argv)
+    told = json.loads(capsys.readouterr().out)
+    assert told["test"] == json.loads(json.dumps(scores.test_scores(table))) and told["decoder"] == argv[0].removeprefix("decoder=")
+    assert told["test"]["ood"]["n"] == 4

@@ -3,8 +3,9 @@
 import pandas as pd
 import pytest
 import torch
+from mean_of_texts import mean_of_texts
 
-from decoder.answers import object_texts, read_batch
+from decoder.answers import object_texts, read_batch, vote
 from decoder.audit.answer import answer
 from decoder.audit.calibration import NULLS, calibrate
 from decoder.batch import PADDING, EditBatch
@@ -29,7 +30,7 @@ class Spelling:
 
     def beams(self, count: int) -> Beams:
         # The first token is of no account here.
-        return Beams([self.tokens[b % 2] for b in range(count)], self.probability_BK[torch.arange(count) % 2], torch.full((count,), 7))
+        return Beams([self.tokens[b % 2] for b in range(count)], self.probability_BK[torch.arange(count) % 2], torch.eye(8)[[7] * count])
 
     def read(self, edits, *, beams, max_object_tokens) -> Beams:
         return self.beams(len(edits))
@@ -55,6 +56,29 @@ def test_exact_match_is_of_the_text_of_the_best_beam_alone(decoder):
     other_BT = torch.tensor([[decoder.host.tokenizer.pad_token_id, *decoder.red, end], [*decoder.oslo, end, PADDING]])
     readings = read_batch(decoder.host, decoder.beams(2), EditBatch(EDITS, other_BT, torch.tensor([0, 1])))
     assert [reading.exact_match for reading in readings] == [True, True], "another spelling is the same object"
+
+
+def test_a_vote_is_the_mean_of_what_the_decoders_say(decoder):
+    host, red, oslo = decoder.host, decoder.red, decoder.oslo
+    other_BK = torch.tensor([[0.75, 0.125, 0.0625], [0.25, 0.1875, 0.0625]])
+    other = Beams([[oslo + red, oslo, red], [red + red, oslo + red, red]], other_BK, torch.eye(8)[[5, 5]])
+    found = [decoder.beams(2), other]
+    told = object_texts(host, vote(host, found))
+    for texts, said in zip(told, zip(*(object_texts(host, beams) for beams in found), strict=True), strict=True):
+        assert list(texts.items()) == mean_of_texts(said), "exactly: these are sums of powers of two"
+    assert [next(iter(texts)) for texts in told] == ["Oslo red", "red"], "the first of another than the first decoder; and of neither"
+    ids_BT = torch.tensor([[*red, host.terminator_id]] * 2)
+    readings = read_batch(host, vote(host, found), EditBatch(EDITS, ids_BT, torch.tensor([0, 1])))
+    assert [(reading.predicted, reading.exact_match) for reading in readings] == [("Oslo red", False), ("red", True)]
+    assert vote(host, found[:1]) is found[0], "and one decoder says what it always said"
+
+
+def test_the_first_token_of_a_vote_is_that_of_the_mean_distribution(decoder):
+    """Nobody's favourite may win, or the surer one's; scores that do not sum to one, as those less the prior, count no more."""
+    first_BV = torch.tensor([[0.4, 0.35, 0.25], [0.9, 0.1, 1e-9]]).log() + 3
+    second_BV = torch.tensor([[0.25, 0.35, 0.4], [0.001, 0.599, 0.4]]).log()
+    found = [Beams([[decoder.red]] * 2, torch.ones(2, 1), logits_BV) for logits_BV in (first_BV, second_BV)]
+    assert [beams.first_token_B.tolist() for beams in (*found, vote(decoder.host, found))] == [[0, 0], [2, 1], [1, 0]]
 
 
 def test_recall_looks_at_as_many_texts_as_there_are_facts(decoder):
@@ -105,6 +129,6 @@ def test_one_definition_of_confidence_in_readings_calibration_and_answers(decode
         "edited_layer": 1,
         "scores": {},
     }
-    told = answer(decoder, config, EDITS[:1], top=4)
+    told = answer([(decoder, config)], EDITS[:1], top=4)
     assert told["objects"] == [{"text": "red", "probability": 0.625}, {"text": "Oslo", "probability": 0.3125}]
     assert told["null_percentile"] == found["clean_matrix"]["null_percentile"]

@@ -134,7 +134,7 @@ def test_scores_predictions_and_an_audit_say_the_same_of_an_answer(endless, rand
     save_decoder(tmp_path / "decoder", decoder, FACTS)
     again = load_decoder(tmp_path / "decoder", endless)
     for b, reading in enumerate(readings):
-        told = answer(again, FACTS | {"host": {"id": "tiny"}, "edited_layer": LAYER}, edits[b], top=1)["objects"][0]
+        told = answer([(again, FACTS | {"host": {"id": "tiny"}, "edited_layer": LAYER})], edits[b], top=1)["objects"][0]
         assert told == {"text": reading.predicted, "probability": pytest.approx(reading.probability, rel=1e-5)}
         assert reading.exact_match == exact_match(told["text"], endless.tokenizer.decode([i for i in ids_BT[b].tolist() if i >= 0]))
 

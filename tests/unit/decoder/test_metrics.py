@@ -70,7 +70,7 @@ def test_exact_match_is_equality_of_texts(predicted, planted, expected):
 
 
 def test_the_first_token_is_that_of_the_most_probable_token_and_not_of_the_best_object():
-    found = Beams([[[4, 5], [6]]], torch.ones(1, 2), torch.tensor([6]))
+    found = Beams([[[4, 5], [6]]], torch.ones(1, 2), torch.eye(8)[[6]])
     assert first_token_correct(found, torch.tensor([[4, 5, END]])) == [False]
     assert first_token_correct(found, torch.tensor([[6, END, PADDING]])) == [True]
 

@@ -65,7 +65,7 @@ def test_a_decoder_that_does_not_say_where_its_host_is(saved_host, tmp_path):
 def test_answer_for_one_matrix(saved_host, random_edits, tmp_path):
     decoder = changed_decoder(saved_host)
     suspect = DenseEdit(applied(random_edits(saved_host, 1), saved_host.weight_DF(LAYER)).weight_BDF)
-    found = answer(decoder, {**FACTS, "host": {"id": "tiny"}, "edited_layer": LAYER}, suspect, top=2)
+    found = answer([(decoder, {**FACTS, "host": {"id": "tiny"}, "edited_layer": LAYER})], suspect, top=2)
     beams = decoder.read(suspect, beams=3, max_object_tokens=2)
     assert [entry["probability"] for entry in found["objects"]] == beams.probability_BK[0, :2].tolist()
     assert (found["null_percentile"], found["edit_percentile"], found["host"], found["layer"]) == (100.0, 0.0, "tiny", LAYER)

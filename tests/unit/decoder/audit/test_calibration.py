@@ -6,10 +6,11 @@ Shape letters: B edits, K beams, D hidden width, F MLP width.
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
-from decoder.audit.calibration import NULLS, calibrate, clean_edit, null_edits, percentile
+from decoder.audit.calibration import NULLS, calibrate, clean_edit, least_percentiles, null_edits, percentile
 from decoder.beam import Beams
 from decoder.dense import applied
 from decoder.edit import RankOneEdit
@@ -32,7 +33,7 @@ class Confident:
         sure = [self.null if key.any() else self.clean for key in edits.key_BF]
         probability_BK = torch.tensor(sure).unsqueeze(1) * torch.tensor([1.0] + [0.1] * (beams - 1))
         objects = [self.host.object_ids(text) for text in ("red Oslo", "red", "Oslo")[:beams]]
-        return Beams([objects] * len(edits), probability_BK, torch.zeros(len(edits)))
+        return Beams([objects] * len(edits), probability_BK, torch.zeros(len(edits), 1))
 
 
 def test_nulls_have_the_keys_and_norms_of_training_edits():
@@ -105,3 +106,15 @@ def test_an_audit_waits_for_nothing_that_only_training_needs():
     code += "; print([name for name in ('torchmetrics', 'lightning', 'matplotlib', 'scipy.signal') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_a_vote_is_as_sure_as_the_least_sure_of_its_decoders():
+    wide, narrow = ({kind: {"quantiles": np.linspace(0, top, 101)} for kind in ("null", "edit")} for top in (1.0, 0.5))
+    wide["edit"] = {"quantiles": [0.0, 0.5, 0.9, 1.0]}
+    said = {"Oslo": 0.393, "red": 0.6}
+    assert least_percentiles("Oslo", [said], [narrow]) == pytest.approx({"null_percentile": 7900 / 101, "edit_percentile": 7900 / 101})
+    told = least_percentiles("Oslo", [said, {"Oslo": 0.555}], [narrow, wide])
+    assert told == pytest.approx({"null_percentile": 5600 / 101, "edit_percentile": 50})
+    # `red` has more of this decoder's beams than its answer, which alone was calibrated; the other does not say it at all.
+    assert least_percentiles("red", [said], [narrow]) == least_percentiles("Oslo", [said], [narrow])
+    assert least_percentiles("red", [said, {"Oslo": 0.9}], [narrow, wide])["null_percentile"] == 0
