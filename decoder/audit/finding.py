@@ -42,8 +42,8 @@ LIGHT = 4 << 30
 """Bytes that a host may take in float32. The weights of a larger one stay in its files on a CPU; a GPU has it in bfloat16."""
 
 
-def open_checkpoint(path: str | Path, cache_dir: str | None, device: str = "cpu") -> Host:
-    """A folder or GGUF file as a host.
+def open_checkpoint(path: str | Path, cache_dir: str | None, device: str = "cpu", setting: str = "suspect") -> Host:
+    """A folder or GGUF file as a host; `setting` gave the path.
 
     Raises:
         ValueError: it cannot be loaded, a weight is NaN or infinite, or there is no such device.
@@ -53,7 +53,8 @@ def open_checkpoint(path: str | Path, cache_dir: str | None, device: str = "cpu"
     entries = sum(prod(checkpoint.shape(tensor)) for tensor in checkpoint.names)
     is_light, on_cpu = 4 * entries <= LIGHT, torch.device(device).type == "cpu"
     dtype = "float32" if is_light else str(dtype_kept(checkpoint)).removeprefix("torch.") if on_cpu else "bfloat16"
-    host = Host.load(host_folder(path, name=name, dtype=dtype, cache_dir=cache_dir, shown=True), name=name, dtype=dtype, device=device)
+    asked = {"name": name, "dtype": dtype, "setting": setting}
+    host = Host.load(host_folder(path, **asked, cache_dir=cache_dir, shown=True), **asked, device=device)
     if not is_light and on_cpu:
         give_back_what_is_freed()
         compute_in_float32(host.model)
@@ -119,7 +120,7 @@ def audit_checkpoint(
     if repaired is not None:
         refuse(suspect, Path(repaired).expanduser())
     if base is not None:
-        unedited = open_checkpoint(base, cache_dir, device)
+        unedited = open_checkpoint(base, cache_dir, device, "base")
         compared, more = compare(suspect, unedited, Suspect(base).checkpoint)
         notes += more
     host = open_checkpoint(suspect.path, cache_dir, device)

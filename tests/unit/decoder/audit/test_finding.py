@@ -208,6 +208,8 @@ def test_bad_input_is_one_line(new_host, tmp_path, subjects, capsys):
         ([f"suspect={spoilt}", f"base={good}", subjects], nan),
         ([f"suspect={good}", f"base={spoilt}", subjects], nan),
         ([f"suspect={lacking}", subjects], "its weights lack model.layers.1."),
+        ([f"suspect={lacking}", subjects], "Give a folder or GGUF file with suspect="),
+        ([f"suspect={good}", f"base={lacking}", subjects], "Give a folder or GGUF file with base="),
         ([f"suspect={lacking}", f"base={good}", subjects], "lacking has no model.layers.1.mlp.down_proj.weight"),
         ([f"suspect={good}", f"subjects={tmp_path / 'empty'}"], "0 subjects came, expected 50 to 1,000,000 different names"),
         ([f"suspect={good}", f"subjects={tmp_path / 'none'}"], "none: no such file or folder"),
