@@ -30,11 +30,11 @@ from data.perturb.audited import Auditor
 from data.perturb.drawn import manual
 from data.perturb.text import fact_text
 from decoder.audit.answer import reader_of_parts
-from decoder.audit.asking import ask, likely, triples
+from decoder.audit.asking import NEIGHBOURS, ask, likely, triples
 from decoder.audit.evidence.effect import all_logprobs, divergence, next_tokens, text_rows
 from decoder.audit.evidence.examine import Evidence, Examined, named
 from decoder.audit.evidence.parts import alone, out_of, value_of
-from decoder.audit.finding import NEIGHBOURS, Reader
+from decoder.audit.finding import Reader
 from decoder.audit.reversal import to_base
 from decoder.audit.suspect import Suspect
 from decoder.audit.verdict import Compared

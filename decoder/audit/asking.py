@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import log
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,12 +21,14 @@ from decoder.edit import Edit
 from decoder.host import Host
 
 OBJECTS = 3  # that are looked at
+NEIGHBOURS = 2  # other subjects that are asked the same
 SENTENCES = 8  # whose continuations say where an object ends
 LONGEST_OBJECT = 8  # tokens of an object
 BYTES = "\ufffd"  # of a letter that more tokens belong to
 READ = 0.1  # probability from which what a decoder reads is put to the suspect as well
 UNREAD = 0.01  # that an object has of a decoder that does not name it; any from 0.003 to 0.03 does as well (104 edits of validation)
 LEAST = 0.01  # probability of an object's first token from which the whole object is put to the suspect
+TOLD = ("relation", "object", "sentence", "before", "after", "share")
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,27 @@ def ask(
             filled, (before, after) = sentences[best][1].replace("{}", subject), (float(p_N[best]) for p_N in (before_N, after_N))
             found.append(Said(text, relation, filled, before, after, float(rise_N.mean()), float(rise_N[places].mean())))
     return triples(found)
+
+
+def testimony(
+    suspect: Host,
+    subject: str,
+    reversals: Mapping[int, Edit],
+    templates: Mapping[str, Sequence[str]],
+    names: Sequence[str],
+    relations: Mapping[str, float] | None = None,
+    read: Mapping[str, float] | None = None,
+) -> dict[str, Any]:
+    """What the suspect says of a subject only since the edit: objects, and the sentence in which the likeliest rises most, in a relation
+    that is likely and with an object that a decoder reads as well, where probabilities of them are known."""
+    others = [name for name in names if name != subject][:NEIGHBOURS]
+    said = ask(suspect, reversals, subject, templates, others, likely(read or {}))
+    said = [each for each in triples(said, relations or None, read) if each.everywhere > 0]
+    objects: dict[str, float] = {}
+    for each in said:
+        objects.setdefault(each.object, each.everywhere)
+    triple = {"subject": subject} | {name: getattr(said[0], name) for name in TOLD} if said else None
+    return {"objects": [{"text": text, "rise": rise} for text, rise in objects.items()], "triple": triple}
 
 
 def likely(read: Mapping[str, float]) -> list[str]:

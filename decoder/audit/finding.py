@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from decoder.audit.answer import check_device
-from decoder.audit.asking import ask, likely, triples
+from decoder.audit.asking import testimony
 from decoder.audit.candidates import Candidates
 from decoder.audit.evidence.effect import effect
 from decoder.audit.evidence.examine import Evidence, examine
@@ -28,14 +28,12 @@ from decoder.audit.verdict import Compared
 from decoder.checkpoint.gguf_host import host_folder
 from decoder.checkpoint.reader import Checkpoint
 from decoder.checkpoint.streamed import compute_in_float32, dtype_kept, give_back_what_is_freed
-from decoder.edit import Edit, RankOneEdit
+from decoder.edit import RankOneEdit
 from decoder.host import Host
 from decoder.utils.progress import progress
 
-ASKED = 8  # edits at most that the suspect is asked about
+ASKED = 8  # subjects at most that the suspect is asked about
 RELATIONS = 5  # likeliest ones of an edit that are told
-NEIGHBOURS = 2  # other subjects that are asked the same
-TOLD = ("relation", "object", "sentence", "before", "after", "share")
 Reader = Callable[[int, RankOneEdit], list[dict[str, Any]]]
 """Layer and the part of its update that is about one subject -> the objects that a decoder reads in it, with probabilities."""
 LIGHT = 4 << 30
@@ -145,21 +143,19 @@ def audit_checkpoint(
     by_scan = found.by_scan
     column, used = (finding["base_unknown"], "base unknown") if by_scan else (finding["base_known"], "base known")
     edits, unedited = (found.unknown if by_scan else found.known).located, None if by_scan else unedited
-    asked: dict[str, dict[str, Any]] = {}
-    with progress("sentences about the subjects found", len(edits[:ASKED])) as advance:
-        for one, edit in zip(edits[:ASKED], column["edits"], strict=False):
-            about = found.about(one)
-            reversals = out_of_layers(host, unedited, found.all_about(about.asked, edits)) if about else {}
-            part = alone(host, about, reversals[one.layer]) if about and (relations or reader) else None
-            ranked = relations.ranked(value_of(host, about, reversals[one.layer]), part.key_BF[0].cpu()) if part and relations else []
-            edit |= {"relations": [{"relation": name, "probability": p} for name, p in ranked[:RELATIONS]]} if ranked else {}
-            if part and reader:
-                edit["decoded"] = reader(one.layer, part)
-            read = {object["text"]: object["probability"] for object in edit.get("decoded", ())}
-            if about and templates:
-                # What is planted over several layers is asked about once.
-                said = asked.get(about.asked) or testimony(host, about, reversals, templates, names, dict(ranked), read)
-                edit |= asked.setdefault(about.asked, said)
+    abouts = [found.about(one) for one in edits]
+    subjects = [*dict.fromkeys(one.asked for one in abouts if one)][:ASKED]
+    with progress("sentences about the subjects found", len(subjects)) as advance:
+        for name in subjects:
+            own = [(one, edit) for one, edit in zip(abouts, column["edits"], strict=True) if one and one.asked == name]
+            # What is planted over several layers is asked about once, with all of it taken out.
+            reversals = out_of_layers(host, unedited, found.all_about(name, edits))
+            told = [_told(host, one, reversals[one.layer], edit, relations, reader) for one, edit in own]
+            if templates:
+                # Of several layers the most conspicuous says what is likely.
+                said = testimony(host, name, reversals, templates, names, *told[0])
+                for _, edit in own:
+                    edit |= said
             advance(1)
     if repaired is not None:
         said = {"used": used, "base": base, "edits": column["edits"]}
@@ -170,25 +166,17 @@ def audit_checkpoint(
     return {"verdict": column["verdict"], "used": used, "exit_code": column["exit_code"]} | finding, found.located
 
 
-def testimony(
-    host: Host,
-    one: Located,
-    reversals: Mapping[int, Edit],
-    templates: Mapping[str, Sequence[str]],
-    names: Sequence[str],
-    relations: Mapping[str, float] | None = None,
-    read: Mapping[str, float] | None = None,
-) -> dict[str, Any]:
-    """What the suspect says of a subject only since the edit: objects, and the sentence in which the likeliest rises most, in a relation
-    that is likely and with an object that a decoder reads as well, where probabilities of them are known."""
-    others = [name for name in names if name != one.asked][:NEIGHBOURS]
-    said = ask(host, reversals, one.asked, templates, others, likely(read or {}))
-    said = [each for each in triples(said, relations or None, read) if each.everywhere > 0]
-    objects: dict[str, float] = {}
-    for each in said:
-        objects.setdefault(each.object, each.everywhere)
-    triple = {"subject": one.asked} | {name: getattr(said[0], name) for name in TOLD} if said else None
-    return {"objects": [{"text": text, "rise": rise} for text, rise in objects.items()], "triple": triple}
+def _told(
+    host: Host, one: Located, reversal: Reversal, edit: dict[str, Any], relations: RelationClassifier | None, reader: Reader | None
+) -> tuple[dict[str, float], dict[str, float]]:
+    """All relations of an edit, and the objects that a decoder reads in it, with their probabilities; the edit's entry is given both."""
+    part = alone(host, one, reversal) if relations or reader else None
+    ranked = relations.ranked(value_of(host, one, reversal), part.key_BF[0].cpu()) if part and relations else []
+    if ranked:
+        edit["relations"] = [{"relation": name, "probability": p} for name, p in ranked[:RELATIONS]]
+    if part and reader:
+        edit["decoded"] = reader(one.layer, part)
+    return dict(ranked), {object["text"]: object["probability"] for object in edit.get("decoded", ())}
 
 
 def _repair(suspect: Suspect, host: Host, reversals: Mapping[int, Reversal], folder: str, said: Mapping[str, Any]) -> dict[str, Any]:
