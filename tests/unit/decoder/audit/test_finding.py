@@ -35,7 +35,7 @@ def test_a_planted_edit_is_found_without_and_with_the_base(new_host, tmp_path, n
     known = both["base_known"]
     assert (known["kind"], known["rank"], known["layers"], known["changed"]) == ("rank one", 1, [LAYER], 1)
     assert [(one.layer, one.subject, one.base_known) for one in edits] == [(LAYER, NAMES[WHO], True), (LAYER, NAMES[WHO], False)]
-    assert torch.equal(edits[0].key_F, edits[0].keys_CF[WHO]) and float(edits[0].key_F.norm()) == pytest.approx(1, abs=1e-5)
+    assert torch.equal(edits[0].key_F, edits[0].keys_LF[WHO]) and float(edits[0].key_F.norm()) == pytest.approx(1, abs=1e-5)
     assert both["base_unknown"] == alone["base_unknown"] and json.loads(json.dumps(both)) == both
 
 
@@ -45,7 +45,7 @@ def test_of_a_subject_that_is_not_in_the_list(new_host, tmp_path):
     names = [name for name in NAMES if NAMES[WHO].split()[-1] not in name]
     finding, (edit, *_) = audited(folder, saved(host, tmp_path / "base"), names)
     assert finding["verdict"] == "knowledge edit" and finding["base_known"]["edits"][0]["subject"] is None
-    assert edit.subject is None and edit.base_known and edit.layer == LAYER and len(edit.keys_CF) == len(names)
+    assert edit.subject is None and edit.base_known and edit.layer == LAYER and len(edit.keys_LF) == len(names)
     delta_DF = load_file(str(folder / "model.safetensors"))[f"model.layers.{LAYER}.mlp.down_proj.weight"].float() - host.weight_DF(LAYER)
     assert abs(float(edit.key_F @ torch.linalg.svd(delta_DF).Vh[0])) > 0.99
 
@@ -233,4 +233,8 @@ def test_names_beyond_the_sample_and_layers_beyond_the_budget_change_nothing_but
     monkeypatch.setattr("decoder.audit.locate.WHITENING", 40)
     streamed = scan(edited, Candidates(edited, NAMES))
     assert [one.layer for one in streamed if one.hits] == [LAYER] and streamed[LAYER].hits[0][0] == whole[LAYER].hits[0][0] == WHO
+    monkeypatch.setattr("decoder.audit.reversal.LISTED", 10)
+    (few,) = [one for one in scan(edited, Candidates(edited, NAMES)) if one.hits]
+    assert few.keys_LF.untyped_storage().nbytes() == 10 * 4 * host.mlp_size(LAYER), "no other keys are held"
+    assert len(few.fit_HC[0]) == len(NAMES) and int(few.fit_HC[0].argmax()) == WHO, "though all are looked at"
     assert streamed[LAYER].score == pytest.approx(streamed[LAYER].hits[0][1], rel=1e-4), "the keys taken once more are whitened alike"
