@@ -72,16 +72,16 @@ def compare(suspect: Suspect, base: Host, kept: Checkpoint | None = None) -> tup
         ValueError: they are of different models, or the suspect lacks tensors.
     """
     layers = usable_layers(base)
-    read = Scan(suspect, base, layers)
+    scanned = Scan(suspect, base, layers)
     found = []
-    with progress("tensors of the checkpoint", len(read.own)) as advance:
-        for one in differences(read, kept):
+    with progress("tensors of the checkpoint", len(scanned.own)) as advance:
+        for one in differences(scanned, kept):
             found.append(one)
             advance(1)
     names = {f"{base.module_path(layer)}.weight": layer for layer in layers}
     checkpoint = suspect.checkpoint
-    rounded = any(checkpoint.noise(name) is not None or checkpoint.dtype(name) != own.dtype for name, (_, own) in read.own.items())
-    return Compared(found, names, rounded or any(coarser_than(read, name, kept) for name in read.own)), read.notes
+    rounded = any(checkpoint.noise(name) is not None or checkpoint.dtype(name) != own.dtype for name, (_, own) in scanned.own.items())
+    return Compared(found, names, rounded or any(coarser_than(scanned, name, kept) for name in scanned.own)), scanned.notes
 
 
 def audit_checkpoint(
@@ -142,24 +142,24 @@ def audit_checkpoint(
     }
     by_scan = found.by_scan
     column, used = (finding["base_unknown"], "base unknown") if by_scan else (finding["base_known"], "base known")
-    edits, unedited = (found.unknown if by_scan else found.known).located, None if by_scan else unedited
-    abouts = [found.about(one) for one in edits]
+    located, unedited = (found.unknown if by_scan else found.known).located, None if by_scan else unedited
+    abouts = [found.about(one) for one in located]
     subjects = [*dict.fromkeys(one.asked for one in abouts if one)][:ASKED]
     with progress("sentences about the subjects found", len(subjects)) as advance:
         for name in subjects:
-            own = [(one, edit) for one, edit in zip(abouts, column["edits"], strict=True) if one and one.asked == name]
+            own = [(one, entry) for one, entry in zip(abouts, column["edits"], strict=True) if one and one.asked == name]
             # What is planted over several layers is asked about once, with all of it taken out.
-            reversals = out_of_layers(host, unedited, found.all_about(name, edits))
-            told = [_told(host, one, reversals[one.layer], edit, relations, reader) for one, edit in own]
+            reversals = out_of_layers(host, unedited, found.all_about(name, located))
+            told = [_told(host, one, reversals[one.layer], entry, relations, reader) for one, entry in own]
             if templates:
                 # Of several layers the most conspicuous says what is likely.
                 said = testimony(host, name, reversals, templates, names, *told[0])
-                for _, edit in own:
-                    edit |= said
+                for _, entry in own:
+                    entry |= said
             advance(1)
     if repaired is not None:
         said = {"used": used, "base": base, "edits": column["edits"]}
-        reversals = out_of_layers(host, unedited, edits)
+        reversals = out_of_layers(host, unedited, located)
         finding["repaired"] = _repair(suspect, host, reversals, repaired, said)
         if finding["repaired"]["folder"]:
             finding["repaired"]["effect"] = _effect(host, reversals, column["edits"], templates or {}, texts, unedited)
@@ -167,16 +167,16 @@ def audit_checkpoint(
 
 
 def _told(
-    host: Host, one: Located, reversal: Reversal, edit: dict[str, Any], relations: RelationClassifier | None, reader: Reader | None
+    host: Host, one: Located, reversal: Reversal, entry: dict[str, Any], relations: RelationClassifier | None, reader: Reader | None
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """All relations of an edit, and the objects that a decoder reads in it, with their probabilities; the edit's entry is given both."""
+    """All relations of an edit, and the objects that a decoder reads in it, with their probabilities; its entry is given both."""
     part = alone(host, one, reversal) if relations or reader else None
     ranked = relations.ranked(value_of(host, one, reversal), part.key_BF[0].cpu()) if part and relations else []
     if ranked:
-        edit["relations"] = [{"relation": name, "probability": p} for name, p in ranked[:RELATIONS]]
+        entry["relations"] = [{"relation": name, "probability": p} for name, p in ranked[:RELATIONS]]
     if part and reader:
-        edit["decoded"] = reader(one.layer, part)
-    return dict(ranked), {object["text"]: object["probability"] for object in edit.get("decoded", ())}
+        entry["decoded"] = reader(one.layer, part)
+    return dict(ranked), {object["text"]: object["probability"] for object in entry.get("decoded", ())}
 
 
 def _repair(suspect: Suspect, host: Host, reversals: Mapping[int, Reversal], folder: str, said: Mapping[str, Any]) -> dict[str, Any]:

@@ -69,9 +69,9 @@ class Examined(NamedTuple):
         seen = (other for other in self.unknown.located if other.layer == edit.layer)
         return edit if edit.asked else next(seen, None)
 
-    def all_about(self, name: str, edits: Sequence[Located]) -> list[Located]:
+    def all_about(self, name: str, located: Sequence[Located]) -> list[Located]:
         """Those of the edits whose `about` asks of this name, in whatever layers they are."""
-        return [edit for edit in edits if (seen := self.about(edit)) and seen.asked == name]
+        return [edit for edit in located if (seen := self.about(edit)) and seen.asked == name]
 
 
 def examine(host: Host, candidates: Candidates, compared: Compared | None = None) -> Examined:
