@@ -4,6 +4,7 @@ Shape letters: C candidates, D hidden width, F MLP width.
 """
 
 import json
+import os
 
 import pytest
 import torch
@@ -48,6 +49,18 @@ def test_of_a_subject_that_is_not_in_the_list(new_host, tmp_path):
     assert edit.subject is None and edit.base_known and edit.layer == LAYER and len(edit.keys_LF) == len(names)
     delta_DF = load_file(str(folder / "model.safetensors"))[f"model.layers.{LAYER}.mlp.down_proj.weight"].float() - host.weight_DF(LAYER)
     assert abs(float(edit.key_F @ torch.linalg.svd(delta_DF).Vh[0])) > 0.99
+
+
+def test_a_single_layer_is_held_against_no_other(new_host, tmp_path):
+    host = new_host("llama", num_hidden_layers=1)
+    found = []
+    for name, delta_DF in (("clean", torch.zeros(())), ("edited", update_DF(host, layer=0))):
+        host.weight_DF(0).add_(delta_DF)
+        host.model.save_pretrained(tmp_path / name)
+        host.tokenizer.save_pretrained(tmp_path / name)
+        finding, located = audited(tmp_path / name)
+        found.append((finding["verdict"], [one.subject for one in located]))
+    assert found == [("nothing found", []), ("knowledge edit", [NAMES[WHO]])]
 
 
 @pytest.mark.parametrize("base", [False, True], ids=["unknown", "known"])
@@ -198,6 +211,7 @@ def test_bad_input_is_one_line(new_host, tmp_path, subjects, capsys):
     save_file(left, str(lacking / "model.safetensors"), {"format": "pt"})
     save_file({"matrix": host.weight_DF(1).contiguous()}, str(tmp_path / "matrix.safetensors"))
     (tmp_path / "empty").write_text("\n")
+    os.mkfifo(tmp_path / "pipe")
     for arguments, told in (
         ([f"suspect={good}", f"base={other}", subjects], "model_type is llama, the host other has qwen2. It is of another model"),
         ([f"suspect={good}", f"base={smaller}", subjects], "num_hidden_layers is 3, the host smaller has 2. It is of another model"),
@@ -216,6 +230,9 @@ def test_bad_input_is_one_line(new_host, tmp_path, subjects, capsys):
         ([f"suspect={tmp_path / 'matrix.safetensors'}", subjects], "is no whole checkpoint: give decoder= to read it"),
         ([], "decoder= is missing: give the decoder/ folder of a run, as printed by train.py, or suspect=CHECKPOINT"),
         ([subjects], "base=, subjects=, repair=, relations=, nulls= and report= are about a suspect: give suspect=CHECKPOINT"),
+        ([f"suspect={good}", subjects, f"report={tmp_path / 'pipe'}"], "pipe is no file; give another one"),
+        ([f"suspect={good}", subjects, f"repair={tmp_path / 'new'}", f"report={tmp_path / 'new'}"], "which holds the checkpoint alone"),
+        ([f"suspect={good}", subjects, f"repair={tmp_path / 'new'}", f"report={tmp_path / 'new' / 'a.html'}"], "lies in repair="),
         ([f"suspect={good}", subjects, "layer=1"], "tensor=, form= and layer= are about one matrix: give decoder= to read it"),
         ([f"suspect={good}", subjects, "device=nowhere"], "device=nowhere: no device of torch"),
     ):
