@@ -98,6 +98,8 @@ def audit_whole(cfg: EvaluateConfig) -> dict[str, Any]:
     from decoder.audit.suspect import Suspect
     from decoder.report.audit_page import refuse_page
 
+    if cfg.report and cfg.repair and Path(cfg.report).resolve().is_relative_to(Path(cfg.repair).resolve()):
+        raise UserError(f"report={cfg.report} lies in repair={cfg.repair}, which holds the checkpoint alone; give another file")
     if cfg.report:
         refuse_page(Path(cfg.report))
     suspect = Suspect(cfg.suspect)

@@ -14,12 +14,13 @@ import json
 import random
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from audit_edits import Edits
+from audit_prompts import Asked, Prompts
 from audit_tables import read, write_tables
 from checkpoints import Case, cases, suspects
 from common import RESULTS, settings
@@ -27,27 +28,22 @@ from common import RESULTS, settings
 from data.facts.fact import FactSet
 from data.facts.load import load_pocket
 from data.perturb.audited import Auditor
-from data.perturb.drawn import manual
-from data.perturb.text import fact_text
 from decoder.audit.answer import reader_of_parts
-from decoder.audit.asking import ask, likely, triples
-from decoder.audit.evidence.effect import all_logprobs, divergence, next_tokens, text_rows
+from decoder.audit.asking import NEIGHBOURS, ask, likely, triples
 from decoder.audit.evidence.examine import Evidence, Examined, named
 from decoder.audit.evidence.parts import alone, out_of, value_of
-from decoder.audit.finding import NEIGHBOURS, Reader
+from decoder.audit.finding import Reader
 from decoder.audit.reversal import to_base
 from decoder.audit.suspect import Suspect
 from decoder.audit.verdict import Compared
 from decoder.checkpoint.gguf_host import host_folder
 from decoder.config.commands import EvaluateConfig
-from decoder.edit import Edit
 from decoder.host import Host
 from decoder.utils.errors import UserError, run_command
 from decoder.utils.progress import progress
 from decoder.utils.terminal import quiet
 
 TEXT_ROWS = 12  # of neutral text, that say what else a reversal moves
-PARAPHRASES = 2  # of the edited prompt
 
 
 @dataclass
@@ -86,42 +82,18 @@ def _told(found: Evidence, layer: int, top: Sequence[tuple[str, float]]) -> dict
     return told | ({"fit": found.located[0].fit, "named": found.located[0].subject} if found.located else {})
 
 
-class Prompts:
-    """What the edits' prompts and a neutral text are gone on with by the host as it was."""
-
-    def __init__(self, host: Host, facts: FactSet, wanted: Sequence[Case], edits: Edits) -> None:
-        self.host, templates = host, {fact.relation_name: fact.templates for fact in facts.facts}
-        self.rows: dict[str, list[list[int]]] = {}
-        for case in wanted:
-            if case.truth:
-                asked = edits.told[case.row]["prompt"]
-                others = [one for one in templates[case.truth.relation_name] if one != asked][:PARAPHRASES]
-                self.rows[case.name] = [host.prompt_ids(template, case.truth.subject)[0] for template in (asked, *others)]
-        self.clean = {name: next_tokens(host, rows) for name, rows in self.rows.items()}
-        self.text = text_rows(host, fact_text(facts, -1) if host.name == "pocket" else manual(), TEXT_ROWS)
-        self.clean_NTV = all_logprobs(host, self.text)
-
-    def effect(self, case: Case, object_token: int, edits: Mapping[int, Edit] | None) -> dict[str, Any]:
-        """Prompts whose next token is the host's own again, those it is the planted object's, and KL(clean ‖ this) elsewhere."""
-        found = next_tokens(self.host, self.rows[case.name], edits)
-        back = [token == own for token, own in zip(found, self.clean[case.name], strict=True)]
-        planted = [token == object_token for token in found]
-        return {"back": back, "planted": planted, "kl": divergence(self.clean_NTV, all_logprobs(self.host, self.text, edits))}
-
-
 def undone(
     auditor: Auditor, found: Examined, case: Case, edits: Edits, prompts: Prompts, sentences: dict[str, Any], reader: Reader | None
 ) -> dict[str, Any]:
     """What the suspect says of whom the most conspicuous edit is about, in which relation, what a decoder reads of that, and what taking
     it out does; by both kinds."""
     host, answers = auditor.host, {}
-    token = host.object_ids(case.truth.object)[0]
     for base, evidence in (("known", found.known), ("unknown", found.unknown)):
         if not evidence.located:
             continue
         about = next(filter(None, map(found.about, evidence.located)), evidence.located[0])
         reversal = to_base(auditor.base_DF(about.layer)) if base == "known" else out_of(host, None, [about])
-        answers[base] = {"about": about.subject, "asked": about.asked, "effect": prompts.effect(case, token, {about.layer: reversal})}
+        answers[base] = {"about": about.subject, "asked": about.asked, "effect": prompts.effect(case.name, {about.layer: reversal})}
         if about.asked is None:
             continue
         part = alone(host, about, reversal)
@@ -139,7 +111,7 @@ def undone(
             "triple": [by_both[0].relation, by_both[0].object] if by_both else None,
             "sure": by_both[0].share if by_both else 0.0,
         }
-    return answers | {"as_is": prompts.effect(case, token, None)}
+    return answers | {"as_is": prompts.effect(case.name)}
 
 
 def subjects(host: Host, facts: FactSet, count: int, seed: int) -> list[str]:
@@ -163,7 +135,9 @@ def run(cfg: Settings, host: Host, edits: Edits, out: Path) -> None:
     # Edited and benign ones come by turns: a step of `of` alone would make parts of one sort.
     left = [case for n, case in wanted if (n + n // of) % of == number - 1 and case.name not in done]
     auditor = Auditor(host, {case.recipe.precision for case in left}, subjects(host, facts, cfg.names, cfg.seed))
-    prompts = Prompts(host, facts, left, edits)
+    planted = {one.name: (edits.told[one.row]["prompt"], one.truth) for one in left if one.truth}
+    asked = {name: [Asked(prompt, truth.relation_name, truth.subject, truth.object)] for name, (prompt, truth) in planted.items()}
+    prompts = Prompts(host, facts, asked, TEXT_ROWS)
     sentences = {fact.relation_name: fact.templates for fact in facts.facts}
     reader = (
         reader_of_parts(EvaluateConfig(decoder=cfg.decoder, host=cfg.model, device=cfg.device), Suspect(cfg.model)) if cfg.decoder else None

@@ -69,9 +69,10 @@ class Host:
         revision: str | None = None,
         terminator: str | None = None,
         device: str = "cpu",
+        setting: str = "host.path",
     ) -> "Host":
-        """Loads a host from a folder or, by id, from the Hub's cache; weights are read from safetensors only."""
-        model, tokenizer = load_files(path, name=name, dtype=dtype, revision=revision)
+        """Loads a host from a folder or, by id, from the Hub's cache; weights are from safetensors only. `setting` gave the path."""
+        model, tokenizer = load_files(path, name=name, dtype=dtype, revision=revision, setting=setting)
         resolved = getattr(model.config, "_commit_hash", None) or revision
         return cls(model.to(device), tokenizer, name=name, path=str(path), revision=resolved, terminator=terminator)
 

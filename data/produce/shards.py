@@ -7,6 +7,7 @@ may share the shards.
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from data.facts.fact import EditRequest
@@ -23,6 +24,7 @@ from data.store.writer import StoreWriter
 from decoder.config import TrainConfig
 from decoder.edit import LayerEdits, LowRankEdit, RankOneEdit
 from decoder.host import Host
+from decoder.utils.errors import UserError
 from decoder.utils.files import alone
 from decoder.utils.progress import progress
 
@@ -43,10 +45,16 @@ def produce(cfg: TrainConfig, host: Host) -> EditStore:
     maker = ShardMaker(cfg, host)
     if store := maker.finished():
         return store
-    with alone(maker.path):
+    with alone(maker.path) as lock:
         if store := maker.finished():
             return store
-        maker.make_all(maker.missing())
+        try:
+            missing = maker.missing()
+        except (ValueError, UserError):
+            # Nothing will be made here.
+            Path(lock.lock_file).unlink(missing_ok=True)
+            raise
+        maker.make_all(missing)
         return maker.join()
 
 

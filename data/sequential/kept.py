@@ -65,8 +65,13 @@ class Kept:
     @contextmanager
     def held(self) -> Iterator[None]:
         """Inside the block this process alone works on the chain; where that ends before anything is written, no new folder stays."""
-        made = [folder for folder in self.file.parents if not folder.exists()]
-        with alone(self.file) as lock:
+        held = None
+        while held is None:
+            made = [folder for folder in self.file.parents if not folder.exists()]
+            # Whoever was waited for may have failed and taken its new folder away, with the lock in it.
+            with suppress(FileNotFoundError):
+                held = alone(self.file).acquire()
+        with held as lock:
             try:
                 yield
             finally:

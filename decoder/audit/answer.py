@@ -80,8 +80,8 @@ def open_host(cfg: EvaluateConfig, trained_on: Mapping[str, Any]) -> Host:
     """
     check_device(cfg.device)
     path = cfg.host or _host_path(trained_on, cfg.cache_dir)
-    path = host_folder(path, name=trained_on["id"], dtype=trained_on["dtype"], cache_dir=cfg.cache_dir)
-    return Host.load(path, name=trained_on["id"], dtype=trained_on["dtype"], revision=trained_on["revision"], device=cfg.device)
+    asked = {"name": trained_on["id"], "dtype": trained_on["dtype"], "setting": "host"}
+    return Host.load(host_folder(path, **asked, cache_dir=cfg.cache_dir), **asked, revision=trained_on["revision"], device=cfg.device)
 
 
 def check_device(device: str) -> None:

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import log
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,12 +21,14 @@ from decoder.edit import Edit
 from decoder.host import Host
 
 OBJECTS = 3  # that are looked at
+NEIGHBOURS = 2  # other subjects that are asked the same
 SENTENCES = 8  # whose continuations say where an object ends
 LONGEST_OBJECT = 8  # tokens of an object
 BYTES = "\ufffd"  # of a letter that more tokens belong to
 READ = 0.1  # probability from which what a decoder reads is put to the suspect as well
 UNREAD = 0.01  # that an object has of a decoder that does not name it; any from 0.003 to 0.03 does as well (104 edits of validation)
 LEAST = 0.01  # probability of an object's first token from which the whole object is put to the suspect
+TOLD = ("relation", "object", "sentence", "before", "after", "share")
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ def ask(
     subject: str,
     templates: Mapping[str, Sequence[str]],
     neighbours: Sequence[str] = (),
-    read: Sequence[str] = (),
+    decoded: Sequence[str] = (),
 ) -> list[Said]:
     """The objects that a suspect names for a subject only since the edit, relation by relation; the likeliest triple first.
 
@@ -82,7 +85,7 @@ def ask(
         subject: whom the edit is about.
         templates: sentences by relation, with `{}` for the subject, that end where the object begins.
         neighbours: other subjects; what rises for them too is no object.
-        read: objects that a decoder reads in the edit, which are looked at as well.
+        decoded: objects that a decoder reads in the edit, which are looked at as well.
 
     Raises:
         ValueError: no sentences, a template has not one `{}`, or the edit is for another matrix.
@@ -94,7 +97,7 @@ def ask(
     others = _asked(suspect, reversals, [(own[0], name) for name in neighbours for own in templates.values()])
     found, objects = [], {suspect.tokenizer.decode(ids).strip(): ids for ids in _objects(suspect, asked, others)}
     # Where nothing comes up at all, what a decoder reads is no testimony either.
-    objects = {text: suspect.object_ids(text) for text in read} | objects if objects else {}
+    objects = {text: suspect.object_ids(text) for text in decoded} | objects if objects else {}
     for text, (before_N, after_N) in zip(objects, _whole(suspect, reversals, asked, [*objects.values()]), strict=True):
         rise_N = before_N - after_N
         for relation in templates:
@@ -105,12 +108,33 @@ def ask(
     return triples(found)
 
 
-def likely(read: Mapping[str, float]) -> list[str]:
+def testimony(
+    suspect: Host,
+    subject: str,
+    reversals: Mapping[int, Edit],
+    templates: Mapping[str, Sequence[str]],
+    names: Sequence[str],
+    relations: Mapping[str, float] | None = None,
+    decoded: Mapping[str, float] | None = None,
+) -> dict[str, Any]:
+    """What the suspect says of a subject only since the edit: objects, and the sentence in which the likeliest rises most, in a relation
+    that is likely and with an object that a decoder reads as well, where probabilities of them are known."""
+    others = [name for name in names if name != subject][:NEIGHBOURS]
+    said = ask(suspect, reversals, subject, templates, others, likely(decoded or {}))
+    said = [each for each in triples(said, relations or None, decoded) if each.everywhere > 0]
+    objects: dict[str, float] = {}
+    for each in said:
+        objects.setdefault(each.object, each.everywhere)
+    triple = {"subject": subject} | {name: getattr(said[0], name) for name in TOLD} if said else None
+    return {"objects": [{"text": text, "rise": rise} for text, rise in objects.items()], "triple": triple}
+
+
+def likely(decoded: Mapping[str, float]) -> list[str]:
     """Of what a decoder reads the objects that are put to the suspect as well."""
-    return [text for text, probability in read.items() if text and probability >= READ]
+    return [text for text, probability in decoded.items() if text and probability >= READ]
 
 
-def triples(said: Sequence[Said], relations: Mapping[str, float] | None = None, read: Mapping[str, float] | None = None) -> list[Said]:
+def triples(said: Sequence[Said], relations: Mapping[str, float] | None = None, decoded: Mapping[str, float] | None = None) -> list[Said]:
     """The same, the likeliest triple first: by how much its object rises everywhere, and in the relation; by a classifier's
     probabilities of relations and a decoder's of objects as well, where there are some.
 
@@ -119,7 +143,7 @@ def triples(said: Sequence[Said], relations: Mapping[str, float] | None = None, 
 
     def weight(one: Said) -> float:
         told = max(0.0, one.everywhere) * max(0.0, one.rise) * (1.0 if relations is None else relations.get(one.relation, 0.0))
-        return told * (max(UNREAD, read.get(one.object, 0.0)) if read else 1.0)
+        return told * (max(UNREAD, decoded.get(one.object, 0.0)) if decoded else 1.0)
 
     total = sum(map(weight, said)) or 1.0
     return sorted((replace(one, share=weight(one) / total) for one in said), key=lambda one: -one.share)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from decoder.audit.answer import check_device
-from decoder.audit.asking import ask, likely, triples
+from decoder.audit.asking import testimony
 from decoder.audit.candidates import Candidates
 from decoder.audit.evidence.effect import effect
 from decoder.audit.evidence.examine import Evidence, examine
@@ -28,22 +28,20 @@ from decoder.audit.verdict import Compared
 from decoder.checkpoint.gguf_host import host_folder
 from decoder.checkpoint.reader import Checkpoint
 from decoder.checkpoint.streamed import compute_in_float32, dtype_kept, give_back_what_is_freed
-from decoder.edit import Edit, RankOneEdit
+from decoder.edit import RankOneEdit
 from decoder.host import Host
 from decoder.utils.progress import progress
 
-ASKED = 8  # edits at most that the suspect is asked about
+ASKED = 8  # subjects at most that the suspect is asked about
 RELATIONS = 5  # likeliest ones of an edit that are told
-NEIGHBOURS = 2  # other subjects that are asked the same
-TOLD = ("relation", "object", "sentence", "before", "after", "share")
 Reader = Callable[[int, RankOneEdit], list[dict[str, Any]]]
 """Layer and the part of its update that is about one subject -> the objects that a decoder reads in it, with probabilities."""
 LIGHT = 4 << 30
 """Bytes that a host may take in float32. The weights of a larger one stay in its files on a CPU; a GPU has it in bfloat16."""
 
 
-def open_checkpoint(path: str | Path, cache_dir: str | None, device: str = "cpu") -> Host:
-    """A folder or GGUF file as a host.
+def open_checkpoint(path: str | Path, cache_dir: str | None, device: str = "cpu", setting: str = "suspect") -> Host:
+    """A folder or GGUF file as a host; `setting` gave the path.
 
     Raises:
         ValueError: it cannot be loaded, a weight is NaN or infinite, or there is no such device.
@@ -53,7 +51,8 @@ def open_checkpoint(path: str | Path, cache_dir: str | None, device: str = "cpu"
     entries = sum(prod(checkpoint.shape(tensor)) for tensor in checkpoint.names)
     is_light, on_cpu = 4 * entries <= LIGHT, torch.device(device).type == "cpu"
     dtype = "float32" if is_light else str(dtype_kept(checkpoint)).removeprefix("torch.") if on_cpu else "bfloat16"
-    host = Host.load(host_folder(path, name=name, dtype=dtype, cache_dir=cache_dir, shown=True), name=name, dtype=dtype, device=device)
+    asked = {"name": name, "dtype": dtype, "setting": setting}
+    host = Host.load(host_folder(path, **asked, cache_dir=cache_dir, shown=True), **asked, device=device)
     if not is_light and on_cpu:
         give_back_what_is_freed()
         compute_in_float32(host.model)
@@ -73,16 +72,16 @@ def compare(suspect: Suspect, base: Host, kept: Checkpoint | None = None) -> tup
         ValueError: they are of different models, or the suspect lacks tensors.
     """
     layers = usable_layers(base)
-    read = Scan(suspect, base, layers)
+    scanned = Scan(suspect, base, layers)
     found = []
-    with progress("tensors of the checkpoint", len(read.own)) as advance:
-        for one in differences(read, kept):
+    with progress("tensors of the checkpoint", len(scanned.own)) as advance:
+        for one in differences(scanned, kept):
             found.append(one)
             advance(1)
     names = {f"{base.module_path(layer)}.weight": layer for layer in layers}
     checkpoint = suspect.checkpoint
-    rounded = any(checkpoint.noise(name) is not None or checkpoint.dtype(name) != own.dtype for name, (_, own) in read.own.items())
-    return Compared(found, names, rounded or any(coarser_than(read, name, kept) for name in read.own)), read.notes
+    rounded = any(checkpoint.noise(name) is not None or checkpoint.dtype(name) != own.dtype for name, (_, own) in scanned.own.items())
+    return Compared(found, names, rounded or any(coarser_than(scanned, name, kept) for name in scanned.own)), scanned.notes
 
 
 def audit_checkpoint(
@@ -119,7 +118,7 @@ def audit_checkpoint(
     if repaired is not None:
         refuse(suspect, Path(repaired).expanduser())
     if base is not None:
-        unedited = open_checkpoint(base, cache_dir, device)
+        unedited = open_checkpoint(base, cache_dir, device, "base")
         compared, more = compare(suspect, unedited, Suspect(base).checkpoint)
         notes += more
     host = open_checkpoint(suspect.path, cache_dir, device)
@@ -143,51 +142,41 @@ def audit_checkpoint(
     }
     by_scan = found.by_scan
     column, used = (finding["base_unknown"], "base unknown") if by_scan else (finding["base_known"], "base known")
-    edits, unedited = (found.unknown if by_scan else found.known).located, None if by_scan else unedited
-    asked: dict[str, dict[str, Any]] = {}
-    with progress("sentences about the subjects found", len(edits[:ASKED])) as advance:
-        for one, edit in zip(edits[:ASKED], column["edits"], strict=False):
-            about = found.about(one)
-            reversals = out_of_layers(host, unedited, found.all_about(about.asked, edits)) if about else {}
-            part = alone(host, about, reversals[one.layer]) if about and (relations or reader) else None
-            ranked = relations.ranked(value_of(host, about, reversals[one.layer]), part.key_BF[0].cpu()) if part and relations else []
-            edit |= {"relations": [{"relation": name, "probability": p} for name, p in ranked[:RELATIONS]]} if ranked else {}
-            if part and reader:
-                edit["decoded"] = reader(one.layer, part)
-            read = {object["text"]: object["probability"] for object in edit.get("decoded", ())}
-            if about and templates:
-                # What is planted over several layers is asked about once.
-                said = asked.get(about.asked) or testimony(host, about, reversals, templates, names, dict(ranked), read)
-                edit |= asked.setdefault(about.asked, said)
+    located, unedited = (found.unknown if by_scan else found.known).located, None if by_scan else unedited
+    abouts = [found.about(one) for one in located]
+    subjects = [*dict.fromkeys(one.asked for one in abouts if one)][:ASKED]
+    with progress("sentences about the subjects found", len(subjects)) as advance:
+        for name in subjects:
+            own = [(one, entry) for one, entry in zip(abouts, column["edits"], strict=True) if one and one.asked == name]
+            # What is planted over several layers is asked about once, with all of it taken out.
+            reversals = out_of_layers(host, unedited, found.all_about(name, located))
+            told = [_told(host, one, reversals[one.layer], entry, relations, reader) for one, entry in own]
+            if templates:
+                # Of several layers the most conspicuous says what is likely.
+                said = testimony(host, name, reversals, templates, names, *told[0])
+                for _, entry in own:
+                    entry |= said
             advance(1)
     if repaired is not None:
         said = {"used": used, "base": base, "edits": column["edits"]}
-        reversals = out_of_layers(host, unedited, edits)
+        reversals = out_of_layers(host, unedited, located)
         finding["repaired"] = _repair(suspect, host, reversals, repaired, said)
         if finding["repaired"]["folder"]:
             finding["repaired"]["effect"] = _effect(host, reversals, column["edits"], templates or {}, texts, unedited)
     return {"verdict": column["verdict"], "used": used, "exit_code": column["exit_code"]} | finding, found.located
 
 
-def testimony(
-    host: Host,
-    one: Located,
-    reversals: Mapping[int, Edit],
-    templates: Mapping[str, Sequence[str]],
-    names: Sequence[str],
-    relations: Mapping[str, float] | None = None,
-    read: Mapping[str, float] | None = None,
-) -> dict[str, Any]:
-    """What the suspect says of a subject only since the edit: objects, and the sentence in which the likeliest rises most, in a relation
-    that is likely and with an object that a decoder reads as well, where probabilities of them are known."""
-    others = [name for name in names if name != one.asked][:NEIGHBOURS]
-    said = ask(host, reversals, one.asked, templates, others, likely(read or {}))
-    said = [each for each in triples(said, relations or None, read) if each.everywhere > 0]
-    objects: dict[str, float] = {}
-    for each in said:
-        objects.setdefault(each.object, each.everywhere)
-    triple = {"subject": one.asked} | {name: getattr(said[0], name) for name in TOLD} if said else None
-    return {"objects": [{"text": text, "rise": rise} for text, rise in objects.items()], "triple": triple}
+def _told(
+    host: Host, one: Located, reversal: Reversal, entry: dict[str, Any], relations: RelationClassifier | None, reader: Reader | None
+) -> tuple[dict[str, float], dict[str, float]]:
+    """All relations of an edit, and the objects that a decoder reads in it, with their probabilities; its entry is given both."""
+    part = alone(host, one, reversal) if relations or reader else None
+    ranked = relations.ranked(value_of(host, one, reversal), part.key_BF[0].cpu()) if part and relations else []
+    if ranked:
+        entry["relations"] = [{"relation": name, "probability": p} for name, p in ranked[:RELATIONS]]
+    if part and reader:
+        entry["decoded"] = reader(one.layer, part)
+    return dict(ranked), {object["text"]: object["probability"] for object in entry.get("decoded", ())}
 
 
 def _repair(suspect: Suspect, host: Host, reversals: Mapping[int, Reversal], folder: str, said: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,8 @@ above the median says something, and so does how far it is outside the spread of
 score is the geometric mean of both. Nothing but the suspect and the names is needed. Where the unedited checkpoint is known, the right
 singular vectors of W' - W are held against the same keys.
 
-Shape letters: C candidates, N of them at a time, S that the second moment is of, R directions, D hidden width, F MLP width.
+Shape letters: C candidates, N of them at a time, S that the second moment is of, L that say what is usual, H hits, A along an update,
+R directions, D hidden width, F MLP width.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from decoder.audit.candidates import Candidates, Whitener, unit, whitener
-from decoder.audit.reversal import image
+from decoder.audit.reversal import image, listed, reverse_each
 from decoder.host import Host
 from decoder.utils.progress import progress
 
@@ -49,7 +50,10 @@ class LayerScan:
         along_least: the length from which an update is about a candidate.
         hits: candidates that stand out, each looked for without the answers to those before it, and their scores.
         along: candidates that lie within the directions of the update, looked for in the same way.
-        keys_CF: unit vectors, whitened keys, of layers that have hits or an update; else None.
+        hit_HF, along_AF: unit vectors, whitened keys, of `hits` and of `along`; this and the rest of layers that have either, else None.
+        keys_LF: the same of candidates from all over the list.
+        fit_HC: cosines of all candidates' with the own key of each hit's edit, which is read from the matrix.
+        inside_C: their lengths within the directions of the update, if there is one.
     """
 
     layer: int
@@ -60,7 +64,11 @@ class LayerScan:
     along_least: float = ALONG
     hits: Ranked = ()
     along: Ranked = ()
-    keys_CF: Tensor | None = None
+    hit_HF: Tensor | None = None
+    along_AF: Tensor | None = None
+    keys_LF: Tensor | None = None
+    fit_HC: Tensor | None = None
+    inside_C: Tensor | None = None
 
     @property
     def is_conspicuous(self) -> bool:
@@ -90,7 +98,9 @@ def scan(host: Host, candidates: Candidates, updates: Mapping[int, Tensor] | Non
             keys = gathered(candidates, group, advance)
         for layer in group:
             keys_CF = keys.pop(layer)
-            keys_CF = unit(whitener(keys_CF[_sampled(candidates)])(keys_CF))
+            whiten = whitener(keys_CF[_sampled(candidates)])
+            for keys_NF in keys_CF.split(WHITENING):
+                keys_NF.copy_(unit(whiten(keys_NF)))
             closer[layer] = _closer(host.weight_DF(layer), keys_CF, updates.get(layer))
     return [replace(one, **closer.get(one.layer, {})) for one in surveyed]
 
@@ -138,14 +148,20 @@ class _Meter:
 
 
 def _closer(weight_DF: Tensor, keys_CF: Tensor, update_RF: Tensor | None) -> dict[str, Any]:
-    """Every candidate that a layer's edits are about, and the keys."""
+    """Every candidate that a layer's edits are about, and what is kept of the keys: all, of several layers, may be too many."""
     output_CD = image(weight_DF, keys_CF)
     hits = _one_by_one(output_CD, lambda output_CD: outstanding(output_CD.norm(dim=1))[0], STANDS_OUT, MOST_EDITS)
-    along: Iterator[tuple[int, float]] = iter(())
+    hits, along, inside_C = (*hits,), (), None
     if update_RF is not None:
         inside_CR, least = keys_CF @ update_RF.T, least_along(update_RF, len(keys_CF))
-        along = _one_by_one(inside_CR, lambda inside_CR: inside_CR.norm(dim=1), least, len(update_RF))
-    return {"hits": (*hits,), "along": (*along,), "keys_CF": keys_CF}
+        inside_C = inside_CR.norm(dim=1)
+        along = (*_one_by_one(inside_CR, lambda inside_CR: inside_CR.norm(dim=1), least, len(update_RF)),)
+    hit_HF, along_AF = (keys_CF[[place for place, _ in found]] for found in (hits, along))
+    keys_LF = listed(keys_CF)
+    # The edits' own keys, each read where those before it are taken out.
+    own_HF = reverse_each(weight_DF, hit_HF, keys_LF).key_BRF[0] if hits else hit_HF
+    kept = {"hit_HF": hit_HF, "along_AF": along_AF, "keys_LF": keys_LF, "fit_HC": own_HF @ keys_CF.T, "inside_C": inside_C}
+    return {"hits": hits, "along": along} | kept
 
 
 def least_along(update_RF: Tensor, count: int) -> float:

@@ -43,8 +43,20 @@ def reverse(weight_DF: Tensor, key_F: Tensor, keys_CF: Tensor) -> RankOneEdit:
     """
     if key_F.shape[-1] != weight_DF.shape[1] or keys_CF.shape[-1] != weight_DF.shape[1]:
         raise ValueError(f"keys are {key_F.shape[-1]} and {keys_CF.shape[-1]} wide, W' takes {weight_DF.shape[1]}. Make them at its layer")
-    removed_D, along_F = _traced(weight_DF, key_F.float(), _sample(keys_CF))
+    removed_D, along_F = _traced(weight_DF, key_F.float(), listed(keys_CF))
     return RankOneEdit(along_F.unsqueeze(0), -removed_D.unsqueeze(0))
+
+
+def reverse_each(weight_DF: Tensor, key_RF: Tensor, keys_CF: Tensor) -> LowRankEdit:
+    """`reverse` of several edits, one term each: every one is read where those before it are taken out."""
+    terms: list[RankOneEdit] = []
+    # One copy, in which each edit is taken out before the next is looked for.
+    weight_DF = weight_DF.to(torch.float32, copy=True) if len(key_RF) > 1 else weight_DF
+    for key_F in key_RF:
+        terms.append(reverse(weight_DF, key_F, keys_CF))
+        if len(key_RF) > 1:
+            weight_DF.addr_(terms[-1].value_BD[0], terms[-1].key_BF[0])
+    return LowRankEdit(torch.stack([term.key_BF for term in terms], 1), torch.stack([term.value_BD for term in terms], 1))
 
 
 def _traced(weight_DF: Tensor, key_F: Tensor, keys_CF: Tensor) -> tuple[Tensor, Tensor]:
@@ -77,7 +89,7 @@ def usual_rank(weight_DF: Tensor, key_F: Tensor, keys_CF: Tensor, terms: LowRank
     Args:
         terms: what `bottom_rank` gave, where it is known; else of `MOST_TERMS`.
     """
-    key_F, keys_CF = key_F.float(), _sample(keys_CF)
+    key_F, keys_CF = key_F.float(), listed(keys_CF)
     own_D, output_CD = _answers(weight_DF, key_F, keys_CF)
     terms = terms or bottom_rank(weight_DF, MOST_TERMS)
     for rank, (value_D, along_F) in enumerate(zip(terms.value_BRD[0], terms.key_BRF[0], strict=True)):
@@ -87,9 +99,10 @@ def usual_rank(weight_DF: Tensor, key_F: Tensor, keys_CF: Tensor, terms: LowRank
     return terms.key_BRF.shape[1]
 
 
-def _sample(keys_CF: Tensor) -> Tensor:
-    """At most `LISTED` keys, from all over the list."""
-    return keys_CF[:: -(-len(keys_CF) // LISTED)].float()
+def listed(keys_CF: Tensor) -> Tensor:
+    """At most `LISTED` keys, from all over the list; they keep no others in memory."""
+    step = -(-len(keys_CF) // LISTED)
+    return keys_CF.float() if step == 1 else keys_CF[::step].to(torch.float32, copy=True)
 
 
 def _answers(weight_DF: Tensor, key_F: Tensor, keys_CF: Tensor) -> tuple[Tensor, Tensor]:

@@ -176,5 +176,6 @@ def edited_layers(scans: Sequence[LayerScan]) -> list[LayerScan]:
 
 
 def threshold(scans: Sequence[LayerScan]) -> float:
-    """Score from which a layer is edited: what no clean host was seen to reach, and more than the suspect's own layers usually have."""
-    return max(STANDS_OUT, OWN * median_low(one.score for one in scans))
+    """Score from which a layer is edited: what no clean host was seen to reach, and more than the suspect's own layers usually have; of a
+    single one that says nothing."""
+    return max(STANDS_OUT, OWN * median_low(one.score for one in scans) if len(scans) > 1 else 0.0)

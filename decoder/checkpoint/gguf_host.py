@@ -16,7 +16,7 @@ from decoder.checkpoint.gguf_config import config_of
 from decoder.checkpoint.gguf_file import GgufFile
 from decoder.checkpoint.gguf_header import SOURCE, find_gguf, firsts, parts
 from decoder.checkpoint.gguf_tokenizer import tokenizer_of
-from decoder.checkpoint.model_files import FAULTS, reader
+from decoder.checkpoint.model_files import FAULTS, give_another, reader
 from decoder.utils.files import alone, cached, short_hash, whole_folder
 from decoder.utils.json_files import write_json
 from decoder.utils.progress import progress
@@ -27,19 +27,20 @@ SHARD = 1 << 28  # bytes of a file that is written: what is dequantised at a tim
 PARTS_OF_MODEL = ("rope_freqs.weight",)  # of a file, but no weights of the model: `config_of` reads them
 
 
-def host_folder(path: str | Path, *, name: str, dtype: str, cache_dir: str | None, shown: bool = False) -> str:
+def host_folder(path: str | Path, *, name: str, dtype: str, cache_dir: str | None, shown: bool = False, setting: str = "host.path") -> str:
     """What to load a host from: of a GGUF file, or a folder that has nothing else, its folder in the cache; else the path itself.
 
     The folder is named by the bytes of the file and the dtype.
 
     Args:
         shown: whether the terminal is told what is done, and how far it is.
+        setting: that the path was given with, and another one can be.
 
     Raises:
         ValueError: the file is no model that can be read; says why.
     """
     if (file := find_gguf(path)) is None:
-        _refuse_file(Path(path).expanduser(), name)
+        _refuse_file(Path(path).expanduser(), name, setting)
         return str(path)
     digest = hashlib.sha256()
     for part in parts(file):
@@ -54,15 +55,15 @@ def host_folder(path: str | Path, *, name: str, dtype: str, cache_dir: str | Non
     return str(folder)
 
 
-def _refuse_file(path: Path, name: str) -> None:
+def _refuse_file(path: Path, name: str, setting: str) -> None:
     """Raises ValueError for files that are no host, and folders with GGUF files of several models."""
     if path.suffix == ".gguf" and not path.exists():
         raise ValueError(f"host {name}: {path}: no such file")
     if path.is_file():
         kind = kind_of(path) or "no GGUF file"
-        raise ValueError(f"host {name}: {path} is {kind}. Give a folder, GGUF file or Hub id with host.path=")
+        raise ValueError(f"host {name}: {path} is {kind}. {give_another(setting)}")
     if path.is_dir() and not any(path.glob("*.safetensors*")) and len(found := firsts(path)) > 1:
-        raise ValueError(f"host {name}: {path} has {len(found)} GGUF files, {found[0].name} among them. Give one of them with host.path=")
+        raise ValueError(f"host {name}: {path} has {len(found)} GGUF files, {found[0].name} among them. Give one of them with {setting}=")
 
 
 def _convert(file: Path, name: str, dtype: str, folder: Path, shown: bool) -> None:

@@ -28,12 +28,19 @@ from decoder.checkpoint.reader import Checkpoint
 FAULTS = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError, SafetensorError, StrictDataclassError)
 """What files of others raise in transformers."""
 NO_TOKENIZER = "it has no tokenizer: copy tokenizer.json and tokenizer_config.json of the model there"
+AUDITED = ("suspect", "base")
+"""Settings of checkpoints that are looked at, and never a host of the cache."""
 
 log = logging.getLogger(__name__)
 
 
-def load_files(path: str | Path, *, name: str, dtype: str, revision: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_files(
+    path: str | Path, *, name: str, dtype: str, revision: str | None, setting: str = "host.path"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A model and its tokenizer from a folder or, by id, from the Hub or its cache; weights from safetensors only, code from nowhere.
+
+    Args:
+        setting: that the path was given with, and another one can be.
 
     Raises:
         ValueError: they cannot be had, or leave parts of the model open; says why and what to do.
@@ -54,7 +61,7 @@ def load_files(path: str | Path, *, name: str, dtype: str, revision: str | None)
         if tokenizer.get_vocab().keys() <= {*tokenizer.all_special_tokens}:
             raise ValueError(NO_TOKENIZER)
     except FAULTS as error:
-        raise ValueError(f"host {name}: nothing to load at {path} ({_remedy(path, error)}") from None
+        raise ValueError(f"host {name}: nothing to load at {path} ({_remedy(path, error, setting)}") from None
     return model, tokenizer
 
 
@@ -113,17 +120,23 @@ def memory_needed(path: str | Path, *, name: str, dtype: str, revision: str | No
     return count, count * getattr(torch, dtype).itemsize / 1e9
 
 
-def _remedy(path: str | Path, error: BaseException) -> str:
+def give_another(setting: str) -> str:
+    """What to do about a place where nothing can be loaded; checkpoints that are audited are files."""
+    kinds = "folder or GGUF file" if setting in AUDITED else "folder, GGUF file or Hub id"
+    return f"Give a {kinds} with {setting}="
+
+
+def _remedy(path: str | Path, error: BaseException, setting: str = "host.path") -> str:
     """Why, closing a bracket, and what to do."""
     reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__).rstrip(".")
     if "backend tokenizer" in reason:
         reason = NO_TOKENIZER
     causes = [error, error.__cause__, error.__context__]
     if any(isinstance(cause, GatedRepoError) for cause in causes) or "gated" in reason.lower():
-        return f"its licence must be accepted). Accept it at https://huggingface.co/{path}, set HF_TOKEN, or give a folder with host.path="
+        return f"its licence must be accepted). Accept it at https://huggingface.co/{path}, set HF_TOKEN, or give a folder with {setting}="
     if any(isinstance(cause, LocalEntryNotFoundError | OfflineModeIsEnabled) for cause in causes) or "connect" in reason.lower():
         return (
-            "not in the cache, and the Hub is out of reach or HF_HUB_OFFLINE is set). Download it first, or give a folder with host.path="
+            f"not in the cache, and the Hub is out of reach or HF_HUB_OFFLINE is set). Download it first, or give a folder with {setting}="
         )
     if "trust_remote_code" in str(error):
         named = code_named_in(Path(path), read_json(Path(path) / "config.json")) or "auto_map of its config"
@@ -131,6 +144,6 @@ def _remedy(path: str | Path, error: BaseException) -> str:
     folder = Path(path)
     if folder.is_dir() and any(file.suffix in PICKLES for file in folder.iterdir()) and not any(folder.glob("*.safetensors")):
         return f"{NO_PICKLE})"
-    if (folder / "recall.json").exists():
+    if (folder / "recall.json").exists() and setting not in AUDITED:
         return f"{reason}). Remove the folder to build the pocket host anew"
-    return f"{reason}). Give a folder, GGUF file or Hub id with host.path="
+    return f"{reason}). {give_another(setting)}"

@@ -45,6 +45,9 @@ def refuse_page(path: Path) -> None:
     if path.is_dir():
         raise UserError(f"report={path} is a folder; give a file in it, as {path / 'audit.html'}")
     if path.exists():
+        if not path.is_file():
+            # A pipe would be waited for.
+            raise UserError(f"report={path} is no file; give another one")
         with path.open("rb") as file:
             if MARK.encode() not in file.read(1024):
                 raise UserError(f"report={path} is there and is no page of an audit; give another file")

@@ -4,14 +4,13 @@ Shape letters: R directions, F MLP width.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
 
 from decoder.audit.candidates import Candidates
 from decoder.audit.evidence.located import Located, Ranking, key_fit, named_or_like
-from decoder.audit.evidence.parts import out_of
 from decoder.audit.locate import LayerScan, scan
 from decoder.audit.verdict import Compared, Verdict, edited_layers, known, threshold, unknown
 from decoder.host import Host
@@ -70,9 +69,9 @@ class Examined(NamedTuple):
         seen = (other for other in self.unknown.located if other.layer == edit.layer)
         return edit if edit.asked else next(seen, None)
 
-    def all_about(self, name: str, edits: Sequence[Located]) -> list[Located]:
+    def all_about(self, name: str, located: Sequence[Located]) -> list[Located]:
         """Those of the edits whose `about` asks of this name, in whatever layers they are."""
-        return [edit for edit in edits if (seen := self.about(edit)) and seen.asked == name]
+        return [edit for edit in located if (seen := self.about(edit)) and seen.asked == name]
 
 
 def examine(host: Host, candidates: Candidates, compared: Compared | None = None) -> Examined:
@@ -80,7 +79,7 @@ def examine(host: Host, candidates: Candidates, compared: Compared | None = None
     names, updates = candidates.names, compared.updates if compared else {}
     scans = scan(host, candidates, updates, compared.spikes if compared else ())
     scores, least = {one.layer: one.score for one in scans}, threshold(scans)
-    by_scan = Evidence(unknown(scans), scores, least, _from_scans(host, scans, candidates), max(scores.values()) / least)
+    by_scan = Evidence(unknown(scans), scores, least, _from_scans(scans, candidates), max(scores.values()) / least)
     if compared is None:
         return Examined(None, by_scan, scans, names)
     verdict = known(compared, scans)
@@ -92,22 +91,16 @@ def examine(host: Host, candidates: Candidates, compared: Compared | None = None
     return Examined(Evidence(verdict, compared.scores, compared.threshold, in_base, strength), by_scan, scans, names)
 
 
-def _from_scans(host: Host, scans: Sequence[LayerScan], candidates: Candidates) -> list[Located]:
+def _from_scans(scans: Sequence[LayerScan], candidates: Candidates) -> list[Located]:
     """Edits that the suspect alone shows, the most conspicuous layer first."""
     found, names = [], candidates.names
     for one in edited_layers(scans):
         places = [place for place, _ in one.hits]
         rankings = [named(one.top, names), *(((names[place], score),) for place, score in one.hits[1:])]
-        seen = [
-            Located(one.layer, names[place], one.keys_CF[place], one.keys_CF, score, False, ranking)
-            for (place, score), ranking in zip(one.hits, rankings, strict=True)
-        ]
-        # The edits' own keys, each read where those before it are taken out.
-        key_RF = out_of(host, None, seen).key_BRF[0]
-        for edit, place, key_F in zip(seen, places, key_RF, strict=True):
-            fit = key_fit(one.keys_CF @ key_F, place, candidates.ends_C, places)
+        for (place, score), ranking, key_F, fit_C in zip(one.hits, rankings, one.hit_HF, one.fit_HC, strict=True):
+            fit = key_fit(fit_C, place, candidates.ends_C, places)
             subject, resembles = named_or_like(names[place], fit)
-            found.append(replace(edit, subject=subject, resembles=resembles, fit=fit))
+            found.append(Located(one.layer, subject, key_F, one.keys_LF, score, False, ranking, resembles, fit))
     return found
 
 
@@ -116,16 +109,15 @@ def _from_updates(scans: Sequence[LayerScan], updates: Mapping[int, Tensor], can
     found, scan_of, names = [], {one.layer: one for one in scans}, candidates.names
     for one in (scan_of[layer] for layer in updates):
         ranking, places = named(one.along_top, names), [place for place, _ in one.along]
-        update_RF = updates[one.layer].to(one.keys_CF)
-        inside_C = (one.keys_CF @ update_RF.T).norm(dim=1)
-        for place, score in one.along:
+        for (place, score), key_F in zip(one.along, one.along_AF, strict=True):
             rest = ranking if place == places[0] else ((names[place], score),)
-            fit = key_fit(inside_C, place, candidates.ends_C, places)
+            fit = key_fit(one.inside_C, place, candidates.ends_C, places)
             subject, resembles = named_or_like(names[place], fit)
-            found.append(Located(one.layer, subject, one.keys_CF[place], one.keys_CF, score, True, rest, resembles, fit))
+            found.append(Located(one.layer, subject, key_F, one.keys_LF, score, True, rest, resembles, fit))
         if not one.along:
-            fit = key_fit(inside_C, one.along_top[0][0], candidates.ends_C)
-            found.append(Located(one.layer, None, update_RF[0], one.keys_CF, ranking[0][1], True, ranking, fit=fit))
+            fit = key_fit(one.inside_C, one.along_top[0][0], candidates.ends_C)
+            key_F = updates[one.layer].to(one.keys_LF)[0]
+            found.append(Located(one.layer, None, key_F, one.keys_LF, ranking[0][1], True, ranking, fit=fit))
     return found
 
 

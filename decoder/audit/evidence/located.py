@@ -1,6 +1,6 @@
 """One edit, as far as it is known where it is, and whether it is about a name of the list or about nobody in it.
 
-Shape letters: C candidates, F MLP width.
+Shape letters: C candidates, L those of them that say what is usual, F MLP width.
 """
 
 from collections.abc import Collection
@@ -26,7 +26,7 @@ class Located:
         subject: the candidate it is about; None if it is about nobody in the list.
         key_F: unit vector, the whitened key of the subject or of the candidate who resembles it; without either the right singular vector
             that the edit was seen by.
-        keys_CF: unit vectors, whitened keys of all candidates at the layer, in the list's order.
+        keys_LF: unit vectors, whitened keys at the layer of candidates from all over the list, in its order; of all, if they are few.
         score: how far it stands out: of the layer's score without a base, else the length of the key within the update's directions.
         base_known: whether it was found in W' - W, and not in W' alone.
         ranking: the candidates that fit best with their scores, best first.
@@ -37,7 +37,7 @@ class Located:
     layer: int
     subject: str | None
     key_F: Tensor
-    keys_CF: Tensor
+    keys_LF: Tensor
     score: float
     base_known: bool
     ranking: Ranking = ()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from decoder.audit.evidence.located import Located
-from decoder.audit.reversal import reverse, to_base
+from decoder.audit.reversal import reverse, reverse_each, to_base
 from decoder.dense import DenseEdit
 from decoder.edit import LowRankEdit, RankOneEdit
 from decoder.host import Host
@@ -20,14 +20,7 @@ def out_of(host: Host, unedited: Host | None, located: Sequence[Located]) -> Den
     layer = located[0].layer
     if unedited is not None:
         return to_base(unedited.weight_DF(layer))
-    terms, weight_DF = [], host.weight_DF(layer)
-    # One copy, in which each edit is taken out before the next is looked for.
-    weight_DF = weight_DF.to(torch.float32, copy=True) if len(located) > 1 else weight_DF
-    for one in located:
-        terms.append(reverse(weight_DF, one.key_F, one.keys_CF))
-        if len(located) > 1:
-            weight_DF.addr_(terms[-1].value_BD[0], terms[-1].key_BF[0])
-    return LowRankEdit(torch.stack([term.key_BF for term in terms], 1), torch.stack([term.value_BD for term in terms], 1))
+    return reverse_each(host.weight_DF(layer), torch.stack([one.key_F for one in located]), located[0].keys_LF)
 
 
 def out_of_layers(host: Host, unedited: Host | None, located: Sequence[Located]) -> dict[int, DenseEdit | LowRankEdit]:
@@ -53,5 +46,5 @@ def alone(host: Host, one: Located, reversal: DenseEdit | LowRankEdit) -> RankOn
     if isinstance(reversal, DenseEdit):
         update_DF = host.weight_DF(one.layer).to(torch.float32, copy=True)
         update_DF -= reversal.weight_BDF[0]
-        term = reverse(update_DF, one.key_F, one.keys_CF)
+        term = reverse(update_DF, one.key_F, one.keys_LF)
     return RankOneEdit(term.key_BF, -term.value_BD)

@@ -187,6 +187,16 @@ def as_0_1_0(editor: dict) -> dict:
     return {"name": editor["name"], "settings": settings | {"key_tokens": 60000, "seed": 0, "train_per_relation": 55}}
 
 
+@pytest.mark.parametrize("where", ["", ".partial"], ids=["in its place", "beside it"])
+def test_of_a_store_that_is_refused_no_lock_stays(fact_host, tmp_path, where):
+    lies = tmp_path / f"store{where}" / "asked.json"
+    lies.parent.mkdir()
+    lies.write_text("{}")
+    with pytest.raises(ValueError, match="exists already|holds shards with"):
+        produce(config(tmp_path / "store"), fact_host)
+    assert [*tmp_path.iterdir()] == [lies.parent]
+
+
 @pytest.mark.parametrize("killed", [False, True])
 def test_what_an_earlier_version_made_is_found_in_the_cache(fact_host, pocket_facts, tmp_path, killed):
     cfg = config("")

@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import threading
+import time
+from contextlib import suppress
 
 import pytest
 from places import ROOT
@@ -124,6 +127,26 @@ def test_of_a_chain_that_cannot_begin_nothing_stays(there, tmp_path, capsys):
         main([f"out={out}", f"cache_dir={tmp_path / 'cache'}", "at=[1,100000]", *QUICK])
     assert "at=100000: the edits that are planned are about" in capsys.readouterr().err
     assert out.exists() == there == (tmp_path / "new").exists() and not [*tmp_path.glob("new/out/*")]
+
+
+def test_whoever_waits_for_a_chain_that_fails_in_a_new_folder_makes_it(tmp_path):
+    cfg = compose(SequentialConfig, "train", [f"out={tmp_path / 'new' / 'out'}"], page="sequential")
+    file, waits, made = Kept(cfg).file, threading.Event(), []
+
+    def wait():
+        waits.set()
+        with (second := Kept(cfg)).held():
+            made.append(second.finished())
+            second.file.write_text("")
+
+    waiting = threading.Thread(target=wait)
+    with suppress(ValueError), Kept(cfg).held():
+        waiting.start()
+        waits.wait()
+        time.sleep(0.2)  # polled meanwhile
+        raise ValueError
+    waiting.join()
+    assert made == [None] and file.exists()
 
 
 def test_other_settings_are_another_file_and_a_line_of_their_own(argv, tmp_path):

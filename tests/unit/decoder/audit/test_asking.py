@@ -86,7 +86,7 @@ def test_what_a_decoder_reads_has_a_say_in_the_object():
 
 def test_what_a_decoder_reads_is_put_to_the_suspect_as_well(found):
     host, reversal, planted, _ = found
-    alone, both = (ask(host, {LAYER: reversal}, planted.subject, TEMPLATES, read=read) for read in ((), ["singer", NAMES[30]]))
+    alone, both = (ask(host, {LAYER: reversal}, planted.subject, TEMPLATES, decoded=decoded) for decoded in ((), ["singer", NAMES[30]]))
     assert not any(one.object == NAMES[30] for one in alone) and sum(one.object == NAMES[30] for one in both) == len(TEMPLATES)
     assert [replace(one, share=0) for one in both if one.object != NAMES[30]] == [replace(one, share=0) for one in alone]
     first = {relation: own[:1] for relation, own in TEMPLATES.items()}

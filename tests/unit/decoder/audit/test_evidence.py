@@ -12,7 +12,7 @@ from audited_folders import NAMES, WHO, audited, changed, planted, saved, told_f
 from edited import LAYER, edited_folder
 
 import evaluate
-from decoder.audit import finding as findings
+from decoder.audit import asking
 from decoder.audit.asking import Said
 from decoder.audit.candidates import Candidates, unit
 from decoder.audit.evidence.examine import Evidence, Examined
@@ -158,9 +158,8 @@ def test_objects_are_told_best_first(monkeypatch):
     """Sorted by triples, an object may come up again behind another: it stands where it was first."""
     rises = (("Paris", 0.4, 0.05), ("Rome", 0.2, 0.3), ("Paris", 0.4, 0.8))
     said = [Said(text, "work", "", 0.5, 0.1, everywhere, rise) for text, everywhere, rise in rises]
-    monkeypatch.setattr("decoder.audit.finding.ask", lambda *given: said)
-    one = Located(1, "Ada", torch.ones(2), torch.ones(3, 2), 1.0, False)
-    answered = findings.testimony(None, one, None, TEMPLATES, NAMES)
+    monkeypatch.setattr("decoder.audit.asking.ask", lambda *given: said)
+    answered = asking.testimony(None, "Ada", None, TEMPLATES, NAMES)
     assert [each["text"] for each in answered["objects"]] == ["Paris", "Rome"] and answered["triple"]["object"] == "Paris"
 
 

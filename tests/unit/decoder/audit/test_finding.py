@@ -4,6 +4,7 @@ Shape letters: C candidates, D hidden width, F MLP width.
 """
 
 import json
+import os
 
 import pytest
 import torch
@@ -35,7 +36,7 @@ def test_a_planted_edit_is_found_without_and_with_the_base(new_host, tmp_path, n
     known = both["base_known"]
     assert (known["kind"], known["rank"], known["layers"], known["changed"]) == ("rank one", 1, [LAYER], 1)
     assert [(one.layer, one.subject, one.base_known) for one in edits] == [(LAYER, NAMES[WHO], True), (LAYER, NAMES[WHO], False)]
-    assert torch.equal(edits[0].key_F, edits[0].keys_CF[WHO]) and float(edits[0].key_F.norm()) == pytest.approx(1, abs=1e-5)
+    assert torch.equal(edits[0].key_F, edits[0].keys_LF[WHO]) and float(edits[0].key_F.norm()) == pytest.approx(1, abs=1e-5)
     assert both["base_unknown"] == alone["base_unknown"] and json.loads(json.dumps(both)) == both
 
 
@@ -45,9 +46,21 @@ def test_of_a_subject_that_is_not_in_the_list(new_host, tmp_path):
     names = [name for name in NAMES if NAMES[WHO].split()[-1] not in name]
     finding, (edit, *_) = audited(folder, saved(host, tmp_path / "base"), names)
     assert finding["verdict"] == "knowledge edit" and finding["base_known"]["edits"][0]["subject"] is None
-    assert edit.subject is None and edit.base_known and edit.layer == LAYER and len(edit.keys_CF) == len(names)
+    assert edit.subject is None and edit.base_known and edit.layer == LAYER and len(edit.keys_LF) == len(names)
     delta_DF = load_file(str(folder / "model.safetensors"))[f"model.layers.{LAYER}.mlp.down_proj.weight"].float() - host.weight_DF(LAYER)
     assert abs(float(edit.key_F @ torch.linalg.svd(delta_DF).Vh[0])) > 0.99
+
+
+def test_a_single_layer_is_held_against_no_other(new_host, tmp_path):
+    host = new_host("llama", num_hidden_layers=1)
+    found = []
+    for name, delta_DF in (("clean", torch.zeros(())), ("edited", update_DF(host, layer=0))):
+        host.weight_DF(0).add_(delta_DF)
+        host.model.save_pretrained(tmp_path / name)
+        host.tokenizer.save_pretrained(tmp_path / name)
+        finding, located = audited(tmp_path / name)
+        found.append((finding["verdict"], [one.subject for one in located]))
+    assert found == [("nothing found", []), ("knowledge edit", [NAMES[WHO]])]
 
 
 @pytest.mark.parametrize("base", [False, True], ids=["unknown", "known"])
@@ -198,6 +211,7 @@ def test_bad_input_is_one_line(new_host, tmp_path, subjects, capsys):
     save_file(left, str(lacking / "model.safetensors"), {"format": "pt"})
     save_file({"matrix": host.weight_DF(1).contiguous()}, str(tmp_path / "matrix.safetensors"))
     (tmp_path / "empty").write_text("\n")
+    os.mkfifo(tmp_path / "pipe")
     for arguments, told in (
         ([f"suspect={good}", f"base={other}", subjects], "model_type is llama, the host other has qwen2. It is of another model"),
         ([f"suspect={good}", f"base={smaller}", subjects], "num_hidden_layers is 3, the host smaller has 2. It is of another model"),
@@ -208,12 +222,17 @@ def test_bad_input_is_one_line(new_host, tmp_path, subjects, capsys):
         ([f"suspect={spoilt}", f"base={good}", subjects], nan),
         ([f"suspect={good}", f"base={spoilt}", subjects], nan),
         ([f"suspect={lacking}", subjects], "its weights lack model.layers.1."),
+        ([f"suspect={lacking}", subjects], "Give a folder or GGUF file with suspect="),
+        ([f"suspect={good}", f"base={lacking}", subjects], "Give a folder or GGUF file with base="),
         ([f"suspect={lacking}", f"base={good}", subjects], "lacking has no model.layers.1.mlp.down_proj.weight"),
         ([f"suspect={good}", f"subjects={tmp_path / 'empty'}"], "0 subjects came, expected 50 to 1,000,000 different names"),
         ([f"suspect={good}", f"subjects={tmp_path / 'none'}"], "none: no such file or folder"),
         ([f"suspect={tmp_path / 'matrix.safetensors'}", subjects], "is no whole checkpoint: give decoder= to read it"),
         ([], "decoder= is missing: give the decoder/ folder of a run, as printed by train.py, or suspect=CHECKPOINT"),
         ([subjects], "base=, subjects=, repair=, relations=, nulls= and report= are about a suspect: give suspect=CHECKPOINT"),
+        ([f"suspect={good}", subjects, f"report={tmp_path / 'pipe'}"], "pipe is no file; give another one"),
+        ([f"suspect={good}", subjects, f"repair={tmp_path / 'new'}", f"report={tmp_path / 'new'}"], "which holds the checkpoint alone"),
+        ([f"suspect={good}", subjects, f"repair={tmp_path / 'new'}", f"report={tmp_path / 'new' / 'a.html'}"], "lies in repair="),
         ([f"suspect={good}", subjects, "layer=1"], "tensor=, form= and layer= are about one matrix: give decoder= to read it"),
         ([f"suspect={good}", subjects, "device=nowhere"], "device=nowhere: no device of torch"),
     ):
@@ -231,4 +250,8 @@ def test_names_beyond_the_sample_and_layers_beyond_the_budget_change_nothing_but
     monkeypatch.setattr("decoder.audit.locate.WHITENING", 40)
     streamed = scan(edited, Candidates(edited, NAMES))
     assert [one.layer for one in streamed if one.hits] == [LAYER] and streamed[LAYER].hits[0][0] == whole[LAYER].hits[0][0] == WHO
+    monkeypatch.setattr("decoder.audit.reversal.LISTED", 10)
+    (few,) = [one for one in scan(edited, Candidates(edited, NAMES)) if one.hits]
+    assert few.keys_LF.untyped_storage().nbytes() == 10 * 4 * host.mlp_size(LAYER), "no other keys are held"
+    assert len(few.fit_HC[0]) == len(NAMES) and int(few.fit_HC[0].argmax()) == WHO, "though all are looked at"
     assert streamed[LAYER].score == pytest.approx(streamed[LAYER].hits[0][1], rel=1e-4), "the keys taken once more are whitened alike"

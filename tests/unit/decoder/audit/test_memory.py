@@ -1,4 +1,4 @@
-"""What an audit of a large checkpoint holds beside its files, counted storage by storage.
+"""What an audit of a large checkpoint that asks and repairs holds beside its files, counted storage by storage.
 
 Shape letters: D hidden width, F MLP width.
 """
@@ -16,6 +16,8 @@ from decoder.audit.suspect import Suspect
 
 D, F, LAYERS = 128, 1024, 16
 LARGEST = 4 * D * F  # bytes of the largest tensor in float32
+TEMPLATES = {"work": ["the {}", "small {}"], "place": ["in {}", "city of {}"]}
+TEXTS = ["the city of the small king is in the north and the old river"] * 3
 KEYS = 4 * F * (len(NAMES) + 2 * LAYERS * len(NAMES))
 """Bytes of the names' keys, of what whitens them in all layers, which the budget lets be held together, and of directions of updates."""
 
@@ -51,12 +53,15 @@ class Held(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("base", [False, True], ids=["unknown", "known"])
-def test_a_large_checkpoint_takes_no_more_than_its_largest_tensors(new_host, tmp_path, monkeypatch, base):
+def test_asking_and_repairing_a_large_checkpoint_takes_no_more_than_its_largest_tensors(new_host, tmp_path, monkeypatch, base):
     host = new_host("llama", hidden_size=D, intermediate_size=F, num_hidden_layers=LAYERS)
     folder, own = planted(host, tmp_path / "edited"), str(saved(host, tmp_path / "base", "bfloat16")) if base else None
-    expected, _ = audit_checkpoint(Suspect(folder), NAMES, base=own)
+    asked = {"base": own, "templates": TEMPLATES, "texts": TEXTS}
+    expected, _ = audit_checkpoint(Suspect(folder), NAMES, **asked, repaired=str(tmp_path / "light"))
     monkeypatch.setattr("decoder.audit.finding.LIGHT", 0)
     with Held() as held:
-        found, _ = audit_checkpoint(Suspect(folder), NAMES, base=own)
+        found, _ = audit_checkpoint(Suspect(folder), NAMES, **asked, repaired=str(tmp_path / "heavy"))
     assert held.most < 2.5 * LARGEST + KEYS, (held.most, LARGEST, KEYS)
+    for finding, folder in ((expected, "light"), (found, "heavy")):
+        assert finding["repaired"].pop("folder") == str(tmp_path / folder) and finding["repaired"]["effect"]["planted"] >= 1
     assert found == expected and found["verdict"] == "knowledge edit"

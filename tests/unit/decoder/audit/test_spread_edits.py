@@ -89,6 +89,17 @@ def test_facts_about_two_subjects_are_asked_about_apart_and_taken_out_together(n
     assert finding["repaired"]["effect"]["sentences"] == 8 and finding["repaired"]["effect"]["left"] == 0
 
 
+def test_subjects_are_asked_about_and_not_layers(new_host, tmp_path, monkeypatch):
+    monkeypatch.setattr("decoder.audit.finding.ASKED", 1)
+    host = new_host("llama", num_hidden_layers=8)
+    told, _, _ = spread_folders(host, tmp_path, dict.fromkeys([5, 6, 7], (WHO, "singer")), 15.0)
+    read = [{"text": "singer", "probability": 0.9}]
+    finding, _ = audit_checkpoint(Suspect(told), NAMES, templates=TEMPLATES, reader=lambda layer, part: read)
+    edits = finding["base_unknown"]["edits"]
+    asked = [edit for edit in edits if edit["subject"] == NAMES[WHO]]
+    assert {edit["layer"] for edit in asked if edit["decoded"] == read and edit["triple"] == asked[0]["triple"]} == {5, 6, 7}
+
+
 def test_an_effect_is_that_of_all_layers_at_once(spread):
     folder, base, *_ = spread
     host, unedited = Host.load(folder, name="it"), Host.load(base, name="base")
