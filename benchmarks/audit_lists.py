@@ -41,7 +41,7 @@ class Settings:
     model: str = ""  # folder or GGUF file of the host
     edits: str = ""  # folder that audit_edits.py wrote
     precision: str = "bf16"  # that suspects are kept in
-    names: int = LENGTHS[-1]  # subjects in the longest list
+    names: int = LENGTHS[-1]  # in the longest list; the facts' subjects at least
     count: int = 100  # edits
     seed: int = 0
     device: str = "cpu"
@@ -71,7 +71,7 @@ class Listed:
 
 
 def run(cfg: Settings, host: Host, edits: Edits) -> Table:
-    facts, rows = load_pocket(), [n for n, one in enumerate(edits.told) if one["made"] == "ROME"][: cfg.count]
+    facts, rows = load_pocket(), [*range(min(cfg.count, len(edits)))]
     names = subjects(host, facts, cfg.names, cfg.seed)
     with perturbed(host, Recipe(precision=cfg.precision)):
         clean_DF, began = host.weight_DF(edits.layer).clone(), time.perf_counter()

@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"store {store.path} holds whole matrices; give a store of factors, as `python -m data.produce` makes it")
     table, rows = store.table(), learnt_from(store)
     if not rows:
-        raise UserError(f"store {store.path} has no edit that worked; give another")
+        raise UserError(f"store {store.path} has no edit that worked and plants an object of its relation; give another")
     relations, subjects = (table[name].iloc[rows].tolist() for name in ("relation_name", "subject"))
     edits = store.edits(torch.tensor(rows))
     found = fit(edits.value_BD, relations, subjects, edits.key_BF)

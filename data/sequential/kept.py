@@ -68,9 +68,10 @@ class Kept:
         held = None
         while held is None:
             made = [folder for folder in self.file.parents if not folder.exists()]
+            lock = alone(self.file)
             # Whoever was waited for may have failed and taken its new folder away, with the lock in it.
             with suppress(FileNotFoundError):
-                held = alone(self.file).acquire()
+                held = lock.acquire()
         with held as lock:
             try:
                 yield

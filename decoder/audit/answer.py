@@ -182,13 +182,13 @@ def answer(voters: Voters, suspect: Edits, top: int, *, unedited: bool = False) 
     """
     host, configs = voters[0][0].host, [config for _, config in voters]
     found = read_each(voters, suspect)
-    (texts,), own = object_texts(host, vote(host, found)), [object_texts(host, beams)[0] for beams in found]
+    (texts,), of_each = object_texts(host, vote(host, found)), [object_texts(host, beams)[0] for beams in found]
     objects = [{"text": text, "probability": probability} for text, probability in texts.items()]
     scores = [config["scores"] for config in configs]
     shared = [split for split in TEST_SPLITS if all(split in of_one for of_one in scores)]
     return ({"voters": len(voters)} if len(voters) > 1 else {}) | {
         "objects": objects[:top],
-        **least_percentiles(objects[0]["text"], own, [config["calibration"] for config in configs]),
+        **least_percentiles(objects[0]["text"], of_each, [config["calibration"] for config in configs]),
         "host": configs[0]["host"]["id"],
         "layer": configs[0]["edited_layer"],
         "scores": {split: fmean(of_one[split]["exact_match"]["value"] for of_one in scores) for split in shared},

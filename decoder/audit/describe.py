@@ -38,17 +38,18 @@ def describe_answer(answer: Mapping[str, Any]) -> str:
         doubt = f"\nA finding: {FINDING} % or more."
     if answer.get("unedited"):
         doubt = f"\n{OWN} Nothing was edited, take it for no finding."
-    of_voters, sure, reader = "", "More confident", "this decoder reads"
+    of_voters, sure, reader, mean = "", "More confident", "this decoder", ""
     if count := answer.get("voters"):
         of_voters, sure = f" (the mean of {count} decoders)", f"Each of the {count} decoders is more confident in the first"
-        reader = "such a decoder alone reads, on average,"
+        reader, mean = "each alone", "on average "
+    scores = ", ".join(f"{value:.2f} of {split}" for split, value in answer["scores"].items())
     return (
         f"Planted in layer {layers_text(answer['layer'])} of {answer['host']}, most probable first{of_voters}:\n  "
         + "\n  ".join(lines)
         + f"\n{sure} than {null:.0f} % of matrices without an edit and than {edit:.0f} % of validation edits.{doubt}"
         + f"{_around(answer)}\n"
         + "".join(f"{escape(note)}\n" for note in answer.get("notes", []))
-        + f"Of its own test edits {reader} {', '.join(f'{value:.2f} of {split}' for split, value in answer['scores'].items())}.\n"
+        + (f"Of its own test edits {reader} reads {mean}{scores}.\n" if scores else "")
         + ASSUMPTION
     )
 

@@ -152,8 +152,9 @@ def audit_checkpoint(
             reversals = out_of_layers(host, unedited, found.all_about(name, located))
             told = [_told(host, one, reversals[one.layer], entry, relations, reader) for one, entry in own]
             if templates:
-                # Of several layers the most conspicuous says what is likely.
-                said = testimony(host, name, reversals, templates, names, *told[0])
+                # Of several layers the most conspicuous that can tell says what is likely.
+                likely = (next(filter(None, probabilities), {}) for probabilities in zip(*told, strict=True))
+                said = testimony(host, name, reversals, templates, names, *likely)
                 for _, entry in own:
                     entry |= said
             advance(1)

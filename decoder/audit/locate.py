@@ -102,6 +102,7 @@ def scan(host: Host, candidates: Candidates, updates: Mapping[int, Tensor] | Non
             for keys_NF in keys_CF.split(WHITENING):
                 keys_NF.copy_(unit(whiten(keys_NF)))
             closer[layer] = _closer(host.weight_DF(layer), keys_CF, updates.get(layer))
+            del keys_CF, keys_NF, whiten  # before those of the next layer are there
     return [replace(one, **closer.get(one.layer, {})) for one in surveyed]
 
 

@@ -33,8 +33,11 @@ def next_tokens(host: Host, rows: Sequence[list[int]], edits: Mapping[int, Edit]
 @torch.no_grad()
 def all_logprobs(host: Host, rows: Sequence[list[int]], edits: Mapping[int, Edit] | None = None) -> Tensor:
     """Log-probabilities (N, T, V) of what comes behind each token of rows of one length."""
-    numbers, found = zip(*logprobs(host, rows, ROW, edits), strict=True)
-    return torch.cat(found)[torch.tensor([n for batch in numbers for n in batch]).argsort()]
+    length = min(map(len, rows), default=ROW)
+    found_NTV = torch.empty(len(rows), length, len(host.unembedding_VD), device=host.device)
+    for batch, logprob_NTV in logprobs(host, rows, length, edits):
+        found_NTV[batch] = logprob_NTV
+    return found_NTV
 
 
 def divergence(reference_NTV: Tensor, found_NTV: Tensor) -> float:

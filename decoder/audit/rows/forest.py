@@ -8,6 +8,7 @@ Shape letters: B trees at a time, T tokens of a tree, X these and the tokens of 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from decoder.host import Host
 
 TREE = 128  # tokens of a tree: attention is quadratic in them
 BATCH_TOKENS = 1024  # of the trees of a batch: the states of larger ones leave the cache of a CPU
+WINDOW = 4096  # trees that are sorted by their size, at a time
 FILLED = 0.9  # of the longest tree of a batch that the others have at least
 
 
@@ -45,6 +47,7 @@ class Forest:
     Attributes:
         rows: numbers of the rows in them.
         inputs: of the host's forward, a cache aside.
+        ways: for each row its tree, and the places of its tokens there.
     """
 
     rows: list[int]
@@ -64,16 +67,16 @@ def forests(host: Host, rows: Sequence[Sequence[int]], cached: int = 0) -> Itera
         cached: tokens of a cache that all rows go on from; the forward is to be given it.
     """
     longest, room = max(map(len, rows), default=0), _room(host) - cached
-    # Without branches a tree is a row as any other, which every host reads its own way.
+    # Without branches a tree is a row as any other, which every host reads its own way: so are all if one of them is too long.
     branches = longest <= room
-    trees = sorted(_trees(rows, min(TREE, room) if branches else 0), key=lambda tree: -len(tree.tokens))
-    batch: list[_Tree] = []
-    for tree in trees:
-        if batch and (len(batch[0].tokens) * (len(batch) + 1) > BATCH_TOKENS or len(tree.tokens) < FILLED * len(batch[0].tokens)):
-            yield _forest(host, batch, cached, branches)
-            batch = []
-        batch.append(tree)
-    if batch:
+    trees = _trees(rows, min(TREE, room) if branches else 0)
+    while window := sorted(islice(trees, WINDOW), key=lambda tree: -len(tree.tokens)):
+        batch: list[_Tree] = []
+        for tree in window:
+            if batch and (len(batch[0].tokens) * (len(batch) + 1) > BATCH_TOKENS or len(tree.tokens) < FILLED * len(batch[0].tokens)):
+                yield _forest(host, batch, cached, branches)
+                batch = []
+            batch.append(tree)
         yield _forest(host, batch, cached, branches)
 
 
@@ -112,8 +115,8 @@ def _forest(host: Host, trees: Sequence[_Tree], cached: int, branches: bool) -> 
     if branches:
         dtype = host.model.get_input_embeddings()(inputs["input_ids"][:1, :1]).dtype
         inputs |= {name: tensor.to(host.device) for name, tensor in _standing(before_BT, cached, dtype).items()}
-    ways = [(number, place, way) for place, tree in enumerate(trees) for number, way in tree.ways.items()]
-    return Forest([number for number, *_ in ways], inputs, [way for _, *way in ways])
+    ways = {number: (place, way) for place, tree in enumerate(trees) for number, way in tree.ways.items()}
+    return Forest([*ways], inputs, [*ways.values()])
 
 
 def _standing(before_BT: Tensor, cached: int, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -68,7 +68,7 @@ def test_a_suspect_is_read_by_two(line, tmp_path, capsys):
     assert (
         "most probable first (the mean of 2 decoders):" in shown and "Each of the 2 decoders is more confident in the first than" in shown
     )
-    assert "such a decoder alone reads, on average, 0.62 of id." in shown
+    assert "each alone reads on average 0.62 of id." in shown
 
 
 def test_an_audit_has_what_two_read_in_each_edit(line, new_host, tmp_path, capsys):
