@@ -5,6 +5,7 @@ import shutil
 import threading
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from places import ROOT
@@ -147,6 +148,14 @@ def test_whoever_waits_for_a_chain_that_fails_in_a_new_folder_makes_it(tmp_path)
         raise ValueError
     waiting.join()
     assert made == [None] and file.exists()
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="there is no folder in which nobody may make one")
+def test_a_folder_that_cannot_be_made_is_not_tried_for_ever():
+    kept = Kept(compose(SequentialConfig, "train", ["out=/proc/new"], page="sequential"))
+    with pytest.raises(OSError), kept.held():
+        pass
 
 
 def test_other_settings_are_another_file_and_a_line_of_their_own(argv, tmp_path):
