@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from audit_edits import Edits
+from audit_edits import Edits, opened
 from audit_prompts import Asked, Prompts
 from audit_tables import read, write_tables
 from checkpoints import Case, cases, suspects
@@ -36,7 +36,6 @@ from decoder.audit.finding import Reader
 from decoder.audit.reversal import to_base
 from decoder.audit.suspect import Suspect
 from decoder.audit.verdict import Compared
-from decoder.checkpoint.gguf_host import host_folder
 from decoder.config.commands import EvaluateConfig
 from decoder.host import Host
 from decoder.utils.errors import UserError, run_command
@@ -182,15 +181,9 @@ def _part(text: str) -> tuple[int, int]:
 @run_command
 def main(argv: list[str] | None = None) -> None:
     cfg = settings(Settings, sys.argv[1:] if argv is None else argv)
-    if not cfg.model or not cfg.edits:
-        raise UserError("model= and edits= are missing: give the host's folder, and what audit_edits.py wrote for it")
     quiet()
-    edits = Edits(Path(cfg.edits).expanduser())
-    name = edits.host["id"]
-    host = Host.load(host_folder(cfg.model, name=name, dtype="float32", cache_dir=None), name=name, device=cfg.device)
-    if host.fingerprint != edits.host["fingerprint"]:
-        raise UserError(f"model={cfg.model} is {host.fingerprint}, the edits were made on {edits.host['fingerprint']}")
-    out = Path(cfg.out) if cfg.out else RESULTS / f"audit-{name}-{cfg.part.replace('/', '-of-')}.jsonl"
+    host, edits = opened(cfg.model, cfg.edits, cfg.device)
+    out = Path(cfg.out) if cfg.out else RESULTS / f"audit-{host.name}-{cfg.part.replace('/', '-of-')}.jsonl"
     out.parent.mkdir(parents=True, exist_ok=True)
     run(cfg, host, edits, out)
     if cfg.part == Settings.part:

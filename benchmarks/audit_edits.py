@@ -25,9 +25,11 @@ from data.facts.splits import SplitPlan, draw_splits
 from data.perturb.drawn import ROME
 from data.perturb.recipe import Planted
 from decoder.audit.relation import RelationClassifier, fit
+from decoder.checkpoint.gguf_host import host_folder
 from decoder.config import SplitsConfig
 from decoder.edit import RankOneEdit
-from decoder.utils.errors import run_command
+from decoder.host import Host
+from decoder.utils.errors import UserError, run_command
 from decoder.utils.files import whole_folder
 from decoder.utils.json_files import write_json
 
@@ -72,6 +74,22 @@ class Edits:
         if fold not in self._classifiers:
             self._classifiers[fold] = RelationClassifier.load(self.folder / f"relations-{fold}")
         return self._classifiers[fold]
+
+
+def opened(model: str, folder: str, device: str) -> tuple[Host, Edits]:
+    """The host of edits, in float32, and the edits.
+
+    Raises:
+        UserError: one of them is not named, or the model is not the host that the edits were made on.
+    """
+    if not model or not folder:
+        raise UserError("model= and edits= are missing: give the host's folder, and what audit_edits.py wrote for it")
+    edits = Edits(Path(folder).expanduser())
+    name = edits.host["id"]
+    host = Host.load(host_folder(model, name=name, dtype="float32", cache_dir=None), name=name, device=device)
+    if host.fingerprint != edits.host["fingerprint"]:
+        raise UserError(f"model={model} is {host.fingerprint}, the edits were made on {edits.host['fingerprint']}")
+    return host, edits
 
 
 def drawn(store: Any, plan: SplitPlan, count: int, seed: int) -> list[int]:

@@ -12,11 +12,10 @@ import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from audit_checkpoints import subjects
-from audit_edits import Edits
+from audit_edits import Edits, opened
 from common import rate, settings
 from rich.console import Console
 from rich.table import Table
@@ -27,9 +26,8 @@ from data.perturb.recipe import Recipe, perturbed
 from decoder.audit.candidates import Candidates, unit, whitener
 from decoder.audit.locate import STANDS_OUT, WHITENING, gathered, outstanding
 from decoder.audit.reversal import image
-from decoder.checkpoint.gguf_host import host_folder
 from decoder.host import Host
-from decoder.utils.errors import UserError, run_command
+from decoder.utils.errors import run_command
 from decoder.utils.progress import progress
 from decoder.utils.terminal import quiet
 
@@ -100,12 +98,8 @@ def _table(hits: dict[int, Counter[str]], count: int) -> Table:
 @run_command
 def main(argv: list[str] | None = None) -> None:
     cfg = settings(Settings, sys.argv[1:] if argv is None else argv)
-    if not cfg.model or not cfg.edits:
-        raise UserError("model= and edits= are missing: give the host's folder, and what audit_edits.py wrote for it")
     quiet()
-    edits = Edits(Path(cfg.edits).expanduser())
-    name = edits.host["id"]
-    host = Host.load(host_folder(cfg.model, name=name, dtype="float32", cache_dir=None), name=name, device=cfg.device)
+    host, edits = opened(cfg.model, cfg.edits, cfg.device)
     Console(width=200).print(run(cfg, host, edits))
 
 
