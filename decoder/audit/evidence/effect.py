@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from decoder.audit.rows.logprobs import logprobs, next_logprobs
+from decoder.audit.rows.logprobs import last_logprobs, next_logprobs
 from decoder.edit import Edit
 from decoder.host import Host
 
@@ -33,11 +33,7 @@ def next_tokens(host: Host, rows: Sequence[list[int]], edits: Mapping[int, Edit]
 @torch.no_grad()
 def all_logprobs(host: Host, rows: Sequence[list[int]], edits: Mapping[int, Edit] | None = None) -> Tensor:
     """Log-probabilities (N, T, V) of what comes behind each token of rows of one length."""
-    length = min(map(len, rows), default=ROW)
-    found_NTV = torch.empty(len(rows), length, len(host.unembedding_VD), device=host.device)
-    for batch, logprob_NTV in logprobs(host, rows, length, edits):
-        found_NTV[batch] = logprob_NTV
-    return found_NTV
+    return last_logprobs(host, rows, min(map(len, rows), default=ROW), edits)
 
 
 def divergence(reference_NTV: Tensor, found_NTV: Tensor) -> float:

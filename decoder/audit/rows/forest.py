@@ -45,19 +45,22 @@ class Forest:
     """Trees that run together.
 
     Attributes:
-        rows: numbers of the rows in them.
         inputs: of the host's forward, a cache aside.
-        ways: for each row its tree, and the places of its tokens there.
+        ways: for each row, by its number, its tree and the places of its tokens there.
     """
 
-    rows: list[int]
     inputs: dict[str, Tensor]
-    ways: list[tuple[int, list[int]]]
+    ways: dict[int, tuple[int, list[int]]]
+
+    @property
+    def rows(self) -> list[int]:
+        """Numbers of the rows, in the order of `last`."""
+        return [*self.ways]
 
     def last(self, count: int) -> tuple[Tensor, Tensor]:
         """Where the last `count` tokens of every row are: trees (N, 1) and places (N, S) in them."""
-        tree_N1 = torch.tensor([[tree] for tree, _ in self.ways])
-        return tree_N1, torch.tensor([way[-count:] for _, way in self.ways])
+        tree_N1 = torch.tensor([[tree] for tree, _ in self.ways.values()])
+        return tree_N1, torch.tensor([way[-count:] for _, way in self.ways.values()])
 
 
 def forests(host: Host, rows: Sequence[Sequence[int]], cached: int = 0) -> Iterator[Forest]:
@@ -116,7 +119,7 @@ def _forest(host: Host, trees: Sequence[_Tree], cached: int, branches: bool) -> 
         dtype = host.model.get_input_embeddings()(inputs["input_ids"][:1, :1]).dtype
         inputs |= {name: tensor.to(host.device) for name, tensor in _standing(before_BT, cached, dtype).items()}
     ways = {number: (place, way) for place, tree in enumerate(trees) for number, way in tree.ways.items()}
-    return Forest([*ways], inputs, [*ways.values()])
+    return Forest(inputs, ways)
 
 
 def _standing(before_BT: Tensor, cached: int, dtype: torch.dtype) -> dict[str, Tensor]:

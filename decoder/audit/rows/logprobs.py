@@ -18,10 +18,15 @@ from decoder.swap import swapped
 
 def next_logprobs(suspect: Host, rows: Sequence[list[int]], edits: Mapping[int, Edit] | None = None) -> Tensor:
     """Log-probabilities (N, V) of what comes behind each row, as the suspect is, or with one edit in each of some layers."""
-    found: dict[int, Tensor] = {}
-    for batch, logprob_NSV in logprobs(suspect, rows, 1, edits):
-        found |= dict(zip(batch, logprob_NSV[:, 0], strict=True))
-    return torch.stack([found[n] for n in range(len(rows))]) if rows else torch.empty(0, 0)
+    return last_logprobs(suspect, rows, 1, edits)[:, 0]
+
+
+def last_logprobs(suspect: Host, rows: Sequence[list[int]], scored: int, edits: Mapping[int, Edit] | None = None) -> Tensor:
+    """Log-probabilities (N, S, V) of what comes behind each of the last `scored` tokens of each row."""
+    found_NSV = torch.empty(len(rows), scored, len(suspect.unembedding_VD), device=suspect.device)
+    for batch, logprob_NSV in logprobs(suspect, rows, scored, edits):
+        found_NSV[batch] = logprob_NSV
+    return found_NSV
 
 
 def logprobs(suspect: Host, rows: Sequence[list[int]], scored: int, edits: Mapping[int, Edit] | None) -> Iterator[tuple[list[int], Tensor]]:

@@ -8,7 +8,7 @@ import torch
 from edited import SUBJECTS
 
 from decoder.audit.rows import forest
-from decoder.audit.rows.logprobs import logprobs, next_logprobs
+from decoder.audit.rows.logprobs import last_logprobs, next_logprobs
 from decoder.host import Host
 
 SENTENCES = [f"{name} {more}" for name in SUBJECTS[:12] for more in ("was born", "was born in", "is red")]
@@ -20,12 +20,9 @@ def plain(host: Host, rows: list[list[int]], scored: int) -> torch.Tensor:
         return torch.stack([host.model(torch.tensor([row])).logits[0, -scored:].log_softmax(1) for row in rows])
 
 
+@torch.no_grad()
 def of_forests(host: Host, rows: list[list[int]], scored: int, edits=None) -> torch.Tensor:
-    found = {}
-    with torch.no_grad():
-        for numbers, logprob_NSV in logprobs(host, rows, scored, edits):
-            found |= dict(zip(numbers, logprob_NSV, strict=True))
-    return torch.stack([found[n] for n in range(len(rows))])
+    return last_logprobs(host, rows, scored, edits)
 
 
 @pytest.mark.parametrize("scored", [1, 2])
