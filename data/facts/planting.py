@@ -2,10 +2,11 @@
 
 Tests stay what they are, and honest. No training edit plants a held-out object, nor one that only relations of val/new or ood have: whether
 an object of `ood` was seen in training depends on the training relations, whatever else is planted there. Words and names that have such an
-object in them, or any object of val/new and ood, are left out too. Letters count alike in both cases.
+object in them, or any object of val/new and ood, or that are a part of one, are left out too. Letters count alike in both cases.
 """
 
 import random
+import re
 from collections import deque
 from collections.abc import Callable, Iterable
 from functools import cache
@@ -26,7 +27,8 @@ class OtherObjects:
     Args:
         facts: that the edits are about.
         plan: of the splits.
-        kind: `facts`, objects of all relations; `words` or `mixed`, in turns one of these, a common noun and a training subject's name.
+        kind: `facts`, objects of all relations; `words` or `mixed`, in turns one of these, a common noun, a training subject's name and any
+            name.
     """
 
     def __init__(self, facts: FactSet, plan: "SplitPlan", kind: str, seed: int) -> None:
@@ -35,7 +37,9 @@ class OtherObjects:
             tested = _folded(objects for relation, objects in _objects(facts).items() if plan.relation_role.get(relation) in ("val", "ood"))
             tested |= _folded([plan.held_out])
             subjects = {subject for subject, role in plan.subject_role.items() if role == "train"}
-            pools += [[text for text in pool if not _has(text, tested)] for pool in (common_nouns(), sorted(subjects))]
+            named = {part for text in tested for part in _parts(text)}
+            for pool in (common_nouns(), sorted(subjects), common_names()):
+                pools.append([text for text in pool if text.casefold() not in named and not tested.intersection(_parts(text))])
         self.decks = [deque(random.Random(f"objects {seed} {place}").sample(pool, len(pool))) for place, pool in enumerate(pools)]
         self.turn = 0
 
@@ -70,7 +74,17 @@ def fact_objects(facts: FactSet, plan: "SplitPlan") -> list[str]:
 @cache
 def common_nouns() -> list[str]:
     """Some hundred English words, and a few of two or three."""
-    return (Path(__file__).parent / "words.txt").read_text(encoding="utf-8").splitlines()
+    return _lines("words.txt")
+
+
+@cache
+def common_names() -> list[str]:
+    """Two thousand names of all kinds: those that SmolLM2's tokenizer has as one token, and what it completes the fragments of names to."""
+    return _lines("names.txt")
+
+
+def _lines(name: str) -> list[str]:
+    return (Path(__file__).parent / name).read_text(encoding="utf-8").splitlines()
 
 
 def _objects(facts: FactSet) -> dict[str, set[str]]:
@@ -82,10 +96,11 @@ def _folded(groups: Iterable[Iterable[str]]) -> set[str]:
     return {text.casefold() for group in groups for text in group}
 
 
-def _has(text: str, objects: set[str]) -> bool:
-    """Whether a text is or has in it, as whole words, one of these objects."""
-    words = text.casefold().split()
-    return any(" ".join(words[start:end]) in objects for start in range(len(words)) for end in range(start + 1, len(words) + 1))
+def _parts(text: str) -> set[str]:
+    """A text and all that it has in it as whole words, in small letters."""
+    folded = text.casefold()
+    words = re.split(r"[\s-]+", folded)
+    return {folded} | {" ".join(words[start:end]) for start in range(len(words)) for end in range(start + 1, len(words) + 1)}
 
 
 def _first(deck: deque[str], fits: Callable[[str], bool]) -> str | None:

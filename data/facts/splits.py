@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
+from itertools import cycle, islice
 
 import pandas as pd
 
@@ -114,7 +115,8 @@ def plan_edits(facts: FactSet, plan: SplitPlan, cfg: SplitsConfig, seed: int, ob
             chosen = _evenly(pairs, quota[split], rng)
             if split == "train" and others:
                 kept = chosen[::2] if objects == "mixed" else []
-                chosen = kept + others.dealt(chosen[1::2] if kept else chosen, beside=kept)
+                free = chosen[1::2] if kept else chosen
+                chosen = kept + others.dealt(free + _again(pairs, quota[split] - len(chosen)), beside=kept)
             requests += [EditRequest(f"{fact.fact_id}-{object}", fact, object) for fact, object in chosen]
     return requests
 
@@ -138,6 +140,11 @@ def _evenly(pairs: list[tuple[Fact, str]], count: int, rng: random.Random) -> li
         objects[object] += 1
         subjects[fact.subject] += 1
     return chosen
+
+
+def _again(pairs: list[tuple[Fact, str]], count: int) -> list[tuple[Fact, str]]:
+    """As many more pairs, to be given other objects: there are only so many objects of a relation, of any kind there are enough."""
+    return list(islice(cycle(pairs), max(count, 0)))
 
 
 def assign(plan: SplitPlan, edits: pd.DataFrame, cfg: SplitsConfig) -> dict[str, list[int]]:
