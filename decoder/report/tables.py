@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from decoder.config.options import layers_text
-from decoder.scores import METRICS, TEST_SPLITS
+from decoder.scores import METRICS, TEST_SPLITS, exact_match
 
 STAR = "*"
 METHODS = {
@@ -132,8 +132,8 @@ def is_toy(result: dict) -> bool:
 
 
 def is_right(row: dict) -> bool:
-    """Whether the first answer is exactly the planted object."""
-    return (row["predicted"] or "").strip() == row["object"].strip()
+    """Whether the first answer is exactly the planted object, as scores count it."""
+    return exact_match(row["predicted"] or "", row["object"])
 
 
 def example_lines(predictions: list[dict], seed: int = 0, count: int = 8) -> list[str]:

@@ -13,6 +13,7 @@ from rich.console import Console
 from decoder.report.results import is_finished, read_history
 from decoder.report.run_page import write_report
 from decoder.report.tables import draw_edits, example_lines, results_table, score_rows
+from decoder.scores import exact_match
 
 SPLITS = ("id", "ood", "unseen_object")
 RELATIONS = {
@@ -141,6 +142,13 @@ def test_table_of_a_run_without_optional_parts():
     bare = {"test": {"id": score(0.5)}, "host": {"name": "gpt2-xl"}}
     text = shown(results_table(bare))
     assert "0.500" in text and "–" in text and "toy" not in text and "ridge not recorded" in text
+
+
+@pytest.mark.parametrize(("predicted", "object"), [("french", "French"), ("Sa\u0303o  Paulo", "São Paulo"), ("Paris, France", "Paris")])
+def test_examples_are_right_where_scores_say_so(predicted, object):
+    row = predicted_rows(1)[0] | {"predicted": predicted, "object": object}
+    (line,) = example_lines([row], count=1)
+    assert ("✓ right" in line) == exact_match(predicted, object)
 
 
 @pytest.mark.parametrize(
