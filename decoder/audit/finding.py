@@ -116,7 +116,7 @@ def audit_checkpoint(
     """
     compared, unedited, notes = None, None, [*suspect.notes]
     if repaired is not None:
-        refuse(suspect, Path(repaired).expanduser())
+        refuse(suspect, Path(repaired).expanduser(), base)
     if base is not None:
         unedited = open_checkpoint(base, cache_dir, device, "base")
         compared, more = compare(suspect, unedited, Suspect(base).checkpoint)
