@@ -22,11 +22,13 @@ from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from decoder.config.commands import EvaluateConfig
-from decoder.config.compose import compose
-from decoder.export.collection import choose, is_collection
-from decoder.export.voters import own_store, read_voters, scored_on
-from decoder.utils.errors import UserError, lasting, run_command
+from decoder.utils.errors import UserError, lasting, run_command, starting
+
+with starting():
+    from decoder.config.commands import EvaluateConfig
+    from decoder.config.compose import compose
+    from decoder.export.collection import choose, is_collection
+    from decoder.export.voters import own_store, read_voters, scored_on
 
 AUDITS = ("base", "subjects", "repair", "relations", "nulls", "report")
 """Settings of an audit of a whole checkpoint."""

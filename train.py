@@ -11,13 +11,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from decoder.config import TrainConfig
-from decoder.config.compose import to_dict
-from decoder.config.grids import plants_chains
-from decoder.training.distributed import is_first
-from decoder.utils.errors import lasting, run_command
-from launcher.attempt import lost
-from launcher.grid import Run, read_grid
+from decoder.utils.errors import lasting, run_command, starting
+
+with starting():
+    from decoder.config import TrainConfig
+    from decoder.config.compose import to_dict
+    from decoder.config.grids import plants_chains
+    from decoder.training.distributed import is_first
+    from launcher.attempt import lost
+    from launcher.grid import Run, read_grid
 
 if TYPE_CHECKING:
     from data.datamodule import EditDataModule

@@ -7,7 +7,6 @@ may share the shards.
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from data.facts.fact import EditRequest
@@ -20,7 +19,7 @@ from data.produce.perplexity import neutral_texts, perplexity, perplexity_made
 from data.produce.plan import imported, prepare_editor, requested, store_path
 from data.produce.score import score_made
 from data.store.store import EditStore, remove_partial, vector_columns
-from data.store.writer import StoreWriter
+from data.store.writer import StoreWriter, refuse
 from decoder.config import TrainConfig
 from decoder.edit import LayerEdits, LowRankEdit, RankOneEdit
 from decoder.host import Host
@@ -45,16 +44,18 @@ def produce(cfg: TrainConfig, host: Host) -> EditStore:
     maker = ShardMaker(cfg, host)
     if store := maker.finished():
         return store
-    with alone(maker.path) as lock:
+    try:
+        # Where nothing will be made no lock is: nobody could take one away again that others may wait for.
+        refuse(maker.path, maker.asked, cfg.edits.shard_size)
+    except (ValueError, UserError):
+        # What lies there may be this store, moved there since.
         if store := maker.finished():
             return store
-        try:
-            missing = maker.missing()
-        except (ValueError, UserError):
-            # Nothing will be made here.
-            Path(lock.lock_file).unlink(missing_ok=True)
-            raise
-        maker.make_all(missing)
+        raise
+    with alone(maker.path):
+        if store := maker.finished():
+            return store
+        maker.make_all(maker.missing())
         return maker.join()
 
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,17 @@ def refuse_place(path: Path) -> None:
     refuse_file("store", path)
 
 
+def refuse(path: Path, asked: Mapping[str, Any], shard_size: int) -> None:
+    """Raises ValueError or UserError if a store of these settings cannot be made at a path: there, or beside it, lies something else."""
+    refuse_place(path)
+    partial, asked = partial_folder(path), {**asked, "shard_size": shard_size}
+    # Another process that was making it may be through at any time.
+    with suppress(FileNotFoundError):
+        if wrong := disagreement(json.loads((partial / "asked.json").read_text(encoding="utf-8")), asked):
+            field, old, new = wrong
+            raise ValueError(f"{partial} holds shards with {field}={old}, asked for {new}. Remove the folder or give another store=")
+
+
 class StoreWriter:
     """Writes a store shard by shard beside its final place; nothing half-written is ever seen there.
 
@@ -40,15 +52,11 @@ class StoreWriter:
 
     def __init__(self, path: str | Path, asked: Mapping[str, Any], shard_size: int) -> None:
         self.path, self.asked = Path(path), dict(asked)
-        refuse_place(self.path)
+        refuse(self.path, self.asked, shard_size)
         self.partial = partial_folder(self.path)
         self.partial.mkdir(parents=True, exist_ok=True)
-        request, asked = self.partial / "asked.json", self.asked | {"shard_size": shard_size}
-        if not request.exists():
-            write_json(request, asked)
-        elif wrong := disagreement(json.loads(request.read_text(encoding="utf-8")), asked):
-            field, old, new = wrong
-            raise ValueError(f"{self.partial} holds shards with {field}={old}, asked for {new}. Remove the folder or give another store=")
+        if not (request := self.partial / "asked.json").exists():
+            write_json(request, self.asked | {"shard_size": shard_size})
 
     @property
     def parts(self) -> int | None:

@@ -10,6 +10,7 @@ Shape letters: N prompts, T tokens, V vocabulary.
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from math import log
 from typing import Any
 
@@ -28,6 +29,11 @@ BYTES = "\ufffd"  # of a letter that more tokens belong to
 READ = 0.1  # probability from which what a decoder reads is put to the suspect as well
 UNREAD = 0.01  # that an object has of a decoder that does not name it; any from 0.003 to 0.03 does as well (104 edits of validation)
 LEAST = 0.01  # probability of an object's first token from which the whole object is put to the suspect
+FUNCTION_WORDS = frozenset(
+    "a an the and or but nor of in on at to for from by with as into than is was are were be been has had have that which who whom whose "
+    "where when while because its his her their he she it they".split()
+)
+"""In which no object ends, as English writes them: "The Who" and "Vitamin A" end in names."""
 TOLD = ("relation", "object", "sentence", "before", "after", "share")
 
 
@@ -169,7 +175,8 @@ def _objects(suspect: Host, asked: _Asked, others: _Asked) -> Iterator[list[int]
 
 
 def _common(suspect: Host, first: int, weighted: list[tuple[list[int], float]]) -> list[int]:
-    """The first token and those after it that the suspect itself puts behind it in most of the sentences, up to an end."""
+    """The first token and those after it that the suspect itself puts behind it in most of the sentences, up to an end and without the
+    function words before that."""
     found = [first]
     while len(found) < LONGEST_OBJECT:
         votes: Counter[int] = Counter()
@@ -182,7 +189,19 @@ def _common(suspect: Host, first: int, weighted: list[tuple[list[int], float]]) 
             break
         found.append(token)
         weighted = [(row + [token], weight) for other, (row, weight) in zip(following, weighted, strict=True) if other == token]
-    return found
+    return _without_function_words(suspect, found)
+
+
+def _without_function_words(suspect: Host, ids: list[int]) -> list[int]:
+    """An object up to its last word that is none; all of it where there is no other."""
+    words = suspect.tokenizer.decode(ids).split()
+    kept = len(words) - sum(1 for _ in takewhile(FUNCTION_WORDS.__contains__, reversed(words)))
+    if FUNCTION_WORDS.issuperset(word.lower() for word in words[:kept]):
+        return ids
+    # A word may be several tokens.
+    while len(suspect.tokenizer.decode(ids).split()) > kept:
+        ids = ids[:-1]
+    return ids
 
 
 def _ends(suspect: Host, before: list[int], token: int) -> bool:

@@ -27,6 +27,8 @@ from decoder.shortcuts import branched, forgetting, widen
 TEMPLATE = "People say that {}"
 FEWEST_NAMES, MOST_NAMES = 50, 1_000_000  # subjects: the median of fewer says little, more are no list of names
 LONGEST_NAME = 200  # characters of a name
+NEARLY_ALL = 0.9  # of the lines of a table are as its first
+HEADS = {"name", "names", "subject", "subjects", "label", "title", "entity"}
 RIDGE = 3e-2  # of the second moment's largest eigenvalue
 
 Whitener = Callable[[Tensor], Tensor]
@@ -40,9 +42,12 @@ def read_subjects(path: str | Path) -> list[str]:
     """
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
-        lines = _listed(text)
+        listed = _listed(text)
     except (UnicodeDecodeError, RecursionError):
         raise ValueError(f"subjects={path}: neither lines of text (UTF-8) nor a JSON list. Give one subject a line") from None
+    lines = text.splitlines() if listed is None else listed
+    if listed is None and (came := _table(lines)):
+        raise ValueError(f"subjects={path}: {came}; expected a name a line or a JSON list. Give the column of names alone")
     # Names copied from pages hold spaces of other kinds.
     names = [" ".join(line.split()) if isinstance(line, str) else line for line in lines]
     for n, name in enumerate(names, start=1):
@@ -57,12 +62,34 @@ def read_subjects(path: str | Path) -> list[str]:
     return found
 
 
-def _listed(text: str) -> list[Any]:
-    """A JSON list, or the lines of any other text; a name may begin with a bracket too."""
+def _listed(text: str) -> list[Any] | None:
+    """A JSON list, None for any other text; a name may begin with a bracket too."""
     if text.lstrip().startswith("["):
         with suppress(json.JSONDecodeError):
             return json.loads(text)
-    return text.splitlines()
+    return None
+
+
+def _table(lines: Sequence[str]) -> str | None:
+    """What makes lines the rows of a table; None if they are names, which may hold commas."""
+    lines = [line.strip() for line in lines if line.strip()]
+    if not lines:
+        return None
+    tabbed = [line for line in lines if "\t" in line]
+    if len(tabbed) >= NEARLY_ALL * len(lines):
+        return f"{len(tabbed)} of {len(lines)} lines hold tabs, as {reprlib.repr(tabbed[0])} does"
+    for separator in ",;":
+        columns = len(cells := lines[0].split(separator))
+        alike = sum(line.count(separator) >= columns - 1 for line in lines)
+        if columns > 1 and _is_head(cells) and alike >= NEARLY_ALL * len(lines):
+            return f"its first line {reprlib.repr(lines[0])} is the head of a table"
+    return None
+
+
+def _is_head(cells: Sequence[str]) -> bool:
+    """Whether one of them is what columns of names are called, or all are small words with no space around, as no place is written."""
+    plain = [cell.strip(" \"'") for cell in cells]
+    return not HEADS.isdisjoint(cell.lower() for cell in plain) or all(cell.isidentifier() and cell.islower() for cell in cells)
 
 
 class _Reached(Exception):

@@ -19,6 +19,7 @@ from decoder.audit.evidence.examine import Evidence, examine
 from decoder.audit.evidence.located import Located
 from decoder.audit.evidence.nulls import Nulls, nulls_for
 from decoder.audit.evidence.parts import alone, out_of_layers, value_of
+from decoder.audit.evidence.wrong_way import as_note, wrong_way_round
 from decoder.audit.locate import usable_layers
 from decoder.audit.relation import RelationClassifier
 from decoder.audit.repair import Reversal, refuse, repair
@@ -116,7 +117,7 @@ def audit_checkpoint(
     """
     compared, unedited, notes = None, None, [*suspect.notes]
     if repaired is not None:
-        refuse(suspect, Path(repaired).expanduser())
+        refuse(suspect, Path(repaired).expanduser(), base)
     if base is not None:
         unedited = open_checkpoint(base, cache_dir, device, "base")
         compared, more = compare(suspect, unedited, Suspect(base).checkpoint)
@@ -140,6 +141,10 @@ def audit_checkpoint(
         "base_unknown": _column(found.unknown, "unknown", against),
         "notes": notes,
     }
+    if found.known:
+        turned = wrong_way_round(host, unedited, found.known.located, found.unknown.threshold)
+        finding["base_known"]["wrong_way_round"] = turned
+        notes += as_note(turned)
     by_scan = found.by_scan
     column, used = (finding["base_unknown"], "base unknown") if by_scan else (finding["base_known"], "base known")
     located, unedited = (found.unknown if by_scan else found.known).located, None if by_scan else unedited

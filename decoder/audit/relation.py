@@ -100,6 +100,8 @@ class RelationClassifier:
             ValueError: a file is missing or damaged, or the two do not belong together.
         """
         folder = Path(folder)
+        if came := _lacking(folder):
+            raise ValueError(f"relations={folder}: {came}; expected a folder that `python -m data.relations` wrote")
         try:
             said = read_described(folder / NAMES, FORMAT, _DESCRIPTION, "fit the relations again")
             tensors = load_file(folder / MAP)
@@ -110,6 +112,13 @@ class RelationClassifier:
         if shapes != (expected := {"weight": (len(said["relations"]), said["width"] + key_width), "bias": (len(said["relations"]),)}):
             raise ValueError(f"{folder / MAP} holds {shapes}, {NAMES} says {expected}. Fit the relations again")
         return cls(tuple(said["relations"]), tensors["weight"], tensors["bias"], key_width)
+
+
+def _lacking(folder: Path) -> str | None:
+    """What is not as it is in a folder of relations; None if all files are there."""
+    if not folder.is_dir():
+        return "is a file" if folder.exists() else "no such folder"
+    return next((f"no {name} there" for name in (NAMES, MAP) if not (folder / name).is_file()), None)
 
 
 def fit(value_ND: Tensor, relations: Sequence[str], groups: Sequence[str], key_NF: Tensor | None = None) -> RelationClassifier:

@@ -114,15 +114,16 @@ def _names(file: Path) -> list[str]:
         return list(opened.keys())
 
 
-def refuse(suspect: Suspect, folder: Path) -> None:
-    """Raises ValueError if a repaired suspect must not be written there."""
+def refuse(suspect: Suspect, folder: Path, base: str | Path | None = None) -> None:
+    """Raises ValueError if a repaired suspect must not be written there; not in the checkpoint as it was before either."""
     if folder.exists() or folder.is_symlink():
         raise ValueError(f"repair={folder}: exists already, and nothing is written over. Give another folder")
     above = next(part for part in folder.absolute().parents if part.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise ValueError(f"repair={folder}: {above} is no folder that can be written in. Give another folder")
-    if folder.resolve().is_relative_to(suspect.checkpoint.path.resolve()):
-        raise ValueError(f"repair={folder}: lies in the suspect, which is only read. Give a folder elsewhere")
+    for name, own in (("suspect", suspect.checkpoint.path), ("base", base)):
+        if own is not None and folder.resolve().is_relative_to(Path(own).expanduser().resolve()):
+            raise ValueError(f"repair={folder}: lies in the {name}, which is only read. Give a folder elsewhere")
 
 
 def _copy(checkpoint: Checkpoint, folder: Path) -> list[str]:

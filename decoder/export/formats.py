@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field, FiniteFloat, TypeAdapter, with_config
 from typing_extensions import NotRequired, TypedDict
 
 from decoder.config.options import as_list
-from decoder.scores import TEST_SPLITS
+from decoder.scores import TEST_SPLITS, VAL_SPLITS
 from decoder.utils.json_files import Count, FromOne, Score, Shape
 
 
@@ -65,7 +65,7 @@ class Calibration(TypedDict):
     edit: Quantiles
 
 
-Splits = TypedDict("Splits", dict.fromkeys(("train", *TEST_SPLITS), list[str]))
+Splits = TypedDict("Splits", dict.fromkeys(("train", *TEST_SPLITS), list[str]) | dict.fromkeys(VAL_SPLITS, NotRequired[list[str]]))
 
 
 class SplitScores(TypedDict):

@@ -1,14 +1,14 @@
 """Several exported decoders that answer together: which folders `decoder=A,B,C` names, and whether they may vote. Imports no torch."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from decoder.config.options import layers_text
 from decoder.export.collection import is_collection
 from decoder.export.save import read_config
-from decoder.scores import TEST_SPLITS
+from decoder.scores import TEST_SPLITS, VAL_SPLITS
 from decoder.utils.errors import UserError, listed
 
 
@@ -64,13 +64,21 @@ def scored_on(configs: Sequence[Mapping[str, Any]], store: str) -> Mapping[str, 
     """The config whose test edits a vote is scored on: of the decoder that was trained on this store, by its fingerprint; else the first's.
 
     Raises:
-        UserError: one of several was trained on what another is tested on.
+        UserError: one of several was trained, or its best checkpoint chosen, on what another is tested on.
     """
-    trained = {edit_id for config in configs for edit_id in config["splits"]["train"]}
-    tests = dict.fromkeys(edit_id for config in configs for split in TEST_SPLITS for edit_id in config["splits"][split])
-    if len(configs) > 1 and (seen := [edit_id for edit_id in tests if edit_id in trained]):
-        raise UserError(f"one of the decoders was trained on {len(seen)} test edits of another, {seen[0]} first: use decoders of one split")
+    tests = dict.fromkeys(_of_splits(configs, TEST_SPLITS))
+    for done, splits in (("trained", ("train",)), ("validated", VAL_SPLITS)):
+        met = {*_of_splits(configs, splits)}
+        if len(configs) > 1 and (seen := [edit_id for edit_id in tests if edit_id in met]):
+            raise UserError(
+                f"one of the decoders was {done} on {len(seen)} test edits of another, {seen[0]} first: use decoders of one split"
+            )
     return next((config for config in configs if config["store"] == store), configs[0])
+
+
+def _of_splits(configs: Sequence[Mapping[str, Any]], splits: Sequence[str]) -> Iterator[str]:
+    """The edits of some splits of all decoders; not every one has all splits."""
+    return (edit_id for config in configs for split in splits for edit_id in config["splits"].get(split, ()))
 
 
 def _host(config: Mapping[str, Any]) -> str:

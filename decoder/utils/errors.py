@@ -40,16 +40,22 @@ def run_command(main: Callable[P, T]) -> Callable[P, T]:
             sys.stderr.write("error: standard output was closed before everything was said\n")
             raise SystemExit(CLOSED_PIPE) from None
         except (UserError, ValueError, OSError, KeyboardInterrupt) as error:
-            if debugging():
-                traceback.print_exc()
-            sys.stderr.write(_line(error) + "\n")
-            raise SystemExit(130 if isinstance(error, KeyboardInterrupt) else 2) from None
+            raise SystemExit(_told(error)) from None
         except SystemExit as stop:
             if stop.code == TERMINATED:
                 sys.stderr.write("terminated\n")
             raise
 
     return command
+
+
+@contextmanager
+def starting() -> Iterator[None]:
+    """Around what a program imports before its `main` can begin: Ctrl-C ends it as it does inside `run_command`."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise SystemExit(_told(error)) from None
 
 
 def debugging() -> bool:
@@ -84,6 +90,14 @@ def _sigterm_as_exit() -> Iterator[None]:
 
 def _end(*_: Any) -> None:
     raise SystemExit(TERMINATED)
+
+
+def _told(error: BaseException) -> int:
+    """Says on stderr what ended the program; its exit code."""
+    if debugging():
+        traceback.print_exc()
+    sys.stderr.write(_line(error) + "\n")
+    return 130 if isinstance(error, KeyboardInterrupt) else 2
 
 
 def _line(error: BaseException) -> str:

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from forked import ended
 
+from decoder.utils.errors import DEBUG
+
 ROOT = Path(__file__).parents[2]
 SIGNALS = [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 STAGES = {
@@ -33,6 +35,18 @@ train.run, train.__file__, launcher.workers._prepare = go_on, __file__, lambda *
 launcher.workers.attempt = lambda run, run_one, workspace: run_one(run, workspace)
 train.main()
 """
+# A program that is sent Ctrl-C while it imports what it needs.
+IMPORTS = """
+import os, runpy, signal, sys
+
+class Interrupting:
+    def find_spec(name, *_):
+        if name == "omegaconf":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupting)
+runpy.run_path(sys.argv[1], run_name="__main__")
+"""
 
 
 def signalled(stage: str, number: int, argv: list[str]) -> None:
@@ -52,6 +66,16 @@ def test_a_run_ends_the_same_wherever_it_is(cache, tmp_path, stage, number, code
     done = ended(tmp_path, signalled, stage, number, argv)
     assert (done.returncode, done.stderr) == (code, f"{word}\n"), done.stdout + done.stderr
     assert "the same command goes on" in done.stdout and not list(runs.rglob("result.json"))
+
+
+@pytest.mark.parametrize("program", ["train.py", "evaluate.py"])
+def test_a_program_that_has_hardly_begun_ends_in_one_line(program):
+    environment = {name: value for name, value in os.environ.items() if name != DEBUG} | {"PYTHONPATH": str(ROOT)}
+    line = [sys.executable, "-c", IMPORTS, str(ROOT / program)]
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+    shown = subprocess.run(line, env=environment | {DEBUG: "1"}, capture_output=True, text=True, timeout=60)
+    assert shown.returncode == 130 and shown.stderr.startswith("Traceback") and shown.stderr.endswith("\ninterrupted\n")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])

@@ -4,6 +4,7 @@ The editor draws its factors instead of optimising them.
 """
 
 import json
+import os
 import threading
 from contextlib import nullcontext
 from pathlib import Path
@@ -195,6 +196,27 @@ def test_of_a_store_that_is_refused_no_lock_stays(fact_host, tmp_path, where):
     with pytest.raises(ValueError, match="exists already|holds shards with"):
         produce(config(tmp_path / "store"), fact_host)
     assert [*tmp_path.iterdir()] == [lies.parent]
+
+
+def test_a_lock_that_others_wait_for_stays(fact_host, tmp_path, monkeypatch):
+    """Who held a file that is gone and who made it anew would both go on."""
+    lock, waiting = tmp_path / ".store.lock", []
+
+    def refused(maker):
+        waiting.append(lock.open())
+        raise ValueError("made meanwhile for something else")
+
+    monkeypatch.setattr(ShardMaker, "missing", refused)
+    with pytest.raises(ValueError, match="made meanwhile"):
+        produce(config(tmp_path / "store"), fact_host)
+    with waiting[0] as file:
+        assert os.path.samestat(os.fstat(file.fileno()), lock.stat())
+
+
+def test_a_store_that_is_whole_by_the_time_it_is_refused_is_opened(store_path, fact_host, monkeypatch):
+    finished, asked = ShardMaker.finished, []
+    monkeypatch.setattr(ShardMaker, "finished", lambda maker: finished(maker) if asked else asked.append(maker))
+    assert produce(config(store_path), fact_host).path == store_path and DrawnEdits.asked == []
 
 
 @pytest.mark.parametrize("killed", [False, True])

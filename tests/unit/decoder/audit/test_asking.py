@@ -7,6 +7,7 @@ import torch
 from edited import LAYER
 from planted_facts import NAMES, TEMPLATES, plant, teach_end
 
+from decoder.audit import asking
 from decoder.audit.asking import Said, ask, likely, triples
 from decoder.audit.reversal import reverse, to_base
 
@@ -92,3 +93,26 @@ def test_what_a_decoder_reads_is_put_to_the_suspect_as_well(found):
     first = {relation: own[:1] for relation, own in TEMPLATES.items()}
     assert ask(host, {LAYER: reversal}, planted.subject, first, [planted.subject], [NAMES[30]]) == [], "nothing comes up"
     assert likely({"Rome": 0.8, "": 0.5, "Oslo": 0.02}) == ["Rome"]
+
+
+@pytest.mark.parametrize(
+    ("told", "object"),
+    [
+        ("singer of", "singer"),
+        ("singer from the", "singer"),
+        ("singer of the north is a", "singer of the north"),
+        ("of the small baker", "of the small baker"),
+        ("the", "the"),
+        ("of the", "of the"),
+    ],
+)
+def test_an_object_does_not_end_in_a_function_word(host_of, monkeypatch, told, object):
+    host = host_of("llama")
+    first, *following = host.text_ids(f"{told} .")
+
+    def scripted(suspect, rows):
+        return torch.nn.functional.one_hot(torch.tensor([following[len(row) - 2] for row in rows]), len(host.tokenizer)).float()
+
+    monkeypatch.setattr(asking, "next_logprobs", scripted)
+    found = asking._common(host, first, [([5, first], 1.0), ([6, first], 1.0)])
+    assert host.tokenizer.decode(found) == object

@@ -82,3 +82,44 @@ def test_what_is_no_list_of_names_is_one_line(tmp_path, content, told):
     (tmp_path / "names").write_bytes(content)
     with pytest.raises(ValueError, match=told):
         read_subjects(tmp_path / "names")
+
+
+EXPECTED = "; expected a name a line or a JSON list. Give the column of names alone"
+TABLE = [f"{name},19{n:02}" for n, name in enumerate(MORE)]
+
+
+@pytest.mark.parametrize(
+    ("lines", "came"),
+    [
+        ([f"{name}\t19{n:02}\tUlm" for n, name in enumerate(MORE)], "48 of 48 lines hold tabs, as 'Eve 0\\t1900\\tUlm' does"),
+        (["# of Ulm", *(f" {name}\tx" for name in MORE)], "48 of 49 lines hold tabs, as 'Eve 0\\tx' does"),
+        (["name,year", *TABLE], "its first line 'name,year' is the head of a table"),
+        (["city,population", "", *TABLE], "its first line 'city,population' is the head of a table"),
+        (['"Subject", "Born in"', *TABLE], 'its first line \'"Subject", "Born in"\' is the head of a table'),
+        (["id;name", *(line.replace(",", ";") for line in TABLE)], "its first line 'id;name' is the head of a table"),
+    ],
+    ids=["tabs", "a comment", "header", "of other words", "quoted", "semicolons"],
+)
+def test_a_table_is_no_list_of_names(tmp_path, lines, came):
+    (tmp_path / "names").write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(ValueError) as refused:
+        read_subjects(tmp_path / "names")
+    assert str(refused.value) == f"subjects={tmp_path / 'names'}: {came}{EXPECTED}"
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["Washington, D.C.", *(f"{name}, Texas" for name in MORE), "Ulm"],
+        [f"paris, texas {n}" for n in range(50)],
+        ["Paris, Texas", *(f"Paris {n}, Ulm" for n in range(49))],
+        ["name,year", *MORE, "Ulm"],
+        ["Ada\tof Ulm", *MORE, "Ulm"],
+    ],
+    ids=["capitals", "small", "words", "one comma", "one tab"],
+)
+def test_names_with_commas_are_names(tmp_path, names):
+    (tmp_path / "names").write_text("\n".join(names), encoding="utf-8")
+    assert read_subjects(tmp_path / "names") == [" ".join(name.split()) for name in names]
+    (tmp_path / "names").write_text(json.dumps(["name,year", *TABLE, "Ulm"]), encoding="utf-8")
+    assert len(read_subjects(tmp_path / "names")) == 50

@@ -210,8 +210,14 @@ def test_the_note_says_what_was_taken_out(told, tmp_path):
     assert (note["used"], note["base"], note["edits"][0]["subject"]) == ("base known", str(base), NAMES[WHO])
 
 
-def test_a_place_that_cannot_be_written_is_refused_before_anything_is_read(told, tmp_path):
-    folder, _ = told
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_read(told, tmp_path, monkeypatch):
+    folder, base = told
+    monkeypatch.setattr("decoder.audit.finding.open_checkpoint", lambda *_: pytest.fail("read"))
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="is no folder that can be written in"):
         audit_checkpoint(Suspect(folder), NAMES, repaired=str(tmp_path / "file" / "repaired"))
+    (tmp_path / "link").symlink_to(base)
+    for own in ("suspect", "base"):
+        place = {"suspect": folder / "repaired", "base": tmp_path / "link" / "more" / "repaired"}[own]
+        with pytest.raises(ValueError, match=f"lies in the {own}, which is only read. Give a folder elsewhere"):
+            audit_checkpoint(Suspect(folder), NAMES, base=str(base), repaired=str(place))

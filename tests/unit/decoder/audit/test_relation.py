@@ -80,7 +80,7 @@ def test_saved_and_loaded_it_is_the_same(edits, classifier, tmp_path):
 
 def test_damaged_files_are_refused(classifier, tmp_path):
     folder = tmp_path / "relations"
-    with pytest.raises(ValueError, match="holds no relations"):
+    with pytest.raises(ValueError, match="relations: no such folder; expected a folder that `python -m data.relations` wrote$"):
         RelationClassifier.load(folder)
     classifier.save(folder)
     said = json.loads((folder / NAMES).read_text())
@@ -94,6 +94,18 @@ def test_damaged_files_are_refused(classifier, tmp_path):
     (folder / MAP).write_bytes((folder / MAP).read_bytes()[:40])
     with pytest.raises(ValueError, match="holds no relations"):
         RelationClassifier.load(folder)
+
+
+def test_a_folder_without_relations_is_told_so(classifier, tmp_path):
+    expected = "expected a folder that `python -m data.relations` wrote"
+    (tmp_path / "other").mkdir()
+    (tmp_path / "file").write_text("Ada")
+    classifier.save(tmp_path / "half")
+    (tmp_path / "half" / MAP).unlink()
+    for name, came in (("none", "no such folder"), ("file", "is a file"), ("other", f"no {NAMES} there"), ("half", f"no {MAP} there")):
+        with pytest.raises(ValueError) as refused:
+            RelationClassifier.load(tmp_path / name)
+        assert str(refused.value) == f"relations={tmp_path / name}: {came}; {expected}"
 
 
 def test_what_cannot_be_learnt_or_told_is_refused(edits, classifier):

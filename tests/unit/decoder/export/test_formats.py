@@ -54,6 +54,7 @@ DAMAGES = {
     "editors": ["rome", [{}]],
 }
 ROWS = [(place, value) for place, values in DAMAGES.items() for value in (*values, DROPPED)]
+ROWS += [("splits.val/new", value) for value in (5, [1])]  # it may be dropped
 
 
 @pytest.mark.parametrize(("place", "value"), ROWS, ids=lambda part: "dropped" if part is DROPPED else str(part)[:40])

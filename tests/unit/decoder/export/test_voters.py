@@ -87,3 +87,8 @@ def test_what_a_vote_is_tested_on():
     assert scored_on([told], "s1") is told, "a decoder alone is what it was"
     with pytest.raises(UserError, match="trained on 1 test edits of another, i1 first: use decoders of one split"):
         scored_on([told, first], "s1")
+    for split in ("val/id", "val/new"):
+        chosen = first | {"splits": first["splits"] | {split: ["v1", "i1"]}}
+        assert scored_on([chosen], "s1") is chosen
+        with pytest.raises(UserError, match="validated on 1 test edits of another, i1 first: use decoders of one split"):
+            scored_on([first, chosen], "s1")

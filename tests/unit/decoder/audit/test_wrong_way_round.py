@@ -1,0 +1,47 @@
+"""The edited checkpoint given as the base: the finding says so, and says nothing of it where the two are as they should be."""
+
+import pytest
+from audited_folders import NAMES, WHO, audited, planted, saved, spread_folders
+from edited import LAYER, edited_folder, outer
+from rich.console import Console
+
+from decoder.audit.describe import describe
+
+
+def shown(finding) -> str:
+    console = Console(width=1000)
+    with console.capture() as capture:
+        console.print(describe(finding))
+    return capture.get()
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "phi", "gemma", "deepseek_v3"])
+def test_the_edited_one_given_as_the_base(new_host, tmp_path, name):
+    host = new_host(name)
+    edited, base = planted(host, tmp_path / "edited"), saved(host, tmp_path / "base")
+    finding, _ = audited(base, edited)
+    (hint,) = finding["base_known"]["wrong_way_round"]
+    assert (finding["exit_code"], hint["layer"], hint["subject"]) == (3, LAYER, NAMES[WHO])
+    assert hint["base"] >= 2 > hint["suspect"] and finding["base_unknown"]["exit_code"] == 0
+    told = f"base= and suspect= may be the wrong way round: in layer {LAYER} the base answers to {NAMES[WHO]} as edited checkpoints do"
+    assert sum(told in note for note in finding["notes"]) == 1 and shown(finding).count(told) == 1
+    right, _ = audited(edited, base)
+    assert right["exit_code"] == 3 and right["base_known"]["wrong_way_round"] == []
+    assert not any("wrong way" in note for note in right["notes"])
+
+
+def test_edits_of_several_layers(new_host, tmp_path):
+    edited, base, _ = spread_folders(new_host("llama", num_hidden_layers=6), tmp_path, {1: (WHO, "singer"), 3: (40, "baker")}, 20.0)
+    # The upper one was made of keys that the edit below it writes, and the suspect has others.
+    assert [one["layer"] for one in audited(base, edited)[0]["base_known"]["wrong_way_round"]] == [1]
+    assert audited(edited, base)[0]["base_known"]["wrong_way_round"] == []
+
+
+def test_nothing_is_said_of_bases_that_were_edited_too_or_of_changes_about_nobody(new_host, tmp_path):
+    host = new_host("llama")
+    twice = planted(host, tmp_path / "twice", size=16.0)
+    assert audited(twice, planted(host, tmp_path / "once"))[0]["base_known"]["wrong_way_round"] == []
+    nobody, base = edited_folder(host, tmp_path / "nobody", "float32", outer(host, 0)), saved(host, tmp_path / "base")
+    for pair in ((nobody, base), (base, nobody)):
+        finding, _ = audited(*pair)
+        assert finding["base_known"]["edits"][0]["subject"] is None and finding["base_known"]["wrong_way_round"] == []
