@@ -44,11 +44,12 @@ class OtherObjects:
         self.turn = 0
 
     def dealt(self, pairs: Iterable[Pair], beside: Iterable[Pair] = ()) -> list[Pair]:
-        """The same facts, each with another object that it has not `beside` these; one that none is left for keeps its own."""
+        """The same facts, each with another object that it has not `beside` these; one that none is left for keeps its own, or is left
+        out if the fact has that already."""
         given = {(fact.fact_id, object) for fact, object in beside}
-        return [(fact, self._object(fact, object, given)) for fact, object in pairs]
+        return [(fact, dealt) for fact, object in pairs if (dealt := self._object(fact, object, given))]
 
-    def _object(self, fact: Fact, object: str, given: set[tuple[str, str]]) -> str:
+    def _object(self, fact: Fact, object: str, given: set[tuple[str, str]]) -> str | None:
         same = {text.casefold() for text in (fact.object_true, fact.subject)}
         self.turn += 1
         for place in range(len(self.decks)):
@@ -56,6 +57,9 @@ class OtherObjects:
             if dealt := _first(deck, lambda text: text.casefold() not in same and (fact.fact_id, text) not in given):
                 object = dealt
                 break
+        else:
+            if (fact.fact_id, object) in given:
+                return None
         given.add((fact.fact_id, object))
         return object
 

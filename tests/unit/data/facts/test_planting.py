@@ -137,6 +137,19 @@ def test_what_is_dealt_is_not_what_stands_beside_it(tmp_path):
     assert len(pool) == 2 and OtherObjects(facts, plan, "facts", 0).dealt([(ben, "x")], beside=[(ben, one) for one in pool]) == [(ben, "x")]
 
 
+def test_few_objects_make_few_edits_and_none_twice(tmp_path):
+    names = ["Ada", "Ben", "Cleo", "Dan"]
+    records = [
+        PLAIN | {"subject": name, "object": None, "object_true": own} for name, own in zip(names, ["ox", "elk", "emu", "ox"], strict=True)
+    ]
+    facts = load("plain", written(tmp_path, *records))
+    cfg = SplitsConfig(
+        train_relations=1, val_relations=0, ood_relations=0, held_out_objects=0, val_subjects=0, test_subjects=0, train_per_relation=50
+    )
+    requests = plan_edits(facts, draw_splits(facts, cfg), cfg, 0, "facts")
+    assert len(requests) == len({one.edit_id for one in requests}) == 8, "two other objects for each of four subjects"
+
+
 def test_seed_decides(pocket_facts):
     plan = draw_splits(pocket_facts, SplitsConfig())
     first, again, other = (plan_edits(pocket_facts, plan, SplitsConfig(), seed, "words") for seed in (0, 0, 1))
