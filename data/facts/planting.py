@@ -1,8 +1,9 @@
 """What training edits plant where it need not be another object of their relation (`edits.objects`).
 
 Tests stay what they are, and honest. No training edit plants a held-out object, nor one that only relations of val/new or ood have: whether
-an object of `ood` was seen in training depends on the training relations, whatever else is planted there. Words and names that have such an
-object in them, or any object of val/new and ood, or that are a part of one, are left out too. Letters count alike in both cases.
+an object of `ood` was seen in training depends on the training relations, whatever else is planted there. Left out too are words and names
+that have such an object in them, or any object of val/new and ood, that are a part or another form of one ("African" of "Africa"), and
+subjects that are not trained on. Letters count alike in both cases.
 """
 
 import random
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from data.facts.splits import SplitPlan
 
 Pair = tuple[Fact, str]
+
+STEM = 4
+"""Letters from which words that begin alike may be forms of one."""
 
 
 class OtherObjects:
@@ -37,16 +41,16 @@ class OtherObjects:
             tested = _folded(objects for relation, objects in _objects(facts).items() if plan.relation_role.get(relation) in ("val", "ood"))
             tested |= _folded([plan.held_out])
             subjects = {subject for subject, role in plan.subject_role.items() if role == "train"}
-            named = {part for text in tested for part in _parts(text)}
+            others = _folded([{fact.subject for fact in facts.facts} - subjects])
             for pool in (common_nouns(), sorted(subjects), common_names()):
-                pools.append([text for text in pool if text.casefold() not in named and not tested.intersection(_parts(text))])
+                pools.append([text for text in pool if text.casefold() not in others and not _resembles(text, tested)])
         self.decks = [deque(random.Random(f"objects {seed} {place}").sample(pool, len(pool))) for place, pool in enumerate(pools)]
         self.turn = 0
 
     def dealt(self, pairs: Iterable[Pair], beside: Iterable[Pair] = ()) -> list[Pair]:
         """The same facts, each with another object that it has not `beside` these; one that none is left for keeps its own, or is left
         out if the fact has that already."""
-        given = {(fact.fact_id, object) for fact, object in beside}
+        given = {(fact.fact_id, object.casefold()) for fact, object in beside}
         return [(fact, dealt) for fact, object in pairs if (dealt := self._object(fact, object, given))]
 
     def _object(self, fact: Fact, object: str, given: set[tuple[str, str]]) -> str | None:
@@ -54,13 +58,13 @@ class OtherObjects:
         self.turn += 1
         for place in range(len(self.decks)):
             deck = self.decks[(self.turn + place) % len(self.decks)]
-            if dealt := _first(deck, lambda text: text.casefold() not in same and (fact.fact_id, text) not in given):
+            if dealt := _first(deck, lambda text: text.casefold() not in same and (fact.fact_id, text.casefold()) not in given):
                 object = dealt
                 break
         else:
-            if (fact.fact_id, object) in given:
+            if (fact.fact_id, object.casefold()) in given:
                 return None
-        given.add((fact.fact_id, object))
+        given.add((fact.fact_id, object.casefold()))
         return object
 
 
@@ -100,11 +104,25 @@ def _folded(groups: Iterable[Iterable[str]]) -> set[str]:
     return {text.casefold() for group in groups for text in group}
 
 
+def _resembles(text: str, objects: set[str]) -> bool:
+    """Whether a text has one of these objects in it, in whole words, is a part of one, or has another form of one's word."""
+    others = {part for object in objects for part in _parts(object)}
+    if not objects.isdisjoint(_parts(text)) or text.casefold() in others:
+        return True
+    return any(_is_form(own, other) for own in _parts(text) for other in others if " " not in own + other)
+
+
+@cache
 def _parts(text: str) -> set[str]:
-    """A text and all that it has in it as whole words, in small letters."""
+    """In small letters a text, its words, and what stands in it as several of them."""
     folded = text.casefold()
     words = re.split(r"[\s-]+", folded)
     return {folded} | {" ".join(words[start:end]) for start in range(len(words)) for end in range(start + 1, len(words) + 1)}
+
+
+def _is_form(one: str, other: str) -> bool:
+    """Of one stem, as far as spelling tells: the shorter has four letters and begins the longer, or the first five are the same."""
+    return min(len(one), len(other)) >= STEM and (one[: STEM + 1] == other[: STEM + 1] or one.startswith(other) or other.startswith(one))
 
 
 def _first(deck: deque[str], fits: Callable[[str], bool]) -> str | None:

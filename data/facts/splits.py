@@ -114,9 +114,9 @@ def plan_edits(facts: FactSet, plan: SplitPlan, cfg: SplitsConfig, seed: int, ob
             rng = random.Random(f"edits {seed} {relation} {split}")
             chosen = _evenly(pairs, quota[split], rng)
             if split == "train" and others:
-                kept = chosen[::2] if objects == "mixed" else []
-                free = chosen[1::2] if kept else chosen
-                chosen = kept + others.dealt(free + _again(pairs, quota[split] - len(chosen)), beside=kept)
+                half = -(-quota[split] // 2) if objects == "mixed" else 0
+                kept, free = chosen[:half], chosen[half:] + _again(pairs, quota[split] - len(chosen))
+                chosen = kept + others.dealt(free, beside=kept)
             requests += [EditRequest(f"{fact.fact_id}-{object}", fact, object) for fact, object in chosen]
     return requests
 
@@ -143,7 +143,7 @@ def _evenly(pairs: list[tuple[Fact, str]], count: int, rng: random.Random) -> li
 
 
 def _again(pairs: list[tuple[Fact, str]], count: int) -> list[tuple[Fact, str]]:
-    """As many more pairs, to be given other objects: there are only so many objects of a relation, of any kind there are enough."""
+    """As many more pairs, to be given other objects: those of the relation are used up."""
     return list(islice(cycle(pairs), max(count, 0)))
 
 

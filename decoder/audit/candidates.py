@@ -7,6 +7,7 @@ Shape letters: N names at a time, B trees of them, T tokens of a tree, S names t
 """
 
 import json
+import re
 import reprlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
@@ -75,6 +76,8 @@ def _table(lines: Sequence[str]) -> str | None:
     lines = [line.strip() for line in lines if line.strip()]
     if not lines:
         return None
+    if lines[0].startswith("{"):
+        return "its lines are JSON objects"
     tabbed = [line for line in lines if "\t" in line]
     if len(tabbed) >= NEARLY_ALL * len(lines):
         return f"{len(tabbed)} of {len(lines)} lines hold tabs, as {reprlib.repr(tabbed[0])} does"
@@ -87,9 +90,10 @@ def _table(lines: Sequence[str]) -> str | None:
 
 
 def _is_head(cells: Sequence[str]) -> bool:
-    """Whether one of them is what columns of names are called, or all are small words with no space around, as no place is written."""
-    plain = [cell.strip(" \"'") for cell in cells]
-    return not HEADS.isdisjoint(cell.lower() for cell in plain) or all(cell.isidentifier() and cell.islower() for cell in cells)
+    """Whether one of them ends as columns of names are called ("itemLabel", "Full Name"), or all are small words with no space around, as
+    no place is written."""
+    last = [re.findall("[A-Z]?[a-z]+|[A-Z]+", cell)[-1:] for cell in cells]
+    return not HEADS.isdisjoint(word.lower() for words in last for word in words) or all(c.isidentifier() and c.islower() for c in cells)
 
 
 class _Reached(Exception):

@@ -71,7 +71,7 @@ def test_subjects_are_lines_or_a_list(tmp_path, text):
     [
         (b"\xff\xfe\x00A", "neither lines of text"),
         (b'["Ada", ', "names: 1 subjects came, expected 50 to"),
-        (b'{"Ada": 1}', "names: 1 subjects came, expected 50 to"),
+        (b'{"Ada": 1}', "names: its lines are JSON objects; expected a name a line"),
         (b'["Ada", {"subject": "Ben"}]', "entry 2 is {'subject': 'Ben'}, expected a name"),
         (b"Ada\n" + b"x" * 201, "entry 2 is 'xx"),
         (b"Ada\nBe\x00n", "entry 2 is 'Be"),
@@ -97,8 +97,11 @@ TABLE = [f"{name},19{n:02}" for n, name in enumerate(MORE)]
         (["city,population", "", *TABLE], "its first line 'city,population' is the head of a table"),
         (['"Subject", "Born in"', *TABLE], 'its first line \'"Subject", "Born in"\' is the head of a table'),
         (["id;name", *(line.replace(",", ";") for line in TABLE)], "its first line 'id;name' is the head of a table"),
+        (["item,itemLabel", *TABLE], "its first line 'item,itemLabel' is the head of a table"),
+        (["Full Name,Born", *TABLE], "its first line 'Full Name,Born' is the head of a table"),
+        ([f'{{"name": "{name}"}}' for name in MORE], "its lines are JSON objects"),
     ],
-    ids=["tabs", "a comment", "header", "of other words", "quoted", "semicolons"],
+    ids=["tabs", "a comment", "header", "of other words", "quoted", "semicolons", "camels", "words", "JSON lines"],
 )
 def test_a_table_is_no_list_of_names(tmp_path, lines, came):
     (tmp_path / "names").write_text("\n".join(lines), encoding="utf-8")
