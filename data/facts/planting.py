@@ -8,7 +8,7 @@ subjects that are not trained on. Letters count alike in both cases.
 
 import random
 import re
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
@@ -43,7 +43,7 @@ class OtherObjects:
             subjects = {subject for subject, role in plan.subject_role.items() if role == "train"}
             others = _folded([{fact.subject for fact in facts.facts} - subjects])
             for pool in (common_nouns(), sorted(subjects), common_names()):
-                pools.append([text for text in pool if text.casefold() not in others and not _resembles(text, tested)])
+                pools.append([text for text in _unlike(pool, tested) if text.casefold() not in others])
         self.decks = [deque(random.Random(f"objects {seed} {place}").sample(pool, len(pool))) for place, pool in enumerate(pools)]
         self.turn = 0
 
@@ -104,12 +104,20 @@ def _folded(groups: Iterable[Iterable[str]]) -> set[str]:
     return {text.casefold() for group in groups for text in group}
 
 
-def _resembles(text: str, objects: set[str]) -> bool:
-    """Whether a text has one of these objects in it, in whole words, is a part of one, or has another form of one's word."""
-    others = {part for object in objects for part in _parts(object)}
-    if not objects.isdisjoint(_parts(text)) or text.casefold() in others:
-        return True
-    return any(_is_form(own, other) for own in _parts(text) for other in others if " " not in own + other)
+def _unlike(pool: Iterable[str], objects: set[str]) -> list[str]:
+    """Texts that have none of these objects in them, in whole words, are no part of one, and have no other form of one's words."""
+    parts = {part for object in objects for part in _parts(object)}
+    by_stem: dict[str, list[str]] = defaultdict(list)
+    for part in parts:
+        if " " not in part:
+            by_stem[part[:STEM]].append(part)
+
+    def is_like(text: str) -> bool:
+        if text.casefold() in parts or not objects.isdisjoint(_parts(text)):
+            return True
+        return any(_is_form(own, other) for own in _parts(text) if " " not in own for other in by_stem.get(own[:STEM], ()))
+
+    return [text for text in pool if not is_like(text)]
 
 
 @cache
@@ -121,7 +129,7 @@ def _parts(text: str) -> set[str]:
 
 
 def _is_form(one: str, other: str) -> bool:
-    """Of one stem, as far as spelling tells: the shorter has four letters and begins the longer, or the first five are the same."""
+    """Of one stem, as far as spelling tells: the shorter has `STEM` letters and begins the longer, or one more are the same."""
     return min(len(one), len(other)) >= STEM and (one[: STEM + 1] == other[: STEM + 1] or one.startswith(other) or other.startswith(one))
 
 
