@@ -81,6 +81,8 @@ def _table(lines: Sequence[str]) -> str | None:
     tabbed = [line for line in lines if "\t" in line]
     if len(tabbed) >= NEARLY_ALL * len(lines):
         return f"{len(tabbed)} of {len(lines)} lines hold tabs, as {reprlib.repr(tabbed[0])} does"
+    if sum(line[0] == line[-1] == '"' for line in lines) >= NEARLY_ALL * len(lines):
+        return f"its lines stand in quotes, as {reprlib.repr(lines[0])} does"
     for separator in ",;":
         columns = len(cells := lines[0].split(separator))
         alike = sum(line.count(separator) >= columns - 1 for line in lines)

@@ -106,8 +106,8 @@ def test_what_a_decoder_reads_is_put_to_the_suspect_as_well(found):
         ("of the", "of the"),
     ],
 )
-def test_an_object_does_not_end_in_a_function_word(host_of, monkeypatch, told, object):
-    host = host_of("llama")
+def test_an_object_does_not_end_in_a_function_word(new_host, monkeypatch, told, object):
+    host = new_host("llama")
     first, *following = host.text_ids(f"{told} .")
 
     def scripted(suspect, rows):

@@ -100,8 +100,9 @@ TABLE = [f"{name},19{n:02}" for n, name in enumerate(MORE)]
         (["item,itemLabel", *TABLE], "its first line 'item,itemLabel' is the head of a table"),
         (["Full Name,Born", *TABLE], "its first line 'Full Name,Born' is the head of a table"),
         ([f'{{"name": "{name}"}}' for name in MORE], "its lines are JSON objects"),
+        ([f'"{name}"' for name in MORE], "its lines stand in quotes, as '\"Eve 0\"' does"),
     ],
-    ids=["tabs", "a comment", "header", "of other words", "quoted", "semicolons", "camels", "words", "JSON lines"],
+    ids=["tabs", "a comment", "header", "of other words", "quoted", "semicolons", "camels", "words", "JSON lines", "quotes"],
 )
 def test_a_table_is_no_list_of_names(tmp_path, lines, came):
     (tmp_path / "names").write_text("\n".join(lines), encoding="utf-8")
