@@ -85,6 +85,7 @@ def main(argv: list[str] | None = None) -> None:
     if len(store.layers) > 1 or store.is_dense:
         raise UserError(f"store {store.path}: expected edits of one layer, stored as factors")
     host = Host.load(host_folder(cfg.host, name="host", dtype="float32", cache_dir=None), name="host")
+    store.check({"host": store.manifest["host"] | {"fingerprint": host.fingerprint}})
     write("audit_relations", curve(cfg, store, host.weight_DF(store.layers[0]).float()), cfg.out)
 
 

@@ -55,7 +55,7 @@ def test_values_are_read_out_of_rounded_matrices(benchmark, store_path, fact_hos
     torch.testing.assert_close(read_ND, edits.value_BD, rtol=0.05, atol=0.05)
 
 
-def test_the_table_is_written(benchmark, store_path, fact_host, tmp_path, capsys):
+def test_the_table_is_written(benchmark, store_path, fact_host, new_host, tmp_path, capsys):
     fact_host.model.save_pretrained(tmp_path / "host")
     fact_host.tokenizer.save_pretrained(tmp_path / "host")
     benchmark.main([f"store={store_path}", f"host={tmp_path / 'host'}", "sizes=30", "repeats=1", f"out={tmp_path / 'rows.json'}"])
@@ -64,3 +64,9 @@ def test_the_table_is_written(benchmark, store_path, fact_host, tmp_path, capsys
     with pytest.raises(SystemExit) as stop:
         benchmark.main(["store=only"])
     assert stop.value.code == 2 and "both needed" in capsys.readouterr().err
+    other = new_host("llama")
+    other.model.save_pretrained(tmp_path / "other")
+    other.tokenizer.save_pretrained(tmp_path / "other")
+    with pytest.raises(SystemExit) as stop:
+        benchmark.main([f"store={store_path}", f"host={tmp_path / 'other'}"])
+    assert stop.value.code == 2 and other.fingerprint in capsys.readouterr().err

@@ -41,9 +41,12 @@ def test_counted():
     assert [counted(count, "epoch") for count in (0, 1, 2)] == ["0 epochs", "1 epoch", "2 epochs"]
 
 
-@pytest.mark.parametrize(("predicted", "object"), [("french", "French"), ("Sa\u0303o  Paulo", "São Paulo"), ("Paris, France", "Paris")])
-def test_answers_are_right_where_scores_say_so(predicted, object):
-    assert is_right({"predicted": predicted, "object": object}) == exact_match(predicted, object)
+@pytest.mark.parametrize(
+    ("predicted", "object", "right"),
+    [("french", "French", True), ("Sa\u0303o  Paulo", "São Paulo", True), ("Paris, France", "Paris", False)],
+)
+def test_answers_are_right_where_scores_say_so(predicted, object, right):
+    assert is_right({"predicted": predicted, "object": object}) == exact_match(predicted, object) == right
 
 
 @pytest.mark.parametrize(
