@@ -33,6 +33,12 @@ def pytest_xdist_setupnodes(specs: list) -> None:
     os.environ.update({name: share[name] for name in THREADS})
 
 
+@pytest.fixture(autouse=True)
+def same_numbers_every_run() -> None:
+    """What a test draws without a generator of its own does not depend on the tests before it in its process."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def host_of() -> Callable[[str], Host]:
     """A tiny host by name, built once: for tests that leave it as it is."""
