@@ -100,7 +100,7 @@ def edits(cfg: Settings, rates: dict[str, Rates]) -> list[Row]:
 
 def steps(cfg: Settings, rates: dict[str, Rates]) -> list[Row]:
     """Decoder steps of a whole batch, in edits a second: ours in float32 against whole matrices one at a time, and in bfloat16."""
-    case = Case("smollm2-135m", layer=5, batch=cfg.batch, prompt=12, tokens=1)
+    case = Case("smollm2-135m", layer=compose(TrainConfig, "train", HOST).edits.layer, batch=cfg.batch, prompt=12, tokens=1)
     benches = {name: Bench(smollm2(name), case) for name in ("float32", "bfloat16")}
     exact = benches["float32"]
     ways = {

@@ -17,9 +17,9 @@ from decoder.config import TrainConfig
 from decoder.config.compose import compose
 from decoder.host import Host
 
-HOST = compose(TrainConfig, "train", ["host=smollm2-135m"]).host
+DEFAULT = compose(TrainConfig, "train", ["host=smollm2-135m"])
+HOST, LAYER = DEFAULT.host, DEFAULT.edits.layer
 WEIGHTS = Path(weights_of(HOST))
-LAYER = 5
 FEW = (
     "experiment=smoke", "edits.steps=25", "splits.train_relations=2", "splits.val_relations=1", "splits.ood_relations=1",
     "splits.train_per_relation=3", "splits.val_per_relation=1", "splits.id_per_relation=1", "splits.unseen_per_relation=1",

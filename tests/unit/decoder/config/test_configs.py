@@ -105,7 +105,7 @@ def test_smoke_is_small_and_offline():
 @pytest.mark.parametrize("editor", EDITORS)
 def test_every_editor_has_settings_for_the_small_real_host(editor):
     edits = compose(TrainConfig, "train", ["host=smollm2-135m", f"edits={editor}"]).edits
-    assert (edits.editor, edits.layers) == (editor, [5])
+    assert (edits.editor, edits.layers) == (editor, [8])
     if isinstance(edits, SearchConfig):
         assert (edits.steps, edits.lr, edits.clamp, edits.kl, edits.stop_loss) == (20, 1.0, 4, 0.0625, 0.15)
 
