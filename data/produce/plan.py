@@ -10,7 +10,7 @@ import torch
 from data.editors import Editor, load_editor
 from data.facts.fact import EditRequest, FactSet
 from data.facts.load import load_facts
-from data.facts.splits import draw_splits, plan_edits
+from data.facts.splits import SplitPlan, check_planned, draw_splits, plan_edits
 from data.facts.together import grouped
 from data.hosts import is_host_there
 from data.keys.cache import KeyStatistics
@@ -69,14 +69,30 @@ def requested(cfg: TrainConfig, host: Host) -> tuple[FactSet, list[list[EditRequ
     Raises:
         ValueError: the facts fill no host, or a host has no room for so many.
     """
+    facts, _, hosts = planned(cfg)
+    _check_room(cfg, host)
+    return facts, hosts, request_manifest(cfg, host, facts, [request for together in hosts for request in together])
+
+
+def planned(cfg: TrainConfig) -> tuple[FactSet, SplitPlan, list[list[EditRequest]]]:
+    """The facts, the draw of their splits, and what to plant in each edited host.
+
+    Raises:
+        ValueError: no edit is asked for, or the facts fill no host.
+    """
     facts, count = load_facts(cfg.facts), cfg.edits.facts_per_host
     plan = draw_splits(facts, cfg.splits)
     requests = plan_edits(facts, plan, cfg.splits, cfg.edits.seed, cfg.edits.objects)
     hosts = grouped(requests, plan, count, cfg.edits.seed)
-    if requests and not hosts:
+    if not hosts:
         raise ValueError(f"edits.facts_per_host={count}: no split has so many facts of different subjects. Ask for fewer")
-    _check_room(cfg, host)
-    return facts, hosts, request_manifest(cfg, host, facts, [request for together in hosts for request in together])
+    return facts, plan, hosts
+
+
+def refuse_too_few(cfg: TrainConfig) -> None:
+    """Raises ValueError if a training run asks for fewer edits than it takes: before what may take days, and not after it."""
+    _, plan, hosts = planned(cfg)
+    check_planned(plan, [request for together in hosts for request in together], cfg.splits)
 
 
 def _check_room(cfg: TrainConfig, host: Host) -> None:
