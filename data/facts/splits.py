@@ -126,7 +126,9 @@ def plan_edits(facts: FactSet, plan: SplitPlan, cfg: SplitsConfig, seed: int, ob
                 chosen = kept + others.dealt(free, beside=kept)
             requests += [EditRequest(f"{fact.fact_id}-{object}", fact, object) for fact, object in chosen]
     if not requests:
-        raise ValueError(f"splits ask for no edit of {facts.source}: quotas or relations are 0. Raise splits.*_per_relation or splits.*_relations")
+        raise ValueError(
+            f"splits ask for no edit of {facts.source}: quotas or relations are 0. Raise splits.*_per_relation or splits.*_relations"
+        )
     return requests
 
 
@@ -185,8 +187,8 @@ def check_planned(plan: SplitPlan, requests: Iterable[EditRequest], cfg: SplitsC
         name = split.replace("/", "_")
         if planned[split] < (least := getattr(cfg.minimum, name)):
             raise ValueError(
-                f"splits.{quota}={getattr(cfg, quota)}: {planned[split]} {split} edits are planned, fewer than splits.minimum.{name}={least}. "
-                "Ask for more (splits.*_per_relation, splits.*_relations), or lower the minimum"
+                f"splits.{quota}={getattr(cfg, quota)}: {planned[split]} {split} edits are planned, fewer than "
+                f"splits.minimum.{name}={least}. Ask for more (splits.*_per_relation, splits.*_relations), or lower the minimum"
             )
 
 

@@ -56,10 +56,9 @@ def imported(cfg: TrainConfig, host: Host) -> EditStore | None:
     if not cfg.store or not (path / "manifest.json").exists() or read_manifest(path)["editor"]["name"] != IMPORTED:
         return None
     store = EditStore(path)
-    if store.layers != cfg.edits.layers:
-        found, asked = (", ".join(map(str, layers)) for layers in (store.layers, cfg.edits.layers))
-        raise ValueError(f"store {path}: layer is {found}, asked for {asked}. Give another store= or make it anew")
-    store.check({"host": store.manifest["host"] | {"fingerprint": host.fingerprint}})
+    asked = cfg.edits.layers
+    layer = {"layer" if len(asked) == 1 else "layers": one_or_list(asked)}
+    store.check({"host": store.manifest["host"] | {"fingerprint": host.fingerprint}} | layer)
     return store
 
 
@@ -139,7 +138,7 @@ def request_manifest(cfg: TrainConfig, host: Host, facts: FactSet, requests: lis
 def made_of(
     host: Host, layers: Sequence[int], editor: dict[str, Any], seed: int, facts: FactSet, requests: Sequence[EditRequest]
 ) -> dict[str, Any]:
-    """What any store's manifest says, whoever made the edits; what differs from what is asked is named in this order."""
+    """What any store's manifest says, whoever made the edits; settings that differ from what is asked are named in this order."""
     dtype = str(host.dtype).removeprefix("torch.")
     return {
         "host": {"id": host.name, "revision": host.revision, "dtype": dtype, "fingerprint": host.fingerprint},

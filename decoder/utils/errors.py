@@ -116,16 +116,6 @@ def _line(error: BaseException) -> str:
     return f"error: {label}{message} ({DEBUG}=1 shows the traceback)"
 
 
-def first_difference(found: Any, wanted: Any) -> tuple[str, str]:
-    """The first differing entry of two settings, as text."""
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        for name in sorted({*found, *wanted}):
-            if found.get(name) != wanted.get(name):
-                inner = first_difference(found.get(name), wanted.get(name))
-                return f"{name}: {inner[0]}", f"{name}: {inner[1]}"
-    return repr(found), repr(wanted)
-
-
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """What exists, the nearest match first: "did you mean 'rome'? Known: rome, r-rome"."""
     known = sorted(known)
