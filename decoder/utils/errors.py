@@ -96,11 +96,12 @@ def _told(error: BaseException) -> int:
     """Says on stderr what ended the program; its exit code."""
     if debugging():
         traceback.print_exc()
-    sys.stderr.write(_line(error) + "\n")
+    sys.stderr.write(line_of(error) + "\n")
     return 130 if isinstance(error, KeyboardInterrupt) else 2
 
 
-def _line(error: BaseException) -> str:
+def line_of(error: BaseException) -> str:
+    """What a program that an error ends says of it."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
     if isinstance(error, FileNotFoundError) and error.filename:
