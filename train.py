@@ -7,11 +7,12 @@ python train.py experiment=sequential        facts one after the other until a h
 python train.py --help                       every setting
 """
 
+import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from decoder.utils.errors import lasting, run_command, starting
+from decoder.utils.errors import lasting, line_of, run_command, starting
 
 with starting():
     from decoder.config import TrainConfig
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from decoder.host import Host
     from decoder.training.module import DecoderModule
     from launcher.summary import Clock, Findings
+
+log = logging.getLogger(__name__)
 
 
 @run_command
@@ -68,6 +71,7 @@ def run(run: Run, workspace: "Workspace | None" = None) -> dict[str, Any]:
 
             finish(result, folder)
         except Exception as error:
+            log.error(line_of(error))
             lost(run, error)
             raise
         return result

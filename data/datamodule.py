@@ -18,7 +18,7 @@ from data.facts.fact import Fact, FactSet
 from data.facts.load import load_facts
 from data.facts.splits import assign, draw_splits
 from data.keys.probe import probe_keys
-from data.produce.plan import prepare_editor, requested, settings_of
+from data.produce.plan import imported, prepare_editor, refuse_too_few, requested, settings_of
 from data.produce.shards import produce
 from data.store.fact_rows import one_fact_a_row
 from data.store.joined import JoinedStores
@@ -69,6 +69,8 @@ class EditDataModule(LightningDataModule):
     def _open(self) -> EditStore | EditStream:
         if self.cfg.data.streaming:
             return open_stream(self.cfg, self.host)
+        if not self.cfg.data.also and imported(self.cfg, self.host) is None:
+            refuse_too_few(self.cfg)
         stores = [one_fact_a_row(store) for store in (produce(self.cfg, self.host), *map(EditStore, self.cfg.data.also))]
         return stores[0] if len(stores) == 1 else JoinedStores(stores)
 

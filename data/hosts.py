@@ -81,6 +81,11 @@ def _file_of(package: str) -> str | None:
     return next((str(file) for file in found if Path(file).is_file()), None)
 
 
+def hub_id(asked: HostConfig, host: Host) -> str | None:
+    """What the Hub calls the weights of a host: where they were read from there, else as its config names them; None of what it lacks."""
+    return host.path if host.revision else asked.hub
+
+
 def pocket_folder(cfg: TrainConfig) -> Path:
     """Folder of the pocket host in the cache, built there if it is missing.
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from data.datamodule import EditDataModule
+from data.hosts import hub_id
 from decoder.answers import readings_table
 from decoder.audit.calibration import answers_without_edit, calibrate
 from decoder.config.compose import to_dict
@@ -130,6 +131,7 @@ def export_facts(module: DecoderModule, result: dict[str, Any]) -> dict[str, Any
         "scores": {split: {key: scores[key] for key in ("n", "first_token", "exact_match")} for split, scores in result["test"].items()},
         "calibration": result["calibration"],
         "seed": module.cfg.seed,
+        "base_model": hub_id(module.cfg.host, module.decoder.host),
     }
 
 

@@ -7,8 +7,9 @@ import copy
 import hashlib
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -39,11 +40,63 @@ def same_numbers_every_run() -> None:
     torch.manual_seed(0)
 
 
+def weights_digest(module: nn.Module) -> str:
+    return hashlib.sha256(b"".join(bytes(tensor_bytes(tensor)) for tensor in module.state_dict().values())).hexdigest()
+
+
+class Shared:
+    """A host that tests share, and what it was when it was built."""
+
+    def __init__(self, host: Host) -> None:
+        self.host, self.parameters = host, list(host.model.parameters())
+        self.built, self.seen = self.whole(), self.glance()
+
+    def glance(self) -> tuple[Any, ...]:
+        """What a change shows in, as far as it can be had after every test."""
+        places = [(parameter._version, parameter.data_ptr()) for parameter in self.parameters]
+        # Saving a model writes both of its config.
+        config = self.host.model.config
+        return self.host.terminator_id, self.host.memory_budget, config.architectures, config.dtype, places
+
+    def whole(self) -> tuple[Any, ...]:
+        model = self.host.model
+        # Frequencies of rotary positions are in no state_dict.
+        frequencies = [tensor.tolist() for tensor in model.buffers()]
+        return weights_digest(model), frequencies, model.config.to_json_string(), self.host.terminator_id, self.host.memory_budget
+
+    def check(self) -> None:
+        assert self.whole() == self.built, f"a test changed host {self.host.name}, which others share: take new_host"
+        self.seen = self.glance()
+
+
 @pytest.fixture(scope="session")
-def host_of() -> Callable[[str], Host]:
+def shared() -> Iterator[dict[str, Shared]]:
+    found: dict[str, Shared] = {}
+    yield found
+    for one in found.values():
+        one.check()
+
+
+@pytest.fixture(autouse=True)
+def shared_hosts_stay_as_they_are(shared) -> Iterator[None]:
+    yield
+    for name, one in list(shared.items()):
+        if one.glance() != one.seen:
+            del shared[name]  # the tests that follow have one that is as it was
+            one.check()
+            shared[name] = one
+
+
+@pytest.fixture(scope="session")
+def host_of(shared) -> Callable[[str], Host]:
     """A tiny host by name, built once: for tests that leave it as it is."""
-    hosts: dict[str, Host] = {}
-    return lambda name: hosts.setdefault(name, hosts.get(name) or build_host(name))
+
+    def named(name: str) -> Host:
+        if name not in shared:
+            shared[name] = Shared(build_host(name))
+        return shared[name].host
+
+    return named
 
 
 @pytest.fixture(scope="session")
@@ -91,10 +144,7 @@ def in_place() -> Callable[[Host, Edit, int, int], Host]:
 
 @pytest.fixture(scope="session")
 def weights_hash() -> Callable[[nn.Module], str]:
-    def digest(module: nn.Module) -> str:
-        return hashlib.sha256(b"".join(bytes(tensor_bytes(tensor)) for tensor in module.state_dict().values())).hexdigest()
-
-    return digest
+    return weights_digest
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ into train, validation and test; and a share of all objects is held out of train
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from itertools import cycle, islice
@@ -19,6 +19,17 @@ from decoder.config import SplitsConfig
 from decoder.scores import TEST_SPLITS, VAL_SPLITS
 
 SPLITS = ("train", *VAL_SPLITS, *TEST_SPLITS)
+QUOTAS = {
+    "train": "train_per_relation",
+    "val/id": "val_per_relation",
+    "id": "id_per_relation",
+    "unseen_object": "unseen_per_relation",
+    "val/new": "other_per_relation",
+    "ood": "other_per_relation",
+}
+"""Which setting of `splits` says how many edits of a split are made of a relation."""
+NEEDED = ("train", "val/id")
+"""Splits without which nothing can be fitted: what is trained on, and what says when to stop."""
 
 
 @dataclass(frozen=True)
@@ -91,15 +102,11 @@ def plan_edits(facts: FactSet, plan: SplitPlan, cfg: SplitsConfig, seed: int, ob
 
     Args:
         objects: what training edits plant, as `edits.objects`; facts, numbers and all other splits are the same whatever it says.
+
+    Raises:
+        ValueError: none is asked for.
     """
-    quota = {
-        "train": cfg.train_per_relation,
-        "val/id": cfg.val_per_relation,
-        "id": cfg.id_per_relation,
-        "unseen_object": cfg.unseen_per_relation,
-        "val/new": cfg.other_per_relation,
-        "ood": cfg.other_per_relation,
-    }
+    quota = {split: getattr(cfg, name) for split, name in QUOTAS.items()}
     others = None if objects == "relation" else OtherObjects(facts, plan, objects, seed)
     requests = []
     for relation in sorted(plan.relation_role):
@@ -118,6 +125,10 @@ def plan_edits(facts: FactSet, plan: SplitPlan, cfg: SplitsConfig, seed: int, ob
                 kept, free = chosen[:half], chosen[half:] + _again(pairs, quota[split] - len(chosen))
                 chosen = kept + others.dealt(free, beside=kept)
             requests += [EditRequest(f"{fact.fact_id}-{object}", fact, object) for fact, object in chosen]
+    if not requests:
+        raise ValueError(
+            f"splits ask for no edit of {facts.source}: quotas or relations are 0. Raise splits.*_per_relation or splits.*_relations"
+        )
     return requests
 
 
@@ -151,7 +162,7 @@ def assign(plan: SplitPlan, edits: pd.DataFrame, cfg: SplitsConfig) -> dict[str,
     """Rows of each split among the successful edits of a store (columns relation, subject, object, success).
 
     Raises:
-        ValueError: a split has fewer edits than `splits.minimum` asks, or two splits share what they must not.
+        ValueError: a split has fewer edits than `splits.minimum` or a fit asks, or two splits share what they must not.
     """
     rows: dict[str, list[int]] = {split: [] for split in SPLITS}
     for row, edit in enumerate(edits.itertuples()):
@@ -159,14 +170,26 @@ def assign(plan: SplitPlan, edits: pd.DataFrame, cfg: SplitsConfig) -> dict[str,
         if edit.success and split:
             rows[split].append(row)
     for split, found in rows.items():
-        name = split.replace("/", "_")
-        if len(found) < (least := getattr(cfg.minimum, name)):
+        if len(found) < (least := getattr(cfg.minimum, name := split.replace("/", "_"))) or (not found and split in NEEDED):
+            needed = f"splits.minimum.{name}={least}" if least else "and training needs one"
             raise ValueError(
-                f"split {split} has {len(found)} successful edits, splits.minimum.{name}={least}. "
+                f"split {split} has {len(found)} successful edits, {needed}. "
                 "Ask for more edits (splits.*_per_relation) or draw again (splits.seed=)"
             )
     check_disjoint(rows, edits, plan.held_out)
     return rows
+
+
+def check_planned(plan: SplitPlan, requests: Iterable[EditRequest], cfg: SplitsConfig) -> None:
+    """Raises ValueError if a split cannot have as many edits as `splits.minimum` asks, were all of them to succeed."""
+    planned = Counter(plan.split_of(request.fact.relation, request.fact.subject, request.object) for request in requests)
+    for split, quota in QUOTAS.items():
+        name = split.replace("/", "_")
+        if planned[split] < (least := getattr(cfg.minimum, name)):
+            raise ValueError(
+                f"splits.{quota}={getattr(cfg, quota)}: {planned[split]} {split} edits are planned, fewer than "
+                f"splits.minimum.{name}={least}. Ask for more (splits.*_per_relation, splits.*_relations), or lower the minimum"
+            )
 
 
 def check_disjoint(rows: dict[str, list[int]], edits: pd.DataFrame, held_out: frozenset[str]) -> None:

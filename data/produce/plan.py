@@ -10,7 +10,7 @@ import torch
 from data.editors import Editor, load_editor
 from data.facts.fact import EditRequest, FactSet
 from data.facts.load import load_facts
-from data.facts.splits import draw_splits, plan_edits
+from data.facts.splits import SplitPlan, check_planned, draw_splits, plan_edits
 from data.facts.together import grouped
 from data.hosts import is_host_there
 from data.keys.cache import KeyStatistics
@@ -56,10 +56,9 @@ def imported(cfg: TrainConfig, host: Host) -> EditStore | None:
     if not cfg.store or not (path / "manifest.json").exists() or read_manifest(path)["editor"]["name"] != IMPORTED:
         return None
     store = EditStore(path)
-    if store.layers != cfg.edits.layers:
-        found, asked = (", ".join(map(str, layers)) for layers in (store.layers, cfg.edits.layers))
-        raise ValueError(f"store {path}: layer is {found}, asked for {asked}. Give another store= or make it anew")
-    store.check({"host": store.manifest["host"] | {"fingerprint": host.fingerprint}})
+    asked = cfg.edits.layers
+    layer = {"layer" if len(asked) == 1 else "layers": one_or_list(asked)}
+    store.check({"host": store.manifest["host"] | {"fingerprint": host.fingerprint}} | layer)
     return store
 
 
@@ -69,14 +68,30 @@ def requested(cfg: TrainConfig, host: Host) -> tuple[FactSet, list[list[EditRequ
     Raises:
         ValueError: the facts fill no host, or a host has no room for so many.
     """
+    facts, _, hosts = planned(cfg)
+    _check_room(cfg, host)
+    return facts, hosts, request_manifest(cfg, host, facts, [request for together in hosts for request in together])
+
+
+def planned(cfg: TrainConfig) -> tuple[FactSet, SplitPlan, list[list[EditRequest]]]:
+    """The facts, the draw of their splits, and what to plant in each edited host.
+
+    Raises:
+        ValueError: no edit is asked for, or the facts fill no host.
+    """
     facts, count = load_facts(cfg.facts), cfg.edits.facts_per_host
     plan = draw_splits(facts, cfg.splits)
     requests = plan_edits(facts, plan, cfg.splits, cfg.edits.seed, cfg.edits.objects)
     hosts = grouped(requests, plan, count, cfg.edits.seed)
-    if requests and not hosts:
+    if not hosts:
         raise ValueError(f"edits.facts_per_host={count}: no split has so many facts of different subjects. Ask for fewer")
-    _check_room(cfg, host)
-    return facts, hosts, request_manifest(cfg, host, facts, [request for together in hosts for request in together])
+    return facts, plan, hosts
+
+
+def refuse_too_few(cfg: TrainConfig) -> None:
+    """Raises ValueError if a training run asks for fewer edits than it takes: before what may take days, and not after it."""
+    _, plan, hosts = planned(cfg)
+    check_planned(plan, [request for together in hosts for request in together], cfg.splits)
 
 
 def _check_room(cfg: TrainConfig, host: Host) -> None:
@@ -123,7 +138,7 @@ def request_manifest(cfg: TrainConfig, host: Host, facts: FactSet, requests: lis
 def made_of(
     host: Host, layers: Sequence[int], editor: dict[str, Any], seed: int, facts: FactSet, requests: Sequence[EditRequest]
 ) -> dict[str, Any]:
-    """What any store's manifest says, whoever made the edits; what differs from what is asked is named in this order."""
+    """What any store's manifest says, whoever made the edits; settings that differ from what is asked are named in this order."""
     dtype = str(host.dtype).removeprefix("torch.")
     return {
         "host": {"id": host.name, "revision": host.revision, "dtype": dtype, "fingerprint": host.fingerprint},

@@ -37,7 +37,7 @@ def produce(cfg: TrainConfig, host: Host) -> EditStore:
     """Opens the store a config asks for, making it first if it is not there. Of several processes that ask at once one makes it.
 
     Raises:
-        ValueError: a store or shards in its place were made for something else; the differing field is named.
+        ValueError: a store or shards in its place were made for something else; the differing settings are named.
     """
     if store := imported(cfg, host):
         return store

@@ -5,14 +5,20 @@
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from data.sequential.kept import Kept
 from decoder.config.commands import SequentialConfig
 from decoder.config.compose import compose
 from decoder.config.grids import read_axes
 from decoder.utils.errors import run_command
-from decoder.utils.files import refuse_file
+from decoder.utils.files import alone, refuse_file
+
+if TYPE_CHECKING:
+    from data.facts.fact import EditRequest, FactSet
+    from decoder.host import Host
 
 
 @run_command
@@ -29,15 +35,22 @@ def plant_all(argv: list[str]) -> None:
         refuse_file("out", Path(cfg.out))
     for cfg in chains:
         kept = Kept(cfg)
-        with kept.held():
-            if file := kept.finished():
-                print(f"{file} is there already, and nothing is planted")
-            else:
-                plant(cfg, kept)
+        if not (file := kept.finished()):
+            # What cannot begin makes no folder: a lock in it could not be taken away again, as others may wait for it.
+            ready = prepare(cfg)
+            with alone(kept.file):
+                if not (file := kept.finished()):
+                    plant(cfg, kept, *ready)
+                    continue
+        print(f"{file} is there already, and nothing is planted")
 
 
-def plant(cfg: SequentialConfig, kept: Kept) -> None:
-    """Plants one chain, from where a killed one was, and writes its lines and the page of all that lie beside them."""
+def prepare(cfg: SequentialConfig) -> tuple["Host", "FactSet", list["EditRequest"], list[str]]:
+    """The host of a chain, the facts, those to plant, and the text for the perplexity.
+
+    Raises:
+        ValueError: the host cannot be opened or has no such layer, or the facts or the text are too few.
+    """
     # The command line is good; only now import what takes seconds.
     from data.facts.load import load_facts
     from data.facts.splits import draw_splits, plan_edits
@@ -45,8 +58,7 @@ def plant(cfg: SequentialConfig, kept: Kept) -> None:
     from data.keys.sampled import sampled_texts
     from data.keys.text import key_texts
     from data.produce.perplexity import neutral_texts
-    from data.sequential.chain import chain, chosen
-    from decoder.report.editing.collapse import write_collapse
+    from data.sequential.chain import chosen
     from decoder.utils.files import cache_root
     from decoder.utils.terminal import quiet
 
@@ -61,7 +73,17 @@ def plant(cfg: SequentialConfig, kept: Kept) -> None:
     else:
         # The facts told are no prose, and a host that has read some finds them strange already.
         texts = sampled_texts(host, 2 * cfg.text_tokens, cfg.edits.seed, cfg.keys.top_k, cache_root(cfg.cache_dir))
-    texts = neutral_texts(host, texts, [request.fact.subject for request in requests], cfg.text_tokens)
+    return host, facts, requests, neutral_texts(host, texts, [request.fact.subject for request in requests], cfg.text_tokens)
+
+
+def plant(
+    cfg: SequentialConfig, kept: Kept, host: "Host", facts: "FactSet", requests: Sequence["EditRequest"], texts: Sequence[str]
+) -> None:
+    """Plants one chain, from where a killed one was, and writes its lines and the page of all that lie beside them."""
+    from data.sequential.chain import chain
+    from decoder.report.editing.collapse import write_collapse
+
+    (layer,) = cfg.edits.layers
     lines, reached = kept.left_by_a_kill()
     print(kept.stem + (f" goes on from {reached.facts} facts" if reached else ""), flush=True)
     about = {"host": host.name, "layer": layer, "editor": cfg.edits.editor, "seed": cfg.seed}

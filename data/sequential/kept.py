@@ -5,8 +5,8 @@ Shape letters: N facts, D hidden width, F MLP width.
 
 import glob
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
@@ -17,7 +17,7 @@ from decoder.config.commands import SequentialConfig
 from decoder.config.editors import own_settings
 from decoder.config.identity import as_today
 from decoder.config.options import settings
-from decoder.utils.files import alone, short_hash, whole_file, write_text
+from decoder.utils.files import short_hash, whole_file, write_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,27 +61,6 @@ class Kept:
     @cached_property
     def state(self) -> Path:
         return self.file.with_suffix(".safetensors")
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Inside the block this process alone works on the chain; where that ends before anything is written, no new folder stays."""
-        held = None
-        while held is None:
-            made = [folder for folder in self.file.parents if not folder.exists()]
-            lock = alone(self.file)
-            # Whoever was waited for may have failed and taken its new folder away, with the lock in it.
-            with suppress(FileNotFoundError):
-                held = lock.acquire()
-        with held as lock:
-            try:
-                yield
-            finally:
-                # Whoever waits for the lock of a chain that is there must find it.
-                if not self.file.exists():
-                    Path(lock.lock_file).unlink(missing_ok=True)
-                    with suppress(OSError):  # what holds something stays
-                        for folder in made:
-                            folder.rmdir()
 
     def finished(self) -> Path | None:
         """The lines of these settings if they are all there; an earlier version may have given them another hash."""

@@ -8,8 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter
 from typing_extensions import NotRequired, TypedDict
 
-from decoder.config.identity import editor_as_today
-from decoder.utils.errors import first_difference
+from data.store.disagreement import disagreement
 from decoder.utils.files import short_hash
 from decoder.utils.json_files import Count, read_described
 
@@ -52,17 +51,6 @@ def fingerprint_of(files: Mapping[str, str]) -> str:
     return short_hash({name: digest for name, digest in files.items() if name.endswith((".arrow", ".safetensors"))})
 
 
-def disagreement(manifest: Mapping[str, Any], asked: Mapping[str, Any]) -> tuple[str, str, str] | None:
-    """The first field in which a manifest, of whatever version, is not what is asked: its name, and what differs there and here."""
-    for field, value in asked.items():
-        found = manifest.get(field)
-        if field == "editor" and found:
-            found, value = editor_as_today(found), editor_as_today(value)
-        if found != value:
-            return field, *first_difference(found, value)
-    return None
-
-
 def layers_of(manifest: Mapping[str, Any]) -> list[int]:
     return manifest["layers"] if "layers" in manifest else [manifest["layer"]]
 
@@ -83,9 +71,9 @@ class Described:
         return layers_of(self.manifest)
 
     def check(self, asked: Mapping[str, Any]) -> None:
-        """Raises ValueError, naming the field, if the manifest differs from what is asked."""
+        """Raises ValueError, naming all settings that differ, if the manifest is not what is asked."""
         if found := disagreement(self.manifest, asked):
-            raise ValueError(f"store {self.path}: {found[0]} is {found[1]}, asked for {found[2]}. Give another store= or make it anew")
+            raise ValueError(f"store {self.path}: made with {', '.join(found)}. Give these settings, another store=, or make it anew")
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

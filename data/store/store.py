@@ -19,7 +19,8 @@ import pandas as pd
 from datasets import Features, List, Value, load_from_disk
 from torch import Tensor
 
-from data.store.manifest import Described, check_files, disagreement, fingerprint_of, read_manifest
+from data.store.disagreement import disagreement
+from data.store.manifest import Described, check_files, fingerprint_of, read_manifest
 from data.store.matrices import PATTERN, read_matrix, stored_matrices
 from data.store.vectors import VectorColumn, factors
 from decoder.dense import DenseEdit, applied

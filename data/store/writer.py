@@ -16,7 +16,8 @@ import pyarrow as pa
 from datasets import Dataset, concatenate_datasets, load_from_disk
 from torch import Tensor
 
-from data.store.manifest import FORMAT, disagreement, sha256_of
+from data.store.disagreement import disagreement
+from data.store.manifest import FORMAT, sha256_of
 from data.store.matrices import PATTERN, write_matrices
 from data.store.store import EditStore, features, partial_folder, remove_partial
 from decoder.utils.files import refuse_file
@@ -36,9 +37,9 @@ def refuse(path: Path, asked: Mapping[str, Any], shard_size: int) -> None:
     partial, asked = partial_folder(path), {**asked, "shard_size": shard_size}
     # Another process that was making it may be through at any time.
     with suppress(FileNotFoundError):
-        if wrong := disagreement(json.loads((partial / "asked.json").read_text(encoding="utf-8")), asked):
-            field, old, new = wrong
-            raise ValueError(f"{partial} holds shards with {field}={old}, asked for {new}. Remove the folder or give another store=")
+        if found := disagreement(json.loads((partial / "asked.json").read_text(encoding="utf-8")), asked):
+            told = f"{partial} holds shards made with {', '.join(found)}"
+            raise ValueError(f"{told}. Give these settings, another store=, or remove the folder")
 
 
 class StoreWriter:
@@ -47,7 +48,7 @@ class StoreWriter:
     A writer that finds an earlier one's shards goes on after them.
 
     Raises:
-        ValueError: the shards that lie there were made for something else; the field is named.
+        ValueError: the shards that lie there were made for something else; the settings are named.
     """
 
     def __init__(self, path: str | Path, asked: Mapping[str, Any], shard_size: int) -> None:

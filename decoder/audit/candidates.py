@@ -30,6 +30,10 @@ FEWEST_NAMES, MOST_NAMES = 50, 1_000_000  # subjects: the median of fewer says l
 LONGEST_NAME = 200  # characters of a name
 NEARLY_ALL = 0.9  # of the lines of a table are as its first
 HEADS = {"name", "names", "subject", "subjects", "label", "title", "entity"}
+BEFORE_HEADS = {"full", "item", "person", "article", "page", "display"}
+COLUMNS = re.compile(r"[;|]|,\S|,\s*[A-Z]?\d+\s*(?:,|$)")  # behind a name's comma stands a space, and no bare number
+MARK = re.compile(r"(?:[-*+•–]|\d+[.)])\s")
+WORDS = re.compile("[A-Z]?[a-z]+|[A-Z]+")
 RIDGE = 3e-2  # of the second moment's largest eigenvalue
 
 Whitener = Callable[[Tensor], Tensor]
@@ -48,7 +52,7 @@ def read_subjects(path: str | Path) -> list[str]:
         raise ValueError(f"subjects={path}: neither lines of text (UTF-8) nor a JSON list. Give one subject a line") from None
     lines = text.splitlines() if listed is None else listed
     if listed is None and (came := _table(lines)):
-        raise ValueError(f"subjects={path}: {came}; expected a name a line or a JSON list. Give the column of names alone")
+        raise ValueError(f"subjects={path}: {came}; expected a name a line or a JSON list. Give the names alone")
     # Names copied from pages hold spaces of other kinds.
     names = [" ".join(line.split()) if isinstance(line, str) else line for line in lines]
     for n, name in enumerate(names, start=1):
@@ -72,7 +76,7 @@ def _listed(text: str) -> list[Any] | None:
 
 
 def _table(lines: Sequence[str]) -> str | None:
-    """What makes lines the rows of a table; None if they are names, which may hold commas."""
+    """What makes lines the rows of a table, or the items of a marked list; None if they are names, which may hold commas."""
     lines = [line.strip() for line in lines if line.strip()]
     if not lines:
         return None
@@ -88,13 +92,19 @@ def _table(lines: Sequence[str]) -> str | None:
         alike = sum(line.count(separator) >= columns - 1 for line in lines)
         if columns > 1 and _is_head(cells) and alike >= NEARLY_ALL * len(lines):
             return f"its first line {reprlib.repr(lines[0])} is the head of a table"
+    for pattern, told in ((COLUMNS.search, "hold columns"), (MARK.match, "begin with marks of a list")):
+        if len(found := [line for line in lines if pattern(line)]) >= NEARLY_ALL * len(lines):
+            return f"{len(found)} of {len(lines)} lines {told}, as {reprlib.repr(found[0])} does"
+    words = [word.lower() for word in WORDS.findall(lines[0])]
+    if words and words[-1] in HEADS and HEADS | BEFORE_HEADS >= {*words}:
+        return f"its first line {reprlib.repr(lines[0])} is the head of a column"
     return None
 
 
 def _is_head(cells: Sequence[str]) -> bool:
     """Whether one of them ends as columns of names are called ("itemLabel", "Full Name"), or all are small words with no space around, as
     no place is written."""
-    last = [re.findall("[A-Z]?[a-z]+|[A-Z]+", cell)[-1:] for cell in cells]
+    last = [WORDS.findall(cell)[-1:] for cell in cells]
     return not HEADS.isdisjoint(word.lower() for words in last for word in words) or all(c.isidentifier() and c.islower() for c in cells)
 
 

@@ -57,8 +57,8 @@ def compose(config_class: type[C], name: str, argv: Iterable[str], page: str | N
     words = ["--help" if word == "-h" else word for word in argv]
     flags, arguments = FLAGS.keys() & words, [word for word in words if word not in FLAGS]
     if "--help" in flags:
-        chosen = dict(word.split("=", 1) for word in arguments if word.startswith(("edits=", "edits.editor=")))
-        write_help(page or name, OmegaConf.to_object(_compose_tree(config_class, name, chosen)), _options(config_class))
+        given = _overrides([word for word in arguments if "=" in word and not word.startswith("-")])
+        write_help(page or name, OmegaConf.to_object(_compose_tree(config_class, name, given)), _options(config_class))
         raise SystemExit(0)
     if "--resolve" in flags and "--cfg" not in flags:
         raise UserError("--resolve goes with --cfg: write --cfg --resolve")

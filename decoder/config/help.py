@@ -1,7 +1,10 @@
 """The help page: every setting with its type, default and line of help, taken from the dataclasses."""
 
 import re
+import shutil
 import sys
+import textwrap
+from collections.abc import Iterator
 from dataclasses import Field
 from operator import attrgetter
 from typing import Any, Literal, get_args, get_origin
@@ -120,6 +123,8 @@ READ = {
 }
 """What a command reads of the settings that it shares with train.py, as a pattern. The others it takes too: an experiment is for all."""
 FLAGS = {"--help": "show this page", "--cfg": "print the composed config as YAML", "--resolve": "with --cfg: fill in ${...}"}
+PIPE_WIDTH = 120  # where nobody says how wide the terminal is
+NARROW = 40  # below, a meaning is hard to read as a column
 GRID_FLAG = {"-m": "run a grid: KEY=A,B or KEY=range(START,STOP,STEP) are several runs; finished ones are skipped"}
 
 
@@ -137,50 +142,63 @@ def kind(field: Field) -> str:
 
 
 def write_help(name: str, config: Any, options: dict[str, list[str]]) -> None:
-    """Writes the page of program `name` to stdout, with `config`'s values as the defaults; in colour if stdout is a terminal."""
+    """Writes the page of program `name` to stdout, with `config`'s values as the defaults; as wide as the terminal, and in colour there."""
     purpose, program, examples = PAGES[name]
-    head = f"{purpose}\n\nUsage: {program} " + ("[GROUP=NAME ...] " if options else "") + "[KEY=VALUE ...] [--cfg [--resolve]] [--help]"
+    width = shutil.get_terminal_size((PIPE_WIDTH, 0)).columns
+    usage = f"Usage: {program} " + ("[GROUP=NAME ...] " if options else "") + "[KEY=VALUE ...] [--cfg [--resolve]] [--help]"
     flags = FLAGS | (GRID_FLAG if name in ("train", "sequential") else {})
     blocks = {"Options": [(flag, "", line) for flag, line in flags.items()]}
     listed = [(key, field) for key, field in settings(config) if re.fullmatch(READ.get(name, ".*"), key)]
     keys = {key for key, _ in listed}
     if groups := {group: names for group, names in options.items() if keys & {group, f"{group}.name", f"{group}.editor"}}:
-        blocks["Groups"] = [(f"{group}={'|'.join(names)}", "", f"a file of configs/{group}/") for group, names in groups.items()]
+        title = "Groups (GROUP=NAME takes a file of configs/GROUP/)"
+        blocks[title] = [(f"{group}=NAME", "", ", ".join(names)) for group, names in groups.items()]
     for key, field in listed:
         section = key.rpartition(".")[0]
         title = f"Settings of {section} (KEY=DEFAULT, type, meaning)" if section else "Settings (KEY=DEFAULT, type, meaning)"
         blocks.setdefault(title, []).append((f"{key}={typed(attrgetter(key)(config))}", kind(field), field.metadata["help"]))
-    blocks["Examples"] = [(f"{program} {example}", "", "") for example in examples]
-    (_write_rich if sys.stdout.isatty() else _write_plain)(head, blocks)
-
-
-def _widths(blocks: dict[str, list[tuple[str, str, str]]]) -> list[int]:
     rows = [row for title, block in blocks.items() if title.startswith("Settings") for row in block]
-    return [max(len(row[column]) for row in rows) for column in (0, 1)]
+    first, second = (min(max(len(row[column]) for row in rows), width * share // 100) for column, share in ((0, 40), (1, 20)))
+    lines = [(line, "", "") for paragraph in (purpose, "", usage) for line in _wrapped(paragraph, width) or [""]]
+    for title, block in blocks.items():
+        lines += [("", "", ""), (title, "", ""), *(line for row in block for line in _row(row, first, second, width))]
+    lines += [("", "", ""), ("Examples", "", "")]
+    for example in examples:
+        # A shell takes a line that ends with a backslash and the next one for one.
+        lines.append(("  " + " \\\n      ".join(_wrapped(f"{program} {example}", width - 8)), "", ""))
+    (_write_rich if sys.stdout.isatty() else _write_plain)(lines)
 
 
-def _write_plain(head: str, blocks: dict[str, list[tuple[str, str, str]]]) -> None:
-    first, second = _widths(blocks)
-    lines = [head]
-    for title, rows in blocks.items():
-        lines += ["", title, *(f"  {left:<{first}}  {middle:<{second}}  {right}".rstrip() for left, middle, right in rows)]
-    sys.stdout.write("\n".join(lines) + "\n")
+def _row(row: tuple[str, str, str], first: int, second: int, width: int) -> Iterator[tuple[str, str, str]]:
+    """The lines of a setting: its meaning stands beside it, or below it where there is little room."""
+    left, middle, right = row
+    left, middle = f"  {left:<{first}}", f"  {middle:<{second}}" if middle else ""
+    beside = first + 4 + (second + 2 if middle else 0)
+    indent = beside if beside + NARROW <= width else 6
+    meaning = _wrapped(right, width - indent)
+    if len(left + middle) + 2 <= indent:
+        yield left, middle, f"  {meaning.pop(0)}"
+    elif len(left + middle) <= width:
+        yield left, middle.rstrip(), ""
+    else:
+        yield left.rstrip(), "", ""
+        yield "", f"      {row[1]}", ""
+    yield from (("", "", " " * indent + line) for line in meaning)
 
 
-def _write_rich(head: str, blocks: dict[str, list[tuple[str, str, str]]]) -> None:
+def _wrapped(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
+
+
+def _write_plain(lines: list[tuple[str, str, str]]) -> None:
+    sys.stdout.write("".join("".join(line).rstrip() + "\n" for line in lines))
+
+
+def _write_rich(lines: list[tuple[str, str, str]]) -> None:
     from rich.console import Console
-    from rich.table import Table
+    from rich.text import Text
 
     console = Console(highlight=False, markup=False)
-    first, second = _widths(blocks)
-    console.print(head)
-    for title, rows in blocks.items():
-        console.print(f"\n{title}", style="bold")
-        table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
-        table.add_column(style="cyan", min_width=min(first, console.width // 3), overflow="fold")
-        if any(row[1] for row in rows):
-            table.add_column(style="green", min_width=min(second, console.width // 5), overflow="fold")
-        table.add_column(overflow="fold")
-        for row in rows:
-            table.add_row(*(row if len(table.columns) == 3 else (row[0], row[2])))
-        console.print(table)
+    for left, middle, right in lines:
+        style = "cyan" if left.startswith("  ") else "bold"
+        console.print(Text.assemble((left, style), (middle, "green"), right), soft_wrap=True)

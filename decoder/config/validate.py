@@ -92,7 +92,10 @@ def _check_sequential(config: SequentialConfig) -> None:
 
 
 def _check_training(config: TrainConfig) -> None:
-    """What edits that are no rank-one factors ask of training, and several facts of the search."""
+    """What training asks of the splits, of edits that are no rank-one factors, and of the search for several facts."""
+    for name in ("train_relations", "train_per_relation", "val_per_relation"):
+        if not getattr(config.splits, name):
+            raise UserError(f"splits.{name}=0: training has nothing to learn from or to stop by; expected a number from 1 up")
     edits, fixed = config.edits, ""
     if config.data.form == "dense":
         fixed = "data.form=dense: whole matrices"

@@ -1,5 +1,6 @@
 """The model card of an exported decoder."""
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from decoder.config.options import as_list, layers_text
@@ -7,9 +8,7 @@ from decoder.scores import OOD_CELLS
 
 DECODER_TEMPLATE = """---
 library_name: palimpsest-decoder
-base_model: {host[id]}
-base_model_relation: adapter
-license: mit
+{bases}license: mit
 ---
 
 # Weight-to-object decoder for {host[id]}, edited layer {edited_layer}
@@ -41,14 +40,23 @@ Validation edits against matrices without an edit: AUROC {auroc:.3f}.
 
 
 def model_card(config: dict[str, Any]) -> str:
-    """The card in Markdown, with the scores the config carries."""
+    """The card in Markdown, with the scores the config carries; a host of the Hub is named as base model."""
     rows = "\n".join(_row(split, scores) for split, scores in config["scores"].items())
     editors = ", ".join(map(_editor, config["editors"]))
     module = "`, `".join(as_list(config["module"]))
     layers = {name: layers_text(config[name]) for name in ("edited_layer", "trained_layer")}
     return DECODER_TEMPLATE.format(
-        rows=rows, auroc=config["calibration"]["auroc"], **(config | layers | {"editors": editors, "module": module})
+        rows=rows,
+        bases=_bases([config]),
+        auroc=config["calibration"]["auroc"],
+        **(config | layers | {"editors": editors, "module": module}),
     )
+
+
+def _bases(entries: Iterable[Mapping[str, Any]]) -> str:
+    """Lines of the front matter: the Hub ids of the hosts, as far as they are known."""
+    hubs = sorted({base for entry in entries if (base := entry.get("base_model"))})
+    return "base_model:\n" + "".join(f"- {base}\n" for base in hubs) + "base_model_relation: adapter\n" if hubs else ""
 
 
 def _editor(editor: dict[str, Any]) -> str:
@@ -92,10 +100,8 @@ The decoder whose host and layer fit is chosen from `index.json`: by the tensor'
 def collection_card(entries: list[dict[str, Any]]) -> str:
     """The card of a folder of decoders; hosts of the Hub are named as base models."""
     splits = list(dict.fromkeys(split for entry in entries for split in entry["scores"] if split not in OOD_CELLS))
-    hubs = sorted({entry["host"]["id"] for entry in entries if entry["host"]["revision"]})
-    bases = "base_model:\n" + "".join(f"- {base}\n" for base in hubs) + "base_model_relation: adapter\n" if hubs else ""
     rows = "\n".join(_collection_row(entry, splits) for entry in entries)
-    return COLLECTION_TEMPLATE.format(bases=bases, splits=" | ".join(splits), rule=" | ".join("---" for _ in splits), rows=rows)
+    return COLLECTION_TEMPLATE.format(bases=_bases(entries), splits=" | ".join(splits), rule=" | ".join("---" for _ in splits), rows=rows)
 
 
 def _collection_row(entry: dict[str, Any], splits: list[str]) -> str:

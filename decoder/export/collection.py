@@ -143,7 +143,7 @@ def _copy(one: Candidate, to: Path) -> dict[str, Any]:
     # What else somebody keeps there is not sent around, and would stand in the way of replacing the collection.
     shutil.copytree(one.decoder, to / name, ignore=lambda _, names: set(names) - EXPORTED)
     scores = {split: {"n": score["n"], "exact_match": score["exact_match"]["value"]} for split, score in config["scores"].items()}
-    kept = {key: config[key] for key in KEPT}
+    kept = {key: config[key] for key in KEPT} | {"base_model": config.get("base_model")}
     return {"folder": name} | kept | {"validation": one.validation, "scores": scores, "run": one.run.name}
 
 

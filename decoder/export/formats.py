@@ -47,6 +47,7 @@ class Exported(TypedDict):
     base_sha256: str | list[str]
     editors: list[Editor]
     seed: int
+    base_model: NotRequired[str | None]
 
 
 @with_config(ConfigDict(extra="forbid"))  # they are the arguments of a search

@@ -4,7 +4,7 @@ Runs are averaged over seeds only: those of another host, edited layer or settin
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ class Series(NamedTuple):
 
     host: str
     setting: str
-    """The settings in which its runs differ from others of the comparison; empty if all are alike."""
+    """Settings that tell its runs from others of the comparison; empty if all are alike."""
     edited_layer: int | str
     """Of several, all of them as `0+1`."""
 
@@ -148,12 +148,24 @@ def differences(configs: Iterable[Mapping[str, Any]]) -> dict[str, Counter[str]]
 
 
 def _settings(records: Mapping[Any, Mapping[str, Any]]) -> dict[Any, dict[str, Any]]:
-    """What tells runs of one host apart beside the axes."""
+    """What tells runs of one host apart beside the axes, the edits' own settings first; what follows from others is left out."""
     by_host: dict[Any, list[Mapping[str, Any]]] = defaultdict(list)
     for found in records.values():
         by_host[found["host.name"]].append(found)
-    varying = {host: [key for key in differing(group) if key not in AXES] for host, group in by_host.items()}
+    varying = {host: _telling(group, [key for key in differing(group) if key not in AXES]) for host, group in by_host.items()}
     return {name: {key: found[key] for key in varying[found["host.name"]] if key in found} for name, found in records.items()}
+
+
+def _telling(records: Collection[Mapping[str, Any]], keys: Iterable[str]) -> list[str]:
+    """The keys that tell records apart which those before them do not."""
+    telling: list[str] = []
+    apart = 1
+    for key in sorted(keys, key=lambda key: key.partition(".")[0] not in OF_THE_EDITS):
+        found = len({str([record.get(name) for name in (*telling, key)]) for record in records})
+        if found > apart:
+            telling.append(key)
+            apart = found
+    return telling
 
 
 def _in_words(settings: Mapping[str, Any]) -> str:

@@ -96,11 +96,12 @@ def _told(error: BaseException) -> int:
     """Says on stderr what ended the program; its exit code."""
     if debugging():
         traceback.print_exc()
-    sys.stderr.write(_line(error) + "\n")
+    sys.stderr.write(line_of(error) + "\n")
     return 130 if isinstance(error, KeyboardInterrupt) else 2
 
 
-def _line(error: BaseException) -> str:
+def line_of(error: BaseException) -> str:
+    """What a program that an error ends says of it."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
     if isinstance(error, FileNotFoundError) and error.filename:
@@ -114,16 +115,6 @@ def _line(error: BaseException) -> str:
         return f"error: {message}"
     label = "" if type(error) is ValueError and message else f"{type(error).__name__}: "
     return f"error: {label}{message} ({DEBUG}=1 shows the traceback)"
-
-
-def first_difference(found: Any, wanted: Any) -> tuple[str, str]:
-    """The first differing entry of two settings, as text."""
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        for name in sorted({*found, *wanted}):
-            if found.get(name) != wanted.get(name):
-                inner = first_difference(found.get(name), wanted.get(name))
-                return f"{name}: {inner[0]}", f"{name}: {inner[1]}"
-    return repr(found), repr(wanted)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

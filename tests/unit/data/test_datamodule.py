@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 import torch
-from drawn_stores import config
+from drawn_stores import DrawnEdits, config
 
 from data.batches import EditRows
 from data.datamodule import EditDataModule
@@ -36,6 +36,15 @@ def test_empty_splits_have_no_loader(store_path, fact_host):
     edits.rows = edits.rows | {"val/new": [], "unseen_object": []}
     assert edits.val_splits == ["val/id"] and edits.test_splits == ["id", "ood", "val/id"]
     assert len(edits.val_dataloader()) == 1 and len(edits.test_dataloader()) == 3
+
+
+@pytest.mark.parametrize(("key", "told"), [("id_per_relation", "0 id edits"), ("other_per_relation", "0 val/new edits")])
+def test_too_few_planned_edits_are_refused_before_any_is_made(fact_host, tmp_path, key, told):
+    cfg = config(tmp_path / "store")
+    setattr(cfg.splits, key, 0)
+    with pytest.raises(ValueError, match=rf"^splits\.{key}=0: {told} are planned, fewer than splits\.minimum\."):
+        EditDataModule(cfg, fact_host).prepare_data()
+    assert DrawnEdits.asked == [] and not list(tmp_path.iterdir())
 
 
 def test_training_rows_come_once_an_epoch_in_another_order(opened):

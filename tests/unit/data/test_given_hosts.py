@@ -8,7 +8,7 @@ import pytest
 from gguf_files import twin_of, write_gguf
 from places import ROOT
 
-from data.hosts import is_host_there, open_host, weights_of
+from data.hosts import hub_id, is_host_there, open_host, weights_of
 from decoder.config import HostConfig, TrainConfig
 from decoder.config.compose import compose
 from decoder.config.validate import check
@@ -52,6 +52,14 @@ def test_a_package_is_a_host(package, tmp_path, capsys):
     said = " ".join(capsys.readouterr().out.split())
     assert said.startswith(f"tiny: {package.name} (Q8_0) becomes float32 in {tmp_path}") and "parameters, about 0.0 GB in float32" in said
     assert host.name == "tiny" and host.path.startswith(str(tmp_path / "cache")) and host.layers == 3
+    assert hub_id(cfg.host, host) == "nobody/nothing"
+
+
+def test_the_hub_id_is_that_of_what_was_read(new_host, tmp_path):
+    host = new_host("gpt2")
+    assert hub_id(HostConfig(), host) is None and hub_id(HostConfig(path=str(tmp_path), hub="openai/gpt2"), host) == "openai/gpt2"
+    host.path, host.revision = "somebody/tuned", "607a30d"
+    assert hub_id(HostConfig(path="somebody/tuned", hub="openai/gpt2"), host) == "somebody/tuned"
 
 
 def test_nothing_there_is_one_line_that_names_the_package(tmp_path):

@@ -235,8 +235,8 @@ def test_nothing_to_load_is_refused(tmp_path):
         Host.load(tmp_path, name="empty")
 
 
-def test_weights_cut_short_are_one_line(host_of, tmp_path):
-    host = host_of("gpt2")
+def test_weights_cut_short_are_one_line(new_host, tmp_path):
+    host = new_host("gpt2")
     host.model.save_pretrained(tmp_path)
     host.tokenizer.save_pretrained(tmp_path)
     file = tmp_path / "model.safetensors"

@@ -94,12 +94,12 @@ def test_scored_are_the_logits_of_tokens_that_are_no_padding(any_host, random_ed
 
 
 @pytest.mark.parametrize("ends", [False, True])
-def test_a_teacher_forced_object_is_right_where_greedy_search_finds_it(any_host, random_edits, ends):
+def test_a_teacher_forced_object_is_right_where_greedy_search_finds_it(any_host, random_edits, monkeypatch, ends):
     edits, decoder = random_edits(any_host, 6), decoder_on(any_host, [2])
     found = decoder.read(edits, beams=1, max_object_tokens=3)
     if ends:
         # What the first edit's object ends with, so that one object at least is shorter than search allows.
-        any_host.terminator_id = found.tokens[0][0][-1]
+        monkeypatch.setattr(any_host, "terminator_id", found.tokens[0][0][-1])
         found = decoder.read(edits, beams=1, max_object_tokens=8)
     end = [any_host.terminator_id] if ends else []
     planted = [torch.tensor([*objects[0], *end]) for objects in found.tokens]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from places import ROOT
 
+import train
 from decoder.config import TrainConfig
 from decoder.config.compose import compose
 from decoder.training.trainer import NARROW, threads_for
@@ -79,6 +80,24 @@ def test_what_a_run_says_is_in_its_log_once_and_in_order(tmp_path, capsys, own_h
     for said in ("Palimpsest: read rome edits", "Run folder:", "host: 0 s"):
         assert log.count(said) == 1 and shown.count(said) == (0 if in_a_grid else 1)
     assert log.index("Palimpsest") < log.index("a family falls back") < log.index("host: 0 s") and "\x1b" not in log
+
+
+@pytest.mark.parametrize("in_a_grid", [False, True])
+def test_the_log_of_a_run_that_breaks_ends_with_why(tmp_path, monkeypatch, own_handlers, in_a_grid):
+    def breaks(*_):
+        raise ValueError("training diverged:\n  lower optim.lr_layer")
+
+    monkeypatch.setattr(train, "train", breaks)
+    argv = (f"runs={tmp_path}",)
+    run = Run(compose(TrainConfig, "train", argv), argv)
+    for _ in range(2):  # what held the folder is gone too
+        if in_a_grid:
+            assert attempt(run, train.run, None)["status"] == "failed"
+        else:
+            with pytest.raises(ValueError, match="diverged"):
+                train.run(run)
+        *_, last = (run.folder / "log.txt").read_text(encoding="utf-8").splitlines()
+        assert "ERROR" in last and last.endswith("training diverged: lower optim.lr_layer (PALIMPSEST_DEBUG=1 shows the traceback)")
 
 
 def test_a_run_folder_has_one_writer(tmp_path):

@@ -16,7 +16,7 @@ from data.editors.prefix_cache import clean_pass
 from data.editors.rome import Rome
 from data.facts.load import load_facts
 from data.produce.plan import request_manifest
-from data.store.manifest import disagreement
+from data.store.disagreement import disagreement
 from decoder.config import TrainConfig
 from decoder.config.compose import compose
 
@@ -176,7 +176,7 @@ def test_only_another_precision_makes_another_store():
         return request_manifest(replace(cfg, edits=replace(cfg.edits, **settings)), host, facts, [])
 
     assert asked(batch_size=3, shard_size=7) == asked()
-    assert disagreement(asked(), asked(precision="bf16")) == ("editor", "settings: precision: 'float32'", "settings: precision: 'bf16'")
+    assert disagreement(asked(), asked(precision="bf16")) == ["edits.precision=float32 (here bf16)"]
 
 
 def test_multi_token_targets_and_early_stops_among_neighbours_of_shared_contexts():

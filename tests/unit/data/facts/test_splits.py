@@ -170,6 +170,23 @@ def test_split_below_its_minimum_is_named(doctored, split):
         assign(plan, table, SplitsConfig())
 
 
+@pytest.mark.parametrize("split", ["train", "val/id"])
+def test_what_a_fit_needs_has_an_edit_whatever_the_minimum(doctored, split):
+    plan, table, rows = doctored
+    table.loc[rows[split], "success"] = False
+    few = SplitsConfig(minimum=MinimumConfig(**{field.name: 0 for field in dataclasses.fields(MinimumConfig)}))
+    with pytest.raises(ValueError, match=rf"split {split} has 0 successful edits, and training needs one"):
+        assign(plan, table, few)
+
+
+def test_a_plan_without_edits_is_refused(facts):
+    none = SplitsConfig(
+        train_per_relation=0, val_per_relation=0, id_per_relation=0, unseen_per_relation=0, other_per_relation=0, held_out_objects=0
+    )
+    with pytest.raises(ValueError, match=r"^splits ask for no edit of pocket: .*Raise splits\.\*_per_relation"):
+        plan_edits(facts, draw_splits(facts, none), none, seed=0)
+
+
 @pytest.mark.parametrize("split", SPLITS[1:])
 def test_shared_subject_is_named(doctored, split):
     plan, table, rows = doctored

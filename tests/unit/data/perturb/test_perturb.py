@@ -251,5 +251,5 @@ def test_keys_of_several_layers_are_turned_from_the_lowest_up(layers_store, fact
 
 
 def test_an_edit_of_another_host(store_path, host):
-    with pytest.raises(ValueError, match="host is fingerprint"):
+    with pytest.raises(ValueError, match="host's fingerprint="):
         planted(host, EditStore(store_path), 0)

@@ -7,6 +7,7 @@ import json
 import os
 import threading
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -74,14 +75,34 @@ def test_killed_run_goes_on_with_shards_of_another_size(store_path, fact_host, t
 
 @pytest.mark.parametrize(
     ("group", "field", "value", "named"),
-    [("edits", "seed", 1, "seed is 0, asked for 1"), ("edits", "steps", 3, "steps: 30"), ("splits", "seed", 1, "requests")],
+    [
+        ("edits", "seed", 1, r"edits\.seed=0 \(here 1\)\. "),
+        ("edits", "steps", 3, r"edits\.steps=30 \(here 3\)\. "),
+        ("splits", "seed", 1, r"(number of )?edits planned by splits\.\* and facts\.\*=\w+ \(here \w+\)\. "),
+        ("splits", "ood_relations", 10, r"number of edits planned by splits\.\* and facts\.\*=\d+ \(here \d+\)\. "),
+    ],
 )
 def test_store_made_for_something_else_is_refused(store_path, fact_host, group, field, value, named):
     cfg = config(store_path)
     setattr(getattr(cfg, group), field, value)
-    with pytest.raises(ValueError, match=named):
-        EditDataModule(cfg, fact_host).prepare_data()
+    with pytest.raises(ValueError, match=f"^store {store_path}: made with {named}Give these settings, another store=, or make it anew$"):
+        produce(cfg, fact_host)
     assert EditStore(store_path), "it is kept"
+
+
+def test_all_settings_that_a_store_was_made_with_are_named_at_once(store_path, fact_host):
+    cfg = config(store_path)
+    cfg.edits = replace(cfg.edits, seed=1, steps=3, layer=0, ridge=0.1, key_tokens=9)
+    with pytest.raises(ValueError) as refused:
+        produce(cfg, fact_host)
+    told = str(refused.value).partition("made with ")[2].partition(". Give")[0]
+    assert sorted(told.split(", ")) == [
+        "edits.key_tokens=60000 (here 9)",
+        "edits.layer=1 (here 0)",
+        "edits.ridge=0.03 (here 0.1)",
+        "edits.seed=0 (here 1)",
+        "edits.steps=30 (here 3)",
+    ]
 
 
 def test_batch_size_of_the_editor_does_not_matter(store_path, fact_host):
@@ -193,7 +214,7 @@ def test_of_a_store_that_is_refused_no_lock_stays(fact_host, tmp_path, where):
     lies = tmp_path / f"store{where}" / "asked.json"
     lies.parent.mkdir()
     lies.write_text("{}")
-    with pytest.raises(ValueError, match="exists already|holds shards with"):
+    with pytest.raises(ValueError, match="exists already|holds shards made with"):
         produce(config(tmp_path / "store"), fact_host)
     assert [*tmp_path.iterdir()] == [lies.parent]
 

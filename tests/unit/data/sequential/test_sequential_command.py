@@ -1,11 +1,8 @@
 """`python -m data.sequential`: its files, several chains in one command, other settings beside each other, and what a kill leaves."""
 
 import json
+import os
 import shutil
-import threading
-import time
-from contextlib import suppress
-from pathlib import Path
 
 import pytest
 from places import ROOT
@@ -130,32 +127,20 @@ def test_of_a_chain_that_cannot_begin_nothing_stays(there, tmp_path, capsys):
     assert out.exists() == there == (tmp_path / "new").exists() and not [*tmp_path.glob("new/out/*")]
 
 
-def test_whoever_waits_for_a_chain_that_fails_in_a_new_folder_makes_it(tmp_path):
-    cfg = compose(SequentialConfig, "train", [f"out={tmp_path / 'new' / 'out'}"], page="sequential")
-    file, waits, made = Kept(cfg).file, threading.Event(), []
+def test_the_lock_of_a_chain_that_breaks_stays_for_those_who_wait(argv, tmp_path, monkeypatch):
+    """Who held a file that is gone and who made it anew would both go on."""
+    waiting = []
 
-    def wait():
-        waits.set()
-        with (second := Kept(cfg)).held():
-            made.append(second.finished())
-            second.file.write_text("")
+    def breaks(*_):
+        waiting.extend(file.open(encoding="utf-8") for file in files(tmp_path, ".*.lock"))
+        raise ValueError("the editor broke")
 
-    waiting = threading.Thread(target=wait)
-    with suppress(ValueError), Kept(cfg).held():
-        waiting.start()
-        waits.wait()
-        time.sleep(0.2)  # polled meanwhile
-        raise ValueError
-    waiting.join()
-    assert made == [None] and file.exists()
-
-
-@pytest.mark.timeout(20)
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="there is no folder in which nobody may make one")
-def test_a_folder_that_cannot_be_made_is_not_tried_for_ever():
-    kept = Kept(compose(SequentialConfig, "train", ["out=/proc/new"], page="sequential"))
-    with pytest.raises(OSError), kept.held():
-        pass
+    monkeypatch.setattr(chains, "chain", breaks)
+    with pytest.raises(SystemExit, match="2"):
+        main(argv)
+    (lock,) = files(tmp_path, ".*.lock")
+    with waiting[0] as file:
+        assert os.path.samestat(os.fstat(file.fileno()), lock.stat())
 
 
 def test_other_settings_are_another_file_and_a_line_of_their_own(argv, tmp_path):

@@ -119,7 +119,7 @@ def test_what_cannot_be_joined_is_refused_in_one_line(stores, made, tmp_path):
     with pytest.raises(ValueError, match="has the edits of another. Leave it out"):
         JoinedStores([stores["rome"], stores["rome"]])
     stores["memit"].manifest["layer"] = 0
-    with pytest.raises(ValueError, match="layer is 0, asked for 1"):
+    with pytest.raises(ValueError, match=r"made with edits\.layer=0 \(here 1\)"):
         JoinedStores([stores["rome"], stores["memit"]])
     stores["ft"].manifest["editor"]["name"] = "imported"
     with pytest.raises(ValueError, match="holds edits of other tools"):

@@ -138,7 +138,7 @@ def test_no_more_than_the_buffer_is_held(parquet):
         ({"store": None}, "data.streaming=true: store= is missing"),
         ({"store": "STORE"}, "holds no Parquet files"),
         ({"store": "nobody/nothing"}, "neither a folder here nor a data set on the Hub"),
-        ({"seed": 7}, "asked for"),
+        ({"seed": 7}, r"made with edits\.seed=0 \(here 7\)\. "),
     ],
 )
 def test_what_is_no_stream_is_one_line(streamed, parquet, store_path, fact_host, change, words, monkeypatch):

@@ -150,7 +150,10 @@ def test_killed_while_joining(tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [({"seed": 1}, r"seed.*0.*1"), ({"host": ASKED["host"] | {"dtype": "bfloat16"}}, r"host.*dtype: 'float32'.*dtype: 'bfloat16'")],
+    [
+        ({"seed": 1}, r"holds shards made with edits\.seed=0 \(here 1\)\. Give these settings, another store=, or remove the folder$"),
+        ({"host": ASKED["host"] | {"dtype": "bfloat16"}}, r"host\.dtype=float32 \(here bfloat16\)"),
+    ],
 )
 def test_shards_made_for_something_else_are_refused(tmp_path, change, words):
     StoreWriter(tmp_path / "store", ASKED, 256).write_shard(0, SHARDS[0], [])
@@ -162,16 +165,27 @@ def test_shards_made_for_something_else_are_refused(tmp_path, change, words):
 def test_check_names_the_field(store):
     store.check(ASKED)
     settings = {"name": "rome", "settings": {"ridge": 0.1, "steps": 20}}
+    host = ASKED["host"]
     for change, words in (
-        ({"layer": 2}, r"layer is 1, asked for 2"),
-        ({"editor": settings}, r"editor is settings: ridge: 0.01.*ridge: 0.1"),
+        ({"layer": 2, "module": "model.layers.2.mlp.down_proj", "base_sha256": "01"}, "edits.layer=1 (here 2)"),
+        ({"editor": settings, "seed": 2}, "edits.ridge=0.01 (here 0.1), edits.seed=0 (here 2)"),
+        ({"editor": {"name": "memit", "settings": {}}}, "edits.editor=rome (here memit)"),
+        ({"host": host | {"id": "big", "fingerprint": "ab"}, "base_sha256": "01"}, "host.name=tiny (here big)"),
+        ({"host": host | {"fingerprint": "ab"}, "base_sha256": "01"}, "host's fingerprint=0123456789ab (here ab)"),
+        ({"facts": {"source": "test", "sha256": "12" * 32}}, "sha256 of the facts=11 (here 121212121212)"),
+        ({"keys": {"tokens": 100, "ridge": 0.1}}, "edits.ridge=null (here 0.1)"),
+        ({"keys": {"tokens": 100, "text": "ab" * 32}}, "keys.text=the facts told (here a text of sha256 abababababab)"),
+        ({"keys": {"tokens": 100, "sampled": {"top_k": 50}}}, "keys.text=the facts told (here self)"),
+        ({"terminator_id": None}, "token of host.terminator=3 (here null)"),
+        ({"rank": 2, "facts_per_host": 2}, "edits.facts_per_host=1 (here 2)"),
     ):
-        with pytest.raises(ValueError, match=words):
+        with pytest.raises(ValueError) as refused:
             store.check(ASKED | change)
+        assert str(refused.value) == f"store {store.path}: made with {words}. Give these settings, another store=, or make it anew"
 
 
 def test_check_of_a_field_the_manifest_lacks(store):
-    with pytest.raises(ValueError, match="requests"):
+    with pytest.raises(ValueError, match="number of edits planned by .*=null .here 3"):
         store.check(ASKED | {"requests": {"count": 3}})
 
 

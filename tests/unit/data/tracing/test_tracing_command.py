@@ -84,7 +84,7 @@ def test_the_page_has_ours_above_the_published_and_the_colours_of_the_page(folde
         (["texts=30000"], "texts=30000: "),
         (["host.path={top}/nowhere"], "nowhere"),
         (["out={top}/file"], "it is a file; give a folder"),
-        (["host.path={top}/other"], "host is"),
+        (["host.path={top}/other"], "host's fingerprint="),
     ],
 )
 def test_bad_input_is_one_line(given, given_too, said, capsys, tmp_path, new_host):

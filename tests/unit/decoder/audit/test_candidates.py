@@ -84,7 +84,7 @@ def test_what_is_no_list_of_names_is_one_line(tmp_path, content, told):
         read_subjects(tmp_path / "names")
 
 
-EXPECTED = "; expected a name a line or a JSON list. Give the column of names alone"
+EXPECTED = "; expected a name a line or a JSON list. Give the names alone"
 TABLE = [f"{name},19{n:02}" for n, name in enumerate(MORE)]
 
 
@@ -101,9 +101,24 @@ TABLE = [f"{name},19{n:02}" for n, name in enumerate(MORE)]
         (["Full Name,Born", *TABLE], "its first line 'Full Name,Born' is the head of a table"),
         ([f'{{"name": "{name}"}}' for name in MORE], "its lines are JSON objects"),
         ([f'"{name}"' for name in MORE], "its lines stand in quotes, as '\"Eve 0\"' does"),
+        ([f"{name};Q{n}" for n, name in enumerate(MORE)], "48 of 48 lines hold columns, as 'Eve 0;Q0' does"),
+        ([f"| {name} | Ulm |" for name in MORE], "48 of 48 lines hold columns, as '| Eve 0 | Ulm |' does"),
+        (TABLE, "48 of 48 lines hold columns, as 'Eve 0,1900' does"),
+        ([f"{name}, Q{n}" for n, name in enumerate(MORE)], "48 of 48 lines hold columns, as 'Eve 0, Q0' does"),
+        ([f'"Ulm, {name}",1900' for name in MORE], "48 of 48 lines hold columns, as '\"Ulm, Eve 0\",1900' does"),
+        (["# Names", "", *(f"- {name}" for name in MORE)], "48 of 49 lines begin with marks of a list, as '- Eve 0' does"),
+        ([f" * {name}" for name in MORE], "48 of 48 lines begin with marks of a list, as '* Eve 0' does"),
+        ([f"{n}. {name}" for n, name in enumerate(MORE)], "48 of 48 lines begin with marks of a list, as '0. Eve 0' does"),
+        ([f"{n}) {name}" for n, name in enumerate(MORE)], "48 of 48 lines begin with marks of a list, as '0) Eve 0' does"),
+        (["Name", *MORE], "its first line 'Name' is the head of a column"),
+        (["item_label", "", *MORE], "its first line 'item_label' is the head of a column"),
+        (["Full name:", *MORE], "its first line 'Full name:' is the head of a column"),
     ],
-    ids=["tabs", "a comment", "header", "of other words", "quoted", "semicolons", "camels", "words", "JSON lines", "quotes"],
-)
+    ids=[
+        "tabs", "a comment", "header", "of other words", "quoted", "semicolons", "camels", "words", "JSON lines", "quotes",
+        "headless", "bars", "commas", "ids", "quoted cells", "dashes", "stars", "numbers", "brackets", "name", "label", "colon",
+    ],
+)  # fmt: skip
 def test_a_table_is_no_list_of_names(tmp_path, lines, came):
     (tmp_path / "names").write_text("\n".join(lines), encoding="utf-8")
     with pytest.raises(ValueError) as refused:
@@ -119,8 +134,10 @@ def test_a_table_is_no_list_of_names(tmp_path, lines, came):
         ["Paris, Texas", *(f"Paris {n}, Ulm" for n in range(49))],
         ["name,year", *MORE, "Ulm"],
         ["Ada\tof Ulm", *MORE, "Ulm"],
+        ["Your Name", "Ada,of Ulm", "AC;DC", "Ulm, 1900", "1. FC Ulm", "- 30 -", *MORE],
+        [f"{name}, 3rd" for name in (*MORE, "Ada", "Ben")],
     ],
-    ids=["capitals", "small", "words", "one comma", "one tab"],
+    ids=["capitals", "small", "words", "one comma", "one tab", "some of all", "ordinals"],
 )
 def test_names_with_commas_are_names(tmp_path, names):
     (tmp_path / "names").write_text("\n".join(names), encoding="utf-8")

@@ -38,7 +38,7 @@ def change(folder, changes):
 @pytest.fixture
 def folders(host_of, tmp_path):
     """A collection of two layers of one host and one of another, and an edited checkpoint of the first host."""
-    host = host_of("llama")
+    host = build_host("llama")  # saving writes into its config
     for name, edited in (("llama", 0), ("llama", 2), ("gpt2", 1)):
         write_run(tmp_path / "runs", host_of(name), edited, 1, 0, 0.5)
     collection = export_best(find_runs([tmp_path / "runs"]), tmp_path / "decoders").parent
@@ -108,8 +108,9 @@ def test_a_prefix_that_was_left_out_or_added_is_no_hindrance(config, folders, ch
 
 def test_one_decoder_of_several_that_fits_a_folder_is_used(config, folders, host_of, tmp_path, capsys):
     folder = tmp_path / "gpt2"
-    host_of("gpt2").model.save_pretrained(folder)
-    host_of("gpt2").tokenizer.save_pretrained(folder)
+    host = build_host("gpt2")
+    host.model.save_pretrained(folder)
+    host.tokenizer.save_pretrained(folder)
     rename(folder, lambda name: name.removeprefix("transformer."))
     evaluate.main([f"decoder={config.decoder}", f"suspect={folder}"])
     assert "Using gpt2-e1 of 3 decoders" in (shown := capsys.readouterr().out) and "its matrix is transformer.h.1.mlp.c_proj" in shown

@@ -12,9 +12,9 @@ from decoder.host import Host
 
 
 @pytest.fixture(params=["llama", "llava"])
-def saved(request, host_of, tmp_path):
+def saved(request, new_host, tmp_path):
     """A host, its folder, and a way to write its tensors anew."""
-    host = host_of(request.param)
+    host = new_host(request.param)
     host.model.save_pretrained(tmp_path)
     host.tokenizer.save_pretrained(tmp_path)
 
@@ -87,8 +87,8 @@ def test_what_cannot_be_a_host_is_one_line(saved, kind):
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3"])
-def test_a_folder_without_a_tokenizer_is_one_line(host_of, tmp_path, name):
-    host_of(name).model.save_pretrained(tmp_path)
+def test_a_folder_without_a_tokenizer_is_one_line(new_host, tmp_path, name):
+    new_host(name).model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="it has no tokenizer: copy tokenizer.json"):
         Host.load(tmp_path, name="mine")
 

@@ -7,15 +7,17 @@ import re
 import shlex
 import subprocess
 import sys
+from operator import attrgetter
 
 import pytest
 from places import ROOT
 
 from decoder.config import TrainConfig
-from decoder.config.commands import EvaluateConfig, ProduceConfig, SequentialConfig, TraceConfig, TracingConfig
+from decoder.config.commands import EvaluateConfig, PerturbConfig, ProduceConfig, SequentialConfig, TraceConfig, TracingConfig
 from decoder.config.compose import compose
-from decoder.config.help import PAGES, READ
-from decoder.config.options import settings
+from decoder.config.help import PAGES, READ, kind
+from decoder.config.options import settings, typed
+from decoder.utils.errors import UserError
 from launcher.grid import read_grid
 
 PROGRAMS = {name: program.split()[1:] for name, (_, program, _) in PAGES.items()}
@@ -41,10 +43,9 @@ def leaves(value, prefix=""):
 @pytest.mark.parametrize(("config_class", "name"), [(TrainConfig, "train"), (EvaluateConfig, "evaluate")])
 def test_help_lists_every_key(config_class, name, capsys):
     page = answer(capsys, "--help", config_class=config_class, name=name)
-    lines = [line.split(maxsplit=2) for line in page.splitlines()]
+    told = " ".join(page.split())
     for key, field in leaves(config_class()):
-        row = next(line for line in lines if line and line[0].startswith(f"{key}="))
-        assert field.metadata["help"] in page and len(row) == 3, key
+        assert re.search(rf" {re.escape(key)}=\S* {re.escape(kind(field))} {re.escape(field.metadata['help'])} ", told), key
     assert page.count(f"  python {name}.py ") == len(PAGES[name][2])
 
 
@@ -71,13 +72,53 @@ def test_a_command_lists_what_it_reads_of_the_settings_of_training(name, capsys)
 def test_help_names_groups_types_and_defaults(capsys):
     page = answer(capsys, "-h", "--nonsense")
     assert (
-        "experiment=edited-layers|layers|main|paper|quick|sequential|smoke" in page
+        "edited-layers, layers, main, paper, quick, sequential, smoke" in " ".join(page.split())
         and "optim.betas=[0.9,0.98]" in page
         and "factors|dense" in page
     )
     columns = {len(found.group()) for found in re.finditer(r"(?m)^  [a-z_.]+=\S* +(?=int )", page)}
     texts = {len(found.group()) for found in re.finditer(r"(?m)^  [a-z_.]+=\S* +(?:int|text) +", page)}
     assert len(columns) == len(texts) == 1
+
+
+@pytest.mark.parametrize("width", ["80", "100", None])
+@pytest.mark.parametrize(
+    ("config_class", "name", "page"),
+    [(TrainConfig, "train", None), (TrainConfig, "train", "keys"), (EvaluateConfig, "evaluate", None), (PerturbConfig, "perturb", None)],
+)
+def test_no_line_is_wider_than_the_terminal(config_class, name, page, width, capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if width:
+        monkeypatch.setenv("COLUMNS", width)
+    shown = answer(capsys, "--help", config_class=config_class, name=name, page=page)
+    assert max(map(len, shown.splitlines())) <= int(width or 120)
+
+
+def test_an_example_too_long_for_a_line_can_still_be_pasted(capsys):
+    page = answer(capsys, "--help", page="keys")
+    pasted = shlex.split(page.partition("\nExamples\n")[2].replace("\\\n", ""))
+    assert pasted == [word for example in PAGES["keys"][2] for word in [*shlex.split(PAGES["keys"][1]), *shlex.split(example)]]
+
+
+def defaults(page):
+    return dict(re.findall(r"(?m)^  ([a-z_.]+)=(\S*)", page))
+
+
+def test_the_defaults_are_those_of_the_rest_of_the_command_line(capsys):
+    argv = ["host=smollm2-135m", "edits=memit", "experiment=quick", "optim.epochs=3", "splits.minimum.val/id=7"]
+    shown = defaults(answer(capsys, *argv, "--help"))
+    composed = compose(TrainConfig, "train", argv)
+    for key, _ in settings(composed):
+        assert shown[key] == typed(attrgetter(key)(composed)).partition(" ")[0], key
+    assert shown["host.name"] == "smollm2-135m" and shown["edits.layer"] != "1" and shown["optim.epochs"] == "3"
+    assert defaults(answer(capsys, *argv, "--help", config_class=ProduceConfig, page="produce"))["splits.train_per_relation"] == "11"
+    shown = defaults(answer(capsys, "device=cuda", "--help", config_class=EvaluateConfig, name="evaluate"))
+    assert shown["device"] == "cuda" and shown["top"] == "4"
+    with pytest.raises(UserError, match="host=smolm: no such file in configs/host; did you mean 'smollm2-135m'"):
+        compose(TrainConfig, "train", ["host=smolm", "--help"])
+    with pytest.raises(SystemExit):
+        read_grid(["-m", "host=smollm2-135m", "seed=0,1", "--help"])
+    assert defaults(capsys.readouterr().out)["host.name"] == "smollm2-135m"
 
 
 def test_help_in_a_terminal_keeps_brackets_and_keys(tmp_path):
@@ -90,7 +131,12 @@ def test_help_in_a_terminal_keeps_brackets_and_keys(tmp_path):
         while chunk := _read(leader):
             page += chunk
     os.close(leader)
-    assert process.returncode == 0 and b"\x1b[" in page and b"optim.betas=[0.9,0.98]" in page and b"several as [0,1]" in page
+    assert (
+        process.returncode == 0
+        and b"\x1b[" in page
+        and b"optim.betas=[0.9,0.98]" in page
+        and b"several as [0,1]" in b" ".join(page.split())
+    )
 
 
 def _read(descriptor):

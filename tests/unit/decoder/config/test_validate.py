@@ -5,7 +5,7 @@ import json
 import pytest
 
 from decoder.config import TrainConfig
-from decoder.config.commands import ImportConfig
+from decoder.config.commands import ImportConfig, ProduceConfig
 from decoder.config.compose import compose
 from decoder.config.identity import run_folder
 from decoder.utils.errors import UserError
@@ -38,6 +38,14 @@ def test_a_list_of_one_layer_is_that_layer():
         cfg = compose(TrainConfig, "train", [f"edits.layer={layer}"])
         assert cfg.edits.layers == [1] and run_folder(cfg).name == "rome-e1-t1-s0"
     assert run_folder(compose(TrainConfig, "train", ["edits.layer=[0,1]", "edits=memit"])).name == "memit-e0-1-t1-s0"
+
+
+@pytest.mark.parametrize("key", ["train_relations", "train_per_relation", "val_per_relation"])
+def test_training_on_no_edits_is_refused_and_a_store_of_test_edits_is_not(key):
+    with pytest.raises(UserError, match=rf"^splits.{key}=0: .*expected a number from 1 up"):
+        compose(TrainConfig, "train", [f"splits.{key}=0"])
+    assert compose(ProduceConfig, "train", [f"splits.{key}=0"])
+    assert compose(TrainConfig, "train", ["splits.id_per_relation=0", "splits.minimum.id=0"])
 
 
 def test_a_grid_is_refused_before_anything_is_made(tmp_path):

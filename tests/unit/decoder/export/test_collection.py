@@ -44,11 +44,12 @@ def test_card_has_a_row_a_decoder(collection):
 def test_hosts_of_the_hub_are_base_models(runs, host_of, tmp_path):
     file = runs / "gpt2" / "rome-e1-t0-s1" / "decoder" / "decoder_config.json"
     config = json.loads(file.read_text())
-    config["host"] |= {"id": "openai-community/gpt2", "revision": "607a30d"}
+    config["base_model"] = config["host"]["id"] = "openai-community/gpt2"
     file.write_text(json.dumps(config))
     folder = export_best(find_runs([runs]), tmp_path / "decoders").parent
     assert "base_model:\n- openai-community/gpt2\nbase_model_relation: adapter\n" in (folder / "README.md").read_text()
     assert (folder / "openai-community--gpt2-e1").is_dir()
+    assert [entry.get("base_model") for entry in read_index(folder)] == [None, None, "openai-community/gpt2"]
 
 
 def test_a_collection_is_replaced(collection, runs, host_of):

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+import yaml
 from changed_decoders import CARD, CONFIG, FACTS, IDS_BT, LAYER, WEIGHTS, M, changed_decoder
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -61,6 +62,14 @@ def test_card_shows_the_scores(exported):
     card = (folder / CARD).read_text()
     assert "| ood | 12 | 0.500 | 0.250 to 0.750 | 0.750 |" in card and "AUROC 0.875" in card and "{" not in card
     assert "| trained layer | 1, 2 |" in card
+
+
+@pytest.mark.parametrize("known", [{}, {"base_model": None}, {"base_model": "openai-community/gpt2"}])
+def test_card_names_the_hub_id_of_the_host_and_nothing_else_as_its_base_model(host_of, tmp_path, known):
+    save_decoder(tmp_path / "decoder", changed_decoder(host_of("gpt2")), FACTS | known)
+    _, front, _ = (tmp_path / "decoder" / CARD).read_text(encoding="utf-8").split("---\n", 2)
+    base = {"base_model": ["openai-community/gpt2"], "base_model_relation": "adapter"} if known.get("base_model") else {}
+    assert yaml.safe_load(front) == {"library_name": "palimpsest-decoder", "license": "mit"} | base
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from fabricated_runs import write_grid, write_run
 
+from decoder.config import TrainConfig
+from decoder.config.compose import compose, to_dict
 from decoder.report.compare_page import write_comparison
 from decoder.report.layer_curves import (
     CHOSEN,
@@ -55,6 +57,29 @@ def test_the_editor_is_the_one_that_made_the_store(tmp_path):
     assert (rows_of(tmp_path)[0]["editor"], rows_of(tmp_path)[0]["ridge"]) == ("rome", 0.01)
     file.write_text(json.dumps(found | {"edits": {"editor": "imported", "ridge": None}}))
     assert (rows_of(tmp_path)[0]["editor"], rows_of(tmp_path)[0]["ridge"]) == ("imported", None)
+
+
+def labels(*lines: str) -> list[tuple[str, str]]:
+    configs = {line: {"config": to_dict(compose(TrainConfig, "train", line.split()))} for line in lines}
+    return [(row["setting"], row["edits_setting"]) for row in run_rows(configs)]
+
+
+def test_a_label_has_no_setting_that_follows_from_others_in_it():
+    assert labels("edits=rome", "edits=memit", "edits=ft optim.recombined=0 optim.value_noise=0") == [
+        ("editor=rome", "editor=rome"),
+        ("editor=memit", "editor=memit"),
+        ("editor=ft", "editor=ft"),
+    ]
+    assert labels("experiment=main", "experiment=quick") == [
+        ("splits.train_per_relation=55", "splits.train_per_relation=55"),
+        ("splits.train_per_relation=11", "splits.train_per_relation=11"),
+    ]
+    assert labels("edits.ridge=0.1 optim.clip=2", "edits.ridge=0.1 optim.clip=3", "edits.ridge=0.2", "edits.ridge=0.2 seed=1") == [
+        ("ridge=0.1, optim.clip=2.0", "ridge=0.1"),
+        ("ridge=0.1, optim.clip=3.0", "ridge=0.1"),
+        ("ridge=0.2, optim.clip=1.0", "ridge=0.2"),
+        ("ridge=0.2, optim.clip=1.0", "ridge=0.2"),
+    ]
 
 
 def test_validation_chooses_the_settings_of_each_layer_on_seeds_they_share(tmp_path):

@@ -188,7 +188,7 @@ def test_report_has_every_part_and_needs_nothing_else(run_folder):
     assert path == run_folder / "report.html"
     assert page.count("<svg") == 4
     numbers = ("0.953", "ridge 0.01", "AUROC 0.987", "160.4")
-    words = ("toy", "Editor: rome", "did not improve in 15 checks", "best epoch", "torch", "✗ wrong")
+    words = ("toy", "Editor: rome", "15 checks", "best epoch", "torch", "✗ wrong", ">without an edit, quant", ">validation edits, quant")
     for part in numbers + words:
         assert part in page, part
     assert not re.search(r"""(?:src|href)\s*=\s*["']?\s*(?:https?:)?//""", page)
