@@ -16,10 +16,10 @@ import pyarrow as pa
 from datasets import Dataset, concatenate_datasets, load_from_disk
 from torch import Tensor
 
-from data.store.manifest import FORMAT, disagreement, sha256_of
+from data.store.manifest import FORMAT, disagreement
 from data.store.matrices import PATTERN, write_matrices
 from data.store.store import EditStore, features, partial_folder, remove_partial
-from decoder.utils.files import refuse_file
+from decoder.utils.files import refuse_file, sha256_of
 from decoder.utils.json_files import write_json
 
 
