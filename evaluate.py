@@ -9,6 +9,7 @@ python evaluate.py decoder=... precision=int8                       its test edi
 python evaluate.py decoder=... suspect=matrix.safetensors
 python evaluate.py decoder=... suspect=CHECKPOINT_FOLDER            or a GGUF file
 python evaluate.py decoder=A,B,C ...                                decoders of one host and layer vote, in all of these
+python evaluate.py decoder=A,B,C gate=gate.json ...                 of decoders of different editors the one that the gate believes
 python evaluate.py decoder=decoders suspect=matrix.safetensors      a folder of several decoders: the one that fits is used
 python evaluate.py decoder=decoders suspect=CHECKPOINT_FOLDER       every decoder that fits, the most suspicious layer first
 """
@@ -28,7 +29,7 @@ with starting():
     from decoder.config.commands import EvaluateConfig
     from decoder.config.compose import compose
     from decoder.export.collection import choose, is_collection
-    from decoder.export.voters import own_store, read_voters, scored_on
+    from decoder.export.voters import folders_of, own_store, read_voters, scored_on
 
 AUDITS = ("base", "subjects", "repair", "relations", "nulls", "report")
 """Settings of an audit of a whole checkpoint."""
@@ -41,13 +42,15 @@ def main(argv: list[str] | None = None) -> None:
     audits = [name for name in AUDITS if getattr(cfg, name)]
     if audits and not cfg.suspect:
         raise UserError(f"{'=, '.join(AUDITS[:-1])}= and {AUDITS[-1]}= are about a suspect: give suspect=CHECKPOINT")
+    if cfg.gate and (not cfg.decoder or len(folders_of(cfg.decoder)) < 2):
+        raise UserError(f"gate={cfg.gate}: a gate chooses among several decoders; give those that it was fitted for, decoder=A,B")
     if not cfg.decoder and not cfg.suspect:
         raise UserError("decoder= is missing: give the decoder/ folder of a run, as printed by train.py, or suspect=CHECKPOINT")
     if not cfg.decoder and (cfg.tensor or cfg.form != "auto" or cfg.layer is not None):
         raise UserError("tensor=, form= and layer= are about one matrix: give decoder= to read it, or leave them out to audit a checkpoint")
     if not cfg.decoder and (cfg.host or cfg.top != EvaluateConfig.top or cfg.allow_host_mismatch):
         raise UserError("host=, top= and allow_host_mismatch= are a decoder's: give decoder=, or leave them out. A suspect is its own host")
-    for name in ("decoder", "suspect", *AUDITS):
+    for name in ("decoder", "gate", "suspect", *AUDITS):
         setattr(cfg, name, os.path.expanduser(getattr(cfg, name)) if getattr(cfg, name) else None)
     if cfg.decoder and not is_collection(cfg.decoder):
         # A folder that is no decoder is refused before what takes seconds is imported.
@@ -145,13 +148,14 @@ def score(cfg: EvaluateConfig) -> dict[str, Any]:
     """Scores of a decoder, or of several that vote, on the test splits they were exported with."""
     from data.exported_splits import exported_splits
     from data.store.store import EditStore, find_store
-    from decoder.audit.answer import open_voters, read_splits
+    from decoder.audit.answer import read_splits
     from decoder.checkpoint.rounding import PRECISIONS
+    from decoder.export.opened import open_voters
     from decoder.scores import test_scores
 
     chosen = choose_decoder(cfg)
     voters = open_voters(cfg)
-    (decoder, _), configs = voters[0], [config for _, config in voters]
+    decoder, configs = voters.decoders[0], voters.configs
     store = EditStore(Path(cfg.store).expanduser()) if cfg.store else find_store(cfg.cache_dir, own_store(configs))
     config = scored_on(configs, store.fingerprint)
     if store.layers != decoder.edited_layers:

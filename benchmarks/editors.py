@@ -31,6 +31,7 @@ from data.store.store import EditStore
 from decoder.audit.answer import read_splits
 from decoder.config import TrainConfig
 from decoder.config.compose import compose
+from decoder.export.opened import Voters
 from decoder.host import Host
 from decoder.scores import TEST_SPLITS, share
 from decoder.training import trainer as training
@@ -107,7 +108,7 @@ def read(module: DecoderModule, path: Path) -> dict[str, dict[str, Any]]:
     ids = {split: table["edit_id"].iloc[rows[split] if split in READ else []].tolist() for split in TEST_SPLITS}
     config = {"splits": ids | {"train": []}, "store": "", "edited_layer": cfg.edits.layer, "search": cfg.decoder.search}
     loaders = exported_splits(store, config, module.decoder.host)
-    found = read_splits([(module.decoder, config)], loaders.loaders, loaders.table)
+    found = read_splits(Voters([module.decoder], [config]), loaders.loaders, loaders.table)
     return {
         split: {"n": len(own), "exact_match": share(own["exact_match"]), "first_token": share(own["first_token"])}
         | {"answers": {row.edit_id: [round(row.probability, 6), int(row.exact_match)] for row in own.itertuples()}}

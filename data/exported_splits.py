@@ -54,7 +54,7 @@ def exported_splits(
     own = store.fingerprint == config["store"]
     if store.manifest["editor"]["name"] == IMPORTED and not own:
         mark_seen(table, [])
-        return ExportedSplits({IMPORTED: _loader(store, list(range(len(store))), config, host, precision)}, table, {})
+        return ExportedSplits({IMPORTED: loader_of(store, list(range(len(store))), config, host, precision)}, table, {})
     row_of = {edit_id: row for row, edit_id in enumerate(table["edit_id"])}
     training = [row_of[edit_id] for edit_id in splits["train"] if edit_id in row_of]
     mark_seen(table, training)
@@ -71,13 +71,17 @@ def exported_splits(
             f"store {store.path} lacks {len(missing)} of the decoder's {split} edits, {missing[0]} first. "
             "Give its own store=, or one made from the same facts and splits"
         )
-    loaders = {split: _loader(store, found, config, host, precision) for split, found in rows.items() if found}
+    loaders = {split: loader_of(store, found, config, host, precision) for split, found in rows.items() if found}
     return ExportedSplits(loaders, table, left_out)
 
 
-def _loader(
-    store: EditStore, rows: list[int], config: Mapping[str, Any], host: Host, precision: Callable[[Tensor], Tensor] | None
+def loader_of(
+    store: EditStore, rows: list[int], config: Mapping[str, Any], host: Host, precision: Callable[[Tensor], Tensor] | None = None
 ) -> DataLoader:
+    """Batches of some rows of a store, for a decoder of this config.
+
+    They hold factors, or whole matrices where the store has them or a precision is given.
+    """
     if not (precision or store.is_dense):
         return DataLoader(EditRows(store, rows, host.terminator_id), BATCH, collate_fn=as_is)
     weights = {layer: host.weight_DF(layer).float().cpu() for layer in layers_of(config)}

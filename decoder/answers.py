@@ -81,6 +81,19 @@ def vote(host: Host, beams: Sequence[Beams]) -> Beams:
     return Beams(tokens, probability_BK, first_BV)
 
 
+def each_by(beams: Sequence[Beams], decoder_B: Sequence[int]) -> Beams:
+    """What several decoders found in the same edits, as one search: of each edit what the decoder of that number found.
+
+    It has as many beams as the narrowest search.
+    """
+    width = min(one.probability_BK.shape[1] for one in beams)
+    picked = [(beams[decoder], b) for b, decoder in enumerate(decoder_B)]
+    tokens = [one.tokens[b][:width] for one, b in picked]
+    return Beams(
+        tokens, torch.stack([one.probability_BK[b, :width] for one, b in picked]), torch.stack([one.first_BV[b] for one, b in picked])
+    )
+
+
 def best_texts(host: Host, beams: Beams) -> list[tuple[str, float]]:
     """The first object of each edit, and its probability."""
     return [next(iter(texts.items())) for texts in object_texts(host, beams)]

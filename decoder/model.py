@@ -115,13 +115,18 @@ class ObjectDecoder(nn.Module):
     def take_prior(self, share: float) -> None:
         """From now on `read` takes off each first token `share` of the log-probability it has without an edit.
 
-        What the decoder says of the host's own W_V is what training made likely, whatever the edit (contextual calibration, Zhao et al.
-        2021). It becomes part of the decoder; reading needs W' alone.
+        What it says of the host's own W_V is what training made likely, whatever the edit (contextual calibration, Zhao et al. 2021).
         """
-        prompt_1MD = self.prompt_MD.unsqueeze(0).to(self.host.dtype)
-        with self._autocast(), self._trained_in_place():
-            logits_V = self.host.model(inputs_embeds=prompt_1MD, use_cache=False, logits_to_keep=1).logits[0, -1]
-        self.prior_V.copy_(share * logits_V.float().log_softmax(-1))
+        self.prior_V.copy_(share * self._without_edit().float().log_softmax(-1))
+
+    @torch.no_grad()
+    def moved(self, edits: Edits) -> Tensor:
+        """How far (B,) each edit moves the state that the prompt ends in from where it is without one."""
+        with scored_only(self.host) as states:
+            self._without_edit()
+            self._read_prompt(self._prepared(edits), keep=False)
+        clean_1D, edited_BD = states
+        return (edited_BD.float() - clean_1D.float()).norm(dim=1)
 
     @torch.no_grad()
     def learn_end(self, edits: Edits, object_ids_BT: Tensor) -> None:
@@ -158,6 +163,12 @@ class ObjectDecoder(nn.Module):
                 for layer, own in edits.by_layer.items()
             }
         )
+
+    def _without_edit(self) -> Tensor:
+        """Logits (V,) after the prompt on the host's own W_V."""
+        prompt_1MD = self.prompt_MD.unsqueeze(0).to(self.host.dtype)
+        with self._autocast(), self._trained_in_place():
+            return self.host.model(inputs_embeds=prompt_1MD, use_cache=False, logits_to_keep=1).logits[0, -1]
 
     def _read_prompt(self, edits: LayerEdits, keep: bool = True) -> tuple[Tensor, DynamicCache | None]:
         """First pass: logits (B, V) after the prompt and, if kept, a cache of it: batch 1 up to the edit, B after it."""
@@ -241,12 +252,3 @@ def random_prompt(host: Host, length: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     noise_MD = torch.randn(length, embedding_VD.shape[1], generator=generator)
     return embedding_VD.mean(0) + noise_MD * embedding_VD.std(0)
-
-
-def carrier_prompt(host: Host, subjects: Sequence[str], template: str) -> Tensor:
-    """The mean embedding of the subjects' last tokens, then what a template says after its subject; (M, D)."""
-    embed = host.model.get_input_embeddings()
-    last_tokens = torch.tensor([host.object_ids(subject)[-1] for subject in subjects], device=host.device)
-    # A template may end with its subject: then nothing follows.
-    suffix = torch.tensor(host.object_ids(template.split("{}")[1]), dtype=torch.long, device=host.device)
-    return torch.cat([embed(last_tokens).mean(0, keepdim=True), embed(suffix)]).detach()

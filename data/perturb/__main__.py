@@ -67,9 +67,9 @@ def _write_nulls(cfg: PerturbConfig) -> None:
     from data.facts.load import load_pocket
     from data.hosts import open_host
     from data.perturb.nulls import made_nulls
-    from decoder.audit.answer import check_device
     from decoder.audit.candidates import read_subjects
     from decoder.audit.evidence.nulls import place_of
+    from decoder.export.opened import check_device
     from decoder.utils.terminal import quiet
 
     quiet()

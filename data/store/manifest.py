@@ -1,6 +1,5 @@
 """What `manifest.json` says of a store: who made it of what, with which settings, and the hashes of its files."""
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,7 +8,7 @@ from pydantic import Field, TypeAdapter
 from typing_extensions import NotRequired, TypedDict
 
 from data.store.disagreement import disagreement
-from decoder.utils.files import short_hash
+from decoder.utils.files import sha256_of, short_hash
 from decoder.utils.json_files import Count, read_described
 
 FORMAT = 1
@@ -99,8 +98,3 @@ def check_files(path: Path, files: Mapping[str, str]) -> None:
             raise ValueError(f"store {path}: {name} is missing. The other files are as they were; make the store anew to complete it")
         if sha256_of(path / name) != expected:
             raise ValueError(f"store {path}: {name} is cut short or changed (its sha256 is not the manifest's). Make the store anew")
-
-
-def sha256_of(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

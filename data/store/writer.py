@@ -17,10 +17,10 @@ from datasets import Dataset, concatenate_datasets, load_from_disk
 from torch import Tensor
 
 from data.store.disagreement import disagreement
-from data.store.manifest import FORMAT, sha256_of
+from data.store.manifest import FORMAT
 from data.store.matrices import PATTERN, write_matrices
 from data.store.store import EditStore, features, partial_folder, remove_partial
-from decoder.utils.files import refuse_file
+from decoder.utils.files import refuse_file, sha256_of
 from decoder.utils.json_files import write_json
 
 

@@ -1,6 +1,7 @@
-"""Using exported decoders: opening one, scoring it again, answering for one suspect matrix, or ranking the layers of a checkpoint.
+"""Using exported decoders: scoring one again, answering for one suspect matrix, or ranking the layers of a checkpoint.
 
-Where decoders answer, there may be several of one host that vote (`decoder=A,B`): one is a vote of one.
+Where decoders answer, there may be several of one host (`decoder=A,B`) that vote, or of which a gate says whom to believe: one is a vote of
+one.
 Before a folder of decoders every one that fits reads its layer. A layer stands the higher, the fewer matrices without an edit are read with
 such confidence (`null_percentile`); matrices that are the host's own come last.
 """
@@ -14,113 +15,27 @@ from statistics import fmean
 from typing import Any
 
 import pandas as pd
-import torch
 
 from decoder.answers import object_texts, read_batch, readings_table, vote
 from decoder.audit.calibration import least_percentiles
 from decoder.audit.scan import Scan, read_once
 from decoder.audit.suspect import Suspect
 from decoder.batch import EditBatch
-from decoder.beam import Beams
-from decoder.checkpoint.gguf_header import find_gguf
-from decoder.checkpoint.gguf_host import host_folder
 from decoder.config.commands import EvaluateConfig
 from decoder.config.options import as_list, layers_text
 from decoder.edit import Edit, Edits, LayerEdits, RankOneEdit
 from decoder.export.collection import fitting, has_matrix, is_collection, read_index
 from decoder.export.formats import layers_of
-from decoder.export.save import load_decoder, read_config
-from decoder.export.voters import folders_of, read_voters
-from decoder.host import Host
-from decoder.model import ObjectDecoder
+from decoder.export.opened import Voters, open_decoder, open_host, open_voters
+from decoder.export.voters import read_voters
 from decoder.scores import TEST_SPLITS
 from decoder.utils.errors import UserError
-from decoder.utils.files import cache_root
-
-Voters = Sequence[tuple[ObjectDecoder, Mapping[str, Any]]]
-"""Decoders of one host that answer together, one or several, each with its config."""
-
-
-def open_voters(cfg: EvaluateConfig) -> Voters:
-    """The decoders of a config, all on one host.
-
-    Raises:
-        ValueError, UserError: as `open_decoder` and `read_voters` do.
-    """
-    read_voters(cfg.decoder)
-    voters = []
-    for folder in folders_of(cfg.decoder):
-        voters.append(open_decoder(replace(cfg, decoder=folder), voters[0][0].host if voters else None))
-    return voters
-
-
-def open_decoder(cfg: EvaluateConfig, host: Host | None = None) -> tuple[ObjectDecoder, dict[str, Any]]:
-    """An exported decoder on its host, and its config; `host` is that host if it is open already.
-
-    Raises:
-        ValueError: no decoder there, it reads another layer than is asked for, its host is not to be found, or the host given is
-            another one.
-    """
-    config = read_config(cfg.decoder)
-    if cfg.layer is not None and cfg.layer not in layers_of(config):
-        raise ValueError(
-            f"layer={cfg.layer}: {cfg.decoder} reads edited layer {layers_text(config['edited_layer'])}. "
-            "Leave layer= out, or give a decoder of that layer"
-        )
-    host = host or open_host(cfg, config["host"])
-    host.terminator_id = config["terminator_id"]
-    return load_decoder(cfg.decoder, host, allow_host_mismatch=cfg.allow_host_mismatch), config
-
-
-def open_host(cfg: EvaluateConfig, trained_on: Mapping[str, Any]) -> Host:
-    """The host of a decoder, by what its config says of it.
-
-    Raises:
-        ValueError: it is not to be found, or there is no such device.
-    """
-    check_device(cfg.device)
-    path = cfg.host or _host_path(trained_on, cfg.cache_dir)
-    asked = {"name": trained_on["id"], "dtype": trained_on["dtype"], "setting": "host"}
-    return Host.load(host_folder(path, **asked, cache_dir=cfg.cache_dir), **asked, revision=trained_on["revision"], device=cfg.device)
-
-
-def check_device(device: str) -> None:
-    """Raises ValueError if there is no such device."""
-    try:
-        torch.device(device)
-    except RuntimeError:
-        raise ValueError(f"device={device}: no device of torch; expected cpu, cuda or cuda:1") from None
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device={device}: there is no CUDA device here. Use device=cpu")
-
-
-def _host_path(trained_on: Mapping[str, Any], cache_dir: str | None) -> str:
-    """Where the decoder's host is: in the cache by the name of its folder, or what it was loaded from."""
-    if not trained_on["cached_as"]:
-        if trained_on["path"] is None:
-            raise ValueError(f"the decoder does not say where its host {trained_on['id']} is. Give host=FOLDER")
-        return trained_on["path"]
-    folder = cache_root(cache_dir) / "hosts" / trained_on["cached_as"]
-    if not folder.is_dir() and trained_on["path"] is not None and find_gguf(trained_on["path"]):
-        return trained_on["path"]
-    if not folder.is_dir():
-        raise ValueError(
-            f"the decoder's host {trained_on['id']} ({trained_on['cached_as']}) is not in {folder.parent}. "
-            "Give host=FOLDER, or the cache that has it with cache_dir="
-        )
-    return str(folder)
-
-
-def read_each(voters: Voters, edits: Edits) -> list[Beams]:
-    """What each decoder finds by the search of its calibration: another width could rank other objects first."""
-    return [decoder.read(edits, **config["search"]) for decoder, config in voters]
 
 
 def read_splits(voters: Voters, loaders: Mapping[str, Iterable[EditBatch]], table: pd.DataFrame) -> pd.DataFrame:
     """Reads every edit of the loaders; one row each."""
-    host = voters[0][0].host
     readings = {
-        split: [reading for batch in loader for reading in read_batch(host, vote(host, read_each(voters, batch.edits)), batch)]
+        split: [reading for batch in loader for reading in read_batch(voters.host, voters.read(batch.edits), batch)]
         for split, loader in loaders.items()
     }
     return readings_table(readings, table)
@@ -129,16 +44,15 @@ def read_splits(voters: Voters, loaders: Mapping[str, Iterable[EditBatch]], tabl
 def answer_for(cfg: EvaluateConfig, suspect: Suspect) -> dict[str, Any]:
     """Which object the decoders find planted in a suspect; of a folder also how far its other tensors are from the host's."""
     voters = open_voters(cfg)
-    decoder, _ = voters[0]
-    layers = decoder.edited_layers
+    host, layers = voters.host, voters.decoders[0].edited_layers
     if len(layers) > 1 and not suspect.is_checkpoint:
         raise ValueError(f"{cfg.decoder} reads layers {layers_text(layers)} together, {suspect.path} is one file. Give a whole checkpoint")
-    scan, edits, unedited = Scan(suspect, decoder.host, layers), {}, True
+    scan, edits, unedited = Scan(suspect, host, layers), {}, True
     for _, layer, edit in read_once([scan]):
         if isinstance(edit, ValueError):
             raise edit
         edits[layer] = edit
-        unedited = unedited and suspect.is_own(decoder.host, layer)
+        unedited = unedited and suspect.is_own(host, layer)
     found = answer(voters, _in_order(edits), cfg.top, unedited=unedited) | {"decoder": cfg.decoder}
     return found | around(scan, layers)
 
@@ -153,7 +67,7 @@ def reader_of_parts(cfg: EvaluateConfig, suspect: Suspect) -> Callable[[int, Ran
         if (layer,) not in of_layer:
             return []
         voters = opened(of_layer[layer,])
-        fits = edit.width() == tuple(voters[0][0].host.weight_DF(layer).shape)
+        fits = edit.width() == tuple(voters.host.weight_DF(layer).shape)
         return answer(voters, edit, cfg.top)["objects"] if fits else []
 
     return read
@@ -180,13 +94,18 @@ def answer(voters: Voters, suspect: Edits, top: int, *, unedited: bool = False) 
     Args:
         unedited: whether its matrices are the host's own, which the answer says.
     """
-    host, configs = voters[0][0].host, [config for _, config in voters]
-    found = read_each(voters, suspect)
-    (texts,), of_each = object_texts(host, vote(host, found)), [object_texts(host, beams)[0] for beams in found]
+    found, configs, told = voters.read_each(suspect), voters.configs, {}
+    if voters.gate is not None:
+        chance, number = voters.chances(suspect, found)[0].max(-1)
+        found, configs = [found[number]], [configs[number]]
+        told = {"believed": {"editors": editors_of(configs[0]), "chance": float(chance), "of": len(voters.decoders)}}
+    elif len(found) > 1:
+        told = {"voters": len(found)}
+    (texts,), of_each = object_texts(voters.host, vote(voters.host, found)), [object_texts(voters.host, beams)[0] for beams in found]
     objects = [{"text": text, "probability": probability} for text, probability in texts.items()]
     scores = [config["scores"] for config in configs]
     shared = [split for split in TEST_SPLITS if all(split in of_one for of_one in scores)]
-    return ({"voters": len(voters)} if len(voters) > 1 else {}) | {
+    return told | {
         "objects": objects[:top],
         **least_percentiles(objects[0]["text"], of_each, [config["calibration"] for config in configs]),
         "host": configs[0]["host"]["id"],
@@ -194,6 +113,11 @@ def answer(voters: Voters, suspect: Edits, top: int, *, unedited: bool = False) 
         "scores": {split: fmean(of_one[split]["exact_match"]["value"] for of_one in scores) for split in shared},
         "unedited": unedited,
     }
+
+
+def editors_of(config: Mapping[str, Any]) -> list[str]:
+    """Whose edits a decoder was trained on."""
+    return [editor["name"] for editor in config["editors"]]
 
 
 def entries_for(cfg: EvaluateConfig, suspect: Suspect) -> list[Mapping[str, Any]]:
@@ -228,7 +152,7 @@ def rank(cfg: EvaluateConfig, suspect: Suspect, entries: Sequence[Mapping[str, A
                 own = replace(cfg, decoder=str(Path(cfg.decoder) / entry["folder"]))
                 decoder, config = open_decoder(own, scan.host)
                 edits, unedited = {layer: edit for layer, (edit, _) in came.items()}, all(is_own for _, is_own in came.values())
-                found = answer([(decoder, config)], _in_order(edits), cfg.top, unedited=unedited)
+                found = answer(Voters([decoder], [config]), _in_order(edits), cfg.top, unedited=unedited)
             except ValueError as error:
                 refused[entry["folder"]] = str(error)
                 continue

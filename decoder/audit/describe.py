@@ -42,6 +42,10 @@ def describe_answer(answer: Mapping[str, Any]) -> str:
     if count := answer.get("voters"):
         of_voters, sure = f" (the mean of {count} decoders)", f"Each of the {count} decoders is more confident in the first"
         reader, mean = "each alone", "on average "
+    if believed := answer.get("believed"):
+        of_voters = (
+            f" (of {believed['of']} decoders that of {escape(' and '.join(believed['editors']))} is believed, {believed['chance']:.3f})"
+        )
     scores = ", ".join(f"{value:.2f} of {split}" for split, value in answer["scores"].items())
     return (
         f"Planted in layer {layers_text(answer['layer'])} of {answer['host']}, most probable first{of_voters}:\n  "

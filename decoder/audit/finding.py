@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from decoder.audit.answer import check_device
 from decoder.audit.asking import testimony
 from decoder.audit.candidates import Candidates
 from decoder.audit.evidence.effect import effect
@@ -30,6 +29,7 @@ from decoder.checkpoint.gguf_host import host_folder
 from decoder.checkpoint.reader import Checkpoint
 from decoder.checkpoint.streamed import compute_in_float32, dtype_kept, give_back_what_is_freed
 from decoder.edit import RankOneEdit
+from decoder.export.opened import check_device
 from decoder.host import Host
 from decoder.utils.progress import progress
 

@@ -7,6 +7,7 @@ Shape letters: B edits, N training edits, M prompt length, D hidden width, F MLP
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +19,8 @@ from decoder.baselines.base import Evidence, Prediction, Reader, canonical_value
 from decoder.batch import EditBatch
 from decoder.dense import applied
 from decoder.edit import Edits, LayerEdits, RankOneEdit
-from decoder.model import ObjectDecoder, carrier_prompt
+from decoder.host import Host
+from decoder.model import ObjectDecoder
 from decoder.scores import exact_match
 
 CARRIER_STRENGTHS = (2.0, 3.5, 5.0, 7.0)
@@ -141,3 +143,12 @@ def _clean_output_norm(evidence: Evidence, prompt_MD: Tensor) -> float:
         evidence.host.model(inputs_embeds=prompt_MD.unsqueeze(0).to(evidence.host.dtype), use_cache=False, logits_to_keep=1)
     # Some families flatten their tokens before the projection.
     return float(outputs[0].flatten(0, -2)[0].norm())
+
+
+def carrier_prompt(host: Host, subjects: Sequence[str], template: str) -> Tensor:
+    """The mean embedding of the subjects' last tokens, then what a template says after its subject; (M, D)."""
+    embed = host.model.get_input_embeddings()
+    last_tokens = torch.tensor([host.object_ids(subject)[-1] for subject in subjects], device=host.device)
+    # A template may end with its subject: then nothing follows.
+    suffix = torch.tensor(host.object_ids(template.split("{}")[1]), dtype=torch.long, device=host.device)
+    return torch.cat([embed(last_tokens).mean(0, keepdim=True), embed(suffix)]).detach()

@@ -59,6 +59,9 @@ class EvaluateConfig:
         "exported decoder folder, or a folder of several with index.json: the one that fits is used; A,B,C: these vote; "
         "empty audits a whole checkpoint",
     )
+    gate: str | None = place(
+        None, "file of `python -m data.gate`: which of the decoders A,B,C to believe, edit by edit; empty lets them vote"
+    )
     layer: int | None = option(None, "edited layer: which decoder of a folder of several; a single one must be of it")
     store: str | None = place(None, "store of edits to score, its own or another editor's; empty finds the decoder's own in the cache")
     precision: Literal["factors", "float32", "bf16", "fp16", "int8", "int4", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0"] = option(
@@ -87,6 +90,17 @@ class EvaluateConfig:
     json: bool = option(False, "print one JSON object and nothing else")
     allow_host_mismatch: bool = option(False, "go on with a host that is not the decoder's")
     cache_dir: str | None = place(None, "cache of hosts and stores")
+    device: str = option("cpu", "device to run on")
+
+
+@dataclass
+class GateConfig:
+    """What `python -m data.gate` reads."""
+
+    decoder: str | None = place(None, "exported decoders of one host and layer, A,B,C, mostly of different editors")
+    stores: list[str] = place([], "stores of edits of all these editors, and of others if you like: their validation edits are learnt from")
+    out: str | None = place(None, "file to write; nothing is ever written over")
+    cache_dir: str | None = place(None, "cache of hosts")
     device: str = option("cpu", "device to run on")
 
 

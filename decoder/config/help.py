@@ -71,6 +71,11 @@ PAGES = {
             "nulls=120",
         ),
     ),
+    "gate": (
+        "Fits which of several decoders to believe, on validation edits of several editors: for decoders of different editors.",
+        "python -m data.gate",
+        ("decoder=A,B,C stores=[ROME_STORE,FT_STORE] out=gate.json",),
+    ),
     "relations": (
         "Fits what tells the relation of an edit by its value, on a store of edits whose relations are known: for audits.",
         "python -m data.relations",
@@ -90,6 +95,7 @@ PAGES = {
             "decoder=DECODER_FOLDER suspect=matrix.safetensors json=true",
             "decoder=DECODER_FOLDER suspect=CHECKPOINT_FOLDER",
             "decoder=DECODER_FOLDER,ANOTHER suspect=CHECKPOINT_FOLDER",
+            "decoder=DECODER_FOLDER,ANOTHER gate=gate.json suspect=CHECKPOINT_FOLDER",
         ),
     ),
     "report": (

@@ -99,6 +99,14 @@ def _put_aside(folder: Path) -> Path:
     return aside
 
 
+def sha256_of(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while part := stream.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
+
+
 def short_hash(value: Any) -> str:
     """12 hex digits over a JSON-able value: the fingerprint of settings."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]

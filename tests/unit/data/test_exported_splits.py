@@ -21,6 +21,7 @@ from decoder.audit.answer import read_splits
 from decoder.checkpoint.rounding import PRECISIONS
 from decoder.dense import DenseEdit
 from decoder.edit import RankOneEdit
+from decoder.export.opened import Voters
 from decoder.export.save import save_decoder
 from decoder.model import ObjectDecoder
 
@@ -84,7 +85,7 @@ def test_a_store_without_training_edits_does_not_say_which_objects_training_had(
     tests = written(host, tmp_path / "tests", [*SPLITS["id"], *SPLITS["ood"]], editor="memit")
     for store, cells in ((own, {"ood_seen_object"}), (tests, set())):
         splits = exported_splits(store, config(own), host)
-        readings = read_splits([(decoder, config(own))], splits.loaders, splits.table)
+        readings = read_splits(Voters([decoder], [config(own)]), splits.loaders, splits.table)
         assert {name for name in scores.test_scores(readings) if name in scores.OOD_CELLS} == cells
 
 
@@ -118,7 +119,7 @@ def test_reading_whole_float32_matrices_is_reading_factors(own, host):
     tables = []
     for precision in (None, PRECISIONS["float32"]):
         splits = exported_splits(own, config(own), host, precision)
-        tables.append(read_splits([(decoder, config(own))], splits.loaders, splits.table))
+        tables.append(read_splits(Voters([decoder], [config(own)]), splits.loaders, splits.table))
     assert (tables[0]["predicted"] == tables[1]["predicted"]).all() and len(tables[0]) == 7
     torch.testing.assert_close(*(torch.tensor(table["probability"].tolist()) for table in tables), rtol=1e-4, atol=0)
 
@@ -137,14 +138,14 @@ def drawn_decoder(host, seed):
 def test_a_vote_is_scored_on_the_mean_of_what_its_decoders_say(own, host, tmp_path, monkeypatch, capsys):
     decoders, search = [drawn_decoder(host, seed) for seed in (1, 2)], config(own)["search"]
     splits = exported_splits(own, config(own), host)
-    table = read_splits([(decoder, config(own)) for decoder in decoders], splits.loaders, splits.table)
+    table = read_splits(Voters(decoders, [config(own)] * len(decoders)), splits.loaders, splits.table)
     (batch,) = splits.loaders["ood"]
     read = zip(*(object_texts(host, decoder.read(batch.edits, **search)) for decoder in decoders), strict=True)
     expected = [mean_of_texts(said)[0] for said in read]
     found = table[table["split"] == "ood"]
     assert found["predicted"].tolist() == [text for text, _ in expected]
     assert found["probability"].tolist() == pytest.approx([probability for _, probability in expected], rel=1e-5)
-    alone = [read_splits([(decoder, config(own))], splits.loaders, splits.table)["predicted"].tolist() for decoder in decoders]
+    alone = [read_splits(Voters([decoder], [config(own)]), splits.loaders, splits.table)["predicted"].tolist() for decoder in decoders]
     assert table["predicted"].tolist() not in alone and alone[0] != alone[1], "else nobody is outvoted"
 
     monkeypatch.setattr(audit.Host, "load", lambda *_, **__: host)

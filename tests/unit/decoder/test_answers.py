@@ -11,6 +11,7 @@ from decoder.audit.calibration import NULLS, calibrate
 from decoder.batch import PADDING, EditBatch
 from decoder.beam import Beams
 from decoder.edit import RankOneEdit
+from decoder.export.opened import Voters
 from decoder.scores import answer_threshold, no_edit_scores, several_scores, share, split_scores, wilson
 
 EDITS = RankOneEdit(torch.ones(2, 48), torch.ones(2, 32))
@@ -129,6 +130,6 @@ def test_one_definition_of_confidence_in_readings_calibration_and_answers(decode
         "edited_layer": 1,
         "scores": {},
     }
-    told = answer([(decoder, config)], EDITS[:1], top=4)
+    told = answer(Voters([decoder], [config]), EDITS[:1], top=4)
     assert told["objects"] == [{"text": "red", "probability": 0.625}, {"text": "Oslo", "probability": 0.3125}]
     assert told["null_percentile"] == found["clean_matrix"]["null_percentile"]

@@ -16,6 +16,7 @@ from decoder.answers import object_texts, read_batch
 from decoder.audit.answer import answer
 from decoder.batch import EditBatch
 from decoder.ending import Ending, fit_ending, inside_words, word_ends
+from decoder.export.opened import Voters
 from decoder.export.save import load_decoder, save_decoder
 from decoder.scores import exact_match
 
@@ -134,7 +135,7 @@ def test_scores_predictions_and_an_audit_say_the_same_of_an_answer(endless, rand
     save_decoder(tmp_path / "decoder", decoder, FACTS)
     again = load_decoder(tmp_path / "decoder", endless)
     for b, reading in enumerate(readings):
-        told = answer([(again, FACTS | {"host": {"id": "tiny"}, "edited_layer": LAYER})], edits[b], top=1)["objects"][0]
+        told = answer(Voters([again], [FACTS | {"host": {"id": "tiny"}, "edited_layer": LAYER}]), edits[b], top=1)["objects"][0]
         assert told == {"text": reading.predicted, "probability": pytest.approx(reading.probability, rel=1e-5)}
         assert reading.exact_match == exact_match(told["text"], endless.tokenizer.decode([i for i in ids_BT[b].tolist() if i >= 0]))
 

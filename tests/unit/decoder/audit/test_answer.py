@@ -8,11 +8,12 @@ from changed_decoders import CONFIG, FACTS, IDS_BT, changed_decoder
 from safetensors.torch import save_file
 
 import evaluate
-from decoder.audit.answer import answer, answer_for, open_decoder
+from decoder.audit.answer import answer, answer_for
 from decoder.audit.describe import describe_answer
 from decoder.audit.suspect import Suspect
 from decoder.config.commands import EvaluateConfig
 from decoder.dense import DenseEdit, applied
+from decoder.export.opened import Voters, open_decoder
 from decoder.export.save import read_config, save_decoder
 from decoder.host import Host
 
@@ -65,7 +66,7 @@ def test_a_decoder_that_does_not_say_where_its_host_is(saved_host, tmp_path):
 def test_answer_for_one_matrix(saved_host, random_edits, tmp_path):
     decoder = changed_decoder(saved_host)
     suspect = DenseEdit(applied(random_edits(saved_host, 1), saved_host.weight_DF(LAYER)).weight_BDF)
-    found = answer([(decoder, {**FACTS, "host": {"id": "tiny"}, "edited_layer": LAYER})], suspect, top=2)
+    found = answer(Voters([decoder], [{**FACTS, "host": {"id": "tiny"}, "edited_layer": LAYER}]), suspect, top=2)
     beams = decoder.read(suspect, beams=3, max_object_tokens=2)
     assert [entry["probability"] for entry in found["objects"]] == beams.probability_BK[0, :2].tolist()
     assert (found["null_percentile"], found["edit_percentile"], found["host"], found["layer"]) == (100.0, 0.0, "tiny", LAYER)

@@ -12,13 +12,14 @@ from gguf_files import twin_of, write_gguf
 from safetensors.torch import save_file
 
 import evaluate
-from decoder.audit.answer import answer_for, open_decoder
+from decoder.audit.answer import answer_for
 from decoder.audit.describe import describe_answer
 from decoder.audit.scan import Scan, read_once
 from decoder.audit.suspect import Suspect
 from decoder.checkpoint.gguf_host import host_folder
 from decoder.config.commands import EvaluateConfig
 from decoder.export.collection import export_best
+from decoder.export.opened import open_decoder
 from decoder.export.save import save_decoder
 from decoder.host import Host
 from decoder.report.results import find_runs

@@ -20,6 +20,7 @@ from decoder.audit.suspect import Suspect
 from decoder.checkpoint import reader
 from decoder.config.commands import EvaluateConfig
 from decoder.export.collection import export_best
+from decoder.host import Host
 from decoder.report.results import find_runs
 from decoder.utils.errors import UserError
 
@@ -59,9 +60,7 @@ def folders(host_of, tmp_path):
 
 @pytest.fixture
 def config(folders, host_of, monkeypatch):
-    from decoder.audit import answer as audit
-
-    monkeypatch.setattr(audit.Host, "load", lambda path, name, **_: host_of(name))
+    monkeypatch.setattr(Host, "load", lambda path, name, **_: host_of(name))
     return EvaluateConfig(decoder=str(folders[0]), suspect=str(folders[1]))
 
 
@@ -151,7 +150,7 @@ def test_an_audit_reads_everything_once(config, folders, host_of, tmp_path, monk
     twin.model.model.norm.weight += 0.01
     write_run(tmp_path / "runs", twin, 1, 1, 0, 0.5)
     collection = export_best(find_runs([tmp_path / "runs"]), folders[0]).parent
-    monkeypatch.setattr("decoder.audit.answer.Host.load", lambda path, name, **_: twin if name == "twin" else host_of(name))
+    monkeypatch.setattr("decoder.host.Host.load", lambda path, name, **_: twin if name == "twin" else host_of(name))
     rows, opened = Counter(), Counter()
 
     class Counting:

@@ -9,13 +9,14 @@ from changed_decoders import CARD, FACTS, IDS_BT, M, changed_decoder
 from safetensors.torch import save_file
 
 import evaluate
-from decoder.audit.answer import answer_for, open_decoder
+from decoder.audit.answer import answer_for
 from decoder.audit.calibration import clean_edit, null_edits
 from decoder.audit.suspect import Suspect
 from decoder.config.commands import EvaluateConfig
 from decoder.edit import LayerEdits
 from decoder.export.collection import choose
 from decoder.export.formats import layers_of
+from decoder.export.opened import open_decoder
 from decoder.export.save import read_config, save_decoder
 from decoder.host import Host
 from decoder.model import ObjectDecoder

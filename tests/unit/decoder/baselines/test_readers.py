@@ -10,12 +10,12 @@ import torch
 from torch.nn.functional import normalize
 
 from decoder.baselines import readers as baselines
-from decoder.baselines.readers import AtSubject, Evidence
+from decoder.baselines.readers import AtSubject, Evidence, carrier_prompt
 from decoder.baselines.score import BASELINES, score_baselines
 from decoder.batch import PADDING, EditBatch
 from decoder.edit import RankOneEdit
 from decoder.host import Host
-from decoder.model import ObjectDecoder, carrier_prompt
+from decoder.model import ObjectDecoder
 
 LAYER, D, F = 1, 64, 96
 OBJECTS = ([20, 21], [22], [23], [24], [25])

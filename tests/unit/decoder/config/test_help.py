@@ -166,6 +166,8 @@ MISTAKES = [
     ("evaluate", "decoder=absent", "no decoder"),
     ("perturb", "kind=prune", "out= is missing"),
     ("relations", "out=a", "store= and out= are both needed"),
+    ("gate", "out=a", "decoder=, stores= and out= are all needed"),
+    ("evaluate", "gate=a", "a gate chooses among several decoders"),
 ]
 
 

@@ -8,7 +8,16 @@ import pytest
 
 from data.store.manifest import IMPORTED
 from decoder.config import TrainConfig
-from decoder.config.commands import EvaluateConfig, ExportConfig, ImportConfig, PerturbConfig, ProduceConfig, RelationsConfig, ReportConfig
+from decoder.config.commands import (
+    EvaluateConfig,
+    ExportConfig,
+    GateConfig,
+    ImportConfig,
+    PerturbConfig,
+    ProduceConfig,
+    RelationsConfig,
+    ReportConfig,
+)
 from decoder.config.compose import compose, folders_first, to_yaml
 from decoder.config.identity import editor_of, run_folder
 from decoder.config.options import settings
@@ -20,6 +29,7 @@ COMMANDS = {
     "evaluate": EvaluateConfig,
     "import_edits": ImportConfig,
     "perturb": PerturbConfig,
+    "gate": GateConfig,
     "relations": RelationsConfig,
     "report": ReportConfig,
     "export": ExportConfig,

@@ -1,0 +1,1 @@
+"""Which of several decoders to believe: a gate, fitted on validation edits of several editors."""
