@@ -5,8 +5,9 @@
 
 `stores` has a store an editor, named as the editor, made with the same settings of train.py: `python -m data.produce edits=ft
 store=FOLDER/ft`. A decoder of one editor is trained for `steps` steps, one of several for `mixed`, each on edits of one of them. `out`
-gets a file a decoder, a line for each editor and split that it read, with the probability of every answer and whether it was right.
-Decoders whose file is there are not trained again, so a killed command goes on, and any number of processes may share the work by `part=`.
+gets a file a decoder, a line for each editor and split that it read, with the probability of every answer, whether it was right, and how
+far the edit moved the decoder: from the lines of validation splits a gate (`decoder/export/gate.py`) learns. Decoders whose file is there
+are not trained again, so a killed command goes on, and any number of processes may share the work by `part=`.
 """
 
 import json
@@ -22,18 +23,17 @@ from common import settings
 from lightning import seed_everything
 
 from data.datamodule import EditDataModule
-from data.exported_splits import exported_splits
+from data.exported_splits import loader_of
 from data.facts.splits import assign
 from data.hosts import open_host
 from data.produce.__main__ import read_part
 from data.store.fact_rows import one_fact_a_row
 from data.store.store import EditStore
-from decoder.audit.answer import read_splits
+from decoder.answers import read_batch
 from decoder.config import TrainConfig
 from decoder.config.compose import compose
-from decoder.export.opened import Voters
 from decoder.host import Host
-from decoder.scores import TEST_SPLITS, share
+from decoder.scores import VAL_SPLITS, share
 from decoder.training import trainer as training
 from decoder.training.module import DecoderModule
 from decoder.utils.errors import UserError, run_command
@@ -101,20 +101,25 @@ def train(reader: Reader, stores: Path, steps: int, given: list[str], host: Host
 
 
 def read(module: DecoderModule, path: Path) -> dict[str, dict[str, Any]]:
-    """Exact match of a decoder on the successful test edits of one editor."""
+    """Exact match of a decoder on the successful edits of one editor, and of each the answer's probability and what else a gate sees."""
     cfg, store = module.cfg, one_fact_a_row(EditStore(path))
-    table = store.table()
+    table, told = store.table(), {}
     rows = assign(module.trainer.datamodule.plan, table, cfg.splits)
-    ids = {split: table["edit_id"].iloc[rows[split] if split in READ else []].tolist() for split in TEST_SPLITS}
-    config = {"splits": ids | {"train": []}, "store": "", "edited_layer": cfg.edits.layer, "search": cfg.decoder.search}
-    loaders = exported_splits(store, config, module.decoder.host)
-    found = read_splits(Voters([module.decoder], [config]), loaders.loaders, loaders.table)
-    return {
-        split: {"n": len(own), "exact_match": share(own["exact_match"]), "first_token": share(own["first_token"])}
-        | {"answers": {row.edit_id: [round(row.probability, 6), int(row.exact_match)] for row in own.itertuples()}}
-        for split in READ
-        if len(own := found[found["split"] == split])
-    }
+    for split in (split for split in (*VAL_SPLITS, *READ) if rows[split]):
+        found = []
+        for batch in loader_of(store, rows[split], {"edited_layer": cfg.edits.layer}, module.decoder.host):
+            batch = batch.on(module.decoder.host.device)
+            beams, moved = module.decoder.read(batch.edits, **cfg.decoder.search), module.decoder.moved(batch.edits).tolist()
+            found += zip(read_batch(module.decoder.host, beams, batch), moved, strict=True)
+        told[split] = {
+            "n": len(found),
+            "exact_match": share([one.exact_match for one, _ in found]),
+            "first_token": share([one.first_token for one, _ in found]),
+            "answers": {
+                table["edit_id"].iloc[one.row]: [round(one.probability, 6), int(one.exact_match), round(moved, 6)] for one, moved in found
+            },
+        }
+    return told
 
 
 @run_command

@@ -12,13 +12,14 @@ from typing import Any
 from pydantic import TypeAdapter
 from typing_extensions import NotRequired, TypedDict
 
+from decoder.report.editing.gated import gated
 from decoder.report.page import render
 from decoder.report.tables import format_interval
-from decoder.scores import share, wilson
+from decoder.scores import VAL_SPLITS, wilson
 from decoder.utils.files import write_text
 from decoder.utils.json_files import Count, FromOne, Score, read_lines
 
-SUREST = "surest of "
+GATED = "gate of "
 CLOSE = 0.05
 """How much less a decoder of all may read of an editor than one of that editor alone."""
 
@@ -39,7 +40,7 @@ class Line(TypedDict):
     split: str
     n: FromOne
     exact_match: Score
-    answers: NotRequired[dict[str, tuple[float, int]]]
+    answers: NotRequired[dict[str, tuple[float, int] | tuple[float, int, float]]]
 
 
 LINE = TypeAdapter(Line)
@@ -87,32 +88,7 @@ def read_readers(path: Path) -> list[dict[str, Any]]:
         ValueError: there is none, or one is no such line.
     """
     lines = read_lines(path, LINE, "give the folder that benchmarks/editors.py wrote")
-    return [*lines, *surest(lines)]
-
-
-def surest(lines: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """What one reads who takes, edit by edit, the most probable answer among decoders of one editor each: of all, and of all but one.
-
-    It takes lines with `answers`: edit -> probability, and whether the answer is right. Decoders that read other edits are not compared.
-    """
-    found: dict[tuple[Any, ...], dict[str, Mapping[str, Any]]] = {}
-    for line in lines:
-        if len(line["train"]) == 1 and line.get("answers"):
-            same = (line["host"], line["layer"], line["seed"], line["read"], line["split"], frozenset(line["answers"]))
-            found.setdefault(same, {})[line["train"][0]] = line
-    for one in found.values():
-        editors = next(iter(one.values()))["editors"]
-        for asked in (editors, *([other for other in editors if other != editor] for editor in editors)):
-            if len(asked) < 2 or not {*asked} <= {*one}:
-                continue
-            answers = [one[editor]["answers"] for editor in asked]
-            hits = [max((each[edit] for each in answers), key=lambda told: told[0])[1] for edit in answers[0]]
-            both = {
-                "train_edits": sum(one[editor]["train_edits"] for editor in asked),
-                "steps": sum(one[editor]["steps"] for editor in asked),
-            }
-            told = {name: one[asked[0]][name] for name in ("host", "layer", "editors", "seed", "read", "split", "n")}
-            yield told | both | {"train": asked, "surest": True, "exact_match": share(hits)}
+    return [*lines, *gated(lines)]
 
 
 def rows(lines: Iterable[Mapping[str, Any]], split: str) -> list[Row]:
@@ -120,9 +96,9 @@ def rows(lines: Iterable[Mapping[str, Any]], split: str) -> list[Row]:
     found: dict[tuple[bool, tuple[str, ...]], dict[str, dict[int, Mapping[str, Any]]]] = {}
     for line in sorted(lines, key=lambda line: line["seed"]):
         if line["split"] == split:
-            found.setdefault((line.get("surest", False), tuple(line["train"])), {}).setdefault(line["read"], {})[line["seed"]] = line
+            found.setdefault((line.get("gated", False), tuple(line["train"])), {}).setdefault(line["read"], {})[line["seed"]] = line
     rows = []
-    for (is_surest, train), by_editor in found.items():
+    for (is_gated, train), by_editor in found.items():
         some = [one for by_seed in by_editor.values() for one in by_seed.values()]
         editors = some[0]["editors"]
         cells = {
@@ -132,11 +108,16 @@ def rows(lines: Iterable[Mapping[str, Any]], split: str) -> list[Row]:
             for editor in editors
             if editor in by_editor
         }
-        name = (SUREST if is_surest else "") + _name(train, editors)
+        name = (GATED if is_gated else "") + _name(train, editors)
         row = Row(name, cells, frozenset(train), some[0]["train_edits"], some[0]["steps"])
         left_out = min(map(editors.index, set(editors) - {*train}), default=0)
-        rows.append((is_surest, len(train) == len(editors), len(train) > 1, left_out, train, row))
+        rows.append((is_gated, len(train) == len(editors), len(train) > 1, left_out, train, row))
     return [row for *_, row in sorted(rows, key=lambda entry: entry[:5])]
+
+
+def _tested(lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The splits that are scored, those of validation aside: from them gates learn."""
+    return [split for split in dict.fromkeys(line["split"] for line in lines) if split not in VAL_SPLITS]
 
 
 def _name(train: Sequence[str], editors: Sequence[str]) -> str:
@@ -145,9 +126,9 @@ def _name(train: Sequence[str], editors: Sequence[str]) -> str:
 
 
 def summary(rows: Sequence[Row]) -> list[str]:
-    """What the table says of all editors together, in sentences: for decoders of several, and for the surest of several decoders."""
+    """What the table says of all editors together, in sentences: for decoders of several, and for a gate of several."""
     alone = {editor: row.cells[editor].mean for row in rows for editor in row.own & row.cells.keys() if len(row.own) == 1}
-    return [sentence for who in ("", SUREST) for sentence in (*_of_all(rows, who, alone), *_left_out(rows, who))]
+    return [sentence for who in ("", GATED) for sentence in (*_of_all(rows, who, alone), *_left_out(rows, who))]
 
 
 def _of_all(rows: Sequence[Row], who: str, alone: Mapping[str, float]) -> Iterator[str]:
@@ -156,7 +137,7 @@ def _of_all(rows: Sequence[Row], who: str, alone: Mapping[str, float]) -> Iterat
             behind = {editor: alone[editor] - row.cells[editor].mean for editor in alone if editor in row.cells}
             worst = max(behind, key=behind.__getitem__)
             close = sum(gap <= CLOSE for gap in behind.values())
-            together = "By the surest of all decoders editors" if who else "All together"
+            together = "By a gate of all decoders editors" if who else "All together"
             yield (
                 f"{together} are read within {CLOSE:g} of a decoder of one editor for {close} of {len(behind)} editors; "
                 f"the most is lost on {worst} ({behind[worst]:+.3f})."
@@ -168,14 +149,14 @@ def _left_out(rows: Sequence[Row], who: str) -> Iterator[str]:
         editor: row.cells[editor].mean for row in rows if row.name.startswith(f"{who}all but ") for editor in row.cells.keys() - row.own
     }
     if means:
-        worst, by = min(means, key=means.__getitem__), " by the surest of the others" if who else ""
+        worst, by = min(means, key=means.__getitem__), " by a gate of the others" if who else ""
         yield f"An editor that was left out is read at {median(means.values()):.3f} in the median{by}, {worst} worst ({means[worst]:.3f})."
 
 
 def markdown(lines: Sequence[Mapping[str, Any]]) -> str:
     """The tables of all splits, in bold what a decoder was not trained on."""
     parts = []
-    for split in dict.fromkeys(line["split"] for line in lines):
+    for split in _tested(lines):
         table = rows(lines, split)
         editors = list(dict.fromkeys(editor for row in table for editor in row.cells))
         counts = {editor: next(row.cells[editor].n for row in table if editor in row.cells) for editor in editors}
@@ -194,7 +175,7 @@ def markdown(lines: Sequence[Mapping[str, Any]]) -> str:
 def write_readers(path: Path, to: Path) -> Path:
     """Writes readers.html into the folder `to`; returns its path."""
     lines = read_readers(path)
-    splits = {split: rows(lines, split) for split in dict.fromkeys(line["split"] for line in lines)}
+    splits = {split: rows(lines, split) for split in _tested(lines)}
     context = {
         "splits": splits,
         "editors": lines[0]["editors"],
