@@ -169,6 +169,7 @@ def score(cfg: EvaluateConfig) -> dict[str, Any]:
     splits = exported_splits(store, config, decoder.host, PRECISIONS.get(cfg.precision))
     readings = read_splits(voters, splits.loaders, splits.table)
     scores = {"test": test_scores(readings), "left_out": splits.left_out, "precision": cfg.precision}
+    scores |= {"gate": cfg.gate} if cfg.gate else {}
     return scores | {"decoder": cfg.decoder, "store": str(store.path), "editor": store.manifest["editor"]["name"]} | chosen
 
 

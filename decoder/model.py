@@ -115,7 +115,8 @@ class ObjectDecoder(nn.Module):
     def take_prior(self, share: float) -> None:
         """From now on `read` takes off each first token `share` of the log-probability it has without an edit.
 
-        What it says of the host's own W_V is what training made likely, whatever the edit (contextual calibration, Zhao et al. 2021).
+        What it says of the host's own W_V is what training made likely, whatever the edit (contextual calibration, Zhao et al. 2021). It
+        becomes part of the decoder; reading needs W' alone.
         """
         self.prior_V.copy_(share * self._without_edit().float().log_softmax(-1))
 
@@ -125,7 +126,8 @@ class ObjectDecoder(nn.Module):
         with scored_only(self.host) as states:
             self._without_edit()
             self._read_prompt(self._prepared(edits), keep=False)
-        clean_1D, edited_BD = states
+        # Between them are those of a self-check, if these edits are the first on their host.
+        clean_1D, *_, edited_BD = states
         return (edited_BD.float() - clean_1D.float()).norm(dim=1)
 
     @torch.no_grad()

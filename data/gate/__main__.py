@@ -30,8 +30,8 @@ def main(argv: list[str] | None = None) -> None:
     quiet()
     stores = [EditStore(Path(store)) for store in cfg.stores]
     rows = [validation_rows(store, configs) for store in stores]
-    voters = open_voters(EvaluateConfig(decoder=cfg.decoder, cache_dir=cfg.cache_dir, device=cfg.device))
-    gate, told = learn(voters, folders_of(cfg.decoder), list(zip(stores, rows, strict=True)))
+    voters = open_voters(EvaluateConfig(decoder=cfg.decoder, host=cfg.host, cache_dir=cfg.cache_dir, device=cfg.device))
+    gate, told = learn(voters, list(zip(stores, rows, strict=True)))
     gate.save(Path(cfg.out))
     print(f"{cfg.out}: {told}")
 

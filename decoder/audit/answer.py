@@ -35,7 +35,7 @@ from decoder.utils.errors import UserError
 def read_splits(voters: Voters, loaders: Mapping[str, Iterable[EditBatch]], table: pd.DataFrame) -> pd.DataFrame:
     """Reads every edit of the loaders; one row each."""
     readings = {
-        split: [reading for batch in loader for reading in read_batch(voters.host, voters.read(batch.edits), batch)]
+        split: [reading for batch in loader for reading in read_batch(voters.host, voters.read(batch.on(voters.host.device).edits), batch)]
         for split, loader in loaders.items()
     }
     return readings_table(readings, table)
@@ -98,7 +98,14 @@ def answer(voters: Voters, suspect: Edits, top: int, *, unedited: bool = False) 
     if voters.gate is not None:
         chance, number = voters.chances(suspect, found)[0].max(-1)
         found, configs = [found[number]], [configs[number]]
-        told = {"believed": {"editors": editors_of(configs[0]), "chance": float(chance), "of": len(voters.decoders)}}
+        told = {
+            "believed": {
+                "decoder": voters.folders[number],
+                "editors": editors_of(configs[0]),
+                "chance": float(chance),
+                "of": len(voters.decoders),
+            }
+        }
     elif len(found) > 1:
         told = {"voters": len(found)}
     (texts,), of_each = object_texts(voters.host, vote(voters.host, found)), [object_texts(voters.host, beams)[0] for beams in found]
@@ -107,7 +114,7 @@ def answer(voters: Voters, suspect: Edits, top: int, *, unedited: bool = False) 
     shared = [split for split in TEST_SPLITS if all(split in of_one for of_one in scores)]
     return told | {
         "objects": objects[:top],
-        **least_percentiles(objects[0]["text"], of_each, [config["calibration"] for config in configs]),
+        **_percentiles(objects[0]["text"], of_each, configs, len(voters.decoders) if voters.gate else 1),
         "host": configs[0]["host"]["id"],
         "layer": configs[0]["edited_layer"],
         "scores": {split: fmean(of_one[split]["exact_match"]["value"] for of_one in scores) for split in shared},
@@ -115,9 +122,20 @@ def answer(voters: Voters, suspect: Edits, top: int, *, unedited: bool = False) 
     }
 
 
+def _percentiles(
+    text: str, answers: Sequence[Mapping[str, float]], configs: Sequence[Mapping[str, Any]], chosen_of: int
+) -> dict[str, float]:
+    """How an answer's confidence compares with nulls and with validation edits; of one of several that a gate chose, by Bonferroni's bound.
+
+    A null is as likely to reach a percentile with the decoder that is chosen for being sure of it as with any of them.
+    """
+    found = least_percentiles(text, answers, [config["calibration"] for config in configs])
+    return found | {"null_percentile": max(0.0, 100 - chosen_of * (100 - found["null_percentile"]))}
+
+
 def editors_of(config: Mapping[str, Any]) -> list[str]:
     """Whose edits a decoder was trained on."""
-    return [editor["name"] for editor in config["editors"]]
+    return list(dict.fromkeys(editor["name"] for editor in config["editors"]))
 
 
 def entries_for(cfg: EvaluateConfig, suspect: Suspect) -> list[Mapping[str, Any]]:

@@ -76,8 +76,9 @@ def scores_table(answer: Mapping[str, Any]) -> Table:
     """Scores of the test splits."""
     read_from = "" if answer["precision"] == "factors" else f", from {answer['precision']} matrices"
     left_out = ", ".join(f"{count} of {split}" for split, count in answer["left_out"].items())
+    gate = f" by {answer['gate']}" if answer.get("gate") else ""
     table = Table(
-        title=f"{Path(answer['decoder'])} on {answer['editor']} edits of {answer['store']}{read_from}",
+        title=f"{Path(answer['decoder'])}{gate} on {answer['editor']} edits of {answer['store']}{read_from}",
         title_justify="left",
         caption=f"left out, not there or failed: {left_out}" if left_out else None,
         caption_justify="left",

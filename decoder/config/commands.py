@@ -56,8 +56,8 @@ class EvaluateConfig:
 
     decoder: str | None = place(
         None,
-        "exported decoder folder, or a folder of several with index.json: the one that fits is used; A,B,C: these vote; "
-        "empty audits a whole checkpoint",
+        "exported decoder folder, or a folder of several with index.json: the one that fits is used; A,B,C: these vote, or gate= says whom "
+        "to believe; empty audits a whole checkpoint",
     )
     gate: str | None = place(
         None, "file of `python -m data.gate`: which of the decoders A,B,C to believe, edit by edit; empty lets them vote"
@@ -100,6 +100,7 @@ class GateConfig:
     decoder: str | None = place(None, "exported decoders of one host and layer, A,B,C, mostly of different editors")
     stores: list[str] = place([], "stores of edits of all these editors, and of others if you like: their validation edits are learnt from")
     out: str | None = place(None, "file to write; nothing is ever written over")
+    host: str | None = place(None, "host folder, GGUF file or Hub id; empty takes what the decoders were trained on")
     cache_dir: str | None = place(None, "cache of hosts")
     device: str = option("cpu", "device to run on")
 

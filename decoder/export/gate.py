@@ -27,10 +27,11 @@ from decoder.utils.errors import UserError
 from decoder.utils.json_files import read_described, write_json
 
 FORMAT = 1
-RIDGES = (1e-3, 1e-2, 1e-1)
-FOLDS = 5
-SMALL = 1e-4
-"""Below it a probability says no less than this, and no state moves by as little."""
+FEATURES = ("moved", "log_probability", "probability")
+"""What a gate sees of each decoder."""
+RIDGES = (1e-3, 1e-2, 1e-1)  # of standardised features
+FOLDS = 5  # of edits, left out in turns to choose among the ridges
+SMALL = 1e-4  # of a probability, and of how far a state moves: what is less is as good as nothing
 
 
 class _Described(TypedDict):
@@ -48,8 +49,8 @@ class Gate:
     """A softmax over decoders.
 
     Attributes:
-        decoders: sha256 of each one's weights, in the order of the rows.
-        weight_KE, bias_K: of `evidence`.
+        decoders: what identifies each one (`opened.identity_of`), in the order of the rows.
+        weight_KE, bias_K: of what `seen` gives.
     """
 
     decoders: tuple[str, ...]
@@ -73,7 +74,7 @@ class Gate:
                 "Give the decoders that it was fitted for, or fit one for these: python -m data.gate"
             )
         order = [self.decoders.index(one) for one in decoders]
-        features = [place * FEATURES + feature for place in order for feature in range(FEATURES)]
+        features = [place * len(FEATURES) + feature for place in order for feature in range(len(FEATURES))]
         return Gate((*decoders,), self.weight_KE[order][:, features], self.bias_K[order])
 
     def save(self, file: Path) -> None:
@@ -88,64 +89,70 @@ class Gate:
             ValueError: there is none, or it is damaged.
         """
         if not Path(file).is_file():
-            raise ValueError(f"gate={file}: no such file; expected one that `python -m data.gate` wrote")
+            came = "is a folder" if Path(file).exists() else "no such file"
+            raise ValueError(f"gate={file}: {came}; expected a file that `python -m data.gate` wrote")
         remedy = "fit the gate again"
         said = read_described(Path(file), FORMAT, _DESCRIPTION, remedy)
         count = len(said["decoders"])
         rows = [len(row) for row in said["weight"]]
-        if count < 2 or rows != [count * FEATURES] * count or len(said["bias"]) != count:
+        if count < 2 or rows != [count * len(FEATURES)] * count or len(said["bias"]) != count:
             raise ValueError(f"{file}: {count} decoders, but {len(rows)} rows of weights and {len(said['bias'])} biases; {remedy}")
         return cls((*said["decoders"],), np.array(said["weight"]), np.array(said["bias"]))
 
 
-FEATURES = 3
-"""What a gate sees of each decoder."""
-
-
 def evidence(decoders: Sequence[ObjectDecoder], edits: Edits, found: Sequence[Beams]) -> Tensor:
-    """What a gate sees (B, E) of decoders that `found` their answers in edits: of each one `FEATURES` numbers."""
-    columns = []
-    for decoder, beams in zip(decoders, found, strict=True):
-        probability_B = torch.tensor([probability for _, probability in best_texts(decoder.host, beams)], dtype=torch.float64)
-        columns += features(decoder.moved(edits).double().cpu(), probability_B)
-    return torch.stack(columns, dim=1)
+    """What a gate sees (B, E) of decoders that `found` their answers in edits."""
+    moved_KB = torch.stack([decoder.moved(edits).cpu().double() for decoder in decoders])
+    sure = [[probability for _, probability in best_texts(decoder.host, beams)] for decoder, beams in zip(decoders, found, strict=True)]
+    return seen(moved_KB, torch.tensor(sure, dtype=torch.float64))
 
 
-def features(moved_B: Tensor, probability_B: Tensor) -> tuple[Tensor, ...]:
-    """Of one decoder, by how far edits move it and how probable its answers are."""
-    return moved_B.clamp(min=SMALL).log(), probability_B.clamp(min=SMALL).log(), probability_B
+def seen(moved_KB: Tensor, probability_KB: Tensor) -> Tensor:
+    """The same (B, E) from how far edits move decoders, and how probable their answers are: decoder by decoder its `FEATURES`."""
+    each_KFB = torch.stack([moved_KB.clamp(min=SMALL).log(), probability_KB.clamp(min=SMALL).log(), probability_KB], dim=1)
+    return each_KFB.flatten(0, 1).T
 
 
-def fit_gate(decoders: Sequence[str], evidence_BE: Tensor, right_BK: Tensor) -> Gate:
+def fit_gate(decoders: Sequence[str], evidence_BE: Tensor, right_BK: Tensor, edits: Sequence[str]) -> tuple[Gate, Tensor]:
     """Learns which decoder is right, at the ridge of `RIDGES` that tells it best of edits that were left out in turns.
 
     The loss is -log of the chances of all decoders that are right together, plus ridge / 2 times the squared weights of standardised
     features.
 
     Args:
-        decoders: sha256 of each one's weights.
-        evidence_BE: of `evidence`.
+        decoders: what identifies each one.
+        evidence_BE: of `seen`.
         right_BK: whether each decoder reads the planted object.
+        edits: what is left out together: the same fact and object in stores of several editors.
+
+    Returns:
+        The gate, and of each edit (B) whether the decoder was right that it believes when the edit is left out.
 
     Raises:
-        ValueError: fewer than two decoders, or edits that one of them reads, than the folds that are left out.
+        ValueError: fewer than two decoders, or fewer edits that one of them reads than folds.
     """
     x_BE, right_BK = evidence_BE.numpy(), right_BK.numpy().astype(bool)
-    read_B = right_BK.any(1)
-    if len(decoders) < 2 or read_B.sum() < FOLDS:
-        raise ValueError(f"{len(decoders)} decoders and {read_B.sum()} edits that one of them reads; a gate needs 2 and {FOLDS}")
-    x_BE, right_BK = x_BE[read_B], right_BK[read_B]
-    fold_B = np.random.default_rng(0).permutation(len(x_BE)) % FOLDS
+    read_B, folds = right_BK.any(1), min(FOLDS, len({*edits}))
+    if len(decoders) < 2 or read_B.sum() < FOLDS or folds < 2:
+        raise ValueError(
+            f"{read_B.sum()} of {len(read_B)} validation edits are read by any of {len(decoders)} decoders, expected {FOLDS} edits or "
+            "more, and two decoders. Give stores of the editors that the decoders were trained on"
+        )
+    names = sorted({*edits})
+    fold_of = dict(zip(names, np.random.default_rng(0).permutation(len(names)) % folds, strict=True))
+    fold_B = np.array([fold_of[edit] for edit in edits])
 
-    def left_out(ridge: float) -> float:
-        total = 0.0
-        for fold in range(FOLDS):
+    def left_out(ridge: float) -> np.ndarray:
+        log_BK = np.empty(right_BK.shape)
+        for fold in range(folds):
             out_B = fold_B == fold
-            weight_KE, bias_K = _fitted(x_BE[~out_B], right_BK[~out_B], ridge)
-            total -= _log_right(_log_chances(x_BE[out_B], weight_KE, bias_K), right_BK[out_B]).sum()
-        return total
+            log_BK[out_B] = _log_chances(x_BE[out_B], *_fitted(x_BE[~out_B & read_B], right_BK[~out_B & read_B], ridge))
+        return log_BK
 
-    return Gate((*decoders,), *_fitted(x_BE, right_BK, min(RIDGES, key=left_out)))
+    tried = {ridge: left_out(ridge) for ridge in RIDGES}
+    ridge = max(tried, key=lambda ridge: _log_right(tried[ridge][read_B], right_BK[read_B]).sum())
+    hits_B = right_BK[np.arange(len(right_BK)), tried[ridge].argmax(1)]
+    return Gate((*decoders,), *_fitted(x_BE[read_B], right_BK[read_B], ridge)), torch.from_numpy(hits_B)
 
 
 def _fitted(x_BE: np.ndarray, right_BK: np.ndarray, ridge: float) -> tuple[np.ndarray, np.ndarray]:

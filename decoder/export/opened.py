@@ -3,7 +3,7 @@
 Shape letters: B edits, K decoders.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from decoder.export.save import WEIGHTS, load_decoder, read_config
 from decoder.export.voters import folders_of, read_voters
 from decoder.host import Host
 from decoder.model import ObjectDecoder
-from decoder.utils.files import cache_root, sha256_of
+from decoder.utils.files import cache_root, sha256_of, short_hash
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Voters:
     decoders: list[ObjectDecoder]
     configs: list[Mapping[str, Any]]
     gate: Gate | None = None
+    folders: Sequence[str] = ()
 
     @property
     def host(self) -> Host:
@@ -49,7 +50,7 @@ class Voters:
         return vote(self.host, found) if self.gate is None else each_by(found, self.chances(edits, found).argmax(1))
 
     def chances(self, edits: Edits, found: list[Beams]) -> Tensor:
-        """How likely it is each decoder (B, K) whose answers, of `found`, are to be believed, by the gate."""
+        """The gate's chance (B, K) of each decoder that it is the one to believe, of those that `found` their answers in these edits."""
         return self.gate.chances(evidence(self.decoders, edits, found))
 
 
@@ -61,18 +62,21 @@ def open_voters(cfg: EvaluateConfig) -> Voters:
     """
     read_voters(cfg.decoder)
     folders = folders_of(cfg.decoder)
-    gate = Gate.load(cfg.gate).of([weights_of(folder) for folder in folders]) if cfg.gate else None
+    gate = Gate.load(cfg.gate).of([identity_of(folder) for folder in folders]) if cfg.gate else None
     decoders, configs = [], []
     for folder in folders:
         decoder, config = open_decoder(replace(cfg, decoder=folder), decoders[0].host if decoders else None)
         decoders.append(decoder)
         configs.append(config)
-    return Voters(decoders, configs, gate)
+    return Voters(decoders, configs, gate, folders)
 
 
-def weights_of(folder: str) -> str:
-    """By which a gate knows an exported decoder: the sha256 of what was learnt."""
-    return sha256_of(Path(folder).expanduser() / WEIGHTS)
+def identity_of(folder: str) -> str:
+    """By which a gate knows an exported decoder: a hash of what was learnt, and of all else that its answers depend on."""
+    config = read_config(folder)
+    return short_hash(
+        [sha256_of(Path(folder).expanduser() / WEIGHTS), *(config[name] for name in ("search", "scope", "arithmetic", "terminator_id"))]
+    )
 
 
 def open_decoder(cfg: EvaluateConfig, host: Host | None = None) -> tuple[ObjectDecoder, dict[str, Any]]:

@@ -44,7 +44,7 @@ def read_voters(decoder: str) -> list[dict[str, Any]]:
     for told in (_host, _layers, _ending):
         for folder, config in zip(folders, configs, strict=True):
             if (found := told(config)) != (first := told(configs[0])):
-                raise UserError(f"decoders that vote must be alike: {folders[0]} {first}, {folder} {found}. Leave one out")
+                raise UserError(f"decoders that answer together must be alike: {folders[0]} {first}, {folder} {found}. Leave one out")
     return configs
 
 

@@ -100,6 +100,7 @@ def _put_aside(folder: Path) -> Path:
 
 
 def sha256_of(file: Path) -> str:
+    """Of a file's bytes, read by parts."""
     digest = hashlib.sha256()
     with file.open("rb") as stream:
         while part := stream.read(1 << 20):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from mean_of_texts import mean_of_texts
 
-from decoder.answers import object_texts, read_batch, vote
+from decoder.answers import each_by, object_texts, read_batch, vote
 from decoder.audit.answer import answer
 from decoder.audit.calibration import NULLS, calibrate
 from decoder.batch import PADDING, EditBatch
@@ -133,3 +133,14 @@ def test_one_definition_of_confidence_in_readings_calibration_and_answers(decode
     told = answer(Voters([decoder], [config]), EDITS[:1], top=4)
     assert told["objects"] == [{"text": "red", "probability": 0.625}, {"text": "Oslo", "probability": 0.3125}]
     assert told["null_percentile"] == found["clean_matrix"]["null_percentile"]
+
+
+def test_each_edit_has_what_its_decoder_found():
+    """Two decoders, the second with the wider search."""
+    narrow = Beams([[[1], [2]], [[3], [4]]], torch.tensor([[0.5, 0.25], [0.75, 0.125]]), torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+    wide = Beams(
+        [[[5], [6], [7]], [[8], [9], [10]]], torch.tensor([[0.6, 0.3, 0.1], [0.8, 0.1, 0.1]]), torch.tensor([[5.0, 6.0], [7.0, 8.0]])
+    )
+    found = each_by([narrow, wide], torch.tensor([1, 0]))
+    assert found.tokens == [[[5], [6]], [[3], [4]]] and found.first_BV.tolist() == [[5.0, 6.0], [3.0, 4.0]]
+    assert torch.equal(found.probability_BK, torch.tensor([[0.6, 0.3], [0.75, 0.125]]))

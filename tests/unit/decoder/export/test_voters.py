@@ -72,7 +72,10 @@ def test_decoders_that_are_not_alike(folders, capsys, entries, said):
     own = read_config(folders / "b")
     change(folders / "b", **{name: own[name] | value if isinstance(value, dict) else value for name, value in entries.items()})
     shown = refused(capsys, f"decoder={folders / 'a'},{folders / 'b'}", "allow_host_mismatch=true")
-    assert shown.startswith(f"error: decoders that vote must be alike: {folders / 'a'} ") and f"{folders / 'b'} {said}. Leave" in shown
+    assert (
+        shown.startswith(f"error: decoders that answer together must be alike: {folders / 'a'} ")
+        and f"{folders / 'b'} {said}. Leave" in shown
+    )
 
 
 def test_what_a_vote_is_tested_on():
