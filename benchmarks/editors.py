@@ -6,8 +6,9 @@
 `stores` has a store an editor, named as the editor, made with the same settings of train.py: `python -m data.produce edits=ft
 store=FOLDER/ft`. A decoder of one editor is trained for `steps` steps, one of several for `mixed`, each on edits of one of them. `out`
 gets a file a decoder, a line for each editor and split that it read, with the probability of every answer, whether it was right, and how
-far the edit moved the decoder: from the lines of validation splits a gate (`decoder/export/gate.py`) learns. Decoders whose file is there
-are not trained again, so a killed command goes on, and any number of processes may share the work by `part=`.
+far the edit moved the decoder. From the lines of validation splits gates (`decoder/export/gate.py`) are fitted; what they make of decoders
+of one editor each lies in gates.jsonl. Decoders whose file is there are not trained again, so a killed command goes on, and any number of
+processes may share the work by `part=`.
 """
 
 import json
@@ -20,6 +21,7 @@ from typing import Any
 
 import torch
 from common import settings
+from gates import gated
 from lightning import seed_everything
 
 from data.datamodule import EditDataModule
@@ -40,7 +42,7 @@ from decoder.utils.errors import UserError, run_command
 from decoder.utils.files import write_text
 from decoder.utils.terminal import quiet
 
-READ = ("ood", "unseen_object")
+READ, GATES = ("ood", "unseen_object"), "gates.jsonl"
 
 
 @dataclass
@@ -162,6 +164,8 @@ def main(argv: list[str] | None = None) -> None:
         write_text(file, "".join(json.dumps(line | {"seconds": seconds}) + "\n" for line in lines))
         shown = ", ".join(f"{line['read']} {line['exact_match']['value']:.3f}" for line in lines if line["split"] == "ood")
         print(f"{'+'.join(reader.editors)} seed {reader.seed} ({seconds['total']:.0f} s), ood: {shown}", flush=True)
+    lines = [line for file in sorted(out.glob("*.jsonl")) if file.name != GATES for line in map(json.loads, file.read_text().splitlines())]
+    write_text(out / GATES, "".join(json.dumps(line) + "\n" for line in gated(lines)))
 
 
 def _in_order(name: str) -> tuple[int, str]:

@@ -1,6 +1,7 @@
 """Every benchmark runs in miniature and writes the JSON its readers expect, so that none rots."""
 
 import importlib
+import itertools
 import json
 import math
 import os
@@ -91,3 +92,43 @@ def test_who_reads_whom_is_every_editor_alone_left_out_and_all_of_them(monkeypat
     with pytest.raises(SystemExit) as stop:
         main([f"stores={tmp_path}"])
     assert stop.value.code == 2 and "a store for each of two editors or more" in capsys.readouterr().err
+
+
+EDITORS = ["rome", "memit", "ft"]
+
+
+@pytest.fixture
+def gated(monkeypatch):
+    """What gates make of lines, by the editors that they were fitted on and the editor that is read."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    gated = importlib.import_module("gates").gated
+    return lambda lines: {("+".join(line["train"]), line["read"]): line["exact_match"]["value"] for line in gated(lines)}
+
+
+def lines_of_three():
+    """Each decoder reads its own editor's edits and is moved by them; of others it is as sure, and wrong. That of memit reads rome's."""
+    right = {("rome", "rome"), ("memit", "memit"), ("memit", "rome"), ("ft", "ft")}
+    about = {"host": "pocket", "layer": 1, "editors": EDITORS, "train_edits": 50, "steps": 700, "seed": 0}
+    for decoder, read in itertools.product(EDITORS, EDITORS):
+        for split, count in (("val/id", 20), ("val/new", 10), ("ood", 10)):
+            own = (decoder, read) in right
+            sure = [0.3 + 0.06 * ((n + len(decoder)) % 10) for n in range(count)]
+            answers = {f"{split} {n}": [sure[n], int(own), 4.0 + n % 3 if own else 2.0 - n % 3 / 2] for n in range(count)}
+            yield about | {"train": [decoder], "read": read, "split": split, "n": count, "answers": answers}
+
+
+def test_gates_choose_among_decoders_of_one_editor_each(gated):
+    found = gated([*lines_of_three()])
+    assert {train for train, _ in found} == {"rome+memit+ft", "memit+ft", "rome+ft", "rome+memit"}
+    assert all(found["rome+memit+ft", read] == found["memit+ft", read] == 1.0 for read in EDITORS), "memit's decoder reads rome's edits"
+    assert [found["rome+memit", read] for read in EDITORS] == [1.0, 1.0, 0.0]
+
+
+def test_no_gate_is_fitted_where_lines_do_not_say_enough(gated):
+    lines = [*lines_of_three()]
+    before = [line | {"answers": {edit: told[:2] for edit, told in line["answers"].items()}} for line in lines]
+    unread = [line | {"answers": {edit: [told[0], 0, told[2]] for edit, told in line["answers"].items()}} for line in lines]
+    others = [line | ({"answers": {"c": [0.2, 0, 1.0]}} if line["train"] == ["rome"] else {}) for line in lines]
+    assert not gated(before) and not gated(unread) and not gated([line for line in lines if line["split"] == "ood"])
+    assert {train for train, _ in gated(others)} == {"memit+ft"}
+    assert {train for train, _ in gated([line for line in lines if line["train"] != ["ft"]])} == {"rome+memit"}

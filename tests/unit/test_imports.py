@@ -57,6 +57,7 @@ BELOW = {
     "data.stream_loader": "decoder data.store data.batches",
     "data.datamodule": "decoder data.facts data.store data.keys data.produce data.batches data.stream_loader",
     "data.exported_splits": "decoder data.facts data.store data.batches data.datamodule",
+    "data.gate": "decoder data.store data.exported_splits",
     "data.relations": "decoder data.store",
     "data.workspace": "decoder data.facts data.store data.hosts data.produce data.datamodule",
     # runs

@@ -12,7 +12,6 @@ from typing import Any
 from pydantic import TypeAdapter
 from typing_extensions import NotRequired, TypedDict
 
-from decoder.report.editing.gated import gated
 from decoder.report.page import render
 from decoder.report.tables import format_interval
 from decoder.scores import VAL_SPLITS, wilson
@@ -25,7 +24,7 @@ CLOSE = 0.05
 
 
 class Line(TypedDict):
-    """What one decoder reads of one editor in one split."""
+    """What one decoder, or several and their gate, read of one editor in one split."""
 
     __pydantic_config__ = {"extra": "allow"}
 
@@ -40,7 +39,7 @@ class Line(TypedDict):
     split: str
     n: FromOne
     exact_match: Score
-    answers: NotRequired[dict[str, tuple[float, int] | tuple[float, int, float]]]
+    gated: NotRequired[bool]
 
 
 LINE = TypeAdapter(Line)
@@ -87,8 +86,7 @@ def read_readers(path: Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: there is none, or one is no such line.
     """
-    lines = read_lines(path, LINE, "give the folder that benchmarks/editors.py wrote")
-    return [*lines, *gated(lines)]
+    return read_lines(path, LINE, "give the folder that benchmarks/editors.py wrote")
 
 
 def rows(lines: Iterable[Mapping[str, Any]], split: str) -> list[Row]:

@@ -16,13 +16,13 @@ from data.store.store import SCORE_COLUMNS, TEXT_COLUMNS, EditStore
 from data.store.writer import StoreWriter
 from decoder import scores
 from decoder.answers import object_texts
-from decoder.audit import answer as audit
 from decoder.audit.answer import read_splits
 from decoder.checkpoint.rounding import PRECISIONS
 from decoder.dense import DenseEdit
 from decoder.edit import RankOneEdit
 from decoder.export.opened import Voters
 from decoder.export.save import save_decoder
+from decoder.host import Host
 from decoder.model import ObjectDecoder
 
 LAYER = 1
@@ -148,7 +148,7 @@ def test_a_vote_is_scored_on_the_mean_of_what_its_decoders_say(own, host, tmp_pa
     alone = [read_splits(Voters([decoder], [config(own)]), splits.loaders, splits.table)["predicted"].tolist() for decoder in decoders]
     assert table["predicted"].tolist() not in alone and alone[0] != alone[1], "else nobody is outvoted"
 
-    monkeypatch.setattr(audit.Host, "load", lambda *_, **__: host)
+    monkeypatch.setattr(Host, "load", lambda *_, **__: host)
     for name, decoder in zip("ab", decoders, strict=True):
         save_decoder(tmp_path / name, decoder, FACTS | config(own))
     argv = [f"decoder={tmp_path / 'a'},{tmp_path / 'b'}", f"store={own.path}", "json=true"]

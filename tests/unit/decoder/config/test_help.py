@@ -69,7 +69,8 @@ def test_a_command_lists_what_it_reads_of_the_settings_of_training(name, capsys)
     assert ("launcher" in page) == (name == "produce")
 
 
-def test_help_names_groups_types_and_defaults(capsys):
+def test_help_names_groups_types_and_defaults(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
     page = answer(capsys, "-h", "--nonsense")
     assert (
         "edited-layers, layers, main, paper, quick, sequential, smoke" in " ".join(page.split())

@@ -1,4 +1,4 @@
-"""What decoders of one editor each read together, a gate choosing among them, from the lines that `benchmarks/editors.py` writes.
+"""What decoders of one editor each read together, a gate choosing among them: from the lines that `editors.py` writes, and for it.
 
 Shape letters: B edits, K decoders, E features.
 """
