@@ -54,8 +54,8 @@ def edits(cfg: Settings, rates: dict[str, Rates]) -> list[Row]:
     requests = plan_edits(facts, draw_splits(facts, train.splits), train.splits, train.edits.seed)
     requests = random.Random(0).sample(requests, cfg.edits)
     exact: Rome = prepare_editor(train, host, facts)
-    half = Rome(host, train.edits.layer, dataclasses.replace(train.edits, precision="bf16"), None, exact.contexts)
-    half.whiten = exact.whiten
+    rounded = dataclasses.replace(train, edits=dataclasses.replace(train.edits, precision="bf16"))
+    half: Rome = prepare_editor(rounded, host, facts)
     efficacy: dict[str, float] = {}
 
     def make(name: str, rome: Rome) -> None:
