@@ -146,7 +146,7 @@ def choose_decoder(cfg: EvaluateConfig, matrices: Mapping[str, Sequence[int]] | 
 
 def score(cfg: EvaluateConfig) -> dict[str, Any]:
     """Scores of a decoder, or of several that vote, on the test splits they were exported with."""
-    from data.exported_splits import exported_splits
+    from data.exported_splits import exported_splits, refuse_other
     from data.store.store import EditStore, find_store
     from decoder.audit.answer import read_splits
     from decoder.checkpoint.rounding import PRECISIONS
@@ -155,18 +155,11 @@ def score(cfg: EvaluateConfig) -> dict[str, Any]:
 
     chosen = choose_decoder(cfg)
     voters = open_voters(cfg)
-    decoder, configs = voters.decoders[0], voters.configs
+    configs = voters.configs
     store = EditStore(Path(cfg.store).expanduser()) if cfg.store else find_store(cfg.cache_dir, own_store(configs))
     config = scored_on(configs, store.fingerprint)
-    if store.layers != decoder.edited_layers:
-        found, read = (", ".join(map(str, layers)) for layers in (store.layers, decoder.edited_layers))
-        raise UserError(f"store {store.path} has edits of layer {found}, the decoder reads layer {read}. Give another store=")
-    if (found := store.manifest["host"]["fingerprint"]) != config["host"]["fingerprint"] and not cfg.allow_host_mismatch:
-        raise UserError(
-            f"store {store.path} has edits of host {store.manifest['host']['id']} ({found}), the decoder reads {config['host']['id']} "
-            f"({config['host']['fingerprint']}). Give another store=, or allow_host_mismatch=true"
-        )
-    splits = exported_splits(store, config, decoder.host, PRECISIONS.get(cfg.precision))
+    refuse_other(store, config, cfg.allow_host_mismatch)
+    splits = exported_splits(store, config, voters.host, PRECISIONS.get(cfg.precision))
     readings = read_splits(voters, splits.loaders, splits.table)
     scores = {"test": test_scores(readings), "left_out": splits.left_out, "precision": cfg.precision}
     scores |= {"gate": cfg.gate} if cfg.gate else {}

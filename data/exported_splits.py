@@ -20,6 +20,7 @@ from decoder.batch import EditBatch
 from decoder.export.formats import layers_of
 from decoder.host import Host
 from decoder.scores import TEST_SPLITS
+from decoder.utils.errors import UserError
 
 BATCH = 128
 DENSE_BYTES = 1 << 30  # of the whole matrices of a batch, before they are repeated for the beams
@@ -73,6 +74,19 @@ def exported_splits(
         )
     loaders = {split: loader_of(store, found, config, host, precision) for split, found in rows.items() if found}
     return ExportedSplits(loaders, table, left_out)
+
+
+def refuse_other(store: EditStore, config: Mapping[str, Any], allow_host_mismatch: bool = False) -> None:
+    """Raises UserError if a store has edits of other layers or of another host than an exported decoder reads."""
+    if store.layers != (read := layers_of(config)):
+        found, expected = (", ".join(map(str, layers)) for layers in (store.layers, read))
+        raise UserError(f"store {store.path} has edits of layer {found}, the decoder reads layer {expected}. Give another store=")
+    host, reads = store.manifest["host"], config["host"]
+    if host["fingerprint"] != reads["fingerprint"] and not allow_host_mismatch:
+        raise UserError(
+            f"store {store.path} has edits of host {host['id']} ({host['fingerprint']}), the decoder reads {reads['id']} "
+            f"({reads['fingerprint']}). Give another store=, or allow_host_mismatch=true"
+        )
 
 
 def loader_of(

@@ -23,14 +23,16 @@ def main(argv: list[str] | None = None) -> None:
     refuse_file("out", Path(cfg.out).parent)
     # The command line is good; only now import what takes seconds.
     from data.gate.learn import learn, validation_rows
+    from data.store.fact_rows import one_fact_a_row
     from data.store.store import EditStore
     from decoder.export.opened import open_voters
     from decoder.utils.terminal import quiet
 
     quiet()
-    stores = [EditStore(Path(store)) for store in cfg.stores]
-    rows = [validation_rows(store, configs) for store in stores]
-    voters = open_voters(EvaluateConfig(decoder=cfg.decoder, host=cfg.host, cache_dir=cfg.cache_dir, device=cfg.device))
+    stores = [one_fact_a_row(EditStore(Path(store))) for store in cfg.stores]
+    rows = [validation_rows(store, configs, cfg.allow_host_mismatch) for store in stores]
+    shared = {name: getattr(cfg, name) for name in ("decoder", "host", "allow_host_mismatch", "cache_dir", "device")}
+    voters = open_voters(EvaluateConfig(**shared))
     gate, told = learn(voters, list(zip(stores, rows, strict=True)))
     gate.save(Path(cfg.out))
     print(f"{cfg.out}: {told}")

@@ -8,11 +8,9 @@ from typing import Any
 
 import torch
 
-from data.exported_splits import loader_of
-from data.store.fact_rows import one_fact_a_row
+from data.exported_splits import loader_of, refuse_other
 from data.store.store import EditStore
 from decoder.answers import read_batch
-from decoder.config.options import as_list
 from decoder.export.gate import Gate, evidence, fit_gate
 from decoder.export.opened import Voters, identity_of
 from decoder.scores import TEST_SPLITS, VAL_SPLITS
@@ -20,7 +18,7 @@ from decoder.utils.errors import UserError
 from decoder.utils.progress import progress
 
 
-def validation_rows(store: EditStore, configs: Sequence[Mapping[str, Any]]) -> list[int]:
+def validation_rows(store: EditStore, configs: Sequence[Mapping[str, Any]], allow_host_mismatch: bool = False) -> list[int]:
     """Rows of a store whose edits came out and are a validation edit of some decoder, and a training or test edit of none.
 
     An edit is named by its fact and object, so it is the same in stores of other editors.
@@ -28,13 +26,7 @@ def validation_rows(store: EditStore, configs: Sequence[Mapping[str, Any]]) -> l
     Raises:
         UserError: there is none, or the store is of another host or other layers.
     """
-    layers, fingerprint = as_list(configs[0]["edited_layer"]), configs[0]["host"]["fingerprint"]
-    if store.layers != layers or store.manifest["host"]["fingerprint"] != fingerprint:
-        raise UserError(
-            f"store {store.path} has edits of host {store.manifest['host']['fingerprint']}, layer {store.layers}; the decoders read host "
-            f"{fingerprint}, layer {layers}. Give another store"
-        )
-    store = one_fact_a_row(store)
+    refuse_other(store, configs[0], allow_host_mismatch)
     table = store.table()
     validated = {edit_id for config in configs for split in VAL_SPLITS for edit_id in config["splits"].get(split, ())}
     others = {edit_id for config in configs for split in ("train", *TEST_SPLITS) for edit_id in config["splits"][split]}
@@ -53,8 +45,8 @@ def learn(voters: Voters, edits: Sequence[tuple[EditStore, list[int]]]) -> tuple
     evidences, rights, ids = [], [], []
     with progress("validation edits", sum(len(rows) for _, rows in edits)) as advance:
         for store, rows in edits:
-            table = one_fact_a_row(store).table()
-            for batch in loader_of(one_fact_a_row(store), rows, voters.configs[0], voters.host):
+            table = store.table()
+            for batch in loader_of(store, rows, voters.configs[0], voters.host):
                 batch = batch.on(voters.host.device)
                 found = voters.read_each(batch.edits)
                 evidences.append(evidence(voters.decoders, batch.edits, found))

@@ -101,6 +101,7 @@ class GateConfig:
     stores: list[str] = place([], "stores of edits of all these editors, and of others if you like: their validation edits are learnt from")
     out: str | None = place(None, "file to write; nothing is ever written over")
     host: str | None = place(None, "host folder, GGUF file or Hub id; empty takes what the decoders were trained on")
+    allow_host_mismatch: bool = option(False, "go on with a host that is not the decoders'")
     cache_dir: str | None = place(None, "cache of hosts")
     device: str = option("cpu", "device to run on")
 

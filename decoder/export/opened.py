@@ -47,7 +47,7 @@ class Voters:
     def read(self, edits: Edits) -> Beams:
         """What they find together."""
         found = self.read_each(edits)
-        return vote(self.host, found) if self.gate is None else each_by(found, self.chances(edits, found).argmax(1))
+        return vote(self.host, found) if self.gate is None else each_by(found, self.chances(edits, found).argmax(1).tolist())
 
     def chances(self, edits: Edits, found: list[Beams]) -> Tensor:
         """The gate's chance (B, K) of each decoder that it is the one to believe, of those that `found` their answers in these edits."""
