@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from decoder.utils.errors import lasting, line_of, run_command, starting
+from decoder.utils.errors import is_interruption, lasting, line_of, run_command, starting
 
 with starting():
     from decoder.config import TrainConfig
@@ -70,9 +70,10 @@ def run(run: Run, workspace: "Workspace | None" = None) -> dict[str, Any]:
             from launcher.summary import finish
 
             finish(result, folder)
-        except Exception as error:
+        except BaseException as error:
             log.error(line_of(error))
-            lost(run, error)
+            if not is_interruption(error):
+                lost(run, error)
             raise
         return result
 

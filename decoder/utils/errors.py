@@ -43,7 +43,7 @@ def run_command(main: Callable[P, T]) -> Callable[P, T]:
             raise SystemExit(_told(error)) from None
         except SystemExit as stop:
             if stop.code == TERMINATED:
-                sys.stderr.write("terminated\n")
+                sys.stderr.write(line_of(stop) + "\n")
             raise
 
     return command
@@ -102,8 +102,8 @@ def _told(error: BaseException) -> int:
 
 def line_of(error: BaseException) -> str:
     """What a program that an error ends says of it."""
-    if isinstance(error, KeyboardInterrupt):
-        return "interrupted"
+    if is_interruption(error):
+        return "interrupted" if isinstance(error, KeyboardInterrupt) else "terminated"
     if isinstance(error, FileNotFoundError) and error.filename:
         return f"error: {error.filename}: no such file or folder"
     if isinstance(error, IsADirectoryError) and error.filename:

@@ -12,7 +12,7 @@ import train
 from decoder.config import TrainConfig
 from decoder.config.compose import compose
 from decoder.training.trainer import NARROW, threads_for
-from decoder.utils.errors import UserError
+from decoder.utils.errors import TERMINATED, UserError
 from launcher.attempt import attempt
 from launcher.grid import Run
 from launcher.run_folder import held, start
@@ -98,6 +98,20 @@ def test_the_log_of_a_run_that_breaks_ends_with_why(tmp_path, monkeypatch, own_h
                 train.run(run)
         *_, last = (run.folder / "log.txt").read_text(encoding="utf-8").splitlines()
         assert "ERROR" in last and last.endswith("training diverged: lower optim.lr_layer (PALIMPSEST_DEBUG=1 shows the traceback)")
+
+
+@pytest.mark.parametrize(("ended", "said"), [(KeyboardInterrupt(), "interrupted"), (SystemExit(TERMINATED), "terminated")])
+def test_the_log_of_a_run_that_is_ended_says_so_and_it_has_not_failed(tmp_path, monkeypatch, own_handlers, ended, said):
+    def ends(*_):
+        raise ended
+
+    monkeypatch.setattr(train, "train", ends)
+    argv = (f"runs={tmp_path}",)
+    run = Run(compose(TrainConfig, "train", argv), argv)
+    with pytest.raises(type(ended)):
+        train.run(run)
+    *_, last = (run.folder / "log.txt").read_text(encoding="utf-8").splitlines()
+    assert last.endswith(said) and not (run.folder / "result.json").exists()
 
 
 def test_a_run_folder_has_one_writer(tmp_path):
