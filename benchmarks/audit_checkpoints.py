@@ -97,7 +97,7 @@ def undone(
             continue
         part = alone(host, about, reversal)
         ranked = edits.relations(case.row).ranked(value_of(host, about, reversal), part.key_BF[0].cpu())
-        read = {one["text"]: one["probability"] for one in reader(about.layer, part)} if reader else {}
+        read = {one["text"]: one["probability"] for one in reader(about.layer, part)["objects"]} if reader else {}
         others = [name for name in found.names if name != about.asked][:NEIGHBOURS]
         said = ask(host, {about.layer: reversal}, about.asked, sentences, others, likely(read))
         said, by_both = triples(said, None, read), triples(said, dict(ranked), read)

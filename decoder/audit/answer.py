@@ -57,18 +57,23 @@ def answer_for(cfg: EvaluateConfig, suspect: Suspect) -> dict[str, Any]:
     return found | around(scan, layers)
 
 
-def reader_of_parts(cfg: EvaluateConfig, suspect: Suspect) -> Callable[[int, RankOneEdit], list[dict[str, Any]]]:
-    """Layer and an edit of it -> objects that the decoder of that layer reads, with probabilities; none if there is no such decoder."""
+def reader_of_parts(cfg: EvaluateConfig, suspect: Suspect) -> Callable[[int, RankOneEdit], dict[str, Any]]:
+    """Layer and an edit of it -> `objects` that the decoders of that layer read, with probabilities, and whom a gate `believed`.
+
+    No objects if there is no such decoder.
+    """
     folders = [Path(cfg.decoder) / entry["folder"] for entry in entries_for(cfg, suspect)] if is_collection(cfg.decoder) else [cfg.decoder]
     of_layer = {tuple(layers_of(read_voters(str(folder))[0])): str(folder) for folder in folders}
     opened = cache(lambda folder: open_voters(replace(cfg, decoder=folder)))
 
-    def read(layer: int, edit: RankOneEdit) -> list[dict[str, Any]]:
+    def read(layer: int, edit: RankOneEdit) -> dict[str, Any]:
         if (layer,) not in of_layer:
-            return []
+            return {"objects": []}
         voters = opened(of_layer[layer,])
-        fits = edit.width() == tuple(voters.host.weight_DF(layer).shape)
-        return answer(voters, edit, cfg.top)["objects"] if fits else []
+        if edit.width() != tuple(voters.host.weight_DF(layer).shape):
+            return {"objects": []}
+        found = answer(voters, edit, cfg.top)
+        return {name: found[name] for name in ("objects", "believed") if name in found}
 
     return read
 

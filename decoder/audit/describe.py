@@ -43,9 +43,7 @@ def describe_answer(answer: Mapping[str, Any]) -> str:
         of_voters, sure = f" (the mean of {count} decoders)", f"Each of the {count} decoders is more confident in the first"
         reader, mean = "each alone", "on average "
     if believed := answer.get("believed"):
-        of_voters = (
-            f" (of {believed['of']} decoders that of {escape(' and '.join(believed['editors']))} is believed, {believed['chance']:.3f})"
-        )
+        of_voters = _belief(believed)
     scores = ", ".join(f"{value:.2f} of {split}" for split, value in answer["scores"].items())
     return (
         f"Planted in layer {layers_text(answer['layer'])} of {answer['host']}, most probable first{of_voters}:\n  "
@@ -56,6 +54,10 @@ def describe_answer(answer: Mapping[str, Any]) -> str:
         + (f"Of its own test edits {reader} reads {mean}{scores}.\n" if scores else "")
         + ASSUMPTION
     )
+
+
+def _belief(believed: Mapping[str, Any]) -> str:
+    return f" (of {believed['of']} decoders that of {escape(' and '.join(believed['editors']))} is believed, {believed['chance']:.3f})"
 
 
 def _around(answer: Mapping[str, Any]) -> str:
@@ -165,7 +167,9 @@ def _testimony(edit: Mapping[str, Any], taken_out: str) -> list[str]:
     ranked = ", ".join(f"{escape(one['relation'])} {one['probability']:.2f}" for one in edit.get("relations", []))
     lines = [f"    relation, by what was written: {ranked}"] if ranked else []
     if read := edit.get("decoded"):
-        lines.append("    a decoder reads of it: " + ", ".join(f"{escape(one['text'])} ({one['probability']:.2f})" for one in read[:3]))
+        whom = _belief(edit["believed"]) if "believed" in edit else ""
+        objects = ", ".join(f"{escape(one['text'])} ({one['probability']:.2f})" for one in read[:3])
+        lines.append(f"    a decoder reads of it: {objects}{whom}")
     if not (told := edit.get("triple")):
         return lines
     objects = ", ".join(f"[bold]{escape(one['text'])}[/bold] ({one['rise']:+.2f})" for one in edit["objects"])

@@ -35,8 +35,8 @@ from decoder.utils.progress import progress
 
 ASKED = 8  # subjects at most that the suspect is asked about
 RELATIONS = 5  # likeliest ones of an edit that are told
-Reader = Callable[[int, RankOneEdit], list[dict[str, Any]]]
-"""Layer and the part of its update that is about one subject -> the objects that a decoder reads in it, with probabilities."""
+Reader = Callable[[int, RankOneEdit], Mapping[str, Any]]
+"""Layer and the part of its update that is about one subject -> `objects` that decoders read in it, and whom a gate `believed`."""
 LIGHT = 4 << 30
 """Bytes that a host may take in float32. The weights of a larger one stay in its files on a CPU; a GPU has it in bfloat16."""
 
@@ -181,7 +181,8 @@ def _told(
     if ranked:
         entry["relations"] = [{"relation": name, "probability": p} for name, p in ranked[:RELATIONS]]
     if part and reader:
-        entry["decoded"] = reader(one.layer, part)
+        read = reader(one.layer, part)
+        entry |= {"decoded": read["objects"]} | {name: told for name, told in read.items() if name == "believed"}
     return dict(ranked), {object["text"]: object["probability"] for object in entry.get("decoded", ())}
 
 

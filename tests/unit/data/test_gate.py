@@ -8,7 +8,7 @@ import re
 
 import pytest
 import torch
-from audited_folders import saved
+from audited_folders import NAMES, planted, saved
 from changed_decoders import FACTS, LAYER, SCORES, M, changed_decoder
 from safetensors.torch import save_file
 
@@ -103,6 +103,18 @@ def test_a_suspect_is_answered_by_the_decoder_that_is_believed(line, gate, place
         assert found["believed"]["decoder"] == str(place / editor)
         evaluate.main([*line, gate, suspect])
         assert f"(of 2 decoders that of {editor} is believed, " in " ".join(capsys.readouterr().out.split())
+
+
+def test_an_audit_says_whom_it_believes_of_each_edit(line, gate, place, new_host, capsys, tmp_path):
+    (tmp_path / "names.txt").write_text("\n".join(NAMES), encoding="utf-8")
+    line = [*line, gate, f"suspect={planted(new_host('llama'), tmp_path / 'edited')}", f"subjects={tmp_path / 'names.txt'}"]
+    with pytest.raises(SystemExit, match="3"):
+        told(capsys, *line)
+    (edit,) = json.loads(capsys.readouterr().out)["base_unknown"]["edits"]
+    assert edit["decoded"] and edit["believed"].keys() == {"decoder", "editors", "chance", "of"} and edit["believed"]["of"] == 2
+    with pytest.raises(SystemExit, match="3"):
+        evaluate.main(line)
+    assert f"(of 2 decoders that of {edit['believed']['editors'][0]} is believed, " in " ".join(capsys.readouterr().out.split())
 
 
 def test_what_was_learnt_is_said(line, place, capsys, tmp_path):

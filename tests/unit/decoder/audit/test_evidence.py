@@ -136,7 +136,7 @@ def test_whom_an_edit_only_resembles_is_asked_about_and_not_named(told, monkeypa
 
 def test_what_a_decoder_reads_has_a_say_in_the_triple(told):
     read = [{"text": "born singer", "probability": 0.9}, {"text": NAMES[30], "probability": 0.6}]
-    finding, _ = audit_checkpoint(Suspect(told[0]), NAMES, templates=TEMPLATES, reader=lambda layer, part: read)
+    finding, _ = audit_checkpoint(Suspect(told[0]), NAMES, templates=TEMPLATES, reader=lambda layer, part: {"objects": read})
     (edit,) = finding["base_unknown"]["edits"]
     assert edit["decoded"] == read and edit["triple"]["object"] == "born singer"
     assert all(one["rise"] > 0 for one in edit["objects"]) and "singer" in [one["text"] for one in edit["objects"]]

@@ -22,6 +22,8 @@ from decoder.audit.suspect import Suspect
 from decoder.export.save import save_decoder
 from decoder.host import Host
 
+BELIEVED = {"decoder": "b", "editors": ["rome"], "chance": 0.9, "of": 2}
+
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "phi", "gemma", "deepseek_v3"])
 def test_a_planted_edit_is_found_without_and_with_the_base(new_host, tmp_path, name):
@@ -127,7 +129,7 @@ def test_facts_that_were_planted_together_are_read_apart(new_host, tmp_path, bas
 
     def read(layer, edit):
         parts.append((layer, edit.delta()[0]))
-        return [{"text": str(len(parts)), "probability": 0.5}]
+        return {"objects": [{"text": str(len(parts)), "probability": 0.5}], "believed": BELIEVED} if len(parts) == 1 else {"objects": []}
 
     own = str(saved(host, tmp_path / "base")) if base else None
     finding, _ = audit_checkpoint(Suspect(str(folder)), NAMES, base=own, reader=read)
@@ -137,7 +139,8 @@ def test_facts_that_were_planted_together_are_read_apart(new_host, tmp_path, bas
         alike = {subject: float(torch.cosine_similarity(part_DF.ravel(), delta_DF.ravel(), 0)) for subject, delta_DF in updates.items()}
         own_part = alike.pop(edit["subject"])
         assert layer == LAYER and own_part > 0.9 and abs(*alike.values()) < 0.3
-    assert [edit["decoded"][0]["text"] for edit in edits] == ["1", "2"]
+    assert edits[0]["decoded"][0]["text"] == "1" and edits[0]["believed"] == BELIEVED
+    assert edits[1]["decoded"] == [] and "believed" not in edits[1]
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_1"])

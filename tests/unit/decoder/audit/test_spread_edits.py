@@ -94,7 +94,7 @@ def test_subjects_are_asked_about_and_not_layers(new_host, tmp_path, monkeypatch
     host = new_host("llama", num_hidden_layers=8)
     told, _, _ = spread_folders(host, tmp_path, dict.fromkeys([5, 6, 7], (WHO, "singer")), 15.0)
     read = [{"text": "singer", "probability": 0.9}]
-    finding, _ = audit_checkpoint(Suspect(told), NAMES, templates=TEMPLATES, reader=lambda layer, part: read)
+    finding, _ = audit_checkpoint(Suspect(told), NAMES, templates=TEMPLATES, reader=lambda layer, part: {"objects": read})
     edits = finding["base_unknown"]["edits"]
     asked = [edit for edit in edits if edit["subject"] == NAMES[WHO]]
     assert {edit["layer"] for edit in asked if edit["decoded"] == read and edit["triple"] == asked[0]["triple"]} == {5, 6, 7}

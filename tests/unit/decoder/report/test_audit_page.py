@@ -138,7 +138,9 @@ def test_what_a_decoder_reads_of_a_subject_stands_beside_what_is_said(tmp_path, 
     told = column() | {"edits": [one | {"decoded": read} for one in column()["edits"]]}
     shown = said(page(tmp_path, told))
     assert f"A decoder reads, in what was written about this name alone: {text.strip()} (0.875). {agrees}" in shown
-    assert "A decoder reads" not in said(page(tmp_path, column()))
+    assert "A decoder reads" not in said(page(tmp_path, column())) and "is believed" not in shown
+    told["edits"][0]["believed"] = {"decoder": "b", "editors": ["rome", "ft"], "chance": 0.75, "of": 3}
+    assert "(0.875). Of 3 decoders that of rome and ft is believed (0.750). That" in said(page(tmp_path, told))
 
 
 @pytest.mark.parametrize(
