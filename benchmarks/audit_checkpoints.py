@@ -32,7 +32,7 @@ from decoder.audit.answer import reader_of_parts
 from decoder.audit.asking import NEIGHBOURS, ask, likely, triples
 from decoder.audit.evidence.examine import Evidence, Examined, named
 from decoder.audit.evidence.parts import alone, out_of, value_of
-from decoder.audit.finding import Reader
+from decoder.audit.evidence.questions import Reader
 from decoder.audit.reversal import to_base
 from decoder.audit.suspect import Suspect
 from decoder.audit.verdict import Compared

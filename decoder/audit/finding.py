@@ -3,7 +3,7 @@
 The checkpoint is its own host: it is loaded, the subjects go through it, nothing is trained. `docs/audit.md` has the finding's schema.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from math import prod
 from pathlib import Path
@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
-from decoder.audit.asking import testimony
 from decoder.audit.candidates import Candidates
 from decoder.audit.evidence.effect import effect
 from decoder.audit.evidence.examine import Evidence, examine
 from decoder.audit.evidence.located import Located
 from decoder.audit.evidence.nulls import Nulls, nulls_for
-from decoder.audit.evidence.parts import alone, out_of_layers, value_of
+from decoder.audit.evidence.parts import out_of_layers
+from decoder.audit.evidence.questions import Questions, Reader
 from decoder.audit.evidence.wrong_way import as_note, wrong_way_round
 from decoder.audit.locate import usable_layers
 from decoder.audit.relation import RelationClassifier
@@ -28,15 +28,10 @@ from decoder.audit.verdict import Compared
 from decoder.checkpoint.gguf_host import host_folder
 from decoder.checkpoint.reader import Checkpoint
 from decoder.checkpoint.streamed import compute_in_float32, dtype_kept, give_back_what_is_freed
-from decoder.edit import RankOneEdit
 from decoder.export.opened import check_device
 from decoder.host import Host
 from decoder.utils.progress import progress
 
-ASKED = 8  # subjects at most that the suspect is asked about
-RELATIONS = 5  # likeliest ones of an edit that are told
-Reader = Callable[[int, RankOneEdit], Mapping[str, Any]]
-"""Layer and the part of its update that is about one subject -> `objects` that decoders read in it, and whom a gate `believed`."""
 LIGHT = 4 << 30
 """Bytes that a host may take in float32. The weights of a larger one stay in its files on a CPU; a GPU has it in bfloat16."""
 
@@ -115,21 +110,15 @@ def audit_checkpoint(
     Raises:
         ValueError: the checkpoint cannot be loaded, the base is of another model, or nothing can be written; see also `Candidates`.
     """
-    compared, unedited, notes = None, None, [*suspect.notes]
     if repaired is not None:
         refuse(suspect, Path(repaired).expanduser(), base)
-    if base is not None:
-        unedited = open_checkpoint(base, cache_dir, device, "base")
-        compared, more = compare(suspect, unedited, Suspect(base).checkpoint)
-        notes += more
+    unedited = open_checkpoint(base, cache_dir, device, "base") if base is not None else None
+    compared, notes = compare(suspect, unedited, Suspect(base).checkpoint) if unedited else (None, [])
     host = open_checkpoint(suspect.path, cache_dir, device)
     if relations is not None:
         relations.check(host.hidden_size)
     against = nulls_for(host, nulls, cache_dir, unedited)
-    if against and against.subjects < len(names):
-        notes.append(
-            f"The nulls were asked about {against.subjects:,} names, this checkpoint about {len(names):,}: of more names one is higher."
-        )
+    notes = [*suspect.notes, *notes, *_too_few(against, names)]
     found = examine(host, Candidates(host, names), compared)
     finding = {
         "suspect": str(suspect.path),
@@ -145,45 +134,23 @@ def audit_checkpoint(
         turned = wrong_way_round(host, unedited, found.known.located, found.unknown.threshold)
         finding["base_known"]["wrong_way_round"] = turned
         notes += as_note(turned)
-    by_scan = found.by_scan
-    column, used = (finding["base_unknown"], "base unknown") if by_scan else (finding["base_known"], "base known")
-    located, unedited = (found.unknown if by_scan else found.known).located, None if by_scan else unedited
-    abouts = [found.about(one) for one in located]
-    subjects = [*dict.fromkeys(one.asked for one in abouts if one)][:ASKED]
-    with progress("sentences about the subjects found", len(subjects)) as advance:
-        for name in subjects:
-            own = [(one, entry) for one, entry in zip(abouts, column["edits"], strict=True) if one and one.asked == name]
-            # What is planted over several layers is asked about once, with all of it taken out.
-            reversals = out_of_layers(host, unedited, found.all_about(name, located))
-            told = [_told(host, one, reversals[one.layer], entry, relations, reader) for one, entry in own]
-            if templates:
-                # Of several layers the most conspicuous that can tell says what is likely.
-                likely = (next(filter(None, probabilities), {}) for probabilities in zip(*told, strict=True))
-                said = testimony(host, name, reversals, templates, names, *likely)
-                for _, entry in own:
-                    entry |= said
-            advance(1)
+    side = "unknown" if found.by_scan else "known"
+    column, evidence = finding[f"base_{side}"], getattr(found, side)
+    taken_from = None if found.by_scan else unedited
+    Questions(templates or {}, relations, reader).put(host, taken_from, found, evidence.located, column["edits"])
     if repaired is not None:
-        said = {"used": used, "base": base, "edits": column["edits"]}
-        reversals = out_of_layers(host, unedited, located)
+        reversals = out_of_layers(host, taken_from, evidence.located)
+        said = {"used": f"base {side}", "base": base, "edits": column["edits"]}
         finding["repaired"] = _repair(suspect, host, reversals, repaired, said)
         if finding["repaired"]["folder"]:
-            finding["repaired"]["effect"] = _effect(host, reversals, column["edits"], templates or {}, texts, unedited)
-    return {"verdict": column["verdict"], "used": used, "exit_code": column["exit_code"]} | finding, found.located
+            finding["repaired"]["effect"] = _effect(host, reversals, column["edits"], templates or {}, texts, taken_from)
+    return {"verdict": column["verdict"], "used": f"base {side}", "exit_code": column["exit_code"]} | finding, found.located
 
 
-def _told(
-    host: Host, one: Located, reversal: Reversal, entry: dict[str, Any], relations: RelationClassifier | None, reader: Reader | None
-) -> tuple[dict[str, float], dict[str, float]]:
-    """All relations of an edit, and the objects that a decoder reads in it, with their probabilities; its entry is given both."""
-    part = alone(host, one, reversal) if relations or reader else None
-    ranked = relations.ranked(value_of(host, one, reversal), part.key_BF[0].cpu()) if part and relations else []
-    if ranked:
-        entry["relations"] = [{"relation": name, "probability": p} for name, p in ranked[:RELATIONS]]
-    if part and reader:
-        read = reader(one.layer, part)
-        entry |= {"decoded": read["objects"]} | {name: told for name, told in read.items() if name == "believed"}
-    return dict(ranked), {object["text"]: object["probability"] for object in entry.get("decoded", ())}
+def _too_few(nulls: Nulls | None, names: Sequence[str]) -> list[str]:
+    if nulls is None or nulls.subjects >= len(names):
+        return []
+    return [f"The nulls were asked about {nulls.subjects:,} names, this checkpoint about {len(names):,}: of more names one is higher."]
 
 
 def _repair(suspect: Suspect, host: Host, reversals: Mapping[int, Reversal], folder: str, said: Mapping[str, Any]) -> dict[str, Any]:

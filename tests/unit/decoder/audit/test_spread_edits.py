@@ -90,7 +90,7 @@ def test_facts_about_two_subjects_are_asked_about_apart_and_taken_out_together(n
 
 
 def test_subjects_are_asked_about_and_not_layers(new_host, tmp_path, monkeypatch):
-    monkeypatch.setattr("decoder.audit.finding.ASKED", 1)
+    monkeypatch.setattr("decoder.audit.evidence.questions.ASKED", 1)
     host = new_host("llama", num_hidden_layers=8)
     told, _, _ = spread_folders(host, tmp_path, dict.fromkeys([5, 6, 7], (WHO, "singer")), 15.0)
     read = [{"text": "singer", "probability": 0.9}]
