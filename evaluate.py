@@ -50,6 +50,8 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError("tensor=, form= and layer= are about one matrix: give decoder= to read it, or leave them out to audit a checkpoint")
     if not cfg.decoder and (cfg.host or cfg.top != EvaluateConfig.top or cfg.allow_host_mismatch):
         raise UserError("host=, top= and allow_host_mismatch= are a decoder's: give decoder=, or leave them out. A suspect is its own host")
+    if audits and (cfg.tensor or cfg.form != "auto"):
+        raise UserError(f"tensor= and form= are about one matrix, {audits[0]}= about a whole checkpoint: leave one of them out")
     for name in ("decoder", "gate", "suspect", *AUDITS):
         setattr(cfg, name, os.path.expanduser(getattr(cfg, name)) if getattr(cfg, name) else None)
     if cfg.decoder and not is_collection(cfg.decoder):
@@ -119,8 +121,10 @@ def audit_whole(cfg: EvaluateConfig) -> dict[str, Any]:
     texts = [f"{fact.prompt.replace('{}', fact.subject)} {fact.object_true}." for fact in facts]
     reader = reader_of_parts(cfg, suspect) if cfg.decoder else None
     where = {"base": cfg.base, "repaired": cfg.repair, "nulls": cfg.nulls, "cache_dir": cfg.cache_dir, "device": cfg.device}
+    # What does not fit is refused before the audit, which takes longer.
+    decoded = {"decoded": audit(cfg)} if cfg.decoder else {}
     finding, _ = audit_checkpoint(suspect, names, templates=sentences, relations=relations, texts=texts[::7], reader=reader, **where)
-    return finding | ({"decoded": audit(cfg)} if cfg.decoder else {})
+    return finding | decoded
 
 
 def audit(cfg: EvaluateConfig) -> dict[str, Any]:

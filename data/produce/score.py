@@ -45,7 +45,12 @@ class _Probe:
 
 
 def score(
-    host: Host, requests: Sequence[EditRequest], edits: Mapping[int, Edit], facts: FactSet, owners: Sequence[int] | None = None
+    host: Host,
+    requests: Sequence[EditRequest],
+    edits: Mapping[int, Edit],
+    facts: FactSet,
+    owners: Sequence[int] | None = None,
+    others_edited: Collection[str] = (),
 ) -> dict[str, list]:
     """Columns of scores, one entry a request.
 
@@ -56,6 +61,7 @@ def score(
         facts: where other subjects of the relation are taken from: up to 10, whose object is not the planted one, whom the clean host
             recalls on the edit prompt, and whom the same edit plants nothing on.
         owners: place of the edit that plants each request, where one plants several; None: its own.
+        others_edited: subjects that the edits plant something on beside those of the requests.
 
     Returns:
         efficacy, paraphrase, specificity: share of prompts whose greedy continuation is exactly the target (object and terminator).
@@ -70,7 +76,7 @@ def score(
     if owners is None and len(requests) != len(edits):
         raise ValueError(f"{len(requests)} requests for {len(edits)} edits: expected one each")
     owners = range(len(requests)) if owners is None else owners
-    edited: dict[int, set[str]] = defaultdict(set)
+    edited: dict[int, set[str]] = defaultdict(lambda: {*others_edited})
     for owner, request in zip(owners, requests, strict=True):
         edited[owner].add(request.fact.subject)
     tokens = Tokens(host)

@@ -102,7 +102,8 @@ def looked_at(
     """Scores of the first and the last fact and of some of all, and the perplexity, of a host with its edit."""
     some = random.Random(len(requests)).sample(requests, min(LOOKED_AT, len(requests)))
     asked = list({request.edit_id: request for request in (requests[0], requests[-1], *some)}.values())
-    columns = score(host, asked, {layer: edit}, facts, owners=[0] * len(asked))
+    subjects = {request.fact.subject for request in requests}
+    columns = score(host, asked, {layer: edit}, facts, owners=[0] * len(asked), others_edited=subjects)
     efficacy = dict(zip((request.edit_id for request in asked), columns["efficacy"], strict=True))
     return {
         "first": efficacy[requests[0].edit_id],

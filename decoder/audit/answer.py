@@ -62,8 +62,15 @@ def reader_of_parts(cfg: EvaluateConfig, suspect: Suspect) -> Callable[[int, Ran
 
     No objects if there is no such decoder.
     """
-    folders = [Path(cfg.decoder) / entry["folder"] for entry in entries_for(cfg, suspect)] if is_collection(cfg.decoder) else [cfg.decoder]
-    of_layer = {tuple(layers_of(read_voters(str(folder))[0])): str(folder) for folder in folders}
+    folders = [cfg.decoder]
+    if is_collection(cfg.decoder):
+        folders = [str(Path(cfg.decoder) / entry["folder"]) for entry in entries_for(cfg, suspect)]
+    of_layer: dict[tuple[int, ...], str] = {}
+    for folder in folders:
+        if (other := of_layer.setdefault(tuple(layers_of(read_voters(folder)[0])), folder)) != folder:
+            raise UserError(
+                f"decoder={cfg.decoder}: {other} and {folder} both read a layer of suspect={cfg.suspect}. Give the one of its host"
+            )
     opened = cache(lambda folder: open_voters(replace(cfg, decoder=folder)))
 
     def read(layer: int, edit: RankOneEdit) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def describe_answer(answer: Mapping[str, Any]) -> str:
         of_voters = _belief(believed)
     scores = ", ".join(f"{value:.2f} of {split}" for split, value in answer["scores"].items())
     return (
-        f"Planted in layer {layers_text(answer['layer'])} of {answer['host']}, most probable first{of_voters}:\n  "
+        f"Planted in layer {layers_text(answer['layer'])} of {escape(answer['host'])}, most probable first{of_voters}:\n  "
         + "\n  ".join(lines)
         + f"\n{sure} than {null:.0f} % of matrices without an edit and than {edit:.0f} % of validation edits.{doubt}"
         + f"{_around(answer)}\n"
@@ -80,7 +80,7 @@ def scores_table(answer: Mapping[str, Any]) -> Table:
     left_out = ", ".join(f"{count} of {split}" for split, count in answer["left_out"].items())
     gate = f" by {answer['gate']}" if answer.get("gate") else ""
     table = Table(
-        title=f"{Path(answer['decoder'])}{gate} on {answer['editor']} edits of {answer['store']}{read_from}",
+        title=escape(f"{Path(answer['decoder'])}{gate} on {answer['editor']} edits of {answer['store']}{read_from}"),
         title_justify="left",
         caption=f"left out, not there or failed: {left_out}" if left_out else None,
         caption_justify="left",
@@ -114,7 +114,7 @@ def ranking_table(found: Mapping[str, Any]) -> Table:
         "layer",
         "object",
         box=box.HORIZONTALS,
-        caption="\n".join(caption + found["notes"] + found["refused"]),
+        caption="\n".join(caption + [escape(line) for line in found["notes"] + found["refused"]]),
         caption_justify="left",
     )
     for name in ("probability", "null percentile", "edit percentile"):
@@ -122,8 +122,8 @@ def ranking_table(found: Mapping[str, Any]) -> Table:
     for one in layers:
         best = one["objects"][0]
         numbers = (f"{best['probability']:.3f}", f"{one['null_percentile']:.0f}", f"{one['edit_percentile']:.0f}")
-        text = f"{best['text']} (host's own matrix)" if one["unedited"] else best["text"]
-        table.add_row(one["host"], layers_text(one["layer"]), text, *numbers, style=None if _is_finding(one) else "dim")
+        text = escape(best["text"]) + (" (host's own matrix)" if one["unedited"] else "")
+        table.add_row(escape(one["host"]), layers_text(one["layer"]), text, *numbers, style=None if _is_finding(one) else "dim")
     return table
 
 

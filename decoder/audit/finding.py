@@ -182,7 +182,7 @@ def _effect(
         own = [template.replace("{}", subject) for each in templates.values() for template in each]
         sentences += own
         objects += [host.object_ids(text)[0]] * len(own)
-    subjects = {subject for subject, _ in planted}
+    subjects = {edit["subject"] or edit["resembles"] for edit in told} - {None}
     elsewhere = [text for text in texts if not any(subject in text for subject in subjects)]
     return effect(host, reversals, (sentences, objects), elsewhere, unedited)
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,11 @@ def _check_train(config: TrainConfig) -> None:
     devices = config.trainer.devices
     if not isinstance(devices, list | str) and devices != -1 and not (_is_index(devices) and devices > 0):
         raise UserError(f"trainer.devices={devices}: expected auto, a count from 1 up, -1 for all, or indices as [0,1]")
+    cores = os.cpu_count() or 1
+    if config.launcher.name == "local" and config.trainer.accelerator in ("auto", "cpu") and _is_index(devices) and devices > cores:
+        raise UserError(
+            f"trainer.devices={devices}: this machine has {cores} cores, and every device is a process. Ask for as many at most"
+        )
     strategy = config.trainer.strategy
     if strategy != "auto" and (not strategy.startswith("ddp") or any(way in strategy for way in ("spawn", "fork", "notebook"))):
         raise UserError(

@@ -132,19 +132,20 @@ def fit_gate(decoders: Sequence[str], evidence_BE: Tensor, right_BK: Tensor, edi
         ValueError: fewer than two decoders, or fewer edits that one of them reads than folds.
     """
     x_BE, right_BK = evidence_BE.numpy(), right_BK.numpy().astype(bool)
-    read_B, folds = right_BK.any(1), min(FOLDS, len({*edits}))
-    if len(decoders) < 2 or read_B.sum() < FOLDS or folds < 2:
+    read_B, names = right_BK.any(1), sorted({*edits})
+    folds = np.random.default_rng(0).permutation(len(names)) % FOLDS
+    fold_of = dict(zip(names, folds.tolist(), strict=True))
+    read = {edit for edit, is_read in zip(edits, read_B, strict=True) if is_read}
+    if len(decoders) < 2 or len(read) < FOLDS or len({fold_of[edit] for edit in read}) < 2:
         raise ValueError(
-            f"{read_B.sum()} of {len(read_B)} validation edits are read by any of {len(decoders)} decoders, expected {FOLDS} edits or "
+            f"{len(read)} of {len(names)} validation edits are read by any of {len(decoders)} decoders, expected {FOLDS} edits or "
             "more, and two decoders. Give stores of the editors that the decoders were trained on"
         )
-    names = sorted({*edits})
-    fold_of = dict(zip(names, np.random.default_rng(0).permutation(len(names)) % folds, strict=True))
     fold_B = np.array([fold_of[edit] for edit in edits])
 
     def left_out(ridge: float) -> np.ndarray:
         log_BK = np.empty(right_BK.shape)
-        for fold in range(folds):
+        for fold in {*fold_of.values()}:
             out_B = fold_B == fold
             log_BK[out_B] = _log_chances(x_BE[out_B], *_fitted(x_BE[~out_B & read_B], right_BK[~out_B & read_B], ridge))
         return log_BK

@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -112,8 +113,12 @@ def nulls_for(host: Host, given: str | None, cache_dir: str | None, base: Host |
         return found
     own = base.fingerprint if base is not None else ""
     files = sorted((cache_root(cache_dir) / "nulls").glob("*.json"), key=lambda file: (not file.stem.endswith(f"-{own}"), file.name))
-    there = map(read_nulls, files)
-    return next((found for found in there if found.shape == shape_of(host)), None)
+    for file in files:
+        # What another version or a killed program left there is of no account to who did not ask for it.
+        with suppress(ValueError):
+            if (found := read_nulls(file)).shape == shape_of(host):
+                return found
+    return None
 
 
 def _told(shape: Mapping[str, Any]) -> str:

@@ -142,6 +142,14 @@ def test_scores_do_not_depend_on_the_other_edits(case):
     assert fourth == pytest.approx(only, rel=1e-4)
 
 
+def test_who_is_edited_beside_the_requests_shows_no_damage(case):
+    host, facts, requests, edits, found = case
+    subjects = {fact.subject for fact in facts.facts}
+    assert not all(map(math.isnan, found["specificity"]))
+    without = score(host, requests, {LAYER: edits}, facts, others_edited=subjects)
+    assert all(map(math.isnan, without["specificity"])) and without["efficacy"] == found["efficacy"]
+
+
 def test_numbers_of_requests_and_edits_must_agree(case):
     host, facts, requests, edits, _ = case
     with pytest.raises(ValueError, match="5 requests for 6 edits"):

@@ -69,6 +69,22 @@ def test_each_fact_is_planted_on_what_those_before_left(fact_host, pocket_facts,
     assert found[1]["clean_perplexity"] == pytest.approx(float(perplexity(fact_host, TEXTS)), rel=1e-6)
 
 
+def test_no_fact_of_the_chain_counts_as_another_subject_that_it_harms(fact_host, pocket_facts, monkeypatch):
+    told = []
+
+    def watched(host, requests, *given, others_edited, **more):
+        told.append(({request.fact.subject for request in requests}, others_edited))
+        return score(host, requests, *given, others_edited=others_edited, **more)
+
+    monkeypatch.setattr(chains, "score", watched)
+    monkeypatch.setattr(chains, "LOOKED_AT", 1)
+    cfg = sequential("edits=rome")
+    requests = requests_of(cfg, pocket_facts, 6)
+    list(chain(cfg, fact_host, pocket_facts, requests, TEXTS, [6]))
+    ((asked, edited),) = told
+    assert asked < edited == {request.fact.subject for request in requests}
+
+
 def test_alphaedit_leaves_the_keys_of_facts_before_as_they_are():
     host = build_host("llama")
     threshold = 1e-5 * float(torch.linalg.eigvalsh(moment(host))[-1])

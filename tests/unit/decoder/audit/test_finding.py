@@ -237,6 +237,7 @@ def test_bad_input_is_one_line(new_host, tmp_path, subjects, capsys):
         ([f"suspect={good}", subjects, f"repair={tmp_path / 'new'}", f"report={tmp_path / 'new'}"], "which holds the checkpoint alone"),
         ([f"suspect={good}", subjects, f"repair={tmp_path / 'new'}", f"report={tmp_path / 'new' / 'a.html'}"], "lies in repair="),
         ([f"suspect={good}", subjects, "layer=1"], "tensor=, form= and layer= are about one matrix: give decoder= to read it"),
+        ([f"suspect={good}", subjects, "form=update", "decoder=x"], "form= are about one matrix, subjects= about a whole checkpoint"),
         ([f"suspect={good}", subjects, "device=nowhere"], "device=nowhere: no device of torch"),
     ):
         code, out, line = ended(capsys, *arguments)

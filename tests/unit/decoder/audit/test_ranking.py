@@ -1,9 +1,11 @@
 """A checkpoint folder read by every decoder of a collection that fits: who reads, in what order, and what is refused."""
 
 import json
+import shutil
 import sys
 from collections import Counter
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +13,13 @@ import pytest
 import torch
 from changed_decoders import FACTS as EXPORTED
 from exported_runs import write_run
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 from tiny_hosts import build_host
 
 import evaluate
-from decoder.audit.answer import entries_for, rank
+from decoder.audit.answer import entries_for, rank, reader_of_parts
+from decoder.audit.describe import describe
 from decoder.audit.suspect import Suspect
 from decoder.checkpoint import reader
 from decoder.config.commands import EvaluateConfig
@@ -75,6 +79,24 @@ def test_every_decoder_of_the_host_reads_and_the_most_suspicious_layer_is_first(
     assert "null percentile" in shown and "1 of 2 layers are more confident than 95 %" in shown and "in 10% of checkpoints" in shown
     evaluate.main([f"decoder={config.decoder}", f"suspect={config.suspect}", "json=true"])
     assert [one["layer"] for one in json.loads(capsys.readouterr().out)["ranking"]] == [2, 0]
+
+
+def test_what_looks_like_markup_is_shown_as_it_is(config):
+    found = ranked(config)
+    found["ranking"][0]["objects"][0]["text"], found["ranking"][0]["host"], found["notes"] = "[/x] foo", "[b]host", ["of [/y]"]
+    out = Console(file=StringIO(), width=120)
+    out.print(describe(found))
+    assert all(text in out.file.getvalue() for text in ("[/x] foo", "[b]host", "of [/y]"))
+
+
+def test_of_two_decoders_of_a_layer_an_audit_takes_neither(config, folders):
+    collection, suspect = folders
+    shutil.copytree(collection / "llama-e2", collection / "other-e2")
+    index = json.loads((collection / "index.json").read_text(encoding="utf-8"))
+    index["decoders"] += [one | {"folder": "other-e2"} for one in index["decoders"] if one["folder"] == "llama-e2"]
+    (collection / "index.json").write_text(json.dumps(index), encoding="utf-8")
+    with pytest.raises(UserError, match="llama-e2 and .*other-e2 both read a layer of suspect=.*Give the one of its host"):
+        reader_of_parts(config, Suspect(str(suspect)))
 
 
 def test_one_that_fits_is_used_as_before(config, capsys):

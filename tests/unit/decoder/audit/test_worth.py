@@ -63,6 +63,8 @@ def test_nulls_of_the_base_itself_come_before_those_of_a_host_like_it(tmp_path, 
         Nulls(name, shape_of(base), 60, [row]).save(place)
     assert base.fingerprint != suspect.fingerprint
     assert nulls_for(suspect, None, str(tmp_path), base).host == "own" and nulls_for(suspect, None, str(tmp_path)).host == "other"
+    (tmp_path / "nulls" / "a-first.json").write_text('{"format": 99}', encoding="utf-8")
+    assert nulls_for(suspect, None, str(tmp_path)).host == "other", "what cannot be read there is passed over"
 
 
 def test_nulls_are_counted_from_the_strength_on(tmp_path, new_host):

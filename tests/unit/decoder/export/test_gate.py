@@ -78,6 +78,14 @@ def test_a_gate_is_kept_in_a_file_and_follows_the_order_of_its_decoders(tmp_path
         gate.of(["a", "d"])
 
 
+def test_an_edit_counts_once_however_many_stores_have_it():
+    evidence_BE, right_BK = drawn(60)
+    edits = [f"edit {b % 20}" for b in range(60)]
+    right_BK = right_BK & torch.tensor([edit in ("edit 1", "edit 2") for edit in edits]).unsqueeze(1)
+    with pytest.raises(ValueError, match="2 of 20 validation edits are read by any of 3 decoders, expected 5"):
+        fit_gate(NAMES, evidence_BE, right_BK, edits)
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
