@@ -144,11 +144,9 @@ def import_edits(cfg: ImportConfig, host: Host) -> EditStore:
         try:
             requests = requests_of(own)
             name = host_id(requests)
-            if path in faults:
-                raise faults[path]
             found.append(_understand(cfg, host, bases, path, requests))
         except FAULTS as error:
-            skipped.append((name, f"{path.name}: {error}"))
+            skipped.append((name, f"{path.name}: {faults.get(path, error)}"))
     for name, reason in skipped:
         log.warning("skipped %s: %s", name, reason)
     if not found:
@@ -157,7 +155,7 @@ def import_edits(cfg: ImportConfig, host: Host) -> EditStore:
 
 
 def _find_layers(cfg: ImportConfig, paths: list[Path], base: Suspect | None, host: Host) -> tuple[list[int], dict[Path, Exception]]:
-    """All layers that some source was edited in, and why those before the first that tells any tell none.
+    """All layers that some source was edited in, and why others tell none: a lone matrix may still be of one of these layers.
 
     Raises:
         ValueError: none tells any; what is wrong with the first.
@@ -168,8 +166,7 @@ def _find_layers(cfg: ImportConfig, paths: list[Path], base: Suspect | None, hos
         try:
             layers |= set(_layers_of(cfg, path, base, host))
         except FAULTS as error:
-            if not layers:
-                faults[path] = error
+            faults[path] = error
     if not layers:
         raise ValueError(str(faults[paths[0]]))
     return sorted(layers), faults

@@ -189,6 +189,15 @@ def test_the_fault_of_the_first_source_is_its_own(new_host, tmp_path, first, rea
     assert name.endswith("-singer") and why.startswith("0: ") and reason in why
 
 
+@pytest.mark.parametrize("order", [("a", "b"), ("b", "a")], ids=["matrix first", "matrix last"])
+def test_a_lone_matrix_is_of_the_layer_that_another_source_tells_wherever_it_stands(new_host, tmp_path, order):
+    host, (lone, whole) = new_host("llama"), order
+    edited_folder(host, tmp_path / "m" / whole)
+    save_file({"weight": stored(host, host.weight_DF(LAYER) + outer(host, 1))}, str(tmp_path / "m" / f"{lone}.safetensors"))
+    store = importing(host, tmp_path / "m", facts_file(tmp_path, 2), tmp_path / "store")
+    assert len(store) == 2 and store.manifest["layer"] == LAYER and store.manifest["skipped"] == []
+
+
 def three(host, folder):
     folder.mkdir()
     for b in range(3):
