@@ -113,12 +113,12 @@ def fit(cfg: TrainConfig, folder: Path, host: "Host", datamodule: "EditDataModul
     from launcher import run_folder
 
     checkpoint = training.checkpoint_to_go_on_from(cfg, folder)
-    if is_first(cfg):
-        run_folder.begin(folder, checkpoint)
     seed_everything(cfg.seed, workers=True, verbose=False)
     module = DecoderModule(cfg, host, hparams=to_dict(cfg))
     trainer = training.build_trainer(cfg, folder, checkpoint)
     if is_first(cfg):
+        # A finished run goes only now that Lightning has taken the settings.
+        run_folder.begin(folder, checkpoint)
         describe_run(trainer, cfg, host.layers)
     training.fit(trainer, module, datamodule, checkpoint)
     return module

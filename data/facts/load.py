@@ -31,6 +31,9 @@ def load_facts(cfg: FactsConfig) -> FactSet:
     Raises:
         ValueError: no fact set has that name, there is nothing to read, or what there is has another schema.
     """
+    if cfg.source == "pocket" and cfg.path:
+        known = "|".join(SCHEMAS)
+        raise ValueError(f"facts.path={cfg.path}: the pocket's facts come with the program. Say what lies there: facts.source={known}")
     return select(load_pocket() if cfg.source == "pocket" else load_records(cfg), cfg)
 
 

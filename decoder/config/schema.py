@@ -166,7 +166,7 @@ class OptimConfig:
 
 @dataclass
 class TrainerConfig:
-    accelerator: str = option("auto", "Lightning accelerator: auto, cpu, cuda, ...")
+    accelerator: Literal["auto", "cpu", "cuda", "gpu", "mps"] = option("auto", "Lightning accelerator")
     devices: Any = option(1, "Lightning devices", "int|list of int|auto", least=None)
     num_nodes: int = option(1, "machines, see docs/scaling.md", least=1)
     strategy: str = option("auto", "Lightning strategy: auto or a form of ddp")

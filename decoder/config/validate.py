@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,8 @@ def _check_train(config: TrainConfig) -> None:
         if count is not None and layer >= count:
             raise UserError(f"{key}={layer}: {config.host.name} has layers 0 to {count - 1}")
     devices = config.trainer.devices
-    if not isinstance(devices, list | str) and devices != -1 and not (_is_index(devices) and devices > 0):
+    is_text = isinstance(devices, str) and (devices == "auto" or re.fullmatch(r"\d+(,\d+)*,?", devices))
+    if not is_text and not isinstance(devices, list) and devices != -1 and not (_is_index(devices) and devices > 0):
         raise UserError(f"trainer.devices={devices}: expected auto, a count from 1 up, -1 for all, or indices as [0,1]")
     cores = os.cpu_count() or 1
     if config.launcher.name == "local" and config.trainer.accelerator in ("auto", "cpu") and _is_index(devices) and devices > cores:

@@ -114,6 +114,19 @@ def test_the_log_of_a_run_that_is_ended_says_so_and_it_has_not_failed(tmp_path, 
     assert last.endswith(said) and not (run.folder / "result.json").exists()
 
 
+def test_a_finished_run_stays_where_the_trainer_refuses_the_settings_of_another(tmp_path, monkeypatch):
+    def refuses(*_):
+        raise ValueError("no such precision")
+
+    monkeypatch.setattr("decoder.training.module.DecoderModule", lambda *_, **__: None)
+    monkeypatch.setattr("decoder.training.trainer.build_trainer", refuses)
+    (tmp_path / "decoder").mkdir()
+    (tmp_path / "result.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(ValueError, match="no such precision"):
+        train.fit(compose(TrainConfig, "train", []), tmp_path, None, None)
+    assert (tmp_path / "result.json").exists() and (tmp_path / "decoder").exists()
+
+
 def test_a_run_folder_has_one_writer(tmp_path):
     with held(tmp_path / "run"):
         with pytest.raises(UserError, match="another process is doing this run.*variant=NAME") as refused, held(tmp_path / "run"):

@@ -23,6 +23,11 @@ def test_a_file_of_another_kind_is_told_which(tmp_path, wrong, right):
     assert right in str(refused.value).split("looks like")[1] and "facts.source=" in str(refused.value)
 
 
+def test_a_path_is_of_no_account_to_the_pockets_facts_and_refused(tmp_path):
+    with pytest.raises(ValueError, match="facts.path=.*mine.jsonl: the pocket's facts come with the program. .*facts.source=counterfact"):
+        load_facts(FactsConfig(path=str(tmp_path / "mine.jsonl")))
+
+
 def changed(record: dict, **fields) -> dict:
     return {name: value for name, value in (record | fields).items() if value is not ...}
 

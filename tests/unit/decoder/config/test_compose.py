@@ -151,6 +151,8 @@ def test_values_arrive_as_typed(argument, expected):
         ("optim.lr_layer=nan", ["from 0 up"]),
         ("optim.betas=[0.9]", ["two numbers"]),
         ("trainer.devices=0", ["[0,1]"]),
+        ("trainer.devices=abc", ["[0,1]"]),
+        ("trainer.accelerator=foo", ["cuda"]),
         ("trainer.devices=9999", ["cores, and every device is a process"]),
         ("trainer.num_nodes=0", ["from 1 up"]),
         ("trainer.strategy=fsdp", ["auto, ddp", "frozen host whole"]),
