@@ -7,10 +7,13 @@ import json
 
 import pytest
 import torch
+from audited_folders import WHO, planted
+from edited import LAYER
 from edited import SUBJECTS as NAMES
 
 from decoder.audit.candidates import Candidates, read_subjects
-from decoder.audit.locate import gathered, usable_layers
+from decoder.audit.locate import gathered, scan, usable_layers
+from decoder.host import Host
 
 
 def plain_keys(host, layer: int, text: str) -> torch.Tensor:
@@ -144,3 +147,20 @@ def test_names_with_commas_are_names(tmp_path, names):
     assert read_subjects(tmp_path / "names") == [" ".join(name.split()) for name in names]
     (tmp_path / "names").write_text(json.dumps(["name,year", *TABLE, "Ulm"]), encoding="utf-8")
     assert len(read_subjects(tmp_path / "names")) == 50
+
+
+def test_names_beyond_the_sample_and_layers_beyond_the_budget_change_nothing_but_the_whitening(new_host, tmp_path, monkeypatch):
+    host = new_host("llama")
+    planted(host, tmp_path / "edited", dtype="float32")
+    edited = Host.load(tmp_path / "edited", name="edited")
+    whole = scan(edited, Candidates(edited, NAMES))
+    edited.memory_budget = 1
+    assert [(one.score, one.hits) for one in scan(edited, Candidates(edited, NAMES))] == [(one.score, one.hits) for one in whole]
+    monkeypatch.setattr("decoder.audit.locate.WHITENING", 40)
+    streamed = scan(edited, Candidates(edited, NAMES))
+    assert [one.layer for one in streamed if one.hits] == [LAYER] and streamed[LAYER].hits[0][0] == whole[LAYER].hits[0][0] == WHO
+    monkeypatch.setattr("decoder.audit.reversal.LISTED", 10)
+    (few,) = [one for one in scan(edited, Candidates(edited, NAMES)) if one.hits]
+    assert few.keys_LF.untyped_storage().nbytes() == 10 * 4 * host.mlp_size(LAYER), "no other keys are held"
+    assert len(few.fit_HC[0]) == len(NAMES) and int(few.fit_HC[0].argmax()) == WHO, "though all are looked at"
+    assert streamed[LAYER].score == pytest.approx(streamed[LAYER].hits[0][1], rel=1e-4), "the keys taken once more are whitened alike"

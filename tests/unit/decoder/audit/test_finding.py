@@ -15,9 +15,7 @@ from gguf_files import twin_of, write_gguf
 from safetensors.torch import load_file, save_file
 
 import evaluate
-from decoder.audit.candidates import Candidates
 from decoder.audit.finding import audit_checkpoint
-from decoder.audit.locate import scan
 from decoder.audit.suspect import Suspect
 from decoder.export.save import save_decoder
 from decoder.host import Host
@@ -242,20 +240,3 @@ def test_bad_input_is_one_line(new_host, tmp_path, subjects, capsys):
     ):
         code, out, line = ended(capsys, *arguments)
         assert code == 2 and not out and line.count("\n") == 1 and told in line, (arguments, line)
-
-
-def test_names_beyond_the_sample_and_layers_beyond_the_budget_change_nothing_but_the_whitening(new_host, tmp_path, monkeypatch):
-    host = new_host("llama")
-    planted(host, tmp_path / "edited", dtype="float32")
-    edited = Host.load(tmp_path / "edited", name="edited")
-    whole = scan(edited, Candidates(edited, NAMES))
-    edited.memory_budget = 1
-    assert [(one.score, one.hits) for one in scan(edited, Candidates(edited, NAMES))] == [(one.score, one.hits) for one in whole]
-    monkeypatch.setattr("decoder.audit.locate.WHITENING", 40)
-    streamed = scan(edited, Candidates(edited, NAMES))
-    assert [one.layer for one in streamed if one.hits] == [LAYER] and streamed[LAYER].hits[0][0] == whole[LAYER].hits[0][0] == WHO
-    monkeypatch.setattr("decoder.audit.reversal.LISTED", 10)
-    (few,) = [one for one in scan(edited, Candidates(edited, NAMES)) if one.hits]
-    assert few.keys_LF.untyped_storage().nbytes() == 10 * 4 * host.mlp_size(LAYER), "no other keys are held"
-    assert len(few.fit_HC[0]) == len(NAMES) and int(few.fit_HC[0].argmax()) == WHO, "though all are looked at"
-    assert streamed[LAYER].score == pytest.approx(streamed[LAYER].hits[0][1], rel=1e-4), "the keys taken once more are whitened alike"
