@@ -9,6 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+Worthwhile = Callable[[int, list[list[int]]], bool]
+"""(row of an edit, ids of each of its objects as far as they are found) -> whether to go on."""
+
 
 class Beams(NamedTuple):
     """The objects found, best first."""
@@ -34,6 +37,7 @@ def beam_search(
     max_tokens: int,
     terminator_id: int | None,
     drop_finished: bool = True,
+    worthwhile: Worthwhile | None = None,
 ) -> Beams:
     """Searches for the most probable objects of at least one and at most `max_tokens` tokens.
 
@@ -46,6 +50,7 @@ def beam_search(
         step: (tokens (N,), origins (N,), edits (N,)) -> logits (N, V) of the next token, for the beams that are not finished. An origin is
             a beam's row in the call before; before the first call every beam has a row, edit by edit.
         drop_finished: leave finished beams out of the steps that follow; if not, N is always B * K.
+        worthwhile: asked before each step about each edit that has unfinished beams; if not, its objects are left as they are, unfinished.
     """
     batch = len(first_BV)
     beams = min(beams, first_BV.shape[1])
@@ -57,6 +62,9 @@ def beam_search(
     done_BK = torch.zeros_like(token_BK, dtype=torch.bool)
 
     for length in range(1, max_tokens + 1):
+        if worthwhile is not None:
+            for b in (~done_BK.all(1)).nonzero()[:, 0].tolist():
+                done_BK[b] |= not worthwhile(b, _objects(paths_BKT[b], terminator_id))
         if done_BK.all() or (length == max_tokens and terminator_id is None):
             break
         edit_C = edit_B[~done_BK.all(1)] if drop_finished else edit_B
@@ -76,8 +84,7 @@ def beam_search(
         if terminator_id is not None:
             done_BK[edit_C] = token_CK == terminator_id
 
-    tokens = [[_object(path, terminator_id) for path in paths] for paths in paths_BKT.tolist()]
-    return Beams(tokens, score_BK.exp(), first_BV)
+    return Beams([_objects(paths_KT, terminator_id) for paths_KT in paths_BKT], score_BK.exp(), first_BV)
 
 
 def _object_start(first_BV: Tensor, terminator_id: int | None) -> Tensor:
@@ -97,5 +104,5 @@ def _end_only(log_BKV: Tensor, done_BK: Tensor, terminator_id: int | None, must_
     return log_BKV + end_V if must_end else log_BKV
 
 
-def _object(path: list[int], terminator_id: int | None) -> list[int]:
-    return path[: path.index(terminator_id)] if terminator_id in path else path
+def _objects(paths_KT: Tensor, terminator_id: int | None) -> list[list[int]]:
+    return [path[: path.index(terminator_id)] if terminator_id in path else path for path in paths_KT.tolist()]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from decoder.batch import PADDING
-from decoder.beam import Beams, beam_search
+from decoder.beam import Beams, Worthwhile, beam_search
 from decoder.dense import RoundedEdit, WholeEdit
 from decoder.edit import Edits, LayerEdits, LowRankEdit, RankOneEdit
 from decoder.ending import Ending, fit_ending, inside_words, word_ends
@@ -98,10 +98,10 @@ class ObjectDecoder(nn.Module):
         return self._teacher_forced(edits, object_ids_BT, first_BV, cache)
 
     @torch.no_grad()
-    def read(self, edits: Edits, *, beams: int, max_object_tokens: int) -> Beams:
-        """The most probable whole objects of each edit, best first."""
+    def read(self, edits: Edits, *, beams: int, max_object_tokens: int, worthwhile: Worthwhile | None = None) -> Beams:
+        """The most probable whole objects of each edit, best first; those of one that is not `worthwhile` are given up (`beam_search`)."""
         edits = self._prepared(edits)
-        return self._search(edits, *self._read_prompt(edits), beams, max_object_tokens)
+        return self._search(edits, *self._read_prompt(edits), beams, max_object_tokens, worthwhile)
 
     @torch.no_grad()
     def read_and_scored(self, edits: Edits, object_ids_BT: Tensor, *, beams: int, max_object_tokens: int) -> tuple[Beams, Tensor, Tensor]:
@@ -132,26 +132,28 @@ class ObjectDecoder(nn.Module):
 
     @torch.no_grad()
     def learn_end(self, edits: Edits, object_ids_BT: Tensor) -> None:
-        """From now on objects end as those of these edits do, of which `ENDS_FROM` at most are looked at.
-
-        A host with a terminator needs none.
-        """
+        """From now on objects end as those of these edits do, `ENDS_FROM` of them at most; a host with a terminator needs none."""
         if self.host.terminator_id is not None:
             return
         spread = slice(None, None, -(-len(edits) // ENDS_FROM))
         edits, object_ids_BT = edits[spread], object_ids_BT[spread].to(self.host.device)
+        numbers: dict[tuple[int, ...], int] = {}
+        numbered_B = torch.tensor([numbers.setdefault(tuple(ids), len(numbers)) for ids in object_ids_BT.tolist()])
+        # Most objects are of one token: beside others as long they take no padding.
+        order_B = (object_ids_BT != PADDING).sum(1).argsort(stable=True).cpu()
+        edits, object_ids_BT, numbered_B = edits[order_B], object_ids_BT[order_B], numbered_B[order_B]
         planted_BT = object_ids_BT != PADDING
         ended_BT = planted_BT & ~torch.nn.functional.pad(planted_BT[:, 1:], (0, 1))
         states, words, inside_V = [], [], inside_words(self.host)
         for start in range(0, len(edits), CHUNK):
-            part, ids_BT = self._prepared(edits[start : start + CHUNK]), object_ids_BT[start : start + CHUNK]
+            part, scored_BT = self._prepared(edits[start : start + CHUNK]), planted_BT[start : start + CHUNK]
+            longest = int(scored_BT.sum(1).max())
             _, cache = self._read_prompt(part)
             widen(cache, len(part))
-            logits_NV, state_ND = self._continue(part, ids_BT.clamp(min=0), cache, planted_BT[start : start + CHUNK])
+            ids_BT = object_ids_BT[start : start + CHUNK, :longest].clamp(min=0)
+            logits_NV, state_ND = self._continue(part, ids_BT, cache, scored_BT[:, :longest])
             states.append(state_ND)
             words.append(word_ends(logits_NV, inside_V))
-        numbers: dict[tuple[int, ...], int] = {}
-        numbered_B = torch.tensor([numbers.setdefault(tuple(ids), len(numbers)) for ids in object_ids_BT.tolist()])
         objects = numbered_B.repeat_interleave(planted_BT.sum(1).cpu()).tolist()
         self.ending = fit_ending(torch.cat(states), torch.cat(words), ended_BT[planted_BT], objects, inside_V)
 
@@ -196,7 +198,9 @@ class ObjectDecoder(nn.Module):
         widen(cache, len(edits))
         return self._continue(edits, object_ids_BT[:, :-1].clamp(min=0), cache, scored_BT)[0]
 
-    def _search(self, edits: LayerEdits, first_BV: Tensor, cache: DynamicCache, beams: int, max_object_tokens: int) -> Beams:
+    def _search(
+        self, edits: LayerEdits, first_BV: Tensor, cache: DynamicCache, beams: int, max_tokens: int, worthwhile: Worthwhile | None = None
+    ) -> Beams:
         """What `read` gives, after the first pass; the prompt's cache is used up."""
         first_BV = first_BV.float().log_softmax(-1) - self.prior_V.to(first_BV.device)
         vocabulary, ending = first_BV.shape[1], self.ending
@@ -213,7 +217,7 @@ class ObjectDecoder(nn.Module):
             logits_NV, state_ND = self._continue(searched, ids_N1, cache)
             return logits_NV if ending is None else ending.with_end(logits_NV, state_ND)
 
-        bounds = {"beams": beams, "max_tokens": max_object_tokens, "terminator_id": self.end_id}
+        bounds = {"beams": beams, "max_tokens": max_tokens, "terminator_id": self.end_id, "worthwhile": worthwhile}
         # To drop some whole matrices the others would have to be copied.
         return beam_search(first_BV, step, **bounds, drop_finished=not any(isinstance(own, WholeEdit) for own in edits.by_layer.values()))
 

@@ -32,6 +32,12 @@ def exact_match(predicted: str, planted: str) -> bool:
     return _plain(predicted) == _plain(planted)
 
 
+def may_become(begun: str, planted: str) -> bool:
+    """Whether an answer that begins so can still be the planted object (`exact_match`); its last letter may be cut in two."""
+    spelt = [unicodedata.normalize("NFD", _plain(text.rstrip("\N{REPLACEMENT CHARACTER}"))) for text in (begun, planted)]
+    return spelt[1].startswith(spelt[0])
+
+
 def _plain(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text).casefold().split())
 

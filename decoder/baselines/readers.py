@@ -8,7 +8,7 @@ Shape letters: B edits, N training edits, M prompt length, D hidden width, F MLP
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,9 +21,10 @@ from decoder.dense import applied
 from decoder.edit import Edits, LayerEdits, RankOneEdit
 from decoder.host import Host
 from decoder.model import ObjectDecoder
-from decoder.scores import exact_match
+from decoder.scores import exact_match, may_become
 
 CARRIER_STRENGTHS = (2.0, 3.5, 5.0, 7.0)
+HEAT, FINALISTS = 32, 12  # validation edits that every template is tried on, and how many templates are then tried on all
 CHUNK = 128
 
 
@@ -73,7 +74,8 @@ def untrained_prompt(evidence: Evidence) -> Reader:
 def carrier(evidence: Evidence) -> Reader:
     """Nothing trained: the value's direction added at the mean subject, followed by a template of a training relation.
 
-    The template, then the strength (times the clean output's norm), are those that read most validation edits.
+    The template, then the strength (times the clean output's norm), are those that read most validation edits. Templates that read
+    few of some of these are not tried on all.
     """
     host, value = evidence.host, canonical_value(evidence.train)
     prompts = [carrier_prompt(host, evidence.subjects, template) for template in evidence.templates]
@@ -89,7 +91,9 @@ def carrier(evidence: Evidence) -> Reader:
         return lambda batch: Prediction(behind(prompt_MD)(planted(batch, strength), batch.object_ids_BT[:, :1])[:, 0].argmax(-1))
 
     size = _clean_output_norm(evidence, prompts[0])
-    prompt_MD = max(prompts, key=lambda prompt: first_tokens_right(evidence, says_first(prompt, 5.0 * size)))
+    heat = replace(evidence, validation=_spread(evidence.validation, HEAT))
+    prompts.sort(key=lambda prompt: -first_tokens_right(heat, says_first(prompt, 5.0 * size)))
+    prompt_MD = max(prompts[:FINALISTS], key=lambda prompt: first_tokens_right(evidence, says_first(prompt, 5.0 * size)))
     strength = size * max(CARRIER_STRENGTHS, key=lambda times: first_tokens_right(evidence, says_first(prompt_MD, times * size)))
     decoder = behind(prompt_MD)
     decoder.learn_end(planted(evidence.train, strength), evidence.train.object_ids_BT)
@@ -108,14 +112,24 @@ class AtSubject(RankOneEdit):
 
 
 def _read(evidence: Evidence, decoder: ObjectDecoder, edits: Edits, batch: EditBatch) -> Prediction:
-    """What a decoder with some prompt says, whole objects, in chunks."""
-    first, exact, planted = [], [], planted_texts(evidence.host, batch)
+    """What a decoder with some prompt says, whole objects, in chunks; none is spelt further once it can no longer be right."""
+    host, first, exact, planted = evidence.host, [], [], planted_texts(evidence.host, batch)
     for start in range(0, len(edits), CHUNK):
         chunk = slice(start, start + CHUNK)
-        beams = decoder.read(edits[chunk], beams=evidence.beams, max_object_tokens=evidence.max_object_tokens)
+
+        def may_be_right(row: int, begun: list[list[int]], start: int = start) -> bool:
+            return any(may_become(text_of(host, ids), planted[start + row]) for ids in begun)
+
+        search = {"beams": evidence.beams, "max_object_tokens": evidence.max_object_tokens}
+        beams = decoder.read(edits[chunk], **search, worthwhile=may_be_right)
         first.append(beams.first_token_B)
-        exact += map(exact_match, (text for text, _ in best_texts(evidence.host, beams)), planted[chunk])
+        exact += map(exact_match, (text for text, _ in best_texts(host, beams)), planted[chunk])
     return Prediction(torch.cat(first), exact)
+
+
+def _spread(batch: EditBatch, count: int) -> EditBatch:
+    """At most that many edits of a batch, evenly from all of it."""
+    return EditBatch(*(part[:: -(-len(batch.edits) // count)] for part in batch))
 
 
 def _known_object(evidence: Evidence, found_BT: Tensor, batch: EditBatch) -> Prediction:

@@ -12,6 +12,7 @@ from decoder_twins import IDS_BT, LAYER, B, decoder_on, put_in
 from torch import nn
 from transformers import DynamicCache
 
+from decoder import model
 from decoder.answers import object_texts, read_batch
 from decoder.audit.answer import answer
 from decoder.batch import EditBatch
@@ -138,6 +139,33 @@ def test_scores_predictions_and_an_audit_say_the_same_of_an_answer(endless, rand
         told = answer(Voters([again], [FACTS | {"host": {"id": "tiny"}, "edited_layer": LAYER}]), edits[b], top=1)["objects"][0]
         assert told == {"text": reading.predicted, "probability": pytest.approx(reading.probability, rel=1e-5)}
         assert reading.exact_match == exact_match(told["text"], endless.tokenizer.decode([i for i in ids_BT[b].tolist() if i >= 0]))
+
+
+def test_edits_side_by_side_teach_the_same_end_as_one_by_one(endless, random_edits, monkeypatch):
+    """Objects of one token, and of several, in no order: padding, and who lies beside whom, are of no account."""
+    lengths = [3, 1, 2, 1, 1, 3, 2, 1]
+    ids_BT = torch.full((len(lengths), 4), -100)
+    for row, length in zip(ids_BT, lengths, strict=True):
+        row[:length] = torch.randint(3, 40, (length,))
+    edits, fitted = random_edits(endless, len(lengths)), []
+
+    def kept(state_ND, word_ends_N, ended_N, object_N, inside_V):
+        rows = torch.cat([state_ND, word_ends_N.unsqueeze(1), ended_N.unsqueeze(1), torch.tensor(object_N).unsqueeze(1)], dim=1)
+        fitted.append(rows[rows[:, 0].argsort()])
+
+    monkeypatch.setattr(model, "fit_ending", kept)
+    for chunk in (1, 3, 64):
+        monkeypatch.setattr(model, "CHUNK", chunk)
+        decoder_on(endless, [LAYER]).learn_end(edits, ids_BT)
+    # Slow twin: an edit by itself, and its object as it stands in its row.
+    alone = []
+    for b, length in enumerate(lengths):
+        decoder_on(endless, [LAYER]).learn_end(edits[b], ids_BT[b : b + 1, :length])
+        alone.append(fitted.pop())
+        alone[-1][:, -1] = b
+    torch.testing.assert_close(fitted[0], torch.cat(alone)[torch.cat(alone)[:, 0].argsort()], rtol=1e-4, atol=1e-4)
+    for other in fitted[1:]:
+        torch.testing.assert_close(fitted[0], other, rtol=1e-4, atol=1e-4)
 
 
 def test_a_host_with_a_terminator_learns_no_end(host_of, random_edits):

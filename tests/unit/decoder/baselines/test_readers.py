@@ -207,6 +207,25 @@ def test_chunks_do_not_change_an_answer(host, monkeypatch):
         assert torch.equal(whole.first_token_B, chunked.first_token_B) and whole.exact_B == chunked.exact_B
 
 
+@pytest.mark.parametrize("beams", [1, 2, 6, 999])
+@pytest.mark.parametrize("ends", [True, False])
+def test_answers_that_cannot_be_right_are_given_up_and_change_no_score(host, monkeypatch, beams, ends):
+    monkeypatch.setattr(host, "terminator_id", END if ends else None)
+    evidence, test, steps = dataclasses.replace(evidence_of(host), beams=beams, max_object_tokens=4), make_edits(host, 20, 2), []
+    go_on = ObjectDecoder._continue
+    monkeypatch.setattr(ObjectDecoder, "_continue", lambda self, edits, *args: steps.append(len(edits)) or go_on(self, edits, *args))
+    for name in ("untrained_prompt", "carrier"):
+        reader = BASELINES[name][1](evidence)
+        steps.clear()
+        quick, few = reader(test), sum(steps)
+        with monkeypatch.context() as patch:
+            patch.setattr(baselines, "may_become", lambda begun, planted: True)
+            steps.clear()
+            slow = reader(test)
+        assert torch.equal(quick.first_token_B, slow.first_token_B) and quick.exact_B == slow.exact_B
+        assert few < sum(steps) or beams == 999, name
+
+
 def test_half_precision_host(new_host):
     host = new_host("llama", hidden_size=D, intermediate_size=F)
     host.model.to(torch.bfloat16)
