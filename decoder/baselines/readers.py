@@ -8,7 +8,7 @@ Shape letters: B edits, N training edits, M prompt length, D hidden width, F MLP
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -24,7 +24,6 @@ from decoder.model import ObjectDecoder
 from decoder.scores import exact_match, may_become
 
 CARRIER_STRENGTHS = (2.0, 3.5, 5.0, 7.0)
-HEAT, FINALISTS = 32, 12  # validation edits that every template is tried on, and how many templates are then tried on all
 CHUNK = 128
 
 
@@ -74,8 +73,7 @@ def untrained_prompt(evidence: Evidence) -> Reader:
 def carrier(evidence: Evidence) -> Reader:
     """Nothing trained: the value's direction added at the mean subject, followed by a template of a training relation.
 
-    The template, then the strength (times the clean output's norm), are those that read most validation edits. Templates that read
-    few of some of these are not tried on all.
+    The template, then the strength (times the clean output's norm), are those that read most validation edits.
     """
     host, value = evidence.host, canonical_value(evidence.train)
     prompts = [carrier_prompt(host, evidence.subjects, template) for template in evidence.templates]
@@ -91,9 +89,7 @@ def carrier(evidence: Evidence) -> Reader:
         return lambda batch: Prediction(behind(prompt_MD)(planted(batch, strength), batch.object_ids_BT[:, :1])[:, 0].argmax(-1))
 
     size = _clean_output_norm(evidence, prompts[0])
-    heat = replace(evidence, validation=_spread(evidence.validation, HEAT))
-    prompts.sort(key=lambda prompt: -first_tokens_right(heat, says_first(prompt, 5.0 * size)))
-    prompt_MD = max(prompts[:FINALISTS], key=lambda prompt: first_tokens_right(evidence, says_first(prompt, 5.0 * size)))
+    prompt_MD = max(prompts, key=lambda prompt: first_tokens_right(evidence, says_first(prompt, 5.0 * size)))
     strength = size * max(CARRIER_STRENGTHS, key=lambda times: first_tokens_right(evidence, says_first(prompt_MD, times * size)))
     decoder = behind(prompt_MD)
     decoder.learn_end(planted(evidence.train, strength), evidence.train.object_ids_BT)
@@ -125,11 +121,6 @@ def _read(evidence: Evidence, decoder: ObjectDecoder, edits: Edits, batch: EditB
         first.append(beams.first_token_B)
         exact += map(exact_match, (text for text, _ in best_texts(host, beams)), planted[chunk])
     return Prediction(torch.cat(first), exact)
-
-
-def _spread(batch: EditBatch, count: int) -> EditBatch:
-    """At most that many edits of a batch, evenly from all of it."""
-    return EditBatch(*(part[:: -(-len(batch.edits) // count)] for part in batch))
 
 
 def _known_object(evidence: Evidence, found_BT: Tensor, batch: EditBatch) -> Prediction:
