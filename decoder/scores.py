@@ -34,8 +34,9 @@ def exact_match(predicted: str, planted: str) -> bool:
 
 def may_become(begun: str, planted: str) -> bool:
     """Whether an answer that begins so can still be the planted object (`exact_match`); its last letter may be cut in two."""
-    spelt = [unicodedata.normalize("NFD", _plain(text.rstrip("\N{REPLACEMENT CHARACTER}"))) for text in (begun, planted)]
-    return spelt[1].startswith(spelt[0])
+    # An accent may be still to come, which NFC would have made one letter with what is there.
+    begun, planted = (unicodedata.normalize("NFD", _plain(text)) for text in (begun.rstrip("\N{REPLACEMENT CHARACTER}"), planted))
+    return planted.startswith(begun)
 
 
 def _plain(text: str) -> str:

@@ -111,15 +111,15 @@ def _read(evidence: Evidence, decoder: ObjectDecoder, edits: Edits, batch: EditB
     """What a decoder with some prompt says, whole objects, in chunks; none is spelt further once it can no longer be right."""
     host, first, exact, planted = evidence.host, [], [], planted_texts(evidence.host, batch)
     for start in range(0, len(edits), CHUNK):
-        chunk = slice(start, start + CHUNK)
-
-        def may_be_right(row: int, begun: list[list[int]], start: int = start) -> bool:
-            return any(may_become(text_of(host, ids), planted[start + row]) for ids in begun)
-
-        search = {"beams": evidence.beams, "max_object_tokens": evidence.max_object_tokens}
-        beams = decoder.read(edits[chunk], **search, worthwhile=may_be_right)
+        wanted = planted[start : start + CHUNK]
+        beams = decoder.read(
+            edits[start : start + CHUNK],
+            beams=evidence.beams,
+            max_object_tokens=evidence.max_object_tokens,
+            worthwhile=lambda row, begun, wanted=wanted: any(may_become(text_of(host, ids), wanted[row]) for ids in begun),
+        )
         first.append(beams.first_token_B)
-        exact += map(exact_match, (text for text, _ in best_texts(host, beams)), planted[chunk])
+        exact += map(exact_match, (text for text, _ in best_texts(host, beams)), wanted)
     return Prediction(torch.cat(first), exact)
 
 

@@ -145,8 +145,8 @@ def test_edits_side_by_side_teach_the_same_end_as_one_by_one(endless, random_edi
     """Objects of one token, and of several, in no order: padding, and who lies beside whom, are of no account."""
     lengths = [3, 1, 2, 1, 1, 3, 2, 1]
     ids_BT = torch.full((len(lengths), 4), -100)
-    for row, length in zip(ids_BT, lengths, strict=True):
-        row[:length] = torch.randint(3, 40, (length,))
+    for b, length in enumerate(lengths):
+        ids_BT[b, :length] = 3 + 4 * b + torch.arange(length)
     edits, fitted = random_edits(endless, len(lengths)), []
 
     def kept(state_ND, word_ends_N, ended_N, object_N, inside_V):

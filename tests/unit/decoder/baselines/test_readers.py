@@ -207,15 +207,30 @@ def test_chunks_do_not_change_an_answer(host, monkeypatch):
         assert torch.equal(whole.first_token_B, chunked.first_token_B) and whole.exact_B == chunked.exact_B
 
 
+def said_by(reader, test: EditBatch, monkeypatch) -> torch.Tensor:
+    """Tokens (B, 4) of the first beams."""
+    read, found = ObjectDecoder.read, []
+    with monkeypatch.context() as patch:
+        patch.setattr(baselines, "may_become", lambda begun, planted: True)
+        patch.setattr(ObjectDecoder, "read", lambda self, edits, **search: found.append(read(self, edits, **search)) or found[-1])
+        reader(test)
+    first = [torch.tensor(objects[0]) for one in found for objects in one.tokens]
+    return torch.stack([torch.nn.functional.pad(ids, (0, 4 - len(ids)), value=PADDING) for ids in first])
+
+
 @pytest.mark.parametrize("beams", [1, 2, 6, 999])
 @pytest.mark.parametrize("ends", [True, False])
 def test_answers_that_cannot_be_right_are_given_up_and_change_no_score(host, monkeypatch, beams, ends):
     monkeypatch.setattr(host, "terminator_id", END if ends else None)
     evidence, test, steps = dataclasses.replace(evidence_of(host), beams=beams, max_object_tokens=4), make_edits(host, 20, 2), []
+    test = test._replace(object_ids_BT=torch.nn.functional.pad(test.object_ids_BT, (0, 4 - test.object_ids_BT.shape[1]), value=PADDING))
     go_on = ObjectDecoder._continue
     monkeypatch.setattr(ObjectDecoder, "_continue", lambda self, edits, *args: steps.append(len(edits)) or go_on(self, edits, *args))
     for name in ("untrained_prompt", "carrier"):
         reader = BASELINES[name][1](evidence)
+        # Every other edit plants what the reader says of it, so that there is something to be right about.
+        said = said_by(reader, test, monkeypatch)
+        test.object_ids_BT[::2] = said[::2]
         steps.clear()
         quick, few = reader(test), sum(steps)
         with monkeypatch.context() as patch:
@@ -223,6 +238,7 @@ def test_answers_that_cannot_be_right_are_given_up_and_change_no_score(host, mon
             steps.clear()
             slow = reader(test)
         assert torch.equal(quick.first_token_B, slow.first_token_B) and quick.exact_B == slow.exact_B
+        assert sum(slow.exact_B) >= len(test.edits) // 2 and not all(slow.exact_B)
         assert few < sum(steps) or beams == 999, name
 
 
