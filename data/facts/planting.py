@@ -32,17 +32,17 @@ class OtherObjects:
         facts: that the edits are about.
         plan: of the splits.
         kind: `facts`, objects of all relations; `words` or `mixed`, in turns one of these, a common noun, a training subject's name and any
-            name.
+            name; `spelt`, nouns and names of several tokens.
     """
 
     def __init__(self, facts: FactSet, plan: "SplitPlan", kind: str, seed: int) -> None:
-        pools = [fact_objects(facts, plan)]
+        pools = [] if kind == "spelt" else [fact_objects(facts, plan)]
         if kind != "facts":
             tested = _folded(objects for relation, objects in _objects(facts).items() if plan.relation_role.get(relation) in ("val", "ood"))
             tested |= _folded([plan.held_out])
             subjects = {subject for subject, role in plan.subject_role.items() if role == "train"}
             others = _folded([{fact.subject for fact in facts.facts} - subjects])
-            for pool in (common_nouns(), sorted(subjects), common_names()):
+            for pool in (spelt(),) if kind == "spelt" else (common_nouns(), sorted(subjects), common_names()):
                 pools.append([text for text in _unlike(pool, tested) if text.casefold() not in others])
         self.decks = [deque(random.Random(f"objects {seed} {place}").sample(pool, len(pool))) for place, pool in enumerate(pools)]
         self.turn = 0
@@ -89,6 +89,12 @@ def common_nouns() -> list[str]:
 def common_names() -> list[str]:
     """Two thousand names of all kinds: those that SmolLM2's tokenizer has as one token, and what it completes the fragments of names to."""
     return _lines("names.txt")
+
+
+@cache
+def spelt() -> list[str]:
+    """Nouns and names of all kinds that SmolLM2's tokenizer has in two to four tokens, and most others in several."""
+    return _lines("spelt.txt")
 
 
 def _lines(name: str) -> list[str]:

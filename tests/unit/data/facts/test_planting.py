@@ -10,13 +10,13 @@ from fact_records import PLAIN, load, written
 from places import ROOT
 
 from data.datamodule import mark_seen
-from data.facts.planting import OtherObjects, _unlike, common_names, common_nouns, fact_objects
+from data.facts.planting import OtherObjects, _unlike, common_names, common_nouns, fact_objects, spelt
 from data.facts.splits import SPLITS, SplitPlan, assign, draw_splits, plan_edits
 from data.produce.plan import requested, store_path
 from decoder.config import SplitsConfig, TrainConfig
 from decoder.utils.files import short_hash
 
-KINDS = ["relation", "facts", "words", "mixed"]
+KINDS = ["relation", "facts", "words", "mixed", "spelt"]
 
 
 @pytest.fixture(scope="module", params=[0, 1, 2])
@@ -118,6 +118,14 @@ def test_words_are_objects_nouns_and_names_of_two_kinds_in_turns(drawn, pocket_f
     assert not others.intersection(words)
 
 
+def test_spelt_ones_are_of_their_list_alone_and_none_is_tested(drawn, pocket_facts):
+    plan, found = drawn
+    planted = Counter(one.object for one in found["spelt"]["train"])
+    assert {*planted} <= {*spelt()} and len(planted) > 0.95 * planted.total(), "hardly one comes twice"
+    tested = {text.casefold() for text in objects_of(pocket_facts, plan, "val", "ood") | plan.held_out}
+    assert not [text for text in planted for one in tested if in_words(one, text.casefold()) or in_words(text.casefold(), one)]
+
+
 def in_words(part, text):
     return f" {part} ".replace("-", " ") in f" {text} ".replace("-", " ")
 
@@ -137,7 +145,7 @@ def test_forms_and_words_of_tested_objects_are_left_out(text, left_out):
 def test_mixed_is_half_of_each(drawn):
     _, found = drawn
     own = {one.edit_id for one in found["relation"]["train"]}
-    for kind, share in (("mixed", 0.5), ("words", 0.0)):
+    for kind, share in (("mixed", 0.5), ("words", 0.0), ("spelt", 0.0)):
         kept = sum(one.edit_id in own for one in found[kind]["train"]) / len(found[kind]["train"])
         assert share <= kept < share + 0.06
 
@@ -194,6 +202,11 @@ def test_a_fact_that_no_object_is_left_for_keeps_its_own(tmp_path):
     ada, ben = facts.facts
     dealt = OtherObjects(facts, plan, "facts", 0).dealt([(ada, "singer"), (ada, "cook"), (ben, "baker")])
     assert dealt == [(ada, "singer"), (ada, "cook"), (ben, "baker")]
+
+
+def test_spelt_ones_are_in_no_other_list():
+    folded = {text.casefold() for text in spelt()}
+    assert len(folded) == len(spelt()) > 1700 and folded.isdisjoint(text.casefold() for text in (*common_nouns(), *common_names()))
 
 
 def test_common_nouns_are_words_of_their_own():
