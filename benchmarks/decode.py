@@ -22,10 +22,11 @@ from transformers import AutoModelForCausalLM, DynamicCache, GPT2Config, GPTJCon
 from decoder.dense import applied
 from decoder.edit import RankOneEdit
 from decoder.host import Host
-from decoder.model import ObjectDecoder, random_prompt
+from decoder.model import ObjectDecoder
 from decoder.shortcuts import last_mlp, scored_only
 from decoder.swap import exchanged, swapped
 from decoder.training.losses import object_loss
+from decoder.training.module import random_prompt
 from decoder.utils.errors import did_you_mean, run_command
 
 UNIT = "edits/s"

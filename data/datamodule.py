@@ -87,6 +87,11 @@ class EditDataModule(LightningDataModule):
         return sorted(set(self.table["subject"].iloc[self.rows["train"]]))
 
     @property
+    def training_beginnings(self) -> set[int]:
+        """The first tokens of what is planted in training."""
+        return {self.store.object_ids[row][0] for row in self.rows["train"]}
+
+    @property
     def training_templates(self) -> list[str]:
         facts = [self.facts.by_relation[relation][0] for relation, role in self.plan.relation_role.items() if role == "train"]
         return sorted(template for fact in facts for template in (fact.prompt, *fact.paraphrases))

@@ -11,7 +11,7 @@ D hidden width, V vocabulary.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -28,6 +28,7 @@ from decoder.shortcuts import branched, last_state_only, scored_only, widen
 from decoder.swap import exchanged, swapped
 
 ENDS_FROM = 512  # edits
+NEVER = 1e4  # nats that leave a token no chance
 CHUNK = 64
 
 
@@ -119,6 +120,13 @@ class ObjectDecoder(nn.Module):
         becomes part of the decoder; reading needs W' alone.
         """
         self.prior_V.copy_(share * self._without_edit().float().log_softmax(-1))
+
+    @torch.no_grad()
+    def learn_start(self, first_ids: Collection[int]) -> None:
+        """From now on `read` begins no object with a token that goes on within a word, but for these, which begin training objects."""
+        inside_V = inside_words(self.host)
+        inside_V[[*first_ids]] = False
+        self.prior_V += NEVER * inside_V.to(self.prior_V)
 
     @torch.no_grad()
     def moved(self, edits: Edits) -> Tensor:
@@ -247,14 +255,3 @@ def _trainable_copy(host: Host, layer: int, is_edited: bool) -> nn.Module:
         # In __dict__ instead of the module tree: neither trained, nor counted, nor saved.
         parent.__dict__[leaf] = host.down_proj(layer)
     return block
-
-
-def random_prompt(host: Host, length: int, seed: int) -> Tensor:
-    """Prompt vectors (M, D) drawn like the host's token embeddings: same mean and spread in every coordinate."""
-    embed = host.model.get_input_embeddings()
-    embedding_VD = embed.weight.float().cpu()
-    if scale := getattr(embed, "scalar_embed_scale", None):  # Gemma scales inside the module
-        embedding_VD = embedding_VD * scale
-    generator = torch.Generator().manual_seed(seed)
-    noise_MD = torch.randn(length, embedding_VD.shape[1], generator=generator)
-    return embedding_VD.mean(0) + noise_MD * embedding_VD.std(0)

@@ -66,6 +66,7 @@ def object_prior(evidence: Evidence) -> Reader:
 
 def untrained_prompt(evidence: Evidence) -> Reader:
     """The decoder before training."""
+    evidence.start.learn_start(evidence.train.object_ids_BT[:, 0].tolist())
     evidence.start.learn_end(evidence.train.edits, evidence.train.object_ids_BT)
     return lambda batch: _read(evidence, evidence.start, batch.edits, batch)
 
@@ -92,6 +93,7 @@ def carrier(evidence: Evidence) -> Reader:
     prompt_MD = max(prompts, key=lambda prompt: first_tokens_right(evidence, says_first(prompt, 5.0 * size)))
     strength = size * max(CARRIER_STRENGTHS, key=lambda times: first_tokens_right(evidence, says_first(prompt_MD, times * size)))
     decoder = behind(prompt_MD)
+    decoder.learn_start(evidence.train.object_ids_BT[:, 0].tolist())
     decoder.learn_end(planted(evidence.train, strength), evidence.train.object_ids_BT)
     return lambda batch: _read(evidence, decoder, planted(batch, strength), batch)
 

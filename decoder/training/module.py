@@ -18,7 +18,7 @@ from decoder.config import TrainConfig
 from decoder.edit import Edits, RankOneEdit
 from decoder.host import Host
 from decoder.metrics import split_meters, teacher_forced_correct
-from decoder.model import ObjectDecoder, random_prompt
+from decoder.model import ObjectDecoder
 from decoder.scores import TEST_SPLITS, VAL_SPLITS
 from decoder.swap import projection_inputs
 from decoder.training.augment import varied
@@ -26,6 +26,17 @@ from decoder.training.distributed import gathered
 from decoder.training.losses import KeySpread, gain_spread, key_spread, object_loss, together
 
 WARMUP_BEFORE_EDIT = 100  # steps; 300 do as well
+
+
+def random_prompt(host: Host, length: int, seed: int) -> Tensor:
+    """Prompt vectors (M, D) drawn like the host's token embeddings: same mean and spread in every coordinate."""
+    embed = host.model.get_input_embeddings()
+    embedding_VD = embed.weight.float().cpu()
+    if scale := getattr(embed, "scalar_embed_scale", None):  # Gemma scales inside the module
+        embedding_VD = embedding_VD * scale
+    generator = torch.Generator().manual_seed(seed)
+    noise_MD = torch.randn(length, embedding_VD.shape[1], generator=generator)
+    return embedding_VD.mean(0) + noise_MD * embedding_VD.std(0)
 
 
 def untrained_decoder(cfg: TrainConfig, host: Host) -> ObjectDecoder:
@@ -106,6 +117,7 @@ class DecoderModule(LightningModule):
     def on_test_start(self) -> None:
         self.decoder.host.model.to(self.device)
         self.decoder.take_prior(self.cfg.decoder.prior)
+        self.decoder.learn_start(self.trainer.datamodule.training_beginnings)
         if self.decoder.host.terminator_id is None:
             train = self.trainer.datamodule.factors("train")
             self.decoder.learn_end(train.edits, train.object_ids_BT)

@@ -9,7 +9,8 @@ from decoder_twins import CLOSE, IDS_BT, LAYER, B, M, decoder_on, plain_logits, 
 from torch import nn
 
 from decoder.dense import DenseEdit, applied
-from decoder.model import ObjectDecoder, random_prompt
+from decoder.ending import inside_words
+from decoder.model import ObjectDecoder
 from decoder.training.losses import object_loss
 
 
@@ -177,6 +178,24 @@ def test_the_prior_is_what_the_unedited_host_says(any_host, random_edits):
     assert torch.equal(decoder(edits, IDS_BT[:, :1])[:, 0].log_softmax(-1), first_BV), "training does not see it"
 
 
+@torch.no_grad()
+def test_objects_begin_as_words_do_or_as_those_of_training(fact_host, random_edits):
+    decoder, edits = decoder_on(fact_host, [LAYER]), random_edits(fact_host, B)
+    logprob_BV = decoder(edits, IDS_BT[:, :1])[:, 0].log_softmax(-1)
+    inside = inside_words(fact_host).nonzero().flatten().tolist()
+    begun, barred = inside[::2], inside[1::2]
+    decoder.prior_V[barred] = -5.0  # they would come first
+    free = decoder.read(edits, beams=4, max_object_tokens=2)
+    assert {*free.first_token_B.tolist()} <= {*barred}
+    decoder.prior_V[begun] = -3.0
+    decoder.learn_start(begun)
+    found = decoder.read(edits, beams=4, max_object_tokens=2)
+    logprob_BV[:, begun] += 3
+    logprob_BV[:, [*barred, fact_host.terminator_id]] = -torch.inf
+    assert found.first_token_B.tolist() == logprob_BV.argmax(-1).tolist(), "all others are as likely as before"
+    assert {ids[0] for objects in found.tokens for ids in objects} <= {*begun}, "and those that training has may begin one"
+
+
 def test_read_is_the_same_in_any_batch(host_of, random_edits):
     host = host_of("qwen3 window")
     decoder, edits = decoder_on(host, [1]), random_edits(host, B)
@@ -199,12 +218,3 @@ def test_host_is_outside_the_module_tree(host_of):
     decoder = decoder_on(host_of("llama"), [LAYER])
     assert decoder.host is host_of("llama") and not any(module is decoder.host.model for module in decoder.modules())
     assert not any(isinstance(module, nn.Embedding) for module in decoder.modules())
-
-
-def test_random_prompts_have_the_scale_of_what_the_host_reads(host_of):
-    """Gemma's embedding module scales what its weight holds."""
-    for name in ("gemma", "llama"):
-        embed = host_of(name).model.get_input_embeddings()
-        found_MD = random_prompt(host_of(name), 400, seed=0)
-        read_VD = embed(torch.arange(embed.num_embeddings)).detach()
-        assert found_MD.std() == pytest.approx(float(read_VD.std()), rel=0.1)

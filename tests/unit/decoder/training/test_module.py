@@ -6,8 +6,9 @@ from lightning import Trainer
 
 from decoder.answers import read_batch
 from decoder.batch import PADDING
+from decoder.ending import inside_words
 from decoder.training.losses import object_loss
-from decoder.training.module import TEST_SPLITS, DecoderModule
+from decoder.training.module import TEST_SPLITS, DecoderModule, random_prompt
 
 
 @pytest.mark.parametrize("target", ["object", "first_token"])
@@ -19,6 +20,9 @@ def test_the_test_stage_equals_reading_and_scoring_apart(opened, fact_host, targ
     module = DecoderModule(edits.cfg, fact_host)
     trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
     trainer.test(module, edits, verbose=False)
+    barred = inside_words(fact_host)
+    barred[[edits.store.object_ids[row][0] for row in edits.rows["train"]]] = False
+    assert barred.any() and torch.equal(module.decoder.prior_V > 1000, barred), "objects begin as in training, or as words do"
     search = {"beams": decoder_cfg.beams, "max_object_tokens": decoder_cfg.max_object_tokens}
     for split, loader in zip(edits.test_splits, edits.test_dataloader(), strict=True):
         readings, losses, tokens = [], [], []
@@ -35,3 +39,12 @@ def test_the_test_stage_equals_reading_and_scoring_apart(opened, fact_host, targ
         if split in TEST_SPLITS:
             expected = float(torch.stack(losses) @ torch.tensor(tokens, dtype=torch.float32)) / sum(tokens)
             assert float(trainer.callback_metrics[f"test/{split}/loss"]) == pytest.approx(expected, rel=1e-6)
+
+
+def test_random_prompts_have_the_scale_of_what_the_host_reads(host_of):
+    """Gemma's embedding module scales what its weight holds."""
+    for name in ("gemma", "llama"):
+        embed = host_of(name).model.get_input_embeddings()
+        found_MD = random_prompt(host_of(name), 400, seed=0)
+        read_VD = embed(torch.arange(embed.num_embeddings)).detach()
+        assert found_MD.std() == pytest.approx(float(read_VD.std()), rel=0.1)
