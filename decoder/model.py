@@ -123,10 +123,13 @@ class ObjectDecoder(nn.Module):
 
     @torch.no_grad()
     def learn_start(self, first_ids: Collection[int]) -> None:
-        """From now on `read` begins no object with a token that goes on within a word, but for these, which begin training objects."""
+        """From now on `read` begins no object with a token that goes on within a word, if none of these does, which begin training objects.
+
+        Where words are written without spaces between them, theirs do, and nothing is barred.
+        """
         inside_V = inside_words(self.host)
-        inside_V[[*first_ids]] = False
-        self.prior_V += NEVER * inside_V.to(self.prior_V)
+        if not inside_V[[*first_ids]].any():
+            self.prior_V += NEVER * inside_V.to(self.prior_V)
 
     @torch.no_grad()
     def moved(self, edits: Edits) -> Tensor:
