@@ -11,11 +11,11 @@ from data.store.store import EditStore
 from decoder.audit.relation import RelationClassifier
 
 
-@pytest.fixture(scope="module")
-def mixed(drawn_edits, fact_host, tmp_path_factory):
+@pytest.fixture(scope="module", params=["mixed", "spelt"])
+def mixed(request, drawn_edits, fact_host, tmp_path_factory):
     folder = tmp_path_factory.mktemp("stores") / "mixed"
     cfg = config(folder)
-    cfg.edits.objects = "mixed"
+    cfg.edits.objects = request.param
     EditDataModule(cfg, fact_host).prepare_data()
     return EditStore(folder)
 
