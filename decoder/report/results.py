@@ -146,7 +146,7 @@ def read_predictions(path: Path) -> list[dict]:
 
 
 def read_history(path: Path) -> History:
-    """Means of the values logged in each epoch, from Lightning's `metrics.csv`; empty if it is absent or damaged."""
+    """Means of the values logged in each epoch, from `metrics.csv`; empty if it is absent or damaged."""
     if not path.exists():
         return {}
     import pandas

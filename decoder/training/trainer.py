@@ -1,6 +1,5 @@
 """The Lightning trainer of a run and its loggers."""
 
-import csv
 import logging
 import os
 import sys
@@ -13,8 +12,6 @@ import torch
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
-from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from decoder.config import TrainConfig
@@ -22,6 +19,7 @@ from decoder.config.compose import to_dict
 from decoder.config.identity import difference, with_effect
 from decoder.host import Host
 from decoder.report.results import is_finished
+from decoder.training.metrics_file import MetricsFile
 from decoder.training.tracking import Tracker
 from decoder.utils.errors import TERMINATED
 from decoder.utils.progress import Pace
@@ -55,6 +53,7 @@ def build_trainer(cfg: TrainConfig, folder: Path, checkpoint: Path | None = None
 
     With a checkpoint to go on from, metrics.csv keeps what was logged up to it.
     """
+    up_to = torch.load(checkpoint, weights_only=True)["epoch"] if checkpoint else None
     show_bars = cfg.trainer.progress == "rich" or (cfg.trainer.progress == "auto" and sys.stdout.isatty())
     callbacks: list[Callback] = [
         StopsForGood(MONITOR, mode="min", patience=cfg.optim.patience),
@@ -71,7 +70,7 @@ def build_trainer(cfg: TrainConfig, folder: Path, checkpoint: Path | None = None
         max_epochs=cfg.optim.epochs,
         gradient_clip_val=cfg.optim.clip,
         callbacks=[*callbacks, RichProgressBar(leave=False) if show_bars else FitPace()],
-        logger=[_csv_logger(folder, checkpoint), *([Tracker(cfg, folder)] if cfg.wandb.mode != "disabled" else [])],
+        logger=[MetricsFile(folder, up_to), *([Tracker(cfg, folder)] if cfg.wandb.mode != "disabled" else [])],
         default_root_dir=folder,
         log_every_n_steps=10,
         enable_progress_bar=show_bars,
@@ -80,20 +79,6 @@ def build_trainer(cfg: TrainConfig, folder: Path, checkpoint: Path | None = None
         # The datamodule shares edits out itself: every edit is scored once, and batches do not depend on the number of devices.
         use_distributed_sampler=False,
     )
-
-
-def _csv_logger(folder: Path, checkpoint: Path | None) -> CSVLogger:
-    logger, file = CSVLogger(folder, name="", version=""), folder / "metrics.csv"
-    if checkpoint and file.exists() and rank_zero_only.rank == 0:
-        epoch = torch.load(checkpoint, weights_only=True)["epoch"]
-        # A last line without its end was being written when the run was killed.
-        whole = [line for line in file.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-        kept = [{name: text for name, text in row.items() if text} for row in csv.DictReader(whole)]
-        # Opening it removes the file.
-        writer = logger.experiment
-        writer.metrics = [row for row in kept if row.get("epoch", "").isdigit() and int(row["epoch"]) <= epoch]
-        writer.save()
-    return logger
 
 
 def checkpoint_to_go_on_from(cfg: TrainConfig, folder: Path) -> Path | None:
