@@ -31,7 +31,8 @@ def announce(cfg: TrainConfig, host: Host) -> None:
     above = 1 - cfg.edits.layers[-1] / host.layers
     steps, contexts = getattr(cfg.edits, "steps", 0), getattr(cfg.edits, "contexts", 1)
     an_edit = CONTEXT * contexts * steps * USUAL_STEPS * BACKWARD * above + SCORED
-    trained = min(cfg.splits.train_relations * cfg.splits.train_per_relation, cfg.data.max_train or math.inf)
+    a_relation = cfg.splits.train_per_relation + cfg.splits.spelt_per_relation
+    trained = min(cfg.splits.train_relations * a_relation, cfg.data.max_train or math.inf)
     fit = trained * cfg.optim.epochs * cfg.decoder.prompt_length * BACKWARD * above
     made = f"{to_make:,} edits to make, about {duration(to_make * an_edit * second)}" if to_make else "edits are there"
     console().print(f"  on this machine: {made}; fit of at most {cfg.optim.epochs} epochs, about {duration(fit * second)}", highlight=False)

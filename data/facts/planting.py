@@ -1,4 +1,4 @@
-"""What training edits plant where it need not be another object of their relation (`edits.objects`).
+"""What training edits plant where it need not be another object of their relation (`edits.objects`, `splits.spelt_per_relation`).
 
 Tests stay what they are, and honest. No training edit plants a held-out object, nor one that only relations of val/new or ood have: whether
 an object of `ood` was seen in training depends on the training relations, whatever else is planted there. Left out too are words and names
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Pair = tuple[Fact, str]
 
+SPELT = "spelt"
 STEM = 4
 """Letters from which words that begin alike may be forms of one."""
 
@@ -32,17 +33,17 @@ class OtherObjects:
         facts: that the edits are about.
         plan: of the splits.
         kind: `facts`, objects of all relations; `words` or `mixed`, in turns one of these, a common noun, a training subject's name and any
-            name; `spelt`, nouns and names of several tokens.
+            name; `SPELT`, nouns and names of several tokens.
     """
 
     def __init__(self, facts: FactSet, plan: "SplitPlan", kind: str, seed: int) -> None:
-        pools = [] if kind == "spelt" else [fact_objects(facts, plan)]
+        pools = [] if kind == SPELT else [fact_objects(facts, plan)]
         if kind != "facts":
             tested = _folded(objects for relation, objects in _objects(facts).items() if plan.relation_role.get(relation) in ("val", "ood"))
             tested |= _folded([plan.held_out])
             subjects = {subject for subject, role in plan.subject_role.items() if role == "train"}
             others = _folded([{fact.subject for fact in facts.facts} - subjects])
-            for pool in (spelt(),) if kind == "spelt" else (common_nouns(), sorted(subjects), common_names()):
+            for pool in (spelt(),) if kind == SPELT else (common_nouns(), sorted(subjects), common_names()):
                 pools.append([text for text in _unlike(pool, tested) if text.casefold() not in others])
         self.decks = [deque(random.Random(f"objects {seed} {place}").sample(pool, len(pool))) for place, pool in enumerate(pools)]
         self.turn = 0

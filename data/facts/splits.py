@@ -14,7 +14,7 @@ from itertools import cycle, islice
 import pandas as pd
 
 from data.facts.fact import EditRequest, Fact, FactSet
-from data.facts.planting import OtherObjects
+from data.facts.planting import SPELT, OtherObjects
 from decoder.config import SplitsConfig
 from decoder.scores import TEST_SPLITS, VAL_SPLITS
 
@@ -101,35 +101,47 @@ def plan_edits(facts: FactSet, plan: SplitPlan, cfg: SplitsConfig, seed: int, ob
     """The edits to make: for every relation and split its quota, spread evenly over objects, by `seed`.
 
     Args:
-        objects: what training edits plant, as `edits.objects`; facts, numbers and all other splits are the same whatever it says.
+        objects: what training edits plant, as `edits.objects`; facts, numbers and all other splits are the same whatever it says. Those
+            of `splits.spelt_per_relation` come on top, and last.
 
     Raises:
         ValueError: none is asked for.
     """
     quota = {split: getattr(cfg, name) for split, name in QUOTAS.items()}
     others = None if objects == "relation" else OtherObjects(facts, plan, objects, seed)
-    requests = []
+    names = OtherObjects(facts, plan, SPELT, seed)
+    planned, spelt = [], []
     for relation in sorted(plan.relation_role):
-        by_split: dict[str, list[tuple[Fact, str]]] = {split: [] for split in SPLITS}
-        own = facts.objects(relation)
-        for fact in facts.by_relation[relation]:
-            for object in [fact.object] if fact.object else own:
-                split = plan.split_of(relation, fact.subject, object)
-                if object != fact.object_true and split:
-                    by_split[split].append((fact, object))
+        by_split = _pairs_by_split(facts, plan, relation)
         for split, pairs in by_split.items():
-            rng = random.Random(f"edits {seed} {relation} {split}")
-            chosen = _evenly(pairs, quota[split], rng)
+            chosen = _evenly(pairs, quota[split], random.Random(f"edits {seed} {relation} {split}"))
             if split == "train" and others:
                 half = -(-quota[split] // 2) if objects == "mixed" else 0
                 kept, free = chosen[:half], chosen[half:] + _again(pairs, quota[split] - len(chosen))
                 chosen = kept + others.dealt(free, beside=kept)
-            requests += [EditRequest(f"{fact.fact_id}-{object}", fact, object) for fact, object in chosen]
+            if split == "train":
+                again = _evenly(pairs, cfg.spelt_per_relation, random.Random(f"edits {seed} {relation} spelt"))
+                spelt += names.dealt(again + _again(pairs, cfg.spelt_per_relation - len(again)), beside=chosen)
+            planned += chosen
+    # Last, so that what is planned without them is made in the same shards.
+    requests = [EditRequest(f"{fact.fact_id}-{object}", fact, object) for fact, object in planned + spelt]
     if not requests:
         raise ValueError(
             f"splits ask for no edit of {facts.source}: quotas or relations are 0. Raise splits.*_per_relation or splits.*_relations"
         )
     return requests
+
+
+def _pairs_by_split(facts: FactSet, plan: SplitPlan, relation: str) -> dict[str, list[tuple[Fact, str]]]:
+    """What may be planted: each fact of a relation with each object that is not its own."""
+    by_split: dict[str, list[tuple[Fact, str]]] = {split: [] for split in SPLITS}
+    own = facts.objects(relation)
+    for fact in facts.by_relation[relation]:
+        for object in [fact.object] if fact.object else own:
+            split = plan.split_of(relation, fact.subject, object)
+            if object != fact.object_true and split:
+                by_split[split].append((fact, object))
+    return by_split
 
 
 def _evenly(pairs: list[tuple[Fact, str]], count: int, rng: random.Random) -> list[tuple[Fact, str]]:

@@ -132,7 +132,11 @@ def request_manifest(cfg: TrainConfig, host: Host, facts: FactSet, requests: lis
     if cfg.edits.broken_from:
         made["broken_from"] = cfg.edits.broken_from
     # Stores of before do not say what their training edits plant.
-    return made if cfg.edits.objects == "relation" else made | {"objects": cfg.edits.objects}
+    if cfg.edits.objects != "relation":
+        made["objects"] = cfg.edits.objects
+    if cfg.splits.spelt_per_relation:
+        made["spelt"] = cfg.splits.spelt_per_relation
+    return made
 
 
 def made_of(

@@ -6,7 +6,7 @@ from data.store.store import EditStore
 
 
 def learnt_from(store: EditStore) -> list[int]:
-    """Rows of the edits that worked; of a store whose training edits plant anything (`edits.objects`), those whose object
+    """Rows of the edits that worked; of a store whose training edits plant anything (`edits.objects`, `splits.spelt_per_relation`), those whose object
     is the true one of another of its facts of that relation.
 
     A value tells the object, and so the relation where the object is one of its own. On SmolLM2 a classifier of both is right in 0.751 of
@@ -16,6 +16,6 @@ def learnt_from(store: EditStore) -> list[int]:
     own: dict[str, set[str]] = defaultdict(set)
     for relation, truth in zip(table["relation_name"], table["object_true"], strict=True):
         own[relation].add(truth)
-    plants_anything = "objects" in store.manifest
+    plants_anything = not store.manifest.keys().isdisjoint(("objects", "spelt"))
     edits = enumerate(zip(table["success"], table["relation_name"], table["object"], strict=True))
     return [row for row, (worked, relation, planted) in edits if worked and (not plants_anything or planted in own[relation])]

@@ -9,6 +9,7 @@ from decoder.config.options import typed
 # What no single setting decides.
 FINGERPRINT, TERMINATOR, MODULE, BASE = "host's fingerprint", "token of host.terminator", "module", "sha256 of W_V"
 FACTS, SENTENCES = "sha256 of the facts", "version of the sentences about facts"
+SPELT = "splits.spelt_per_relation"
 PLANNED, COUNT = "edits planned by splits.* and facts.*", "number of edits planned by splits.* and facts.*"
 NAMED = {
     "host.id": "host.name",
@@ -18,6 +19,7 @@ NAMED = {
     "facts.sha256": FACTS,
     "requests.sha256": PLANNED,
     "requests.count": COUNT,
+    "spelt": SPELT,
     "terminator_id": TERMINATOR,
     "keys.tokens": "edits.key_tokens",
     "keys.ridge": "edits.ridge",
@@ -31,15 +33,15 @@ FOLLOWS = {
     BASE: {"edits.layer", "host.name", "host.revision", "host.dtype", FINGERPRINT},
     FACTS: {"facts.source"},
     SENTENCES: {"keys.text"},
-    COUNT: {"facts.source", FACTS, "edits.facts_per_host"},
-    PLANNED: {"facts.source", FACTS, "edits.facts_per_host", "edits.seed", "edits.objects", COUNT},
+    COUNT: {"facts.source", FACTS, "edits.facts_per_host", SPELT},
+    PLANNED: {"facts.source", FACTS, "edits.facts_per_host", "edits.seed", "edits.objects", SPELT, COUNT},
     "keys.top_k": {"keys.text"},
     "keys.rows": {"keys.text"},
     "keys.length": {"keys.text"},
     "edits.rank": {"edits.facts_per_host"},
 }
 """What says nothing new where one of these differs."""
-UNSAID = {"facts_per_host": 1, "objects": "relation", "rank": 1}
+UNSAID = {"facts_per_host": 1, "objects": "relation", "rank": 1, "spelt": 0}
 """What a manifest without the entry stands for."""
 
 

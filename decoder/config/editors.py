@@ -31,10 +31,10 @@ class EditsConfig:
     )
     batch_size: int = option(64, "edits optimised together; halved where memory does not hold them", least=1)
     shard_size: int = option(256, "edits in a shard of the store; a killed run resumes at the next shard", least=1)
-    objects: Literal["relation", "facts", "words", "mixed", "spelt"] = option(
+    objects: Literal["relation", "facts", "words", "mixed"] = option(
         "relation",
         "training edits plant objects of their relation, of any relation (facts), also common nouns and names (words), or half of each "
-        "(mixed); spelt: nouns and names of several tokens alone",
+        "(mixed)",
     )
     key_tokens: int = option(60000, "tokens of text for the keys' second moment", least=1)
     facts_per_host: int = option(1, "facts planted in one host, of one split and without a subject twice", least=1)

@@ -29,6 +29,9 @@ def test_it_says_how_many_edits_are_left_and_how_long_all_takes(cfg, fact_host, 
     cfg.optim.epochs *= 3
     estimate.announce(cfg, fact_host)
     assert minutes(capsys.readouterr().out) == pytest.approx(3 * minutes(said), rel=0.05)
+    cfg.splits.spelt_per_relation = cfg.splits.train_per_relation
+    estimate.announce(cfg, fact_host)
+    assert minutes(capsys.readouterr().out) == pytest.approx(6 * minutes(said), rel=0.05)
 
 
 def test_one_forward_of_the_host_is_timed(fact_host):

@@ -13,10 +13,11 @@ from data.datamodule import mark_seen
 from data.facts.planting import OtherObjects, _unlike, common_names, common_nouns, fact_objects, spelt
 from data.facts.splits import SPLITS, SplitPlan, assign, draw_splits, plan_edits
 from data.produce.plan import requested, store_path
+from data.store.disagreement import disagreement
 from decoder.config import SplitsConfig, TrainConfig
 from decoder.utils.files import short_hash
 
-KINDS = ["relation", "facts", "words", "mixed", "spelt"]
+KINDS = ["relation", "facts", "words", "mixed"]
 
 
 @pytest.fixture(scope="module", params=[0, 1, 2])
@@ -118,10 +119,25 @@ def test_words_are_objects_nouns_and_names_of_two_kinds_in_turns(drawn, pocket_f
     assert not others.intersection(words)
 
 
-def test_spelt_ones_are_of_their_list_alone_and_none_is_tested(drawn, pocket_facts):
+@pytest.mark.parametrize("kind", KINDS)
+def test_spelt_ones_come_last_and_on_top(drawn, pocket_facts, kind):
     plan, found = drawn
-    planted = Counter(one.object for one in found["spelt"]["train"])
-    assert {*planted} <= {*spelt()} and len(planted) > 0.95 * planted.total(), "hardly one comes twice"
+    requests = plan_edits(pocket_facts, plan, SplitsConfig(spelt_per_relation=20), 0, kind)
+    without = plan_edits(pocket_facts, plan, SplitsConfig(), 0, kind)
+    assert requests[: len(without)] == without, "what is made without them is made alike"
+    further = requests[len(without) :]
+    assert Counter(one.fact.relation for one in further) == {relation: 20 for relation, role in plan.relation_role.items() if role == "train"}
+    assert by_split(plan, requests)["train"] == found[kind]["train"] + further
+    assert len({one.edit_id for one in requests}) == len(requests)
+
+
+def test_spelt_ones_are_of_their_list_alone_and_none_is_tested(drawn, pocket_facts):
+    plan, _ = drawn
+    cfg = SplitsConfig(train_per_relation=0, spelt_per_relation=60)
+    training = by_split(plan, plan_edits(pocket_facts, plan, cfg, 0))["train"]
+    planted = Counter(one.object for one in training)
+    assert len(training) == 60 * cfg.train_relations and {*planted} <= {*spelt()} and len(planted) > 0.95 * planted.total()
+    assert max(Counter(one.fact.subject for one in training).values()) <= 8, "subjects take turns"
     tested = {text.casefold() for text in objects_of(pocket_facts, plan, "val", "ood") | plan.held_out}
     assert not [text for text in planted for one in tested if in_words(one, text.casefold()) or in_words(text.casefold(), one)]
 
@@ -145,7 +161,7 @@ def test_forms_and_words_of_tested_objects_are_left_out(text, left_out):
 def test_mixed_is_half_of_each(drawn):
     _, found = drawn
     own = {one.edit_id for one in found["relation"]["train"]}
-    for kind, share in (("mixed", 0.5), ("words", 0.0), ("spelt", 0.0)):
+    for kind, share in (("mixed", 0.5), ("words", 0.0)):
         kept = sum(one.edit_id in own for one in found[kind]["train"]) / len(found[kind]["train"])
         assert share <= kept < share + 0.06
 
@@ -216,11 +232,20 @@ def test_common_nouns_are_words_of_their_own():
 
 def test_stores_say_what_training_edits_plant_where_it_is_not_the_usual(fact_host):
     paths, said = [], []
-    for kind in KINDS:
+    for kind, spelt_ones in [*((kind, 0) for kind in KINDS), ("relation", 1), ("relation", 2)]:
         cfg = TrainConfig(cache_dir="cache")
-        cfg.edits.objects = kind
+        cfg.edits.objects, cfg.splits.spelt_per_relation = kind, spelt_ones
         asked = requested(cfg, fact_host)[2]
         paths.append(store_path(cfg, fact_host, asked))
-        said.append(asked.get("objects"))
+        said.append((asked.get("objects"), asked.get("spelt")))
         assert "objects" not in asked["editor"]["settings"]
-    assert said == [None, *KINDS[1:]] and len(set(paths)) == len(KINDS)
+    assert said == [(None, None), *((kind, None) for kind in KINDS[1:]), (None, 1), (None, 2)] and len(set(paths)) == len(said)
+
+
+def test_a_store_with_other_numbers_of_spelt_ones_is_told_by_their_setting(fact_host):
+    def asked(count):
+        return requested(TrainConfig(splits=SplitsConfig(spelt_per_relation=count)), fact_host)[2]
+
+    assert disagreement(asked(0), asked(0)) == []
+    assert disagreement(asked(0), asked(2)) == ["splits.spelt_per_relation=0 (here 2)"]
+    assert disagreement(asked(1), asked(2)) == ["splits.spelt_per_relation=1 (here 2)"]

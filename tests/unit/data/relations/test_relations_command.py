@@ -15,7 +15,10 @@ from decoder.audit.relation import RelationClassifier
 def mixed(request, drawn_edits, fact_host, tmp_path_factory):
     folder = tmp_path_factory.mktemp("stores") / "mixed"
     cfg = config(folder)
-    cfg.edits.objects = request.param
+    if request.param == "spelt":
+        cfg.splits.spelt_per_relation = 3
+    else:
+        cfg.edits.objects = request.param
     EditDataModule(cfg, fact_host).prepare_data()
     return EditStore(folder)
 

@@ -79,9 +79,10 @@ def test_paper_is_the_papers_recipe():
     assert splits.train_per_relation * splits.train_relations >= 600
 
 
-def test_paper_plants_what_the_paper_plants_on_every_host():
-    assert compose(TrainConfig, "train", ["host=smollm2-135m"]).edits.objects == "mixed"
-    assert compose(TrainConfig, "train", ["experiment=paper", "host=smollm2-135m"]).edits.objects == "relation"
+@pytest.mark.parametrize(("experiment", "objects", "spelt"), [("main", "mixed", 60), ("quick", "mixed", 0), ("paper", "relation", 0)])
+def test_paper_plants_what_the_paper_plants_and_quick_no_more_than_a_fifth(experiment, objects, spelt):
+    cfg = compose(TrainConfig, "train", [f"experiment={experiment}", "host=smollm2-135m"])
+    assert (cfg.edits.objects, cfg.splits.spelt_per_relation) == (objects, spelt)
 
 
 @pytest.mark.parametrize("experiment", ["main", "paper", "quick", "smoke"])
