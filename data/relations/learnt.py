@@ -6,8 +6,8 @@ from data.store.store import EditStore
 
 
 def learnt_from(store: EditStore) -> list[int]:
-    """Rows of the edits that worked; of a store whose training edits plant anything (`edits.objects`, `splits.spelt_per_relation`), those whose object
-    is the true one of another of its facts of that relation.
+    """Rows of the edits that worked; of a store whose training edits plant anything (`edits.objects`, `splits.spelt_per_relation`), those
+    whose object is the true one of another of its facts of that relation.
 
     A value tells the object, and so the relation where the object is one of its own. On SmolLM2 a classifier of both is right in 0.751 of
     421 edits of other subjects, one of these alone in 0.819.

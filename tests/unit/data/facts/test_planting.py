@@ -126,7 +126,9 @@ def test_spelt_ones_come_last_and_on_top(drawn, pocket_facts, kind):
     without = plan_edits(pocket_facts, plan, SplitsConfig(), 0, kind)
     assert requests[: len(without)] == without, "what is made without them is made alike"
     further = requests[len(without) :]
-    assert Counter(one.fact.relation for one in further) == {relation: 20 for relation, role in plan.relation_role.items() if role == "train"}
+    assert Counter(one.fact.relation for one in further) == {
+        relation: 20 for relation, role in plan.relation_role.items() if role == "train"
+    }
     assert by_split(plan, requests)["train"] == found[kind]["train"] + further
     assert len({one.edit_id for one in requests}) == len(requests)
 
