@@ -75,6 +75,15 @@ def test_a_file_is_known_by_what_it_records_whatever_its_hash(argv, tmp_path, mo
     assert f"{other} is there already" in capsys.readouterr().out
 
 
+def test_what_is_planted_on_top_for_decoders_is_in_no_chain(argv, tmp_path, capsys):
+    """A host's file may ask for it, and the chains of before stay that host's."""
+    main(["edits.steps=4", *argv])
+    (file,) = files(tmp_path)
+    assert lines(file)[0]["settings"]["splits.spelt_per_relation"] == 0
+    main(["edits.steps=4", "splits.spelt_per_relation=5", *argv])
+    assert f"{file} is there already" in capsys.readouterr().out and files(tmp_path) == [file]
+
+
 def test_one_command_is_several_editors_and_seeds(argv, tmp_path):
     main(["experiment=sequential", "-m", "edits=rome,ft", "seed=1", "at=[1]", *argv[:2], *QUICK])
     assert [file.name.rpartition("-")[0] for file in files(tmp_path)] == ["pocket-ft-e1-s1", "pocket-rome-e1-s1"]
