@@ -62,9 +62,13 @@ class EditDataModule(LightningDataModule):
         self.plan = draw_splits(self.facts, self.cfg.splits)
         self.table = self.store.table()
         self.rows = assign(self.plan, self.table, self.cfg.splits)
-        if self.cfg.data.max_train:
-            self.rows["train"] = _evenly_over_relations(self.rows["train"], self.table, self.cfg.data.max_train)
+        if count := self.cfg.data.max_train:
+            self.rows["train"] = _evenly_over_relations(self._in_any_order(self.rows["train"]), self.table, count)
         mark_seen(self.table, self.rows["train"])
+
+    def _in_any_order(self, rows: list[int]) -> list[int]:
+        """As they are, or shuffled where edits that plant something else come last."""
+        return random.Random(self.cfg.splits.seed).sample(rows, len(rows)) if "spelt" in self.store.manifest else rows
 
     def _open(self) -> EditStore | EditStream:
         if self.cfg.data.streaming:

@@ -101,16 +101,16 @@ def plan_edits(facts: FactSet, plan: SplitPlan, cfg: SplitsConfig, seed: int, ob
     """The edits to make: for every relation and split its quota, spread evenly over objects, by `seed`.
 
     Args:
-        objects: what training edits plant, as `edits.objects`; facts, numbers and all other splits are the same whatever it says. Those
-            of `splits.spelt_per_relation` come on top, and last.
+        cfg: with training edits of a relation, `spelt_per_relation` more come on top, and last.
+        objects: what training edits plant, as `edits.objects`; facts, numbers and all other splits are the same whatever it says.
 
     Raises:
         ValueError: none is asked for.
     """
     quota = {split: getattr(cfg, name) for split, name in QUOTAS.items()}
     others = None if objects == "relation" else OtherObjects(facts, plan, objects, seed)
-    names = OtherObjects(facts, plan, SPELT, seed)
-    planned, spelt = [], []
+    spelt = OtherObjects(facts, plan, SPELT, seed) if quota["train"] and cfg.spelt_per_relation else None
+    planned, on_top = [], []
     for relation in sorted(plan.relation_role):
         by_split = _pairs_by_split(facts, plan, relation)
         for split, pairs in by_split.items():
@@ -119,12 +119,12 @@ def plan_edits(facts: FactSet, plan: SplitPlan, cfg: SplitsConfig, seed: int, ob
                 half = -(-quota[split] // 2) if objects == "mixed" else 0
                 kept, free = chosen[:half], chosen[half:] + _again(pairs, quota[split] - len(chosen))
                 chosen = kept + others.dealt(free, beside=kept)
-            if split == "train":
-                again = _evenly(pairs, cfg.spelt_per_relation, random.Random(f"edits {seed} {relation} spelt"))
-                spelt += names.dealt(again + _again(pairs, cfg.spelt_per_relation - len(again)), beside=chosen)
+            if split == "train" and spelt:
+                drawn = _evenly(pairs, cfg.spelt_per_relation, random.Random(f"edits {seed} {relation} spelt"))
+                on_top += spelt.dealt(drawn + _again(pairs, cfg.spelt_per_relation - len(drawn)), beside=chosen)
             planned += chosen
-    # Last, so that what is planned without them is made in the same shards.
-    requests = [EditRequest(f"{fact.fact_id}-{object}", fact, object) for fact, object in planned + spelt]
+    # Last, so that others, one a host, are made in the batches that they have without them.
+    requests = [EditRequest(f"{fact.fact_id}-{object}", fact, object) for fact, object in planned + on_top]
     if not requests:
         raise ValueError(
             f"splits ask for no edit of {facts.source}: quotas or relations are 0. Raise splits.*_per_relation or splits.*_relations"
@@ -198,8 +198,11 @@ def check_planned(plan: SplitPlan, requests: Iterable[EditRequest], cfg: SplitsC
     for split, quota in QUOTAS.items():
         name = split.replace("/", "_")
         if planned[split] < (least := getattr(cfg.minimum, name)):
+            told = f"splits.{quota}={getattr(cfg, quota)}"
+            if split == "train" and cfg.spelt_per_relation:
+                told += f" splits.spelt_per_relation={cfg.spelt_per_relation}"
             raise ValueError(
-                f"splits.{quota}={getattr(cfg, quota)}: {planned[split]} {split} edits are planned, fewer than "
+                f"{told}: {planned[split]} {split} edits are planned, fewer than "
                 f"splits.minimum.{name}={least}. Ask for more (splits.*_per_relation, splits.*_relations), or lower the minimum"
             )
 

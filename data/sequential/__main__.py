@@ -6,6 +6,7 @@
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,8 +33,6 @@ def plant_all(argv: list[str]) -> None:
     words = [[*axes.kept, *(f"{key}={value}" for key, value in choice.items())] for choice in axes.choices]
     chains = [compose(SequentialConfig, "train", argv, page="sequential") for argv in words]
     for cfg in chains:
-        # What a host's file adds for decoders would put its chains in another order.
-        cfg.splits.spelt_per_relation = 0
         refuse_file("out", Path(cfg.out))
     for cfg in chains:
         kept = Kept(cfg)
@@ -68,7 +67,9 @@ def prepare(cfg: SequentialConfig) -> tuple["Host", "FactSet", list["EditRequest
     (layer,) = cfg.edits.layers
     host, facts = open_host(cfg), load_facts(cfg.facts)
     host.check_layer(layer, "edits.layer")
-    planned = plan_edits(facts, draw_splits(facts, cfg.splits), cfg.splits, cfg.edits.seed, cfg.edits.objects)
+    # What a host's file adds for decoders would put its chains in another order.
+    splits = replace(cfg.splits, spelt_per_relation=0)
+    planned = plan_edits(facts, draw_splits(facts, splits), splits, cfg.edits.seed, cfg.edits.objects)
     requests = chosen(planned, cfg.at[-1], cfg.seed)
     if cfg.host.is_pocket or cfg.keys.text:
         texts = key_texts(cfg, facts, host)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 GROUPS = ("host", "facts", "keys", "splits")
+UNREAD = {"splits.spelt_per_relation"}  # of decoders alone
 OWN = ("edits.editor", "edits.key_tokens", "edits.objects", "edits.seed", "at", "text_tokens", "broken_from")
 
 
@@ -47,7 +48,8 @@ class Kept:
     def __init__(self, cfg: SequentialConfig) -> None:
         (layer,) = cfg.edits.layers
         own = {*OWN, *(f"edits.{field.name}" for field in own_settings(cfg.edits))}
-        self.settings = {key: attrgetter(key)(cfg) for key, _ in settings(cfg) if key.partition(".")[0] in GROUPS or key in own}
+        read = [key for key, _ in settings(cfg) if (key.partition(".")[0] in GROUPS or key in own) and key not in UNREAD]
+        self.settings = {key: attrgetter(key)(cfg) for key in read}
         if not (cfg.host.is_pocket or cfg.keys.text):
             self.settings["neutral_text"] = "self"  # chains of before were looked at with the text for the keys
         self.stem = f"{cfg.host.name}-{cfg.edits.editor}-e{layer}-s{cfg.seed}"

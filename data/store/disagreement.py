@@ -33,7 +33,7 @@ FOLLOWS = {
     BASE: {"edits.layer", "host.name", "host.revision", "host.dtype", FINGERPRINT},
     FACTS: {"facts.source"},
     SENTENCES: {"keys.text"},
-    COUNT: {"facts.source", FACTS, "edits.facts_per_host", SPELT},
+    COUNT: {"facts.source", FACTS, "edits.facts_per_host"},
     PLANNED: {"facts.source", FACTS, "edits.facts_per_host", "edits.seed", "edits.objects", SPELT, COUNT},
     "keys.top_k": {"keys.text"},
     "keys.rows": {"keys.text"},

@@ -91,7 +91,8 @@ def _described(store: EditStore, relations: Sequence[str], subjects: Sequence[st
     editor = store.manifest["editor"]
     counts = {"edits": len(relations), "relations": len(set(relations)), "subjects": len(set(subjects))}
     said = {"editor": editor["name"], "ridge": editor.get("settings", {}).get("ridge"), "objects": store.manifest.get("objects")}
-    return {"fingerprint": store.fingerprint} | counts | said
+    on_top = {name: store.manifest[name] for name in ("spelt",) if name in store.manifest}
+    return {"fingerprint": store.fingerprint} | counts | said | on_top
 
 
 def _in_turns(relations: Sequence[str], count: int, seed: int) -> list[int]:

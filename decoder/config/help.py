@@ -123,8 +123,8 @@ READ = {
     "produce": rf"{OPENED}|store|parquet|shard|{PLANNED}|edits\..*|launcher\.(name|jobs|cpus|gpus)",
     "keys": rf"{OPENED}|{TEXT}|keys\.(layers|memory_budget)|edits\.layer",
     "causal_trace": rf"{OPENED}|n|draws|noise|window|out|runs|seed|edits\.layer",
-    "sequential": rf"{OPENED}|out|at|text_tokens|broken_from|seed|grid|{PLANNED}"
-    r"|edits\.(?!batch_size|broken_from|facts_per_host|scores|shard_size).*",
+    "sequential": rf"(?!splits\.spelt_per_relation)({OPENED}|out|at|text_tokens|broken_from|seed|grid|{PLANNED}"
+    r"|edits\.(?!batch_size|broken_from|facts_per_host|scores|shard_size).*)",
     "tracing": rf"{OPENED}|{TEXT}|store|n|repeats|texts|out|seed",
 }
 """What a command reads of the settings that it shares with train.py, as a pattern. The others it takes too: an experiment is for all."""

@@ -101,7 +101,7 @@ class SplitsConfig:
     test_subjects: float = option(0.3, "share of a training relation's subjects kept for id and unseen_object", most=1)
     seed: int = option(0, "seed of the draw")
     train_per_relation: int = option(55, "training edits asked for per training relation")
-    spelt_per_relation: int = option(0, "training edits beside these that plant nouns and names of several tokens; no chain has them")
+    spelt_per_relation: int = option(0, "training edits beside these that plant nouns and names which SmolLM2 has in several tokens")
     val_per_relation: int = option(8, "val/id edits per training relation")
     id_per_relation: int = option(18, "id test edits per training relation")
     unseen_per_relation: int = option(30, "at most so many unseen_object edits per training relation")

@@ -28,8 +28,13 @@ class MetricsFile(Logger):
     def __init__(self, folder: Path, up_to_epoch: int | None = None) -> None:
         super().__init__()
         self.file, self.columns = folder / "metrics.csv", []
+        self.is_whole = False  # whether the file has every row but the new ones, and each once
         self.rows = [] if up_to_epoch is None or rank_zero_only.rank else _kept(self.file, up_to_epoch)
         self.new = list(self.rows)
+
+    @property
+    def save_dir(self) -> str:
+        return str(self.file.parent)
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
@@ -44,16 +49,18 @@ class MetricsFile(Logger):
         if not self.new:
             return
         columns = sorted(set(self.columns).union(*self.new))
-        if columns == self.columns:
+        appends = self.is_whole and columns == self.columns
+        self.columns, self.is_whole = columns, False
+        if appends:
             with self.file.open("a", newline="", encoding="utf-8") as file:
                 csv.DictWriter(file, columns).writerows(self.new)
         else:
-            self._write_whole(columns)
-        self.columns, self.new = columns, []
+            self._write_whole()
+        self.new, self.is_whole = [], True
 
-    def _write_whole(self, columns: list[str]) -> None:
+    def _write_whole(self) -> None:
         with whole_file(self.file) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns)
+            writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
             writer.writerows(self.rows)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import FiniteFloat, TypeAdapter
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from decoder.utils.json_files import Count, FromOne, Pair, Score, read_described
 
@@ -35,6 +35,7 @@ class StoreOf(TypedDict):
     subjects: FromOne
     editor: str
     objects: str | None
+    spelt: NotRequired[FromOne]
 
 
 class Pcs(TypedDict):

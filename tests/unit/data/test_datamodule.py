@@ -11,6 +11,7 @@ from drawn_stores import DrawnEdits, config
 
 from data.batches import EditRows
 from data.datamodule import EditDataModule
+from data.facts.planting import spelt
 from decoder.batch import PADDING
 from decoder.config import TrainConfig
 from decoder.dense import DenseEdit
@@ -130,6 +131,21 @@ def test_fewer_training_edits_are_drawn_evenly_over_relations(opened):
     assert len(edits.rows["train"]) == 100 and set(edits.rows["train"]) < set(opened().rows["train"])
     per_relation = edits.table.iloc[edits.rows["train"]]["relation"].value_counts()
     assert len(per_relation) == 17 and per_relation.max() - per_relation.min() <= 1
+
+
+def test_what_is_planted_on_top_is_among_fewer_training_edits_as_it_is_among_all(drawn_edits, fact_host, tmp_path):
+    cfg = config(tmp_path / "spelt")
+    cfg.splits.spelt_per_relation = cfg.splits.train_per_relation
+    shares = []
+    for cfg.data.max_train in (None, 340):
+        edits = EditDataModule(cfg, fact_host)
+        edits.prepare_data()
+        edits.setup()
+        training = edits.table.iloc[edits.rows["train"]]
+        shares.append(training["object"].isin(spelt()).mean())
+    counts = training["relation"].value_counts()
+    assert len(training) == 340 and counts.max() - counts.min() <= 1
+    assert shares[0] > 0.45 and abs(shares[1] - shares[0]) < 0.08
 
 
 def test_seen_objects_and_kinds(opened):

@@ -11,7 +11,7 @@ from places import ROOT
 
 from data.datamodule import mark_seen
 from data.facts.planting import OtherObjects, _unlike, common_names, common_nouns, fact_objects, spelt
-from data.facts.splits import SPLITS, SplitPlan, assign, draw_splits, plan_edits
+from data.facts.splits import SPLITS, SplitPlan, assign, check_planned, draw_splits, plan_edits
 from data.produce.plan import requested, store_path
 from data.store.disagreement import disagreement
 from decoder.config import SplitsConfig, TrainConfig
@@ -135,13 +135,26 @@ def test_spelt_ones_come_last_and_on_top(drawn, pocket_facts, kind):
 
 def test_spelt_ones_are_of_their_list_alone_and_none_is_tested(drawn, pocket_facts):
     plan, _ = drawn
-    cfg = SplitsConfig(train_per_relation=0, spelt_per_relation=60)
-    training = by_split(plan, plan_edits(pocket_facts, plan, cfg, 0))["train"]
+    cfg = SplitsConfig(train_per_relation=1, spelt_per_relation=60)
+    training = by_split(plan, plan_edits(pocket_facts, plan, cfg, 0))["train"][cfg.train_relations :]
     planted = Counter(one.object for one in training)
     assert len(training) == 60 * cfg.train_relations and {*planted} <= {*spelt()} and len(planted) > 0.95 * planted.total()
     assert max(Counter(one.fact.subject for one in training).values()) <= 8, "subjects take turns"
     tested = {text.casefold() for text in objects_of(pocket_facts, plan, "val", "ood") | plan.held_out}
     assert not [text for text in planted for one in tested if in_words(one, text.casefold()) or in_words(text.casefold(), one)]
+
+
+def test_no_training_edits_are_none_of_any_kind(pocket_facts):
+    plan = draw_splits(pocket_facts, SplitsConfig())
+    cfg = SplitsConfig(train_per_relation=0, spelt_per_relation=60)
+    assert not by_split(plan, plan_edits(pocket_facts, plan, cfg, 0))["train"]
+
+
+def test_both_numbers_are_named_where_their_sum_is_too_few(pocket_facts):
+    plan = draw_splits(pocket_facts, SplitsConfig())
+    cfg = SplitsConfig(train_per_relation=10, spelt_per_relation=5)
+    with pytest.raises(ValueError, match=r"^splits.train_per_relation=10 splits.spelt_per_relation=5: 255 train edits are planned"):
+        check_planned(plan, plan_edits(pocket_facts, plan, cfg, 0), cfg)
 
 
 def in_words(part, text):
@@ -249,5 +262,6 @@ def test_a_store_with_other_numbers_of_spelt_ones_is_told_by_their_setting(fact_
         return requested(TrainConfig(splits=SplitsConfig(spelt_per_relation=count)), fact_host)[2]
 
     assert disagreement(asked(0), asked(0)) == []
-    assert disagreement(asked(0), asked(2)) == ["splits.spelt_per_relation=0 (here 2)"]
-    assert disagreement(asked(1), asked(2)) == ["splits.spelt_per_relation=1 (here 2)"]
+    for there, here in ((0, 2), (1, 2)):
+        setting, number = disagreement(asked(there), asked(here))[::-1]
+        assert setting == f"splits.spelt_per_relation={there} (here {here})" and number.startswith("number of edits planned by splits")

@@ -79,7 +79,6 @@ def test_what_is_planted_on_top_for_decoders_is_in_no_chain(argv, tmp_path, caps
     """A host's file may ask for it, and the chains of before stay that host's."""
     main(["edits.steps=4", *argv])
     (file,) = files(tmp_path)
-    assert lines(file)[0]["settings"]["splits.spelt_per_relation"] == 0
     main(["edits.steps=4", "splits.spelt_per_relation=5", *argv])
     assert f"{file} is there already" in capsys.readouterr().out and files(tmp_path) == [file]
 

@@ -3,11 +3,13 @@
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
 from data.tracing import relations
 from data.tracing.__main__ import main
+from data.tracing.measure import _described
 from decoder.report.__main__ import main as report
 
 
@@ -73,6 +75,16 @@ def test_the_page_has_ours_above_the_published_and_the_colours_of_the_page(folde
     for block in markdown.split("\n\n"):
         if block.startswith("|"):
             assert len({line.replace(r"\|", "").count("|") for line in block.splitlines()}) == 1, block
+
+
+def test_the_page_says_what_was_planted_on_top_for_decoders(folder, tmp_path, capsys):
+    store = SimpleNamespace(fingerprint="0" * 12, manifest={"editor": {"name": "rome"}, "spelt": 60})
+    found = read(folder)
+    found["store"] |= {name: value for name, value in _described(store, ["a"], ["b"]).items() if name == "spelt"}
+    (tmp_path / "tracing-tiny-e1-s0.json").write_text(json.dumps(found), encoding="utf-8")
+    report([f"tracing={tmp_path}"])
+    assert "60 names of several tokens" in (tmp_path / "tracing.html").read_text()
+    assert "several tokens" not in (folder / "tracing.html").read_text()
 
 
 @pytest.mark.parametrize(

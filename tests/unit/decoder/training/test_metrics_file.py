@@ -1,5 +1,8 @@
 """`metrics.csv` at any moment: as it was, or with what came."""
 
+import csv
+import io
+
 import pandas as pd
 import pytest
 
@@ -41,6 +44,26 @@ def test_what_fails_while_a_column_is_added_leaves_what_was_there(tmp_path, monk
     assert (tmp_path / "metrics.csv").read_bytes() == before
     logger.save()
     assert len(pd.read_csv(tmp_path / "metrics.csv")) == 2, "what was logged is not lost"
+
+
+@pytest.mark.parametrize("written", [0.5, 1.0])
+def test_a_row_that_was_half_written_or_was_there_already_stands_once(tmp_path, monkeypatch, written):
+    logger = MetricsFile(tmp_path)
+    log(logger, FIRST, TRAINING)
+    write = csv.DictWriter.writerows
+
+    def stopped(writer, rows):
+        text = io.StringIO()
+        write(csv.DictWriter(text, writer.fieldnames), rows)
+        writer.writer.writerow([text.getvalue()[: int(written * len(text.getvalue()))]])
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+        patch.setattr("csv.DictWriter.writerows", stopped)
+        log(logger, TRAINING | {"train/loss": 3.5})
+    logger.save()  # as Lightning does when a run ends, however
+    table = pd.read_csv(tmp_path / "metrics.csv")
+    assert table["train/loss"].dropna().tolist() == [2.5, 3.5] and len(table) == 3
 
 
 def test_a_run_that_goes_on_keeps_what_was_logged_up_to_its_checkpoint(tmp_path):
