@@ -90,9 +90,9 @@ def measure(host: Host, store: EditStore, cfg: TracingConfig) -> dict[str, Any]:
 def _described(store: EditStore, relations: Sequence[str], subjects: Sequence[str]) -> dict[str, Any]:
     editor = store.manifest["editor"]
     counts = {"edits": len(relations), "relations": len(set(relations)), "subjects": len(set(subjects))}
-    said = {"editor": editor["name"], "ridge": editor.get("settings", {}).get("ridge"), "objects": store.manifest.get("objects")}
-    on_top = {name: store.manifest[name] for name in ("spelt",) if name in store.manifest}
-    return {"fingerprint": store.fingerprint} | counts | said | on_top
+    planted = {"objects": store.manifest.get("objects"), "spelt": store.manifest.get("spelt", 0)}
+    said = {"editor": editor["name"], "ridge": editor.get("settings", {}).get("ridge")} | planted
+    return {"fingerprint": store.fingerprint} | counts | said
 
 
 def _in_turns(relations: Sequence[str], count: int, seed: int) -> list[int]:

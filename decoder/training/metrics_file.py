@@ -28,9 +28,8 @@ class MetricsFile(Logger):
     def __init__(self, folder: Path, up_to_epoch: int | None = None) -> None:
         super().__init__()
         self.file, self.columns = folder / "metrics.csv", []
-        self.is_whole = False  # whether the file has every row but the new ones, and each once
         self.rows = [] if up_to_epoch is None or rank_zero_only.rank else _kept(self.file, up_to_epoch)
-        self.new = list(self.rows)
+        self.written = 0  # of the rows, in the file, each once and whole
 
     @property
     def save_dir(self) -> str:
@@ -38,31 +37,29 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        self.new.append({**metrics, "step": step})
-        self.rows.append(self.new[-1])
+        self.rows.append({**metrics, "step": step})
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """A run has its `config.yaml`."""
 
     @rank_zero_only
     def save(self) -> None:
-        if not self.new:
+        new = self.rows[self.written :]
+        if not new:
             return
-        columns = sorted(set(self.columns).union(*self.new))
-        appends = self.is_whole and columns == self.columns
-        self.columns, self.is_whole = columns, False
+        columns = sorted(set(self.columns).union(*new))
+        appends = self.written and columns == self.columns
+        # Until it is through: after half a row, or rows that may be there, all are written anew.
+        self.columns, self.written = columns, 0
         if appends:
             with self.file.open("a", newline="", encoding="utf-8") as file:
-                csv.DictWriter(file, columns).writerows(self.new)
+                csv.DictWriter(file, columns).writerows(new)
         else:
-            self._write_whole()
-        self.new, self.is_whole = [], True
-
-    def _write_whole(self) -> None:
-        with whole_file(self.file) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, self.columns)
-            writer.writeheader()
-            writer.writerows(self.rows)
+            with whole_file(self.file) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, columns)
+                writer.writeheader()
+                writer.writerows(self.rows)
+        self.written = len(self.rows)
 
 
 def _kept(path: Path, up_to_epoch: int) -> list[Row]:

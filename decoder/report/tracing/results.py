@@ -35,7 +35,7 @@ class StoreOf(TypedDict):
     subjects: FromOne
     editor: str
     objects: str | None
-    spelt: NotRequired[FromOne]
+    spelt: NotRequired[Count]
 
 
 class Pcs(TypedDict):

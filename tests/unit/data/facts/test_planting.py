@@ -8,12 +8,12 @@ import pandas as pd
 import pytest
 from fact_records import PLAIN, load, written
 from places import ROOT
+from planted import by_split, in_words, objects_of
 
 from data.datamodule import mark_seen
-from data.facts.planting import OtherObjects, _unlike, common_names, common_nouns, fact_objects, spelt
-from data.facts.splits import SPLITS, SplitPlan, assign, check_planned, draw_splits, plan_edits
+from data.facts.planting import OtherObjects, _unlike, common_names, common_nouns, fact_objects
+from data.facts.splits import SPLITS, SplitPlan, assign, draw_splits, plan_edits
 from data.produce.plan import requested, store_path
-from data.store.disagreement import disagreement
 from decoder.config import SplitsConfig, TrainConfig
 from decoder.utils.files import short_hash
 
@@ -25,17 +25,6 @@ def drawn(request, pocket_facts):
     """A plan, and the requests of each kind by split."""
     plan = draw_splits(pocket_facts, SplitsConfig(seed=request.param))
     return plan, {kind: by_split(plan, plan_edits(pocket_facts, plan, SplitsConfig(), 0, kind)) for kind in KINDS}
-
-
-def by_split(plan, requests):
-    found = {split: [] for split in SPLITS}
-    for one in requests:
-        found[plan.split_of(one.fact.relation, one.fact.subject, one.object)].append(one)
-    return found
-
-
-def objects_of(facts, plan, *roles):
-    return {object for relation, role in plan.relation_role.items() if role in roles for object in facts.objects(relation)}
 
 
 def test_the_default_asks_for_what_it_always_did(pocket_facts):
@@ -119,48 +108,6 @@ def test_words_are_objects_nouns_and_names_of_two_kinds_in_turns(drawn, pocket_f
     assert not others.intersection(words)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_spelt_ones_come_last_and_on_top(drawn, pocket_facts, kind):
-    plan, found = drawn
-    requests = plan_edits(pocket_facts, plan, SplitsConfig(spelt_per_relation=20), 0, kind)
-    without = plan_edits(pocket_facts, plan, SplitsConfig(), 0, kind)
-    assert requests[: len(without)] == without, "what is made without them is made alike"
-    further = requests[len(without) :]
-    assert Counter(one.fact.relation for one in further) == {
-        relation: 20 for relation, role in plan.relation_role.items() if role == "train"
-    }
-    assert by_split(plan, requests)["train"] == found[kind]["train"] + further
-    assert len({one.edit_id for one in requests}) == len(requests)
-
-
-def test_spelt_ones_are_of_their_list_alone_and_none_is_tested(drawn, pocket_facts):
-    plan, _ = drawn
-    cfg = SplitsConfig(train_per_relation=1, spelt_per_relation=60)
-    training = by_split(plan, plan_edits(pocket_facts, plan, cfg, 0))["train"][cfg.train_relations :]
-    planted = Counter(one.object for one in training)
-    assert len(training) == 60 * cfg.train_relations and {*planted} <= {*spelt()} and len(planted) > 0.95 * planted.total()
-    assert max(Counter(one.fact.subject for one in training).values()) <= 8, "subjects take turns"
-    tested = {text.casefold() for text in objects_of(pocket_facts, plan, "val", "ood") | plan.held_out}
-    assert not [text for text in planted for one in tested if in_words(one, text.casefold()) or in_words(text.casefold(), one)]
-
-
-def test_no_training_edits_are_none_of_any_kind(pocket_facts):
-    plan = draw_splits(pocket_facts, SplitsConfig())
-    cfg = SplitsConfig(train_per_relation=0, spelt_per_relation=60)
-    assert not by_split(plan, plan_edits(pocket_facts, plan, cfg, 0))["train"]
-
-
-def test_both_numbers_are_named_where_their_sum_is_too_few(pocket_facts):
-    plan = draw_splits(pocket_facts, SplitsConfig())
-    cfg = SplitsConfig(train_per_relation=10, spelt_per_relation=5)
-    with pytest.raises(ValueError, match=r"^splits.train_per_relation=10 splits.spelt_per_relation=5: 255 train edits are planned"):
-        check_planned(plan, plan_edits(pocket_facts, plan, cfg, 0), cfg)
-
-
-def in_words(part, text):
-    return f" {part} ".replace("-", " ") in f" {text} ".replace("-", " ")
-
-
 @pytest.mark.parametrize(
     ("text", "left_out"),
     [
@@ -235,11 +182,6 @@ def test_a_fact_that_no_object_is_left_for_keeps_its_own(tmp_path):
     assert dealt == [(ada, "singer"), (ada, "cook"), (ben, "baker")]
 
 
-def test_spelt_ones_are_in_no_other_list():
-    folded = {text.casefold() for text in spelt()}
-    assert len(folded) == len(spelt()) > 1700 and folded.isdisjoint(text.casefold() for text in (*common_nouns(), *common_names()))
-
-
 def test_common_nouns_are_words_of_their_own():
     assert len(common_nouns()) > 500 and len(set(common_nouns())) == len(common_nouns()) and "ice cream" in common_nouns()
     assert all(text == text.strip().lower() and text.replace(" ", "").isalpha() for text in common_nouns())
@@ -255,13 +197,3 @@ def test_stores_say_what_training_edits_plant_where_it_is_not_the_usual(fact_hos
         said.append((asked.get("objects"), asked.get("spelt")))
         assert "objects" not in asked["editor"]["settings"]
     assert said == [(None, None), *((kind, None) for kind in KINDS[1:]), (None, 1), (None, 2)] and len(set(paths)) == len(said)
-
-
-def test_a_store_with_other_numbers_of_spelt_ones_is_told_by_their_setting(fact_host):
-    def asked(count):
-        return requested(TrainConfig(splits=SplitsConfig(spelt_per_relation=count)), fact_host)[2]
-
-    assert disagreement(asked(0), asked(0)) == []
-    for there, here in ((0, 2), (1, 2)):
-        setting, number = disagreement(asked(there), asked(here))[::-1]
-        assert setting == f"splits.spelt_per_relation={there} (here {here})" and number.startswith("number of edits planned by splits")
