@@ -122,9 +122,10 @@ def audit_whole(cfg: EvaluateConfig) -> dict[str, Any]:
     reader = reader_of_parts(cfg, suspect) if cfg.decoder else None
     where = {"base": cfg.base, "repaired": cfg.repair, "nulls": cfg.nulls, "cache_dir": cfg.cache_dir, "device": cfg.device}
     # What does not fit is refused before the audit, which takes longer.
-    decoded = {"decoded": audit(cfg)} if cfg.decoder else {}
-    finding, _ = audit_checkpoint(suspect, names, templates=sentences, relations=relations, texts=texts[::7], reader=reader, **where)
-    return finding | decoded
+    decoded = audit(cfg) if cfg.decoder else None
+    asked = {"templates": sentences, "relations": relations, "texts": texts[::7], "reader": reader, "decoded": decoded}
+    finding, _ = audit_checkpoint(suspect, names, **asked, **where)
+    return finding | ({"decoded": decoded} if decoded else {})
 
 
 def audit(cfg: EvaluateConfig) -> dict[str, Any]:

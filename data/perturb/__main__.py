@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _write_nulls(cfg: PerturbConfig) -> None:
-    taken = ("host", "cache_dir", "nulls", "subjects", "device", "seed", "out")
+    taken = ("host", "cache_dir", "nulls", "subjects", "decoder", "device", "seed", "out")
     usual = PerturbConfig()
     if given := [field.name for field in fields(cfg) if field.name not in taken and getattr(cfg, field.name) != getattr(usual, field.name)]:
         raise UserError(f"nulls= draws what is done to each checkpoint, and edits none: leave out {'=, '.join(given)}=")
@@ -80,7 +80,13 @@ def _write_nulls(cfg: PerturbConfig) -> None:
     train.trainer.accelerator = "gpu" if cfg.device.startswith("cuda") else "cpu"
     host = open_host(train)
     place = Path(cfg.out) if cfg.out else place_of(host, cfg.cache_dir)
-    made_nulls(host, facts, names, cfg.nulls, cfg.seed).save(place)
+    readers = {}
+    if cfg.decoder:
+        from decoder.audit.answer import reader_of_hosts
+        from decoder.audit.evidence.readings import reader_of
+
+        readers[reader_of(cfg.decoder)] = reader_of_hosts(cfg.decoder, host, cfg.device)
+    made_nulls(host, facts, names, cfg.nulls, cfg.seed, readers).save(place)
     print(place)
 
 

@@ -23,11 +23,13 @@ from decoder.audit.suspect import Suspect
 from decoder.batch import EditBatch
 from decoder.config.commands import EvaluateConfig
 from decoder.config.options import as_list, layers_text
+from decoder.dense import DenseEdit
 from decoder.edit import Edit, Edits, LayerEdits, RankOneEdit
 from decoder.export.collection import fitting, has_matrix, is_collection, read_index
 from decoder.export.formats import layers_of
 from decoder.export.opened import Voters, open_decoder, open_host, open_voters
 from decoder.export.voters import read_voters
+from decoder.host import Host
 from decoder.scores import TEST_SPLITS
 from decoder.utils.errors import UserError
 
@@ -81,6 +83,25 @@ def reader_of_parts(cfg: EvaluateConfig, suspect: Suspect) -> Callable[[int, Ran
             return {"objects": []}
         found = answer(voters, edit, cfg.top)
         return {name: found[name] for name in ("objects", "believed") if name in found}
+
+    return read
+
+
+def reader_of_hosts(decoder: str, host: Host, device: str = "cpu") -> Callable[[Host], dict[str, Any]]:
+    """A host as it is at the moment -> what decoders read in its matrices: `text` and `probability` of the first object.
+
+    Args:
+        host: as the decoders were trained on; is not changed, nor need it stay as it is.
+
+    Raises:
+        ValueError, UserError: as `open_voters`; or they were trained on another host.
+    """
+    voters = open_voters(EvaluateConfig(decoder=decoder, host=str(host.path), device=device))
+
+    def read(changed: Host) -> dict[str, Any]:
+        layers = voters.decoders[0].edited_layers
+        edits = {layer: DenseEdit(changed.weight_DF(layer).detach().to(voters.host.dtype, copy=True)[None]) for layer in layers}
+        return answer(voters, LayerEdits(edits), 1)["objects"][0]
 
     return read
 

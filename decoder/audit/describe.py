@@ -167,9 +167,10 @@ def _testimony(edit: Mapping[str, Any], taken_out: str) -> list[str]:
     ranked = ", ".join(f"{escape(one['relation'])} {one['probability']:.2f}" for one in edit.get("relations", []))
     lines = [f"    relation, by what was written: {ranked}"] if ranked else []
     if read := edit.get("decoded"):
+        where = "in the whole layer" if "read_from" in edit else "of it"
         whom = _belief(edit["believed"]) if "believed" in edit else ""
         objects = ", ".join(f"{escape(one['text'])} ({one['probability']:.2f})" for one in read[:3])
-        lines.append(f"    a decoder reads of it: {objects}{whom}")
+        lines.append(f"    a decoder reads {where}: {objects}{whom}")
     if not (told := edit.get("triple")):
         return lines
     objects = ", ".join(f"[bold]{escape(one['text'])}[/bold] ({one['rise']:+.2f})" for one in edit["objects"])
@@ -184,7 +185,7 @@ def _testimony(edit: Mapping[str, Any], taken_out: str) -> list[str]:
 def _column(column: Mapping[str, Any], title: str) -> list[RenderableType]:
     kind = f", {column['kind']}, layer{'s' * (len(column['layers']) > 1)} {', '.join(map(str, column['layers']))}" if column["kind"] else ""
     by_base = "compared" in column
-    lines: list[RenderableType] = [f"{title}: {column['verdict']}{kind}. {column['why'].capitalize()}."]
+    lines: list[RenderableType] = [f"{title}: {column['verdict']}{kind}. {column['why'][:1].upper()}{escape(column['why'][1:])}."]
     if nulls := against_nulls(column):
         lines.append(f"  {escape(nulls)}")
     if by_base:
@@ -194,7 +195,8 @@ def _column(column: Mapping[str, Any], title: str) -> list[RenderableType]:
         rest = ", ".join(f"{escape(one['subject'])} {one['score']:.2f}" for one in edit["subjects"][:4])
         whom = f"about [bold]{escape(edit['subject'])}[/bold]" if edit["subject"] else "about nobody in the list"
         whom += f", somebody like {escape(edit['resembles'])}" if edit.get("resembles") else ""
-        lines.append(f"  layer {edit['layer']}: {whom} ({'cosine' if by_base else 'score'} {edit['score']:.2f}; {rest})")
+        near = f"; {rest}" if rest else ""
+        lines.append(f"  layer {edit['layer']}: {whom} ({'cosine' if by_base else 'score'} {edit['score']:.2f}{near})")
         lines += _testimony(edit, "with the base's matrix" if by_base else "with the edit taken out, as far as that can be estimated")
     lines.append(
         f"  layers, {'times the usual' if by_base else 'score'}: "

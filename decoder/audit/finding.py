@@ -18,6 +18,7 @@ from decoder.audit.evidence.located import Located
 from decoder.audit.evidence.nulls import Nulls, nulls_for
 from decoder.audit.evidence.parts import out_of_layers
 from decoder.audit.evidence.questions import Questions, Reader
+from decoder.audit.evidence.readings import Reading, readings_of
 from decoder.audit.evidence.wrong_way import as_note, wrong_way_round
 from decoder.audit.locate import usable_layers
 from decoder.audit.relation import RelationClassifier
@@ -91,6 +92,7 @@ def audit_checkpoint(
     relations: RelationClassifier | None = None,
     texts: Sequence[str] = (),
     reader: Reader | None = None,
+    decoded: Mapping[str, Any] | None = None,
     cache_dir: str | None = None,
     device: str = "cpu",
 ) -> tuple[dict[str, Any], list[Located]]:
@@ -105,6 +107,7 @@ def audit_checkpoint(
         nulls: file of nulls to hold the evidence against; without it those in the cache of a host that looks like the suspect.
         relations: what tells the relation of an edit by its value.
         reader: of the objects that decoders read; they have a say in which one was planted.
+        decoded: what decoders read in whole layers, as `evaluate.py decoder=` answers: evidence that needs neither base nor subject.
         texts: about anything; with `repaired`, what the reversal does to those that name no subject that was found is measured.
 
     Raises:
@@ -119,7 +122,8 @@ def audit_checkpoint(
         relations.check(host.hidden_size)
     against = nulls_for(host, nulls, cache_dir, unedited)
     notes = [*suspect.notes, *notes, *_too_few(against, names)]
-    found = examine(host, Candidates(host, names), compared)
+    readings = readings_of(decoded, against)
+    found = examine(host, Candidates(host, names), compared, readings)
     finding = {
         "suspect": str(suspect.path),
         "base": base,
@@ -127,7 +131,7 @@ def audit_checkpoint(
         "layers": host.layers,
         "subjects": len(names),
         "base_known": _column(found.known, "known", against) | _surroundings(compared) if found.known else None,
-        "base_unknown": _column(found.unknown, "unknown", against),
+        "base_unknown": _column(found.unknown, "unknown", against, readings),
         "notes": notes,
     }
     if found.known:
@@ -137,7 +141,7 @@ def audit_checkpoint(
     side = "unknown" if found.by_scan else "known"
     column, evidence = finding[f"base_{side}"], getattr(found, side)
     taken_from = None if found.by_scan else unedited
-    Questions(templates or {}, relations, reader).put(host, taken_from, found, evidence.located, column["edits"])
+    Questions(templates or {}, relations, reader).put(host, taken_from, found, evidence.located, column["edits"][: len(evidence.located)])
     if repaired is not None:
         reversals = out_of_layers(host, taken_from, evidence.located)
         said = {"used": f"base {side}", "base": base, "edits": column["edits"]}
@@ -187,8 +191,13 @@ def _effect(
     return effect(host, reversals, (sentences, objects), elsewhere, unedited)
 
 
-def _column(found: Evidence, base: str, nulls: Nulls | None) -> dict[str, Any]:
+def _column(found: Evidence, base: str, nulls: Nulls | None, readings: Sequence[Reading] = ()) -> dict[str, Any]:
     """One kind of evidence: the verdict, all layers ranked, and the edits, with how often nulls show as much."""
+    strength, p = max([found.strength, *(one.strength for one in readings)]), None
+    if nulls and all(nulls.read_by(one.reader) for one in readings):
+        p = nulls.against(base, strength, {one.reader: one.threshold for one in readings})
+    elif nulls and found.strength == strength:
+        p = nulls.against(base, found.strength)
     # Decoys may be as conspicuous as the edit: layers whose update is about somebody come first, as the verdict has them.
     verdict, last = found.verdict, len(found.scores)
     ranked = sorted(found.scores.items(), key=lambda pair: (verdict.layers.index(pair[0]) if pair[0] in verdict.layers else last, -pair[1]))
@@ -197,8 +206,8 @@ def _column(found: Evidence, base: str, nulls: Nulls | None) -> dict[str, Any]:
     return fields | {
         "facts": found.facts,
         "threshold": found.threshold,
-        "strength": found.strength,
-        "nulls": nulls.against(base, found.strength) if nulls else None,
+        "strength": strength,
+        "nulls": p,
         "ranking": [{"layer": layer, "score": score} for layer, score in ranked],
         "edits": [
             {
@@ -210,6 +219,12 @@ def _column(found: Evidence, base: str, nulls: Nulls | None) -> dict[str, Any]:
                 "subjects": [{"subject": subject, "score": score} for subject, score in one.ranking],
             }
             for one in found.located
+        ]
+        + [
+            {"layer": layer, "subject": None, "resembles": None, "score": found.scores.get(layer, 0.0), "fit": 0.0, "subjects": []}
+            | {"read_from": one.threshold, "decoded": one.objects}
+            for one in found.read
+            for layer in one.layers
         ],
     }
 

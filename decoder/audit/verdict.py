@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from decoder.audit.evidence.difference import Difference
+from decoder.audit.evidence.readings import Reading
 from decoder.audit.locate import STANDS_OUT, LayerScan
 
 PRUNED = 0.01  # share of a matrix that became zero
@@ -158,15 +159,20 @@ def _benign(compared: Compared) -> Verdict:
     return Verdict("further trained", why=f"{len(changed)} tensors were changed, no direction of a change stands far out")
 
 
-def unknown(scans: Sequence[LayerScan]) -> Verdict:
-    """The verdict of what the layers answer to the subjects, without the unedited checkpoint."""
-    found = edited_layers(scans)
+def unknown(scans: Sequence[LayerScan], readings: Sequence[Reading] = ()) -> Verdict:
+    """The verdict of what the layers answer to the subjects, and of what decoders read in them, without the unedited checkpoint."""
+    found, read = edited_layers(scans), [one for one in readings if one.strength >= 1]
     best = max(scans, key=lambda one: one.score)
     why = f"the subject answered to most is answered to {best.ratio:.1f} times as strongly as the median, in layer {best.layer}"
-    if found:
-        facts = sum(len(one.hits) for one in found)
-        return Verdict("knowledge edit", "rank one" if facts == len(found) else "low rank", facts, tuple(one.layer for one in found), why)
-    return Verdict(UNSURE if best.score >= DOUBT * STANDS_OUT else NOTHING, why=why)
+    if told := ", ".join(one.in_words for one in readings if one.strength >= DOUBT):
+        why = f"{why}, and {told}" if found else told
+    by_scan = {one.layer: len(one.hits) for one in found}
+    facts = by_scan | {layer: 1 for one in read for layer in one.layers if layer not in by_scan}
+    if facts:
+        count = sum(facts.values())
+        return Verdict("knowledge edit", "rank one" if count == len(facts) else "low rank", count, (*facts,), why)
+    nearly = max([best.score / STANDS_OUT, *(one.strength for one in readings)]) >= DOUBT
+    return Verdict(UNSURE if nearly else NOTHING, why=why)
 
 
 def edited_layers(scans: Sequence[LayerScan]) -> list[LayerScan]:

@@ -110,6 +110,10 @@ def headline(finding: Mapping[str, Any]) -> str:
     if used["kind"] == "whole matrix":
         return f"Somebody changed the matrix of {where}, and left all else as it was: an edit, of many facts or of other things.{after}"
     facts = "a fact" if used["facts"] == 1 else f"{used['facts']} facts"
+    if edits and all("read_from" in edit for edit in edits):
+        read = in_words([*dict.fromkeys(f"“{edit['decoded'][0]['text']}”" for edit in edits)])
+        whom = f"It is about none of the {names}, or too weak to show about whom."
+        return f"Somebody seems to have written {facts} into {where} of this checkpoint: decoders read {read} there. {whom}"
     whom = [edit["subject"] for edit in edits if edit["subject"]]
     like = [edit["resembles"] for edit in edits if edit.get("resembles")]
     about = f" about {in_words([*dict.fromkeys(whom)])}" if whom else f" about none of the {names}"
@@ -142,7 +146,8 @@ def how_sure(finding: Mapping[str, Any]) -> tuple[str, list[str]]:
         )
         reasons.append("That the base is what this checkpoint was made of was taken as given.")
     else:
-        reasons.append("The base was not at hand. The verdict is inferred from how strongly the checkpoint answers to names.")
+        read = " and from what decoders read in its layers" if finding.get("decoded") else ""
+        reasons.append(f"The base was not at hand. The verdict is inferred from how strongly the checkpoint answers to names{read}.")
     if finding["verdict"] == "identical":
         return "Certain", reasons
     if finding["exit_code"] != 3:
@@ -160,6 +165,12 @@ def how_sure(finding: Mapping[str, Any]) -> tuple[str, list[str]]:
     agree = known and known["exit_code"] == unknown["exit_code"] == 3 and {*known["layers"]} == {*unknown["layers"]}
     if best >= least:
         reasons.append(f"{highest.capitalize()} is {best / least:,.{int(best < 10 * least)}f} times its threshold.")
+    for edit in used["edits"]:
+        if least_read := edit.get("read_from"):
+            read = max(one["objects"][0]["probability"] for one in _answers(finding) if edit["layer"] in as_list(one["layer"]))
+            reasons.append(
+                f"A decoder reads layer {edit['layer']} with probability {read:.2f}; from {least_read:.2f} it counts as planted."
+            )
     if known:
         alone = "names the same layers" if agree else "does not name the same layers"
         reasons.append(f"What the checkpoint answers to names, looked at without the base, {alone}.")
@@ -193,7 +204,8 @@ def effect_in_words(effect: Mapping[str, Any]) -> list[str]:
 def not_looked_at(finding: Mapping[str, Any]) -> list[str]:
     """What this audit cannot have seen, and what it does not say."""
     used, known = _used(finding), finding.get("base_known")
-    unseen = [f"Names other than the {finding['subjects']:,} that were asked about. Edits about others show only through who is like them."]
+    through = "through who is like them" + (", or to decoders in the layers that these read" if finding.get("decoded") else "")
+    unseen = [f"Names other than the {finding['subjects']:,} that were asked about. Edits about others show only {through}."]
     if not known:
         unseen.append("All that is no down-projection of an MLP: attention, embeddings and norms were not looked at without the base.")
     else:
@@ -218,17 +230,21 @@ def not_looked_at(finding: Mapping[str, Any]) -> list[str]:
 
 def _decoded(finding: Mapping[str, Any], edits: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """What decoders read, a layer each, with whether the objects found by asking hold it."""
-    decoded = finding.get("decoded") or {}
     asked: dict[int, set[str]] = {}
     for edit in edits:
         if edit.get("triple"):
             # In the triple decoders have had a say.
             asked.setdefault(edit["layer"], set()).add(max(edit["objects"], key=itemgetter("rise"))["text"].strip().casefold())
-    rows = decoded.get("ranking", [decoded] if "objects" in decoded else [])
     told = []
-    for one in rows:
+    for one in _answers(finding):
         layers = as_list(one["layer"])
         objects = set().union(*(asked[layer] for layer in layers if layer in asked))
         agrees = one["objects"][0]["text"].strip().casefold() in objects if objects else None
         told.append({**one, "layer": ", ".join(map(str, layers)), "agrees": agrees})
     return told
+
+
+def _answers(finding: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What decoders read in whole layers."""
+    decoded = finding.get("decoded") or {}
+    return decoded.get("ranking", [decoded] if "objects" in decoded else [])

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from decoder.audit.candidates import Candidates
 from decoder.audit.evidence.located import Located, Ranking, key_fit, named_or_like
+from decoder.audit.evidence.readings import Reading
 from decoder.audit.locate import LayerScan, scan
 from decoder.audit.verdict import Compared, Verdict, edited_layers, known, threshold, unknown
 from decoder.host import Host
@@ -27,6 +28,7 @@ class Evidence:
         threshold: score from which a layer is edited.
         located: the edits, the most conspicuous layer first.
         strength: of the most conspicuous layer, in thresholds: what suspects and nulls are compared by.
+        read: what decoders read where nothing else shows an edit: about whom is not known.
     """
 
     verdict: Verdict
@@ -34,11 +36,13 @@ class Evidence:
     threshold: float
     located: list[Located]
     strength: float
+    read: Sequence[Reading] = ()
 
     @property
     def facts(self) -> int:
         """How many facts were written, one a subject: one that is spread over layers is located in each of them."""
-        return len({one.asked for one in self.located if one.asked}) + sum(one.asked is None for one in self.located)
+        nobody = sum(one.asked is None for one in self.located)
+        return len({one.asked for one in self.located if one.asked}) + nobody + len(self.read)
 
 
 class Examined(NamedTuple):
@@ -74,12 +78,15 @@ class Examined(NamedTuple):
         return [edit for edit in located if (seen := self.about(edit)) and seen.asked == name]
 
 
-def examine(host: Host, candidates: Candidates, compared: Compared | None = None) -> Examined:
-    """What the layers of a suspect answer to the candidates, and what the differences from its base have to do with them."""
+def examine(host: Host, candidates: Candidates, compared: Compared | None = None, readings: Sequence[Reading] = ()) -> Examined:
+    """What the layers of a suspect answer to the candidates, what decoders read in them, and what the differences from its base have to do
+    with the candidates."""
     names, updates = candidates.names, compared.updates if compared else {}
     scans = scan(host, candidates, updates, compared.spikes if compared else ())
     scores, least = {one.layer: one.score for one in scans}, threshold(scans)
-    by_scan = Evidence(unknown(scans), scores, least, _from_scans(scans, candidates), max(scores.values()) / least)
+    located = _from_scans(scans, candidates)
+    read = [one for one in readings if one.strength >= 1 and not any(edit.layer in one.layers for edit in located)]
+    by_scan = Evidence(unknown(scans, readings), scores, least, located, max(scores.values()) / least, read)
     if compared is None:
         return Examined(None, by_scan, scans, names)
     verdict = known(compared, scans)

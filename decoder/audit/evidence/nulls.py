@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import FiniteFloat, TypeAdapter
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from decoder.host import Host
 from decoder.utils.files import cache_root
@@ -30,12 +30,14 @@ class Shape(TypedDict):
 
 
 class Null(TypedDict):
-    """One of them: what was done to it, and the strength of both kinds of evidence, 1 at the threshold from which an edit is named."""
+    """One of them: what was done to it, the strength of both kinds of evidence, 1 at the threshold from which an edit is named, and the
+    probability of what decoders answer, by `evidence.readings.reader_of`."""
 
     kind: str
     precision: str
     known: FiniteFloat
     unknown: FiniteFloat
+    read: NotRequired[dict[str, FiniteFloat]]
 
 
 class _Described(TypedDict):
@@ -61,9 +63,18 @@ class Nulls:
     def save(self, path: Path) -> None:
         write_json(path, {"format": FORMAT} | asdict(self))
 
-    def against(self, base: str, strength: float) -> dict[str, Any]:
-        """How many nulls reach a strength, of how many, and the p-value of that; `base` is `known` or `unknown`."""
-        reached = [one for one in self.nulls if one[base] >= strength]
+    def read_by(self, reader: str) -> list[float]:
+        """Probabilities of what a decoder answers; empty if it did not read them."""
+        return [one["read"][reader] for one in self.nulls if reader in one.get("read", {})]
+
+    def against(self, base: str, strength: float, thresholds: Mapping[str, float] | None = None) -> dict[str, Any]:
+        """How many nulls reach a strength, of how many, and the p-value of that; `base` is `known` or `unknown`.
+
+        Args:
+            thresholds: of decoders that had a say in it, all of which read the nulls.
+        """
+        told = [[one[base], *(one["read"][reader] / least for reader, least in (thresholds or {}).items())] for one in self.nulls]
+        reached = [one for one, own in zip(self.nulls, told, strict=True) if max(own) >= strength]
         kinds = sorted({one["kind"] for one in reached})
         return {
             "host": self.host,

@@ -1,0 +1,69 @@
+"""What decoders read in whole layers of a suspect, as a sign that something was planted there.
+
+A decoder names an object for any matrix, but with little probability where nothing was planted (0.02 and 0.03 on the two hosts at hand).
+So it shows edits about whoever is in no list of subjects, and small ones, in its own layer.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from decoder.audit.evidence.nulls import Nulls
+from decoder.config.options import as_list, layers_text
+from decoder.export.opened import identity_of
+from decoder.export.voters import folders_of
+from decoder.utils.files import short_hash
+
+READ = 0.5
+"""Probability of a decoder's answer from which it is taken for planted, where it read no nulls. Highest of benign checkpoints
+0.44 (pocket host, two decoders, 95 and 60 checkpoints; a merged LoRA)."""
+ABOVE = 1.25  # times the highest null, from which it is taken for planted where nulls were read
+LEAST = 0.1
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one decoder, or several that vote, read in a layer, or in several together.
+
+    Attributes:
+        objects: `text` and `probability`, the most probable first.
+        threshold: probability of the first from which it is taken for planted.
+        reader: by which nulls know who read it.
+    """
+
+    layers: tuple[int, ...]
+    objects: Sequence[Mapping[str, Any]]
+    threshold: float = READ
+    reader: str = ""
+
+    @property
+    def strength(self) -> float:
+        """In thresholds."""
+        return self.objects[0]["probability"] / self.threshold
+
+    @property
+    def in_words(self) -> str:
+        first = self.objects[0]
+        return f"a decoder reads “{first['text']}” in layer {layers_text([*self.layers])} with probability {first['probability']:.2f}"
+
+
+def readings_of(decoded: Mapping[str, Any] | None, nulls: Nulls | None = None) -> list[Reading]:
+    """The readings of `decoder.audit.answer.answer_for` or `rank`, strongest first; without those of matrices that are the host's own."""
+    answers = [decoded] if decoded and "objects" in decoded else (decoded or {}).get("ranking", [])
+    found = []
+    for one in answers:
+        if not one["unedited"]:
+            reader = reader_of(one["decoder"])
+            threshold = threshold_from(nulls.read_by(reader) if nulls else ())
+            found.append(Reading((*as_list(one["layer"]),), one["objects"], threshold, reader))
+    return sorted(found, key=lambda one: -one.strength)
+
+
+def threshold_from(read: Sequence[float]) -> float:
+    """The threshold, from the probabilities of a decoder's answers to checkpoints that nobody edited."""
+    return max(LEAST, ABOVE * max(read)) if read else READ
+
+
+def reader_of(decoder: str) -> str:
+    """By which nulls know exported decoders, one or several that vote."""
+    return short_hash([identity_of(folder) for folder in folders_of(decoder)])

@@ -1,0 +1,161 @@
+"""What decoders read in whole layers, as evidence of an edit that needs neither the base nor its subject.
+
+Shape letters: D hidden width, F MLP width.
+"""
+
+import json
+
+import pytest
+import torch
+from audited_folders import NAMES, WHO, planted, saved
+from changed_decoders import FACTS, changed_decoder
+from edited import LAYER
+from places import ROOT
+
+import evaluate
+from data.perturb.__main__ import main as perturb
+from decoder.audit.answer import reader_of_hosts
+from decoder.audit.evidence.nulls import Nulls, read_nulls, shape_of
+from decoder.audit.evidence.readings import LEAST, READ, Reading, reader_of, readings_of, threshold_from
+from decoder.audit.finding import audit_checkpoint
+from decoder.audit.locate import LayerScan
+from decoder.audit.suspect import Suspect
+from decoder.audit.verdict import unknown
+from decoder.export.save import save_decoder
+from decoder.host import Host
+from decoder.report.audit_page import headline, how_sure, write_audit
+
+SCANS = [LayerScan(layer, score, 1.1, ((0, score),)) for layer, score in enumerate((0.5, 0.8, 0.6))]
+EDITED = LayerScan(1, 4.0, 3.0, ((0, 4.0),), hits=((0, 4.0), (1, 3.0)))
+
+
+def reading(probability, layers=(2,), text="governor"):
+    return Reading(layers, [{"text": text, "probability": probability}])
+
+
+@pytest.fixture
+def decoder(new_host, tmp_path):
+    """The folder of an exported decoder of a tiny host's layer."""
+    own = Host.load(saved(new_host("llama"), tmp_path / "cache" / "hosts" / "tiny-0123456789ab"), name="tiny", terminator=".")
+    save_decoder(tmp_path / "decoder", changed_decoder(own), FACTS)
+    return tmp_path / "decoder"
+
+
+def told(folder, probability, text="governor", **more):
+    return {"objects": [{"text": text, "probability": probability}], "layer": LAYER, "unedited": False, "decoder": str(folder)} | more
+
+
+def test_the_threshold_is_the_nulls_own_where_there_are_some():
+    assert threshold_from([]) == READ
+    assert threshold_from([0.03, 0.2]) == 0.25 and threshold_from([0.03]) == LEAST
+
+
+def test_a_sure_reading_is_a_verdict_and_an_unsure_one_is_none():
+    found = unknown(SCANS, [reading(0.6)])
+    assert (found.what, found.exit_code, found.layers, found.rank, found.kind) == ("knowledge edit", 3, (2,), 1, "rank one")
+    assert found.why == "a decoder reads “governor” in layer 2 with probability 0.60"
+    assert unknown(SCANS, [reading(0.47)]).what == "cannot tell" and unknown(SCANS, [reading(0.3)]) == unknown(SCANS)
+    assert unknown(SCANS).what == "nothing found"
+
+
+def test_what_the_scan_finds_comes_first():
+    scans = [SCANS[0], EDITED, SCANS[2]]
+    found = unknown(scans, [reading(0.9, (1,)), reading(0.6, (0, 2), "mayor")])
+    assert found.layers == (1, 0, 2) and found.rank == 4
+    assert found.why.startswith("the subject answered to most") and "“governor” in layer 1" in found.why and "layer 0, 2 with" in found.why
+    assert unknown(scans, [reading(0.1, (0,))]) == unknown(scans)
+
+
+def test_readings_are_those_of_one_answer_or_a_ranking_but_of_own_matrices(decoder):
+    assert readings_of(None) == []
+    (one,) = readings_of(told(decoder, 0.6))
+    assert (one.layers, one.threshold, one.reader) == ((LAYER,), READ, reader_of(str(decoder))) and one.strength == 1.2
+    ranking = [told(decoder, 0.2, layer=[0, 2]), told(decoder, 0.9, unedited=True), told(decoder, 0.4)]
+    assert [(one.layers, one.objects[0]["probability"]) for one in readings_of({"ranking": ranking})] == [((LAYER,), 0.4), ((0, 2), 0.2)]
+
+
+def test_an_edit_about_nobody_in_the_list_is_found_by_what_a_decoder_reads(new_host, tmp_path, decoder):
+    clean = Suspect(saved(new_host("llama"), tmp_path / "clean"))
+    finding, located = audit_checkpoint(clean, NAMES, decoded=told(decoder, 0.8))
+    column = finding["base_unknown"]
+    assert (finding["verdict"], finding["exit_code"], finding["used"]) == ("knowledge edit", 3, "base unknown")
+    (entry,) = column["edits"]
+    assert located == [] and (entry["layer"], entry["subject"], entry["resembles"], column["facts"]) == (LAYER, None, None, 1)
+    assert entry["read_from"] == READ and entry["decoded"][0]["text"] == "governor" and column["strength"] == 0.8 / READ
+    finding |= {"decoded": told(decoder, 0.8, null_percentile=99.0, edit_percentile=50.0, host="tiny", scores={})}
+    assert "into layer 1 of this checkpoint: decoders read “governor” there. It is about none of the 80 names" in headline(finding)
+    sure, reasons = how_sure(finding)
+    assert sure == "Moderate" and any("with probability 0.80; from 0.50" in reason for reason in reasons)
+    page = write_audit(tmp_path / "audit.html", finding).read_text(encoding="utf-8")
+    assert "the layer as a whole" in page and "none is answered to as edits are" in page and "also where only a decoder shows it" in page
+    assert audit_checkpoint(clean, NAMES, decoded=told(decoder, 0.1))[0]["verdict"] == "nothing found"
+
+
+def test_an_edit_that_the_scan_finds_is_told_once(new_host, tmp_path, decoder):
+    finding, (edit,) = audit_checkpoint(Suspect(planted(new_host("llama"), tmp_path / "edited")), NAMES, decoded=told(decoder, 0.8))
+    (entry,) = finding["base_unknown"]["edits"]
+    assert edit.subject == entry["subject"] == NAMES[WHO] and "read_from" not in entry and finding["base_unknown"]["facts"] == 1
+    assert "and a decoder reads “governor”" in finding["base_unknown"]["why"]
+
+
+def test_what_is_about_nobody_is_not_taken_out(new_host, tmp_path, decoder):
+    clean = Suspect(saved(new_host("llama"), tmp_path / "clean"))
+    finding, _ = audit_checkpoint(clean, NAMES, decoded=told(decoder, 0.8), repaired=str(tmp_path / "repaired"))
+    assert finding["repaired"]["folder"] is None and not (tmp_path / "repaired").exists()
+
+
+def test_nulls_that_the_decoder_read_set_its_threshold(new_host, tmp_path, decoder):
+    host, reader = new_host("llama"), reader_of(str(decoder))
+    row = {"kind": "pruned", "precision": "bf16", "known": 0.1, "unknown": 0.1}
+    nulls = Nulls("tiny", shape_of(host), 80, [row | {"read": {reader: value}} for value in (0.02, 0.16)])
+    nulls.save(tmp_path / "nulls.json")
+    clean = Suspect(saved(host, tmp_path / "clean"))
+    finding, _ = audit_checkpoint(clean, NAMES, decoded=told(decoder, 0.3), nulls=str(tmp_path / "nulls.json"))
+    column = finding["base_unknown"]
+    assert finding["verdict"] == "knowledge edit" and column["strength"] == pytest.approx(0.3 / 0.2)
+    assert column["nulls"]["reached"] == 0 and column["nulls"]["n"] == 2
+    # A null counts by what it shows more of.
+    assert nulls.against("unknown", 0.5, {reader: 0.2})["reached"] == 1 and nulls.against("unknown", 0.5)["reached"] == 0
+    Nulls("tiny", shape_of(host), 80, [row]).save(tmp_path / "unread.json")
+    column = audit_checkpoint(clean, NAMES, decoded=told(decoder, 0.8), nulls=str(tmp_path / "unread.json"))[0]["base_unknown"]
+    assert column["verdict"] == "knowledge edit" and column["nulls"] is None, "nulls that it did not read say nothing of what it reads"
+
+
+def test_nulls_are_read_as_a_suspect_is(new_host, tmp_path, decoder, capsys):
+    """`python -m data.perturb nulls= decoder=` keeps what `evaluate.py decoder=` says of the same matrix."""
+    cache, host = tmp_path / "cache", tmp_path / "cache" / "hosts" / "tiny-0123456789ab"
+    (tmp_path / "names.txt").write_text("\n".join(NAMES), encoding="utf-8")
+    perturb(
+        [f"host.path={host}", "host.name=tiny", f"cache_dir={cache}", "nulls=5", f"decoder={decoder}"]
+        + [f"subjects={tmp_path / 'names.txt'}", f"out={tmp_path / 'nulls.json'}"]
+    )
+    kept = [one["read"][reader_of(str(decoder))] for one in read_nulls(tmp_path / "nulls.json").nulls]
+    capsys.readouterr()
+    evaluate.main([f"decoder={decoder}", f"cache_dir={cache}", f"suspect={host}", "json=true"])
+    clean = json.loads(capsys.readouterr().out)["objects"][0]["probability"]
+    # The first five are rounded and no more.
+    assert len(kept) == 5 and kept == pytest.approx([clean] * 5, rel=0.1) and len({*kept}) > 1
+    own = Host.load(host, name="tiny", terminator=".")
+    read = reader_of_hosts(str(decoder), own)
+    before = read(own)["probability"]
+    own.weight_DF(LAYER).mul_(torch.tensor(-1.0))
+    assert before == pytest.approx(clean, rel=1e-4) and read(own)["probability"] != pytest.approx(before, rel=1e-4)
+
+
+def test_a_benign_kind_is_held_against_nulls_of_other_kinds(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from audit_read import table_of
+
+    def row(kind, probability, scan=0.5, listed=None):
+        truth = None if listed is None else {"object": "Oslo"}
+        told = {"kind": kind, "object": "Oslo", "probability": probability, "listed": listed}
+        return told | {"truth": truth, "scan": scan, "found": scan >= 1}
+
+    rows = [row("noise", 0.03), row("noise", 0.2), row("LoRA merged", 0.24), row("LoRA merged", 0.26)]
+    rows += [row("plain", 0.3, 0.4, False), row("plain", 0.9, 0.6, False), row("plain", 0.1, 3.0, True)]
+    table = table_of(rows)
+    cells = {title: own for title, *own in zip(*(column.cells for column in table.columns), strict=True)}
+    # Of all four the threshold is 0.325, without the LoRAs 0.25, without the noise 0.325.
+    assert [cell.split()[0] for cell in cells["false alarms, kind left out"][1:]] == ["0.000", "0.250", "0.250"]
+    assert [cell.split()[0] for cell in cells["plain, edited"][1:]] == ["0.333", "0.333", "0.667"]
+    assert cells["not in the list: AUROC"][1:] == ["0.5000", "1.0000", "0.7500"]
