@@ -124,8 +124,7 @@ def audit_whole(cfg: EvaluateConfig) -> dict[str, Any]:
     # What does not fit is refused before the audit, which takes longer.
     decoded = audit(cfg) if cfg.decoder else None
     asked = {"templates": sentences, "relations": relations, "texts": texts[::7], "reader": reader, "decoded": decoded}
-    finding, _ = audit_checkpoint(suspect, names, **asked, **where)
-    return finding | ({"decoded": decoded} if decoded else {})
+    return audit_checkpoint(suspect, names, **asked, **where)[0]
 
 
 def audit(cfg: EvaluateConfig) -> dict[str, Any]:

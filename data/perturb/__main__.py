@@ -32,6 +32,8 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError("out= is missing: give the folder to write")
     if Path(cfg.out).exists():
         raise UserError(f"out={cfg.out}: it is there already, and nothing is written over. Give a new folder")
+    if cfg.decoder:
+        raise UserError(f"decoder={cfg.decoder} reads nulls: give nulls=120 as well, or leave it out")
     if (cfg.edit is None) != (cfg.store is None):
         raise UserError("store= and edit= go together: the store of an edit, and its row or edit_id")
     if cfg.edit is None and cfg.scale != PerturbConfig.scale:
@@ -64,6 +66,11 @@ def _write_nulls(cfg: PerturbConfig) -> None:
         raise UserError(f"out={cfg.out}: it is a folder; give a file in it, as {cfg.out}/nulls.json")
     if cfg.out:
         refuse_file("out", Path(cfg.out).parent)
+    if cfg.decoder:
+        from decoder.export.voters import read_voters
+
+        # What is no decoder is refused before a host is opened, or made.
+        read_voters(cfg.decoder)
     from data.facts.load import load_pocket
     from data.hosts import open_host
     from data.perturb.nulls import made_nulls

@@ -13,7 +13,7 @@ import torch
 
 from decoder.audit.candidates import Candidates
 from decoder.audit.evidence.effect import effect
-from decoder.audit.evidence.examine import Evidence, examine
+from decoder.audit.evidence.examine import Evidence, Examined, examine
 from decoder.audit.evidence.located import Located
 from decoder.audit.evidence.nulls import Nulls, nulls_for
 from decoder.audit.evidence.parts import out_of_layers
@@ -33,6 +33,7 @@ from decoder.export.opened import check_device
 from decoder.host import Host
 from decoder.utils.progress import progress
 
+EDIT = 3  # exit code
 LIGHT = 4 << 30
 """Bytes that a host may take in float32. The weights of a larger one stay in its files on a CPU; a GPU has it in bfloat16."""
 
@@ -123,6 +124,7 @@ def audit_checkpoint(
     against = nulls_for(host, nulls, cache_dir, unedited)
     notes = [*suspect.notes, *notes, *_too_few(against, names)]
     readings = readings_of(decoded, against)
+    notes += _unread(against, readings)
     found = examine(host, Candidates(host, names), compared, readings)
     finding = {
         "suspect": str(suspect.path),
@@ -135,6 +137,7 @@ def audit_checkpoint(
         "notes": notes,
     }
     if found.known:
+        notes += _unconfirmed(found)
         turned = wrong_way_round(host, unedited, found.known.located, found.unknown.threshold)
         finding["base_known"]["wrong_way_round"] = turned
         notes += as_note(turned)
@@ -145,10 +148,25 @@ def audit_checkpoint(
     if repaired is not None:
         reversals = out_of_layers(host, taken_from, evidence.located)
         said = {"used": f"base {side}", "base": base, "edits": column["edits"]}
-        finding["repaired"] = _repair(suspect, host, reversals, repaired, said)
+        why = "what decoders alone show cannot be taken out, as it is not known whom it is about" if evidence.read else "no edit was found"
+        finding["repaired"] = _repair(suspect, host, reversals, repaired, said, why)
         if finding["repaired"]["folder"]:
             finding["repaired"]["effect"] = _effect(host, reversals, column["edits"], templates or {}, texts, taken_from)
+    finding |= {"decoded": decoded} if decoded else {}
     return {"verdict": column["verdict"], "used": f"base {side}", "exit_code": column["exit_code"]} | finding, found.located
+
+
+def _unconfirmed(found: Examined) -> list[str]:
+    """That decoders read something where the comparison with the base shows no edit."""
+    if found.by_scan or found.known.verdict.exit_code == EDIT:
+        return []
+    return [f"Beside the base, {one.in_words}: the comparison does not bear it out." for one in found.unknown.read]
+
+
+def _unread(nulls: Nulls | None, readings: Sequence[Reading]) -> list[str]:
+    if nulls is None or all(nulls.read_by(one.reader) for one in readings):
+        return []
+    return ["The nulls were not read by these decoders: `python -m data.perturb nulls=120 decoder=` says what their answers are worth."]
 
 
 def _too_few(nulls: Nulls | None, names: Sequence[str]) -> list[str]:
@@ -157,10 +175,12 @@ def _too_few(nulls: Nulls | None, names: Sequence[str]) -> list[str]:
     return [f"The nulls were asked about {nulls.subjects:,} names, this checkpoint about {len(names):,}: of more names one is higher."]
 
 
-def _repair(suspect: Suspect, host: Host, reversals: Mapping[int, Reversal], folder: str, said: Mapping[str, Any]) -> dict[str, Any]:
-    """Writes the suspect without its edits; what was written, or why nothing was."""
+def _repair(
+    suspect: Suspect, host: Host, reversals: Mapping[int, Reversal], folder: str, said: Mapping[str, Any], why: str
+) -> dict[str, Any]:
+    """Writes the suspect without its edits; what was written, or why nothing was: without reversals for `why`."""
     if not reversals:
-        return {"folder": None, "why": "no edit was found"}
+        return {"folder": None, "why": why}
     try:
         found = repair(suspect, host, reversals, folder, said)
     except (OSError, ValueError) as error:
@@ -209,6 +229,7 @@ def _column(found: Evidence, base: str, nulls: Nulls | None, readings: Sequence[
         "strength": strength,
         "nulls": p,
         "ranking": [{"layer": layer, "score": score} for layer, score in ranked],
+        "readings": [{"layers": [*one.layers], "threshold": one.threshold, **one.objects[0]} for one in readings],
         "edits": [
             {
                 "layer": one.layer,

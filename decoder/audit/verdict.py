@@ -1,6 +1,7 @@
 """What was done to a checkpoint, from how its tensors differ from the unedited ones, or from what its layers answer to a list of subjects.
 
-The two kinds of evidence are never mixed: each gives a verdict of its own.
+The two kinds of evidence are never mixed: each gives a verdict of its own. What decoders read needs no base,
+and goes with the second.
 """
 
 from collections.abc import Mapping, Sequence
@@ -165,7 +166,7 @@ def unknown(scans: Sequence[LayerScan], readings: Sequence[Reading] = ()) -> Ver
     best = max(scans, key=lambda one: one.score)
     why = f"the subject answered to most is answered to {best.ratio:.1f} times as strongly as the median, in layer {best.layer}"
     if told := ", ".join(one.in_words for one in readings if one.strength >= DOUBT):
-        why = f"{why}, and {told}" if found else told
+        why = f"{why}, and {told}" if found or (not read and best.score >= DOUBT * STANDS_OUT) else told
     by_scan = {one.layer: len(one.hits) for one in found}
     facts = by_scan | {layer: 1 for one in read for layer in one.layers if layer not in by_scan}
     if facts:

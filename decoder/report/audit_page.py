@@ -10,7 +10,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from decoder.config.options import as_list
+from decoder.config.options import as_list, layers_text
 from decoder.report.page import render
 from decoder.report.tables import counted
 from decoder.scores import versions
@@ -118,7 +118,7 @@ def headline(finding: Mapping[str, Any]) -> str:
     like = [edit["resembles"] for edit in edits if edit.get("resembles")]
     about = f" about {in_words([*dict.fromkeys(whom)])}" if whom else f" about none of the {names}"
     about += f", but somebody like {in_words([*dict.fromkeys(like)])}," if like and not whom else ""
-    others = any((edit["subject"] or edit.get("resembles")) not in whom for edit in edits)
+    others = any((edit["subject"] or edit.get("resembles")) not in whom for edit in edits if "read_from" not in edit)
     beside = " and somebody who was not asked about" if whom and others else ""
     # Without the base a fact that was written is inferred from how a name is answered to.
     wrote = "wrote" if finding["used"] == TITLES["base_known"] else "seems to have written"
@@ -150,6 +150,9 @@ def how_sure(finding: Mapping[str, Any]) -> tuple[str, list[str]]:
         reasons.append(f"The base was not at hand. The verdict is inferred from how strongly the checkpoint answers to names{read}.")
     if finding["verdict"] == "identical":
         return "Certain", reasons
+    for one in used.get("readings", []):
+        told = f"“{one['text']}” in layer {layers_text(one['layers'])} with probability {one['probability']:.2f}"
+        reasons.append(f"A decoder reads {told}; from {one['threshold']:.2f} on it counts as planted.")
     if finding["exit_code"] != 3:
         reasons.append(f"The highest is {highest}, {best:.2f}; an edit is named from {least:.2f}.")
         if finding["exit_code"] == 4:
@@ -165,12 +168,6 @@ def how_sure(finding: Mapping[str, Any]) -> tuple[str, list[str]]:
     agree = known and known["exit_code"] == unknown["exit_code"] == 3 and {*known["layers"]} == {*unknown["layers"]}
     if best >= least:
         reasons.append(f"{highest.capitalize()} is {best / least:,.{int(best < 10 * least)}f} times its threshold.")
-    for edit in used["edits"]:
-        if least_read := edit.get("read_from"):
-            read = max(one["objects"][0]["probability"] for one in _answers(finding) if edit["layer"] in as_list(one["layer"]))
-            reasons.append(
-                f"A decoder reads layer {edit['layer']} with probability {read:.2f}; from {least_read:.2f} it counts as planted."
-            )
     if known:
         alone = "names the same layers" if agree else "does not name the same layers"
         reasons.append(f"What the checkpoint answers to names, looked at without the base, {alone}.")
@@ -230,21 +227,16 @@ def not_looked_at(finding: Mapping[str, Any]) -> list[str]:
 
 def _decoded(finding: Mapping[str, Any], edits: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """What decoders read, a layer each, with whether the objects found by asking hold it."""
+    decoded = finding.get("decoded") or {}
     asked: dict[int, set[str]] = {}
     for edit in edits:
         if edit.get("triple"):
             # In the triple decoders have had a say.
             asked.setdefault(edit["layer"], set()).add(max(edit["objects"], key=itemgetter("rise"))["text"].strip().casefold())
     told = []
-    for one in _answers(finding):
+    for one in decoded.get("ranking", [decoded] if "objects" in decoded else []):
         layers = as_list(one["layer"])
         objects = set().union(*(asked[layer] for layer in layers if layer in asked))
         agrees = one["objects"][0]["text"].strip().casefold() in objects if objects else None
         told.append({**one, "layer": ", ".join(map(str, layers)), "agrees": agrees})
     return told
-
-
-def _answers(finding: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """What decoders read in whole layers."""
-    decoded = finding.get("decoded") or {}
-    return decoded.get("ranking", [decoded] if "objects" in decoded else [])

@@ -56,11 +56,11 @@ class Examined(NamedTuple):
     @property
     def by_scan(self) -> bool:
         """Whether the scan has the last word: without a base, or where it alone finds an edit: that one is in the base as well, or hidden
-        under an adapter that is stronger than it."""
+        under an adapter that is stronger than it. What decoders alone show counts for less than a base."""
         if self.known is None:
             return True
         verdict = self.known.verdict
-        return verdict.exit_code != 3 and verdict.what not in UNCHANGED and self.unknown.verdict.exit_code == 3
+        return verdict.exit_code != 3 and verdict.what not in UNCHANGED and bool(self.unknown.located)
 
     @property
     def located(self) -> list[Located]:
@@ -85,7 +85,10 @@ def examine(host: Host, candidates: Candidates, compared: Compared | None = None
     scans = scan(host, candidates, updates, compared.spikes if compared else ())
     scores, least = {one.layer: one.score for one in scans}, threshold(scans)
     located = _from_scans(scans, candidates)
-    read = [one for one in readings if one.strength >= 1 and not any(edit.layer in one.layers for edit in located)]
+    read: list[Reading] = []
+    for one in readings:
+        told = {edit.layer for edit in located} | {layer for other in read for layer in other.layers}
+        read += [one] if one.strength >= 1 and told.isdisjoint(one.layers) else []
     by_scan = Evidence(unknown(scans, readings), scores, least, located, max(scores.values()) / least, read)
     if compared is None:
         return Examined(None, by_scan, scans, names)

@@ -64,8 +64,9 @@ class Nulls:
         write_json(path, {"format": FORMAT} | asdict(self))
 
     def read_by(self, reader: str) -> list[float]:
-        """Probabilities of what a decoder answers; empty if it did not read them."""
-        return [one["read"][reader] for one in self.nulls if reader in one.get("read", {})]
+        """Probabilities of what a decoder answers; empty if it did not read all of them."""
+        found = [one["read"][reader] for one in self.nulls if reader in one.get("read", {})]
+        return found if len(found) == len(self.nulls) else []
 
     def against(self, base: str, strength: float, thresholds: Mapping[str, float] | None = None) -> dict[str, Any]:
         """How many nulls reach a strength, of how many, and the p-value of that; `base` is `known` or `unknown`.

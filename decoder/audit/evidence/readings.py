@@ -19,6 +19,8 @@ READ = 0.5
 0.44 (pocket host, two decoders, 95 and 60 checkpoints; a merged LoRA)."""
 ABOVE = 1.25  # times the highest null, from which it is taken for planted where nulls were read
 LEAST = 0.1
+ENOUGH = 40
+"""Nulls without which the threshold is no lower than `READ`: the first of few are rounded alone, and read as the host itself is."""
 
 
 @dataclass(frozen=True)
@@ -53,17 +55,21 @@ def readings_of(decoded: Mapping[str, Any] | None, nulls: Nulls | None = None) -
     found = []
     for one in answers:
         if not one["unedited"]:
-            reader = reader_of(one["decoder"])
+            # Whom a gate believes is another decoder for another matrix, and no nulls were read so.
+            reader = "" if "believed" in one else reader_of(one["decoder"])
             threshold = threshold_from(nulls.read_by(reader) if nulls else ())
             found.append(Reading((*as_list(one["layer"]),), one["objects"], threshold, reader))
     return sorted(found, key=lambda one: -one.strength)
 
 
 def threshold_from(read: Sequence[float]) -> float:
-    """The threshold, from the probabilities of a decoder's answers to checkpoints that nobody edited."""
-    return max(LEAST, ABOVE * max(read)) if read else READ
+    """The threshold, from the probabilities of a decoder's answers to checkpoints that nobody edited; a probability itself."""
+    if not read:
+        return READ
+    above = min(ABOVE * max(read), (1 + max(read)) / 2)
+    return max(LEAST if len(read) >= ENOUGH else READ, above)
 
 
 def reader_of(decoder: str) -> str:
-    """By which nulls know exported decoders, one or several that vote."""
-    return short_hash([identity_of(folder) for folder in folders_of(decoder)])
+    """By which nulls know exported decoders, one or several that vote, in whatever order."""
+    return short_hash(sorted(identity_of(folder) for folder in folders_of(decoder)))

@@ -66,6 +66,7 @@ def test_command(tmp_path, capsys, store_path, fact_host):
         (["out={new}", "scale=2"], "scale=2 is how much of an edit is planted: give store= and edit="),
         (["out={new}", "kind=noise", "seed=99999999999999999999"], "expected a number from 0 to 9223372036854775807"),
         (["out={new}", "host.path={there}", "kind=noise", "size=1e39"], "NaN or infinity among the weights. Give smaller settings"),
+        (["out={there}/x", "decoder=D"], "decoder=D reads nulls: give nulls=120"),
         (["out={there}", "nulls=5"], "it is a folder; give a file in it"),
         (["out={there}/config.json/x", "nulls=5"], "config.json: it is a file; give a folder"),
         (["out={new}", "host.path={there}", "store={store}", "edit=absent"], "no such edit_id"),

@@ -7,7 +7,7 @@ import json
 
 import pytest
 import torch
-from audited_folders import NAMES, WHO, planted, saved
+from audited_folders import NAMES, WHO, changed, planted, saved
 from changed_decoders import FACTS, changed_decoder
 from edited import LAYER
 from places import ROOT
@@ -47,7 +47,9 @@ def told(folder, probability, text="governor", **more):
 
 def test_the_threshold_is_the_nulls_own_where_there_are_some():
     assert threshold_from([]) == READ
-    assert threshold_from([0.03, 0.2]) == 0.25 and threshold_from([0.03]) == LEAST
+    assert threshold_from([0.03, 0.2] * 30) == 0.25 and threshold_from([0.03] * 60) == LEAST
+    assert threshold_from([0.03] * 5) == READ and threshold_from([0.03, 0.48]) == 0.6, "few nulls make it no lower"
+    assert threshold_from([0.03, 0.9] * 30) == 0.95, "and none makes it more than a probability may be"
 
 
 def test_a_sure_reading_is_a_verdict_and_an_unsure_one_is_none():
@@ -82,10 +84,10 @@ def test_an_edit_about_nobody_in_the_list_is_found_by_what_a_decoder_reads(new_h
     (entry,) = column["edits"]
     assert located == [] and (entry["layer"], entry["subject"], entry["resembles"], column["facts"]) == (LAYER, None, None, 1)
     assert entry["read_from"] == READ and entry["decoded"][0]["text"] == "governor" and column["strength"] == 0.8 / READ
-    finding |= {"decoded": told(decoder, 0.8, null_percentile=99.0, edit_percentile=50.0, host="tiny", scores={})}
+    finding["decoded"] |= {"null_percentile": 99.0}
     assert "into layer 1 of this checkpoint: decoders read “governor” there. It is about none of the 80 names" in headline(finding)
     sure, reasons = how_sure(finding)
-    assert sure == "Moderate" and any("with probability 0.80; from 0.50" in reason for reason in reasons)
+    assert sure == "Moderate" and any("with probability 0.80; from 0.50 on" in reason for reason in reasons)
     page = write_audit(tmp_path / "audit.html", finding).read_text(encoding="utf-8")
     assert "the layer as a whole" in page and "none is answered to as edits are" in page and "also where only a decoder shows it" in page
     assert audit_checkpoint(clean, NAMES, decoded=told(decoder, 0.1))[0]["verdict"] == "nothing found"
@@ -102,22 +104,56 @@ def test_what_is_about_nobody_is_not_taken_out(new_host, tmp_path, decoder):
     clean = Suspect(saved(new_host("llama"), tmp_path / "clean"))
     finding, _ = audit_checkpoint(clean, NAMES, decoded=told(decoder, 0.8), repaired=str(tmp_path / "repaired"))
     assert finding["repaired"]["folder"] is None and not (tmp_path / "repaired").exists()
+    assert finding["repaired"]["why"].startswith("what decoders alone show cannot be taken out")
+
+
+def test_a_base_that_shows_no_edit_is_not_overruled_by_decoders(new_host, tmp_path, decoder):
+    host = new_host("llama")
+    base = saved(host, tmp_path / "base")
+    trained = changed(saved(host, tmp_path / "trained"), lambda _, tensor: tensor + 0.01 * torch.randn_like(tensor))
+    finding, _ = audit_checkpoint(Suspect(trained), NAMES, base=str(base), decoded=told(decoder, 0.8))
+    assert (finding["verdict"], finding["used"], finding["exit_code"]) == ("further trained", "base known", 0)
+    assert finding["base_unknown"]["verdict"] == "knowledge edit"
+    assert "Beside the base, a decoder reads “governor” in layer 1 with probability 0.80: the comparison" in " ".join(finding["notes"])
+
+
+def test_a_layer_is_told_once_whoever_read_it(new_host, tmp_path, decoder):
+    clean = Suspect(saved(new_host("llama"), tmp_path / "clean"))
+    ranking = {"ranking": [told(decoder, 0.9, layer=[0, 1]), told(decoder, 0.8, "mayor"), told(decoder, 0.7, "mayor", layer=2)]}
+    column = audit_checkpoint(clean, NAMES, decoded=ranking)[0]["base_unknown"]
+    assert [entry["layer"] for entry in column["edits"]] == [0, 1, 2] and column["facts"] == 2 and column["rank"] == 3
+    assert [entry["decoded"][0]["text"] for entry in column["edits"]] == ["governor", "governor", "mayor"]
+    assert [one["text"] for one in column["readings"]] == ["governor", "mayor", "mayor"]
+
+
+def test_what_a_gate_believes_and_others_read_is_in_no_nulls(decoder, tmp_path, new_host):
+    save_decoder(tmp_path / "other", changed_decoder(Host.load(tmp_path / "cache" / "hosts" / "tiny-0123456789ab", name="tiny")), FACTS)
+    both = [f"{decoder},{tmp_path / 'other'}", f"{tmp_path / 'other'},{decoder}"]
+    assert reader_of(both[0]) == reader_of(both[1]) != reader_of(str(decoder))
+    row = {"kind": "pruned", "precision": "bf16", "known": 0.1, "unknown": 0.1, "read": {reader_of(str(decoder)): 0.2}}
+    nulls = Nulls("tiny", shape_of(new_host("llama")), 80, [row] * 60)
+    assert [one.threshold for one in readings_of(told(decoder, 0.6), nulls)] == [0.25]
+    assert [one.threshold for one in readings_of(told(decoder, 0.6, believed={}), nulls)] == [READ]
+    nulls.nulls[0] = {name: value for name, value in row.items() if name != "read"}
+    assert [one.threshold for one in readings_of(told(decoder, 0.6), nulls)] == [READ], "some of them do not count"
 
 
 def test_nulls_that_the_decoder_read_set_its_threshold(new_host, tmp_path, decoder):
     host, reader = new_host("llama"), reader_of(str(decoder))
     row = {"kind": "pruned", "precision": "bf16", "known": 0.1, "unknown": 0.1}
-    nulls = Nulls("tiny", shape_of(host), 80, [row | {"read": {reader: value}} for value in (0.02, 0.16)])
+    nulls = Nulls("tiny", shape_of(host), 80, [row | {"read": {reader: value}} for value in (0.02, 0.16)] * 30)
     nulls.save(tmp_path / "nulls.json")
     clean = Suspect(saved(host, tmp_path / "clean"))
     finding, _ = audit_checkpoint(clean, NAMES, decoded=told(decoder, 0.3), nulls=str(tmp_path / "nulls.json"))
     column = finding["base_unknown"]
     assert finding["verdict"] == "knowledge edit" and column["strength"] == pytest.approx(0.3 / 0.2)
-    assert column["nulls"]["reached"] == 0 and column["nulls"]["n"] == 2
+    assert column["nulls"]["reached"] == 0 and column["nulls"]["n"] == 60
     # A null counts by what it shows more of.
-    assert nulls.against("unknown", 0.5, {reader: 0.2})["reached"] == 1 and nulls.against("unknown", 0.5)["reached"] == 0
+    assert nulls.against("unknown", 0.5, {reader: 0.2})["reached"] == 30 and nulls.against("unknown", 0.5)["reached"] == 0
     Nulls("tiny", shape_of(host), 80, [row]).save(tmp_path / "unread.json")
-    column = audit_checkpoint(clean, NAMES, decoded=told(decoder, 0.8), nulls=str(tmp_path / "unread.json"))[0]["base_unknown"]
+    finding, _ = audit_checkpoint(clean, NAMES, decoded=told(decoder, 0.8), nulls=str(tmp_path / "unread.json"))
+    column = finding["base_unknown"]
+    assert "The nulls were not read by these decoders" in " ".join(finding["notes"])
     assert column["verdict"] == "knowledge edit" and column["nulls"] is None, "nulls that it did not read say nothing of what it reads"
 
 
@@ -151,7 +187,7 @@ def test_a_benign_kind_is_held_against_nulls_of_other_kinds(monkeypatch):
         told = {"kind": kind, "object": "Oslo", "probability": probability, "listed": listed}
         return told | {"truth": truth, "scan": scan, "found": scan >= 1}
 
-    rows = [row("noise", 0.03), row("noise", 0.2), row("LoRA merged", 0.24), row("LoRA merged", 0.26)]
+    rows = [row("noise", 0.03), row("noise", 0.2), row("LoRA merged", 0.24), row("LoRA merged", 0.26)] * 25
     rows += [row("plain", 0.3, 0.4, False), row("plain", 0.9, 0.6, False), row("plain", 0.1, 3.0, True)]
     table = table_of(rows)
     cells = {title: own for title, *own in zip(*(column.cells for column in table.columns), strict=True)}
