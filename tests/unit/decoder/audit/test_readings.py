@@ -48,21 +48,22 @@ def told(folder, probability, text="governor", **more):
 def test_the_threshold_is_the_nulls_own_where_there_are_some():
     assert threshold_from([]) == READ
     assert threshold_from([0.03, 0.2] * 30) == 0.25 and threshold_from([0.03] * 60) == LEAST
-    assert threshold_from([0.03] * 5) == READ and threshold_from([0.03, 0.48]) == 0.6, "few nulls make it no lower"
+    assert threshold_from([0.03] * 5) == READ == threshold_from([0.03, 0.48]), "few nulls make it no lower"
+    assert threshold_from([0.03, 0.56]) == pytest.approx(0.7)
     assert threshold_from([0.03, 0.9] * 30) == 0.95, "and none makes it more than a probability may be"
 
 
 def test_a_sure_reading_is_a_verdict_and_an_unsure_one_is_none():
-    found = unknown(SCANS, [reading(0.6)])
+    found = unknown(SCANS, [reading(0.66)])
     assert (found.what, found.exit_code, found.layers, found.rank, found.kind) == ("knowledge edit", 3, (2,), 1, "rank one")
-    assert found.why == "a decoder reads “governor” in layer 2 with probability 0.60"
-    assert unknown(SCANS, [reading(0.47)]).what == "cannot tell" and unknown(SCANS, [reading(0.3)]) == unknown(SCANS)
+    assert found.why == "a decoder reads “governor” in layer 2 with probability 0.66"
+    assert unknown(SCANS, [reading(0.55)]).what == "cannot tell" and unknown(SCANS, [reading(0.3)]) == unknown(SCANS)
     assert unknown(SCANS).what == "nothing found"
 
 
 def test_what_the_scan_finds_comes_first():
     scans = [SCANS[0], EDITED, SCANS[2]]
-    found = unknown(scans, [reading(0.9, (1,)), reading(0.6, (0, 2), "mayor")])
+    found = unknown(scans, [reading(0.9, (1,)), reading(0.66, (0, 2), "mayor")])
     assert found.layers == (1, 0, 2) and found.rank == 4
     assert found.why.startswith("the subject answered to most") and "“governor” in layer 1" in found.why and "layer 0, 2 with" in found.why
     assert unknown(scans, [reading(0.1, (0,))]) == unknown(scans)
@@ -70,8 +71,8 @@ def test_what_the_scan_finds_comes_first():
 
 def test_readings_are_those_of_one_answer_or_a_ranking_but_of_own_matrices(decoder):
     assert readings_of(None) == []
-    (one,) = readings_of(told(decoder, 0.6))
-    assert (one.layers, one.threshold, one.reader) == ((LAYER,), READ, reader_of(str(decoder))) and one.strength == 1.2
+    (one,) = readings_of(told(decoder, 0.9))
+    assert (one.layers, one.threshold, one.reader) == ((LAYER,), READ, reader_of(str(decoder))) and one.strength == 1.5
     ranking = [told(decoder, 0.2, layer=[0, 2]), told(decoder, 0.9, unedited=True), told(decoder, 0.4)]
     assert [(one.layers, one.objects[0]["probability"]) for one in readings_of({"ranking": ranking})] == [((LAYER,), 0.4), ((0, 2), 0.2)]
 
@@ -87,7 +88,7 @@ def test_an_edit_about_nobody_in_the_list_is_found_by_what_a_decoder_reads(new_h
     finding["decoded"] |= {"null_percentile": 99.0}
     assert "into layer 1 of this checkpoint: decoders read “governor” there. It is about none of the 80 names" in headline(finding)
     sure, reasons = how_sure(finding)
-    assert sure == "Moderate" and any("with probability 0.80; from 0.50 on" in reason for reason in reasons)
+    assert sure == "Moderate" and any("with probability 0.80; from 0.60 on" in reason for reason in reasons)
     page = write_audit(tmp_path / "audit.html", finding).read_text(encoding="utf-8")
     assert "the layer as a whole" in page and "none is answered to as edits are" in page and "also where only a decoder shows it" in page
     assert audit_checkpoint(clean, NAMES, decoded=told(decoder, 0.1))[0]["verdict"] == "nothing found"
