@@ -25,10 +25,13 @@ from rich.table import Table
 
 from data.facts.load import load_pocket
 from decoder.audit.answer import reader_of_hosts
-from decoder.audit.evidence.readings import threshold_from
+from decoder.audit.evidence.readings import PRUNED, READ, threshold_from
 from decoder.utils.errors import run_command
 from decoder.utils.progress import progress
 from decoder.utils.terminal import quiet
+
+ZEROED = ("Q4_0", "int4")
+"""What leaves so many zeros that a matrix counts as pruned."""
 
 
 @dataclass
@@ -47,7 +50,7 @@ class Settings:
 def table_of(rows: Sequence[Mapping[str, Any]]) -> Table:
     """The decoder alone, the scan alone, both; each benign kind is held against a threshold that it had no part in."""
     benign, kinds = [row for row in rows if not row["truth"]], sorted({row["kind"] for row in rows if not row["truth"]})
-    least = {kind: threshold_from([row["probability"] for row in benign if row["kind"] != kind]) for kind in kinds}
+    least = {kind: threshold_from([row["probability"] for row in benign if row["kind"] not in (kind, PRUNED)]) for kind in [None, *kinds]}
     ways = {
         "scan": (lambda row: row["scan"], lambda row: row["found"]),
         "decoder": (lambda row: row["probability"], lambda row: row["probability"] >= _least(row)),
@@ -58,7 +61,7 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> Table:
     }
 
     def _least(row: Mapping[str, Any]) -> float:
-        return threshold_from([one["probability"] for one in benign]) if row["truth"] else least[row["kind"]]
+        return READ if row["kind"] == PRUNED or row["precision"] in ZEROED else least[None if row["truth"] else row["kind"]]
 
     table = Table("", "n", *ways, title="Edited and benign suspects, base unknown", title_justify="left")
     groups = {"subject in the list": [row for row in rows if row["truth"] and row["listed"]]}

@@ -18,7 +18,7 @@ from decoder.audit.evidence.located import Located
 from decoder.audit.evidence.nulls import Nulls, nulls_for
 from decoder.audit.evidence.parts import out_of_layers
 from decoder.audit.evidence.questions import Questions, Reader
-from decoder.audit.evidence.readings import Reading, readings_of
+from decoder.audit.evidence.readings import Reading, null_strengths, readings_of
 from decoder.audit.evidence.wrong_way import as_note, wrong_way_round
 from decoder.audit.locate import usable_layers
 from decoder.audit.relation import RelationClassifier
@@ -123,7 +123,7 @@ def audit_checkpoint(
         relations.check(host.hidden_size)
     against = nulls_for(host, nulls, cache_dir, unedited)
     notes = [*suspect.notes, *notes, *_too_few(against, names)]
-    readings = readings_of(decoded, against)
+    readings = readings_of(decoded, against, host)
     notes += _unread(against, readings)
     found = examine(host, Candidates(host, names), compared, readings)
     finding = {
@@ -214,8 +214,8 @@ def _effect(
 def _column(found: Evidence, base: str, nulls: Nulls | None, readings: Sequence[Reading] = ()) -> dict[str, Any]:
     """One kind of evidence: the verdict, all layers ranked, and the edits, with how often nulls show as much."""
     strength, p = max([found.strength, *(one.strength for one in readings)]), None
-    if nulls and all(nulls.read_by(one.reader) for one in readings):
-        p = nulls.against(base, strength, {one.reader: one.threshold for one in readings})
+    if nulls and (read := null_strengths(nulls, readings)) is not None:
+        p = nulls.against(base, strength, read)
     elif nulls and found.strength == strength:
         p = nulls.against(base, found.strength)
     # Decoys may be as conspicuous as the edit: layers whose update is about somebody come first, as the verdict has them.

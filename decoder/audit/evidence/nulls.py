@@ -63,19 +63,19 @@ class Nulls:
     def save(self, path: Path) -> None:
         write_json(path, {"format": FORMAT} | asdict(self))
 
-    def read_by(self, reader: str) -> list[float]:
-        """Probabilities of what a decoder answers; empty if it did not read all of them."""
-        found = [one["read"][reader] for one in self.nulls if reader in one.get("read", {})]
-        return found if len(found) == len(self.nulls) else []
+    def read_by(self, reader: str, but: str = "") -> list[float]:
+        """Probabilities of what a decoder answers, to all kinds but one; empty if it did not read all of them."""
+        if not all(reader in one.get("read", {}) for one in self.nulls):
+            return []
+        return [one["read"][reader] for one in self.nulls if one["kind"] != but]
 
-    def against(self, base: str, strength: float, thresholds: Mapping[str, float] | None = None) -> dict[str, Any]:
+    def against(self, base: str, strength: float, read: Sequence[float] = ()) -> dict[str, Any]:
         """How many nulls reach a strength, of how many, and the p-value of that; `base` is `known` or `unknown`.
 
         Args:
-            thresholds: of decoders that had a say in it, all of which read the nulls.
+            read: of each null what decoders that had a say in it read there, in thresholds.
         """
-        told = [[one[base], *(one["read"][reader] / least for reader, least in (thresholds or {}).items())] for one in self.nulls]
-        reached = [one for one, own in zip(self.nulls, told, strict=True) if max(own) >= strength]
+        reached = [one for n, one in enumerate(self.nulls) if max([one[base], *read[n : n + 1]]) >= strength]
         kinds = sorted({one["kind"] for one in reached})
         return {
             "host": self.host,

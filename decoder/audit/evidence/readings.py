@@ -8,10 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from decoder.audit.evidence.nulls import Nulls
 from decoder.config.options import as_list, layers_text
 from decoder.export.opened import identity_of
 from decoder.export.voters import folders_of
+from decoder.host import Host
 from decoder.utils.files import short_hash
 
 READ = 0.6
@@ -21,6 +24,9 @@ ABOVE = 1.25  # times the highest null, from which it is taken for planted where
 LEAST = 0.1
 ENOUGH = 40
 """Nulls without which the threshold is no lower than `READ`: the first of few are rounded alone, and read as the host itself is."""
+PRUNED, ZEROS = "pruned", 0.05
+"""The kind of nulls that is read surest on SmolLM2-135M (0.33, the others 0.05 at most), and the share of zeros that tells a matrix to
+be of it: such a one is held against `READ` at least, and no other against nulls of that kind. Rounding to four bits may leave as many."""
 
 
 @dataclass(frozen=True)
@@ -49,17 +55,42 @@ class Reading:
         return f"a decoder reads “{first['text']}” in layer {layers_text([*self.layers])} with probability {first['probability']:.2f}"
 
 
-def readings_of(decoded: Mapping[str, Any] | None, nulls: Nulls | None = None) -> list[Reading]:
-    """The readings of `decoder.audit.answer.answer_for` or `rank`, strongest first; without those of matrices that are the host's own."""
+def readings_of(decoded: Mapping[str, Any] | None, nulls: Nulls | None = None, suspect: Host | None = None) -> list[Reading]:
+    """The readings of `decoder.audit.answer.answer_for` or `rank`, strongest first; without those of matrices that are the host's own.
+
+    Args:
+        suspect: whose matrices were read, if it is at hand: one that is full of zeros is held against more.
+    """
     answers = [decoded] if decoded and "objects" in decoded else (decoded or {}).get("ranking", [])
     found = []
     for one in answers:
         if not one["unedited"]:
             # Whom a gate believes is another decoder for another matrix, and no nulls were read so.
             reader = "" if "believed" in one else reader_of(one["decoder"])
-            threshold = threshold_from(nulls.read_by(reader) if nulls else ())
-            found.append(Reading((*as_list(one["layer"]),), one["objects"], threshold, reader))
+            layers = (*as_list(one["layer"]),)
+            pruned = suspect is not None and any(_is_pruned(suspect.weight_DF(layer)) for layer in layers)
+            found.append(Reading(layers, one["objects"], _threshold(nulls, reader, pruned), reader))
     return sorted(found, key=lambda one: -one.strength)
+
+
+def null_strengths(nulls: Nulls, readings: Sequence[Reading]) -> list[float] | None:
+    """What decoders read in each null, in thresholds; None if some of them did not read all."""
+    if not all(nulls.read_by(one.reader) for one in readings):
+        return None
+    least = {(one.reader, pruned): _threshold(nulls, one.reader, pruned) for one in readings for pruned in (True, False)}
+    return [max((null["read"][reader] / least[reader, null["kind"] == PRUNED] for reader, _ in least), default=0.0) for null in nulls.nulls]
+
+
+def _is_pruned(weight_DF: Tensor) -> bool:
+    return 1 - int(weight_DF.count_nonzero()) / weight_DF.numel() >= ZEROS
+
+
+def _threshold(nulls: Nulls | None, reader: str, pruned: bool) -> float:
+    if nulls is None:
+        return READ
+    if pruned:
+        return max(READ, threshold_from(nulls.read_by(reader)))
+    return threshold_from(nulls.read_by(reader, but=PRUNED))
 
 
 def threshold_from(read: Sequence[float]) -> float:

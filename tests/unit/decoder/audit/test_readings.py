@@ -16,7 +16,7 @@ import evaluate
 from data.perturb.__main__ import main as perturb
 from decoder.audit.answer import reader_of_hosts
 from decoder.audit.evidence.nulls import Nulls, read_nulls, shape_of
-from decoder.audit.evidence.readings import LEAST, READ, Reading, reader_of, readings_of, threshold_from
+from decoder.audit.evidence.readings import LEAST, READ, Reading, null_strengths, reader_of, readings_of, threshold_from
 from decoder.audit.finding import audit_checkpoint
 from decoder.audit.locate import LayerScan
 from decoder.audit.suspect import Suspect
@@ -131,7 +131,7 @@ def test_what_a_gate_believes_and_others_read_is_in_no_nulls(decoder, tmp_path, 
     save_decoder(tmp_path / "other", changed_decoder(Host.load(tmp_path / "cache" / "hosts" / "tiny-0123456789ab", name="tiny")), FACTS)
     both = [f"{decoder},{tmp_path / 'other'}", f"{tmp_path / 'other'},{decoder}"]
     assert reader_of(both[0]) == reader_of(both[1]) != reader_of(str(decoder))
-    row = {"kind": "pruned", "precision": "bf16", "known": 0.1, "unknown": 0.1, "read": {reader_of(str(decoder)): 0.2}}
+    row = {"kind": "noise", "precision": "bf16", "known": 0.1, "unknown": 0.1, "read": {reader_of(str(decoder)): 0.2}}
     nulls = Nulls("tiny", shape_of(new_host("llama")), 80, [row] * 60)
     assert [one.threshold for one in readings_of(told(decoder, 0.6), nulls)] == [0.25]
     assert [one.threshold for one in readings_of(told(decoder, 0.6, believed={}), nulls)] == [READ]
@@ -141,7 +141,7 @@ def test_what_a_gate_believes_and_others_read_is_in_no_nulls(decoder, tmp_path, 
 
 def test_nulls_that_the_decoder_read_set_its_threshold(new_host, tmp_path, decoder):
     host, reader = new_host("llama"), reader_of(str(decoder))
-    row = {"kind": "pruned", "precision": "bf16", "known": 0.1, "unknown": 0.1}
+    row = {"kind": "noise", "precision": "bf16", "known": 0.1, "unknown": 0.1}
     nulls = Nulls("tiny", shape_of(host), 80, [row | {"read": {reader: value}} for value in (0.02, 0.16)] * 30)
     nulls.save(tmp_path / "nulls.json")
     clean = Suspect(saved(host, tmp_path / "clean"))
@@ -150,12 +150,27 @@ def test_nulls_that_the_decoder_read_set_its_threshold(new_host, tmp_path, decod
     assert finding["verdict"] == "knowledge edit" and column["strength"] == pytest.approx(0.3 / 0.2)
     assert column["nulls"]["reached"] == 0 and column["nulls"]["n"] == 60
     # A null counts by what it shows more of.
-    assert nulls.against("unknown", 0.5, {reader: 0.2})["reached"] == 30 and nulls.against("unknown", 0.5)["reached"] == 0
+    read = null_strengths(nulls, readings_of(told(decoder, 0.3), nulls))
+    assert read == pytest.approx([0.1, 0.8] * 30)
+    assert nulls.against("unknown", 0.5, read)["reached"] == 30 and nulls.against("unknown", 0.5)["reached"] == 0
     Nulls("tiny", shape_of(host), 80, [row]).save(tmp_path / "unread.json")
     finding, _ = audit_checkpoint(clean, NAMES, decoded=told(decoder, 0.8), nulls=str(tmp_path / "unread.json"))
     column = finding["base_unknown"]
     assert "The nulls were not read by these decoders" in " ".join(finding["notes"])
     assert column["verdict"] == "knowledge edit" and column["nulls"] is None, "nulls that it did not read say nothing of what it reads"
+
+
+def test_pruned_nulls_are_for_pruned_matrices(new_host, decoder):
+    """Pruning shows in the matrix itself, and is read surer than what else is done to hosts."""
+    host, reader = new_host("llama"), reader_of(str(decoder))
+    row = {"precision": "bf16", "known": 0.1, "unknown": 0.1}
+    rows = [row | {"kind": "rounded", "read": {reader: 0.04}}] * 45 + [row | {"kind": "pruned", "read": {reader: 0.5}}] * 5
+    nulls = Nulls("tiny", shape_of(host), 80, rows)
+    (one,) = readings_of(told(decoder, 0.3), nulls, host)
+    assert one.threshold == LEAST and null_strengths(nulls, [one]) == pytest.approx([0.4] * 45 + [0.5 / 0.625] * 5)
+    host.weight_DF(LAYER)[:, ::10] = 0
+    assert [one.threshold for one in readings_of(told(decoder, 0.3), nulls, host)] == [0.625]
+    assert [one.threshold for one in readings_of(told(decoder, 0.3), None, host)] == [READ]
 
 
 def test_nulls_are_read_as_a_suspect_is(new_host, tmp_path, decoder, capsys):
@@ -185,7 +200,7 @@ def test_a_benign_kind_is_held_against_nulls_of_other_kinds(monkeypatch):
 
     def row(kind, probability, scan=0.5, listed=None):
         truth = None if listed is None else {"object": "Oslo"}
-        told = {"kind": kind, "object": "Oslo", "probability": probability, "listed": listed}
+        told = {"kind": kind, "precision": "bf16", "object": "Oslo", "probability": probability, "listed": listed}
         return told | {"truth": truth, "scan": scan, "found": scan >= 1}
 
     rows = [row("noise", 0.03), row("noise", 0.2), row("LoRA merged", 0.24), row("LoRA merged", 0.26)] * 25
