@@ -164,9 +164,10 @@ def _unconfirmed(found: Examined) -> list[str]:
 
 
 def _unread(nulls: Nulls | None, readings: Sequence[Reading]) -> list[str]:
-    if nulls is None or all(nulls.read_by(one.reader) for one in readings):
+    if nulls and all(nulls.read_by(one.reader) for one in readings):
         return []
-    return ["The nulls were not read by these decoders: `python -m data.perturb nulls=120 decoder=` says what their answers are worth."]
+    told = "`python -m data.perturb nulls=120 decoder=` says what its answers are worth for this host"
+    return [f"A decoder that read no nulls counts from {one.threshold:.2f} on: {told}." for one in readings[:1]]
 
 
 def _too_few(nulls: Nulls | None, names: Sequence[str]) -> list[str]:

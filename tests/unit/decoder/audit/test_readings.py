@@ -91,7 +91,8 @@ def test_an_edit_about_nobody_in_the_list_is_found_by_what_a_decoder_reads(new_h
     assert sure == "Moderate" and any("with probability 0.80; from 0.60 on" in reason for reason in reasons)
     page = write_audit(tmp_path / "audit.html", finding).read_text(encoding="utf-8")
     assert "the layer as a whole" in page and "none is answered to as edits are" in page and "also where only a decoder shows it" in page
-    assert audit_checkpoint(clean, NAMES, decoded=told(decoder, 0.1))[0]["verdict"] == "nothing found"
+    finding, _ = audit_checkpoint(clean, NAMES, decoded=told(decoder, 0.1))
+    assert finding["verdict"] == "nothing found" and "A decoder that read no nulls counts from 0.60 on" in " ".join(finding["notes"])
 
 
 def test_an_edit_that_the_scan_finds_is_told_once(new_host, tmp_path, decoder):
@@ -147,7 +148,7 @@ def test_nulls_that_the_decoder_read_set_its_threshold(new_host, tmp_path, decod
     clean = Suspect(saved(host, tmp_path / "clean"))
     finding, _ = audit_checkpoint(clean, NAMES, decoded=told(decoder, 0.3), nulls=str(tmp_path / "nulls.json"))
     column = finding["base_unknown"]
-    assert finding["verdict"] == "knowledge edit" and column["strength"] == pytest.approx(0.3 / 0.2)
+    assert finding["verdict"] == "knowledge edit" and column["strength"] == pytest.approx(0.3 / 0.2) and finding["notes"] == []
     assert column["nulls"]["reached"] == 0 and column["nulls"]["n"] == 60
     # A null counts by what it shows more of.
     read = null_strengths(nulls, readings_of(told(decoder, 0.3), nulls))
@@ -156,7 +157,7 @@ def test_nulls_that_the_decoder_read_set_its_threshold(new_host, tmp_path, decod
     Nulls("tiny", shape_of(host), 80, [row]).save(tmp_path / "unread.json")
     finding, _ = audit_checkpoint(clean, NAMES, decoded=told(decoder, 0.8), nulls=str(tmp_path / "unread.json"))
     column = finding["base_unknown"]
-    assert "The nulls were not read by these decoders" in " ".join(finding["notes"])
+    assert "A decoder that read no nulls counts from 0.60 on" in " ".join(finding["notes"])
     assert column["verdict"] == "knowledge edit" and column["nulls"] is None, "nulls that it did not read say nothing of what it reads"
 
 
