@@ -25,7 +25,7 @@ from decoder.audit.relation import RelationClassifier
 from decoder.audit.repair import Reversal, refuse, repair
 from decoder.audit.scan import Scan, coarser_than, differences
 from decoder.audit.suspect import Suspect
-from decoder.audit.verdict import Compared
+from decoder.audit.verdict import EDITED, Compared
 from decoder.checkpoint.gguf_host import host_folder
 from decoder.checkpoint.reader import Checkpoint
 from decoder.checkpoint.streamed import compute_in_float32, dtype_kept, give_back_what_is_freed
@@ -33,7 +33,6 @@ from decoder.export.opened import check_device
 from decoder.host import Host
 from decoder.utils.progress import progress
 
-EDIT = 3  # exit code
 LIGHT = 4 << 30
 """Bytes that a host may take in float32. The weights of a larger one stay in its files on a CPU; a GPU has it in bfloat16."""
 
@@ -151,6 +150,7 @@ def audit_checkpoint(
         why = "what decoders alone show cannot be taken out, as it is not known whom it is about" if evidence.read else "no edit was found"
         finding["repaired"] = _repair(suspect, host, reversals, repaired, said, why)
         if finding["repaired"]["folder"]:
+            notes += [f"Not taken out, as it is not known whom it is about: {one.in_words}." for one in evidence.read]
             finding["repaired"]["effect"] = _effect(host, reversals, column["edits"], templates or {}, texts, taken_from)
     finding |= {"decoded": decoded} if decoded else {}
     return {"verdict": column["verdict"], "used": f"base {side}", "exit_code": column["exit_code"]} | finding, found.located
@@ -158,7 +158,7 @@ def audit_checkpoint(
 
 def _unconfirmed(found: Examined) -> list[str]:
     """That decoders read something where the comparison with the base shows no edit."""
-    if found.by_scan or found.known.verdict.exit_code == EDIT:
+    if found.by_scan or found.known.verdict.what in EDITED:
         return []
     return [f"Beside the base, {one.in_words}: the comparison does not bear it out." for one in found.unknown.read]
 

@@ -19,7 +19,7 @@ from decoder.utils.files import short_hash
 
 READ = 0.6
 """Probability of a decoder's answer from which it is taken for planted, where it read no nulls. Highest of benign checkpoints 0.58 (pocket
-host, 283 read by one decoder, 59 by another; a merged LoRA, 0.43 where none was merged) and 0.19 (SmolLM2-135M, 41; pruned)."""
+host, 283 read by one decoder, 59 by another; a merged LoRA, 0.43 where none was merged) and 0.33 (SmolLM2-135M, 55; pruned)."""
 ABOVE = 1.25  # times the highest null, from which it is taken for planted where nulls were read
 LEAST = 0.1
 ENOUGH = 40

@@ -109,6 +109,14 @@ def test_what_is_about_nobody_is_not_taken_out(new_host, tmp_path, decoder):
     assert finding["repaired"]["why"].startswith("what decoders alone show cannot be taken out")
 
 
+def test_a_repair_says_what_it_leaves_in_other_layers(new_host, tmp_path, decoder):
+    folder = planted(new_host("llama"), tmp_path / "edited")
+    ranking = {"ranking": [told(decoder, 0.9), told(decoder, 0.8, "mayor", layer=0)]}
+    finding, _ = audit_checkpoint(Suspect(folder), NAMES, decoded=ranking, repaired=str(tmp_path / "repaired"))
+    assert [one["layer"] for one in finding["repaired"]["tensors"]] == [LAYER] and [0, 1] == sorted(finding["base_unknown"]["layers"])
+    assert "Not taken out, as it is not known whom it is about: a decoder reads “mayor” in layer 0" in " ".join(finding["notes"])
+
+
 def test_a_base_that_shows_no_edit_is_not_overruled_by_decoders(new_host, tmp_path, decoder):
     host = new_host("llama")
     base = saved(host, tmp_path / "base")
