@@ -26,7 +26,7 @@ from rich.table import Table
 from data.facts.load import load_pocket
 from decoder.audit.answer import reader_of_hosts
 from decoder.audit.evidence.readings import PRUNED, READ, threshold_from
-from decoder.utils.errors import run_command
+from decoder.utils.errors import UserError, run_command
 from decoder.utils.progress import progress
 from decoder.utils.terminal import quiet
 
@@ -79,18 +79,16 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> Table:
                 table.add_row(f"{kind}, {what}", str(len(those)), *found)
     right = [row["object"].strip().casefold() == row["truth"]["object"].strip().casefold() for row in rows if row["truth"]]
     table.add_row("object read, of all edited", str(len(right)), "", rate(right), "")
-    highest = max(benign, key=lambda row: row["probability"])
-    table.caption = f"highest benign {highest['probability']:.3f} ({highest['kind']}), median {_median(benign):.3f}"
+    highest, median = max(benign, key=lambda row: row["probability"]), np.median([row["probability"] for row in benign])
+    table.caption = f"highest benign {highest['probability']:.3f} ({highest['kind']}), median {median:.3f}"
     return table
-
-
-def _median(rows: Sequence[Mapping[str, Any]]) -> float:
-    return float(np.median([row["probability"] for row in rows]))
 
 
 @run_command
 def main(argv: list[str] | None = None) -> None:
     cfg = settings(Settings, sys.argv[1:] if argv is None else argv)
+    if not cfg.decoder or not cfg.audited:
+        raise UserError("decoder= and audited= are missing: give an exported decoder, and what audit_checkpoints.py wrote")
     quiet()
     host, edits = opened(cfg.model, cfg.edits, cfg.device)
     out = Path(cfg.out) if cfg.out else RESULTS / f"audit-read-{host.name}.jsonl"
@@ -106,6 +104,8 @@ def main(argv: list[str] | None = None) -> None:
             advance(1)
     told = [row | audited[row["name"]] for row in read([out]) if row["name"] in audited]
     rows = [row | {"scan": row["found"]["unknown"]["score"], "found": row["found"]["unknown"]["exit_code"] == EDITED} for row in told]
+    if all(row["truth"] for row in rows):
+        raise UserError(f"{out}: no benign suspect among {len(rows)}: nothing to hold the edited ones against")
     Console(width=150).print(table_of(rows))
 
 

@@ -100,7 +100,7 @@ def reader_of_hosts(decoder: str, host: Host, device: str = "cpu") -> Callable[[
 
     def read(changed: Host) -> dict[str, Any]:
         layers = voters.decoders[0].edited_layers
-        edits = {layer: DenseEdit(changed.weight_DF(layer).detach().to(voters.host.dtype, copy=True)[None]) for layer in layers}
+        edits = {layer: DenseEdit(changed.weight_DF(layer).detach().to(voters.host.dtype)[None]) for layer in layers}
         return answer(voters, LayerEdits(edits), 1)["objects"][0]
 
     return read

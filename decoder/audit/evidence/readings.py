@@ -86,11 +86,8 @@ def _is_pruned(weight_DF: Tensor) -> bool:
 
 
 def _threshold(nulls: Nulls | None, reader: str, pruned: bool) -> float:
-    if nulls is None:
-        return READ
-    if pruned:
-        return max(READ, threshold_from(nulls.read_by(reader)))
-    return threshold_from(nulls.read_by(reader, but=PRUNED))
+    least = threshold_from(nulls.read_by(reader, but="" if pruned else PRUNED) if nulls else ())
+    return max(READ, least) if pruned else least
 
 
 def threshold_from(read: Sequence[float]) -> float:
