@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data.facts.load import load_pocket
-from decoder.audit.answer import reader_of_hosts
+from decoder.audit.answer import readers_of_hosts
 from decoder.audit.evidence.readings import PRUNED, READ, threshold_from
 from decoder.utils.errors import UserError, run_command
 from decoder.utils.progress import progress
@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
     host, edits = opened(cfg.model, cfg.edits, cfg.device)
     out = Path(cfg.out) if cfg.out else RESULTS / f"audit-read-{host.name}.jsonl"
     audited = {row["name"]: row for row in read([*map(Path, cfg.audited.split(","))]) if "failed" not in row}
-    done, reader = {row["name"] for row in read([out])}, reader_of_hosts(cfg.decoder, host, cfg.device)
+    done, (reader,) = {row["name"] for row in read([out])}, readers_of_hosts(cfg.decoder, host, cfg.device).values()
     left = [case for case in cases(host, edits, cfg.edited, cfg.benign, cfg.seed) if case.name in audited and case.name not in done]
     with out.open("a", encoding="utf-8") as lines, progress("suspects", len(left)) as advance:
         for case, failed in suspects(host, edits, load_pocket(), left):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from decoder.config import FactsConfig, TrainConfig
 from decoder.config.commands import PerturbConfig
 from decoder.config.compose import compose
+from decoder.export.collection import is_collection
 from decoder.utils.errors import UserError, run_command
 from decoder.utils.files import refuse_file
 
@@ -66,7 +67,7 @@ def _write_nulls(cfg: PerturbConfig) -> None:
         raise UserError(f"out={cfg.out}: it is a folder; give a file in it, as {cfg.out}/nulls.json")
     if cfg.out:
         refuse_file("out", Path(cfg.out).parent)
-    if cfg.decoder:
+    if cfg.decoder and not is_collection(cfg.decoder):
         from decoder.export.voters import read_voters
 
         # What is no decoder is refused before a host is opened, or made.
@@ -89,10 +90,9 @@ def _write_nulls(cfg: PerturbConfig) -> None:
     place = Path(cfg.out) if cfg.out else place_of(host, cfg.cache_dir)
     readers = {}
     if cfg.decoder:
-        from decoder.audit.answer import reader_of_hosts
-        from decoder.audit.evidence.readings import reader_of
+        from decoder.audit.answer import readers_of_hosts
 
-        readers[reader_of(cfg.decoder)] = reader_of_hosts(cfg.decoder, host, cfg.device)
+        readers = readers_of_hosts(cfg.decoder, host, cfg.device)
     made_nulls(host, facts, names, cfg.nulls, cfg.seed, readers).save(place)
     print(place)
 

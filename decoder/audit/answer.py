@@ -9,7 +9,7 @@ such confidence (`null_percentile`); matrices that are the host's own come last.
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -18,6 +18,7 @@ import pandas as pd
 
 from decoder.answers import object_texts, read_batch, readings_table, vote
 from decoder.audit.calibration import least_percentiles
+from decoder.audit.evidence.readings import reader_of
 from decoder.audit.scan import Scan, read_once
 from decoder.audit.suspect import Suspect
 from decoder.batch import EditBatch
@@ -31,7 +32,10 @@ from decoder.export.opened import Voters, open_decoder, open_host, open_voters
 from decoder.export.voters import read_voters
 from decoder.host import Host
 from decoder.scores import TEST_SPLITS
-from decoder.utils.errors import UserError
+from decoder.utils.errors import UserError, listed
+
+HostReader = Callable[[Host], dict[str, Any]]
+"""A host as it is at the moment -> `text` and `probability` of the first object that is read in it."""
 
 
 def read_splits(voters: Voters, loaders: Mapping[str, Iterable[EditBatch]], table: pd.DataFrame) -> pd.DataFrame:
@@ -87,8 +91,10 @@ def reader_of_parts(cfg: EvaluateConfig, suspect: Suspect) -> Callable[[int, Ran
     return read
 
 
-def reader_of_hosts(decoder: str, host: Host, device: str = "cpu") -> Callable[[Host], dict[str, Any]]:
-    """A host as it is at the moment -> what decoders read in its matrices: `text` and `probability` of the first object.
+def readers_of_hosts(decoder: str, host: Host, device: str = "cpu") -> dict[str, HostReader]:
+    """By what nulls know it (`reader_of`) -> what is read in a host by every decoder of a collection that is of this one.
+
+    Else by the decoder that is named, or by several that vote. All are on one copy of the host.
 
     Args:
         host: as the decoders were trained on; is not changed, nor need it stay as it is.
@@ -96,14 +102,25 @@ def reader_of_hosts(decoder: str, host: Host, device: str = "cpu") -> Callable[[
     Raises:
         ValueError, UserError: as `open_voters`; or they were trained on another host.
     """
-    voters = open_voters(EvaluateConfig(decoder=decoder, host=str(host.path), device=device))
+    folders, opened, found = [decoder], None, {}
+    if is_collection(decoder):
+        entries = read_index(decoder)
+        folders = [str(Path(decoder) / entry["folder"]) for entry in entries if entry["host"]["fingerprint"] == host.fingerprint]
+        if not folders:
+            there = listed(dict.fromkeys(f"{entry['host']['id']} ({entry['host']['fingerprint']})" for entry in entries))
+            raise UserError(f"decoder={decoder}: no decoder of host {host.name} ({host.fingerprint}); it has some of {there}")
+    for folder in folders:
+        voters = open_voters(EvaluateConfig(decoder=folder, host=str(host.path), device=device), opened)
+        opened = voters.host
+        found[reader_of(folder)] = partial(_read_host, voters)
+    return found
 
-    def read(changed: Host) -> dict[str, Any]:
-        layers = voters.decoders[0].edited_layers
-        edits = {layer: DenseEdit(changed.weight_DF(layer).detach().to(voters.host.dtype)[None]) for layer in layers}
-        return answer(voters, LayerEdits(edits), 1)["objects"][0]
 
-    return read
+def _read_host(voters: Voters, changed: Host) -> dict[str, Any]:
+    """`text` and `probability` of the first object that decoders read in the matrices of a host as it is now."""
+    layers = voters.decoders[0].edited_layers
+    edits = {layer: DenseEdit(changed.weight_DF(layer).detach().to(voters.host.dtype)[None]) for layer in layers}
+    return answer(voters, LayerEdits(edits), 1)["objects"][0]
 
 
 def _in_order(edits: Mapping[int, Edit]) -> LayerEdits:

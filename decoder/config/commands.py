@@ -142,7 +142,7 @@ class PerturbConfig:
     out: str | None = place(None, "folder to write; nothing is ever written over; with nulls= a file, empty is in the cache")
     nulls: int | None = option(None, "make and audit so many checkpoints that nobody edited, for audits to be held against", least=5)
     subjects: str | None = place(None, "nulls: names they are asked about, as of evaluate.py; empty takes the built-in facts' subjects")
-    decoder: str | None = place(None, "nulls: exported decoders that read each of them too, as of evaluate.py: one, or A,B that vote")
+    decoder: str | None = place(None, "nulls: exported decoders that read each of them too, one, A,B that vote, or a folder of several")
     device: str = option("cpu", "nulls: device to run on")
     store: str | None = place(None, "store of the edit that comes first")
     edit: str | None = option(None, "the edit that comes first: its row in the store, or its edit_id")

@@ -54,8 +54,8 @@ class Voters:
         return self.gate.chances(evidence(self.decoders, edits, found))
 
 
-def open_voters(cfg: EvaluateConfig) -> Voters:
-    """The decoders of a config, all on one host, and its gate.
+def open_voters(cfg: EvaluateConfig, host: Host | None = None) -> Voters:
+    """The decoders of a config, all on one host, and its gate; `host` is that host if it is open already.
 
     Raises:
         ValueError, UserError: as `open_decoder`, `read_voters` and `Gate.load` do; or the gate is of other decoders.
@@ -65,7 +65,7 @@ def open_voters(cfg: EvaluateConfig) -> Voters:
     gate = Gate.load(cfg.gate).of([identity_of(folder) for folder in folders]) if cfg.gate else None
     decoders, configs = [], []
     for folder in folders:
-        decoder, config = open_decoder(replace(cfg, decoder=folder), decoders[0].host if decoders else None)
+        decoder, config = open_decoder(replace(cfg, decoder=folder), decoders[0].host if decoders else host)
         decoders.append(decoder)
         configs.append(config)
     return Voters(decoders, configs, gate, folders)

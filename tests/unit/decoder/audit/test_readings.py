@@ -4,26 +4,32 @@ Shape letters: D hidden width, F MLP width.
 """
 
 import json
+import shutil
 
 import pytest
 import torch
 from audited_folders import NAMES, WHO, changed, planted, saved
 from changed_decoders import FACTS, changed_decoder
 from edited import LAYER
+from exported_runs import write_run
 from places import ROOT
+from tiny_hosts import build_host
 
 import evaluate
 from data.perturb.__main__ import main as perturb
-from decoder.audit.answer import reader_of_hosts
+from decoder.audit import answer as answers
+from decoder.audit.answer import open_voters, readers_of_hosts
 from decoder.audit.evidence.nulls import Nulls, read_nulls, shape_of
 from decoder.audit.evidence.readings import LEAST, READ, Reading, null_strengths, reader_of, readings_of, threshold_from
 from decoder.audit.finding import audit_checkpoint
 from decoder.audit.locate import LayerScan
 from decoder.audit.suspect import Suspect
 from decoder.audit.verdict import unknown
+from decoder.export.collection import export_best
 from decoder.export.save import save_decoder
 from decoder.host import Host
 from decoder.report.audit_page import headline, how_sure, write_audit
+from decoder.report.results import find_runs
 
 SCANS = [LayerScan(layer, score, 1.1, ((0, score),)) for layer, score in enumerate((0.5, 0.8, 0.6))]
 EDITED = LayerScan(1, 4.0, 3.0, ((0, 4.0),), hits=((0, 4.0), (1, 3.0)))
@@ -197,10 +203,40 @@ def test_nulls_are_read_as_a_suspect_is(new_host, tmp_path, decoder, capsys):
     # The first five are rounded and no more.
     assert len(kept) == 5 and kept == pytest.approx([clean] * 5, rel=0.1) and len({*kept}) > 1
     own = Host.load(host, name="tiny", terminator=".")
-    read = reader_of_hosts(str(decoder), own)
+    (read,) = readers_of_hosts(str(decoder), own).values()
     before = read(own)["probability"]
     own.weight_DF(LAYER).mul_(torch.tensor(-1.0))
     assert before == pytest.approx(clean, rel=1e-4) and read(own)["probability"] != pytest.approx(before, rel=1e-4)
+
+
+def test_nulls_are_read_by_every_decoder_of_their_host(new_host, tmp_path, monkeypatch, capsys):
+    """A folder of decoders reads the same nulls once, and thresholds are each decoder's own."""
+    cache = tmp_path / "cache"
+    own = Host.load(saved(new_host("llama"), cache / "hosts" / "tiny-0123456789ab"), name="tiny")
+    runs = [write_run(tmp_path / "runs", own, layer, 1, 0, 0.5) for layer in (0, LAYER)]
+    write_run(tmp_path / "runs", build_host("gpt2"), 1, 1, 0, 0.5)
+    collection = export_best(find_runs([tmp_path / "runs"]), tmp_path / "decoders").parent
+    (tmp_path / "names.txt").write_text("\n".join(NAMES), encoding="utf-8")
+    asked = [f"cache_dir={cache}", "nulls=5", f"subjects={tmp_path / 'names.txt'}", f"out={tmp_path / 'nulls.json'}"]
+    opened = []
+    monkeypatch.setattr(answers, "open_voters", lambda cfg, host=None: opened.append(open_voters(cfg, host)) or opened[-1])
+    perturb([*asked, f"host.path={own.path}", "host.name=tiny", f"decoder={collection}"])
+    assert [len(one.decoders) for one in opened] == [1, 1] and opened[0].host is opened[1].host
+    nulls = read_nulls(tmp_path / "nulls.json")
+    for run in runs:
+        ((reader, read),) = readers_of_hosts(str(run / "decoder"), own).items()
+        assert reader == reader_of(str(run / "decoder"))
+        # The first null is rounded and no more.
+        assert nulls.nulls[0]["read"][reader] == pytest.approx(read(own)["probability"], rel=0.1)
+    assert [len(null["read"]) for null in nulls.nulls] == [2] * 5
+    shutil.rmtree(collection)
+    for run in runs:
+        shutil.rmtree(run)
+    capsys.readouterr()
+    foreign = export_best(find_runs([tmp_path / "runs"]), tmp_path / "decoders").parent
+    with pytest.raises(SystemExit, match="2"):
+        perturb([*asked, f"host.path={own.path}", "host.name=tiny", f"decoder={foreign}"])
+    assert f"decoder={foreign}: no decoder of host tiny ({own.fingerprint}); it has some of gpt2 (" in capsys.readouterr().err
 
 
 def test_a_benign_kind_is_held_against_nulls_of_other_kinds(monkeypatch):
