@@ -5,6 +5,7 @@
 
 import inspect
 import sys
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 OWN = ("lr", "steps", "batch_size", "optimizer", "rank", "modules", "share", "weight", "size", "count", "cosine")
 """Settings of single kinds."""
+OF_NULLS = ("subjects", "decoder", "device")
+"""Settings of nulls alone."""
 
 
 @run_command
@@ -33,8 +36,8 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError("out= is missing: give the folder to write")
     if Path(cfg.out).exists():
         raise UserError(f"out={cfg.out}: it is there already, and nothing is written over. Give a new folder")
-    if cfg.decoder:
-        raise UserError(f"decoder={cfg.decoder} reads nulls: give nulls=120 as well, or leave it out")
+    if given := _changed(cfg, OF_NULLS):
+        raise UserError(f"{given[0]}={getattr(cfg, given[0])} is about nulls: give nulls=120 as well, or leave it out")
     if (cfg.edit is None) != (cfg.store is None):
         raise UserError("store= and edit= go together: the store of an edit, and its row or edit_id")
     if cfg.edit is None and cfg.scale != PerturbConfig.scale:
@@ -59,9 +62,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _write_nulls(cfg: PerturbConfig) -> None:
-    taken = ("host", "cache_dir", "nulls", "subjects", "decoder", "device", "seed", "out")
-    usual = PerturbConfig()
-    if given := [field.name for field in fields(cfg) if field.name not in taken and getattr(cfg, field.name) != getattr(usual, field.name)]:
+    taken = ("host", "cache_dir", "nulls", "seed", "out", *OF_NULLS)
+    if given := _changed(cfg, [field.name for field in fields(cfg) if field.name not in taken]):
         raise UserError(f"nulls= draws what is done to each checkpoint, and edits none: leave out {'=, '.join(given)}=")
     if cfg.out and Path(cfg.out).is_dir():
         raise UserError(f"out={cfg.out}: it is a folder; give a file in it, as {cfg.out}/nulls.json")
@@ -95,6 +97,12 @@ def _write_nulls(cfg: PerturbConfig) -> None:
         readers = readers_of_hosts(cfg.decoder, host, cfg.device)
     made_nulls(host, facts, names, cfg.nulls, cfg.seed, readers).save(place)
     print(place)
+
+
+def _changed(cfg: PerturbConfig, names: Sequence[str]) -> list[str]:
+    """Those of some settings that are not as they usually are."""
+    usual = PerturbConfig()
+    return [name for name in names if getattr(cfg, name) != getattr(usual, name)]
 
 
 def _settings(cfg: PerturbConfig) -> dict[str, Any]:
