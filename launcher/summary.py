@@ -11,7 +11,7 @@ import pandas as pd
 from data.datamodule import EditDataModule
 from data.hosts import hub_id
 from decoder.answers import readings_table
-from decoder.audit.calibration import answers_without_edit, calibrate
+from decoder.audit.calibration import answers_to_nulls, calibrate
 from decoder.config.compose import to_dict
 from decoder.config.options import one_or_list
 from decoder.report.results import read_predictions, write_result
@@ -110,11 +110,8 @@ def nothing_planted(module: DecoderModule, readings: pd.DataFrame) -> dict[str, 
     if least is None:
         return {}
     train = module.trainer.datamodule.factors("train").edits
-    return {
-        "nothing_planted": no_edit_scores(
-            answers_without_edit(module.decoder, train, **module.cfg.decoder.search, seed=module.cfg.seed), least
-        )
-    }
+    answers = answers_to_nulls(module.decoder, train, **module.cfg.decoder.search, seed=module.cfg.seed)
+    return {"nothing_planted": no_edit_scores(answers, least)}
 
 
 def export_facts(module: DecoderModule, result: dict[str, Any]) -> dict[str, Any]:

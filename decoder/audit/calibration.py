@@ -1,9 +1,9 @@
 """How sure is sure: confidence on edits against confidence on matrices that hold none.
 
-A decoder always names some object. What its probability is worth shows beside nulls: the host's own W_V, and random rank-one
-updates with the keys and norms of training edits but values that mean nothing.
+A decoder always names some object. What its probability is worth shows beside nulls: the host's own W_V, and random updates with the keys
+and norms of training edits but values that mean nothing.
 
-Shape letters: B edits, D hidden width, F MLP width.
+Shape letters: B edits, R rank, D hidden width, F MLP width.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from decoder.answers import best_texts, object_texts
 from decoder.edit import Edits, LayerEdits, LowRankEdit, RankOneEdit
@@ -24,27 +25,31 @@ FINDING = 95
 
 
 def null_edits(train: Edits, count: int, seed: int) -> Edits:
-    """`count` random updates: key and norm of a training edit, value in a uniformly random direction, in several layers the same."""
+    """`count` random updates as large as training edits: keys and norms of one, values in uniformly random directions.
+
+    They have as many terms as training edits, and in several layers the same.
+    """
     if isinstance(train, LayerEdits):
         return LayerEdits({layer: null_edits(edits, count, seed) for layer, edits in train.by_layer.items()})
     generator = torch.Generator().manual_seed(seed)
     like = train[torch.randint(len(train), (count,), generator=generator)]
-    random_BD = torch.randn(like.value_BD.shape, generator=generator).to(like.value_BD.device)
-    return RankOneEdit(like.key_BF, random_BD / random_BD.norm(dim=1, keepdim=True) * like.value_BD.norm(dim=1, keepdim=True))
+    if isinstance(like, LowRankEdit):
+        return LowRankEdit(like.key_BRF, _turned(like.value_BRD, generator))
+    return RankOneEdit(like.key_BF, _turned(like.value_BD, generator))
 
 
-def answers_without_edit(
-    decoder: ObjectDecoder, train: LowRankEdit, *, beams: int, max_object_tokens: int, seed: int
-) -> list[dict[str, float]]:
-    """What a decoder answers on as many nulls, with as many terms as its training edits and random values in all of them."""
-    generator = torch.Generator().manual_seed(seed)
-    like = train[torch.randint(len(train), (NULLS,), generator=generator)]
-    random_BRD = torch.randn(like.value_BRD.shape, generator=generator).to(like.value_BRD.device)
-    nulls = LowRankEdit(like.key_BRF, random_BRD / random_BRD.norm(dim=2, keepdim=True) * like.value_BRD.norm(dim=2, keepdim=True))
-    found = [
-        decoder.read(nulls[start : start + CHUNK], beams=beams, max_object_tokens=max_object_tokens) for start in range(0, NULLS, CHUNK)
-    ]
+def answers_to_nulls(decoder: ObjectDecoder, train: Edits, *, beams: int, max_object_tokens: int, seed: int) -> list[dict[str, float]]:
+    """What a decoder answers on `NULLS` of them: texts with their probabilities."""
+    nulls = null_edits(train, NULLS, seed)
+    chunks = (nulls[start : start + CHUNK] for start in range(0, NULLS, CHUNK))
+    found = (decoder.read(chunk, beams=beams, max_object_tokens=max_object_tokens) for chunk in chunks)
     return [texts for beams in found for texts in object_texts(decoder.host, beams)]
+
+
+def _turned(vectors: Tensor, generator: torch.Generator) -> Tensor:
+    """Random vectors, each as long as the one at its place."""
+    random = torch.randn(vectors.shape, generator=generator).to(vectors.device)
+    return random / random.norm(dim=-1, keepdim=True) * vectors.norm(dim=-1, keepdim=True)
 
 
 def clean_edit(host: Host, layers: Sequence[int]) -> LayerEdits:
@@ -61,11 +66,8 @@ def calibrate(
     """Quantiles (0, 1, ..., 100 %) of the confidence on validation edits and on nulls, their AUROC, and the clean matrix's reading."""
     from torchmetrics.functional.classification import binary_auroc  # seconds, for who trains
 
-    confidence: list[float] = []
-    nulls = null_edits(train, NULLS, seed)
-    for start in range(0, NULLS, CHUNK):
-        found = decoder.read(nulls[start : start + CHUNK], beams=beams, max_object_tokens=max_object_tokens)
-        confidence += [probability for _, probability in best_texts(decoder.host, found)]
+    answers = answers_to_nulls(decoder, train, beams=beams, max_object_tokens=max_object_tokens, seed=seed)
+    confidence = [next(iter(texts.values())) for texts in answers]
     clean = decoder.read(clean_edit(decoder.host, decoder.edited_layers), beams=beams, max_object_tokens=max_object_tokens)
     ((clean_text, clean_probability),) = best_texts(decoder.host, clean)
     confidence.append(clean_probability)

@@ -14,7 +14,7 @@ from decoder.answers import object_texts
 from decoder.audit.calibration import NULLS, calibrate, clean_edit, least_percentiles, null_edits, percentile
 from decoder.beam import Beams
 from decoder.dense import applied
-from decoder.edit import RankOneEdit
+from decoder.edit import LowRankEdit, RankOneEdit
 from decoder.model import ObjectDecoder
 
 TRAIN = RankOneEdit(
@@ -44,6 +44,19 @@ def test_nulls_have_the_keys_and_norms_of_training_edits():
     assert set(rows) == set(range(7))
     torch.testing.assert_close(nulls.norm(), TRAIN.norm()[rows])
     torch.testing.assert_close(nulls.value_BD.norm(dim=1), TRAIN.value_BD[rows].norm(dim=1))
+
+
+def test_nulls_have_as_many_terms_as_training_edits():
+    """A null of the first term alone would be smaller than an edit, and make every answer look sure."""
+    key_BRF, value_BRD = TRAIN.key_BF.expand(3, 7, 48).transpose(0, 1).clone(), torch.rand(7, 3, 1) * TRAIN.value_BD[:, None]
+    key_BRF[:, 1:] = torch.randn(7, 2, 48)
+    value_BRD[0, 2] = 0  # of lower rank than others
+    train = LowRankEdit(key_BRF, value_BRD)
+    nulls = null_edits(train, 100, seed=0)
+    rows = [next(n for n in range(7) if torch.equal(key, key_BRF[n])) for key in nulls.key_BRF]
+    torch.testing.assert_close(nulls.value_BRD.norm(dim=2), value_BRD[rows].norm(dim=2))
+    cosine_B = torch.cosine_similarity(nulls.value_BRD[:, 0], nulls.value_BRD[:, 1])
+    assert cosine_B.abs().max() < 0.8, "each term has a direction of its own"
 
 
 def test_values_of_nulls_mean_nothing():
