@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from decoder.config import FactsConfig, TrainConfig
 from decoder.config.commands import PerturbConfig
 from decoder.config.compose import compose
-from decoder.export.collection import is_collection
+from decoder.export.collection import is_collection, read_index
 from decoder.utils.errors import UserError, run_command
 from decoder.utils.files import refuse_file
 
@@ -69,11 +69,11 @@ def _write_nulls(cfg: PerturbConfig) -> None:
         raise UserError(f"out={cfg.out}: it is a folder; give a file in it, as {cfg.out}/nulls.json")
     if cfg.out:
         refuse_file("out", Path(cfg.out).parent)
-    if cfg.decoder and not is_collection(cfg.decoder):
+    if cfg.decoder:
         from decoder.export.voters import read_voters
 
         # What is no decoder is refused before a host is opened, or made.
-        read_voters(cfg.decoder)
+        (read_index if is_collection(cfg.decoder) else read_voters)(cfg.decoder)
     from data.facts.load import load_pocket
     from data.hosts import open_host
     from data.perturb.nulls import made_nulls

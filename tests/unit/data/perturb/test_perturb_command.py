@@ -83,3 +83,11 @@ def test_mistakes_are_one_line(tmp_path, capsys, argv, said, store_path, fact_ho
         main([word.format(**places) for word in argv])
     told = capsys.readouterr().err
     assert stop.value.code == 2 and said in told and told.count("\n") == 1 and not Path(places["new"]).exists()
+
+
+def test_a_damaged_folder_of_decoders_is_refused_before_a_host_is_made(tmp_path, capsys, monkeypatch):
+    (tmp_path / "index.json").write_text('{"format": 1', encoding="utf-8")
+    monkeypatch.setattr("data.hosts.open_host", lambda cfg: pytest.fail("a host was opened"))
+    with pytest.raises(SystemExit) as stop:
+        main([f"cache_dir={tmp_path / 'cache'}", "nulls=5", f"decoder={tmp_path}"])
+    assert stop.value.code == 2 and "index.json is not whole JSON" in capsys.readouterr().err
