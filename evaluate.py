@@ -152,7 +152,7 @@ def score(cfg: EvaluateConfig) -> dict[str, Any]:
     """Scores of a decoder, or of several that vote, on the test splits they were exported with."""
     from data.exported_splits import exported_splits, refuse_other
     from data.store.store import EditStore, find_store
-    from decoder.audit.answer import read_splits
+    from decoder.audit.answer import found_from, read_splits
     from decoder.checkpoint.rounding import PRECISIONS
     from decoder.export.opened import open_voters
     from decoder.scores import test_scores
@@ -164,8 +164,8 @@ def score(cfg: EvaluateConfig) -> dict[str, Any]:
     config = scored_on(configs, store.fingerprint)
     refuse_other(store, config, cfg.allow_host_mismatch)
     splits = exported_splits(store, config, voters.host, PRECISIONS.get(cfg.precision))
-    readings = read_splits(voters, splits.loaders, splits.table)
-    scores = {"test": test_scores(readings), "left_out": splits.left_out, "precision": cfg.precision}
+    readings = read_splits(voters, splits.loaders, splits.table, store.manifest.get("facts_per_host", 1))
+    scores = {"test": test_scores(readings, found_from(configs)), "left_out": splits.left_out, "precision": cfg.precision}
     scores |= {"gate": cfg.gate} if cfg.gate else {}
     return scores | {"decoder": cfg.decoder, "store": str(store.path), "editor": store.manifest["editor"]["name"]} | chosen
 

@@ -43,12 +43,16 @@ def _plain(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text).casefold().split())
 
 
-def test_scores(readings: "pd.DataFrame") -> dict[str, Any]:
-    """Scores of every test split, `ood` also apart by objects seen and unseen in training, with relations and kinds."""
+def test_scores(readings: "pd.DataFrame", found_from: float | None = None) -> dict[str, Any]:
+    """Scores of every test split, `ood` also apart by objects seen and unseen in training, with relations and kinds.
+
+    Args:
+        found_from: the probability from which an answer counts as found, where edits plant several facts and there is no validation edit.
+    """
     scores: dict[str, Any] = {}
-    least = answer_threshold(readings)
+    least = answer_threshold(readings) or found_from
     for split, rows in _by_split(readings, SCORED).items():
-        several = {} if least is None else {"several": several_scores(rows, least)}
+        several = {"several": several_scores(rows, least)} if least is not None and _of_several_facts(rows) else {}
         scores[split] = (
             split_scores(rows, split)
             | several
@@ -156,7 +160,7 @@ def split_scores(readings: "pd.DataFrame", split: str) -> dict[str, Any]:
 def answer_threshold(readings: "pd.DataFrame") -> float | None:
     """The probability from which an answer counts as found, where edits plant several facts: with it answers and planted objects of the
     validation edits agree most (F1). None where edits plant one, or there is no validation edit."""
-    if "answers" not in readings or "planted" not in readings:
+    if not _of_several_facts(readings):
         return None
     hosts = _hosts(readings[readings["split"].isin(VAL_SPLITS)])
     judged = sorted(((p, text in planted) for answers, planted in hosts for text, p in answers.items()), reverse=True)
@@ -165,6 +169,10 @@ def answer_threshold(readings: "pd.DataFrame") -> float | None:
         right += is_right
         best = max(best, (2 * right / (kept + objects), probability), key=lambda found: found[0])
     return best[1]
+
+
+def _of_several_facts(readings: "pd.DataFrame") -> bool:
+    return {"answers", "planted"}.issubset(readings) and bool(readings["answers"].notna().all())
 
 
 def several_scores(readings: "pd.DataFrame", least: float) -> dict[str, Any]:

@@ -118,6 +118,7 @@ def export_facts(module: DecoderModule, result: dict[str, Any]) -> dict[str, Any
     """What an exported decoder carries beside its weights."""
     datamodule = module.trainer.datamodule
     ids = datamodule.table["edit_id"]
+    thresholds = [scores["several"]["threshold"] for scores in result["test"].values() if "several" in scores]
     return {
         "search": module.cfg.decoder.search,
         "store": datamodule.store.fingerprint,
@@ -129,7 +130,7 @@ def export_facts(module: DecoderModule, result: dict[str, Any]) -> dict[str, Any
         "calibration": result["calibration"],
         "seed": module.cfg.seed,
         "base_model": hub_id(module.cfg.host, module.decoder.host),
-    }
+    } | ({"several": {"facts": module.cfg.edits.facts_per_host, "found_from": thresholds[0]}} if thresholds else {})
 
 
 def finish(result: dict[str, Any], folder: Path) -> None:

@@ -38,12 +38,12 @@ HostReader = Callable[[Host], dict[str, Any]]
 """A host as it is at the moment -> `text` and `probability` of the first object that is read in it."""
 
 
-def read_splits(voters: Voters, loaders: Mapping[str, Iterable[EditBatch]], table: pd.DataFrame) -> pd.DataFrame:
-    """Reads every edit of the loaders; one row each."""
-    readings = {
-        split: [reading for batch in loader for reading in read_batch(voters.host, voters.read(batch.on(voters.host.device).edits), batch)]
-        for split, loader in loaders.items()
-    }
+def read_splits(voters: Voters, loaders: Mapping[str, Iterable[EditBatch]], table: pd.DataFrame, facts: int = 1) -> pd.DataFrame:
+    """Reads every edit of the loaders; one row each. `facts` is how many an edit plants."""
+    host, readings = voters.host, {}
+    for split, loader in loaders.items():
+        batches = (batch.on(host.device) for batch in loader)
+        readings[split] = [reading for batch in batches for reading in read_batch(host, voters.read(batch.edits), batch, facts)]
     return readings_table(readings, table)
 
 
@@ -141,6 +141,8 @@ def around(scan: Scan, layers: Sequence[int]) -> dict[str, Any]:
 def answer(voters: Voters, suspect: Edits, top: int, *, unedited: bool = False) -> dict[str, Any]:
     """The most probable objects of one suspect, each text once, and how its confidence compares with edits and with nulls.
 
+    Of decoders of edits that plant several facts also how many objects are `found`, which are all there then.
+
     Args:
         unedited: whether its matrices are the host's own, which the answer says.
     """
@@ -160,6 +162,10 @@ def answer(voters: Voters, suspect: Edits, top: int, *, unedited: bool = False) 
         told = {"voters": len(found)}
     (texts,), of_each = object_texts(voters.host, vote(voters.host, found)), [object_texts(voters.host, beams)[0] for beams in found]
     objects = [{"text": text, "probability": probability} for text, probability in texts.items()]
+    if (least := found_from(configs)) is not None:
+        count = sum(one["probability"] >= least for one in objects)
+        told |= {"found": count, "found_from": least}
+        top = max(top, count)
     scores = [config["scores"] for config in configs]
     shared = [split for split in TEST_SPLITS if all(split in of_one for of_one in scores)]
     return told | {
@@ -170,6 +176,12 @@ def answer(voters: Voters, suspect: Edits, top: int, *, unedited: bool = False) 
         "scores": {split: fmean(of_one[split]["exact_match"]["value"] for of_one in scores) for split in shared},
         "unedited": unedited,
     }
+
+
+def found_from(configs: Sequence[Mapping[str, Any]]) -> float | None:
+    """The probability from which an answer of decoders counts as found, if all of them read edits that plant several facts."""
+    least = [config["several"]["found_from"] for config in configs if "several" in config]
+    return fmean(least) if len(least) == len(configs) else None
 
 
 def _percentiles(

@@ -12,6 +12,7 @@ from rich.table import Table
 from decoder.audit.calibration import FINDING
 from decoder.config.options import layers_text
 from decoder.report.audit_page import effect_in_words
+from decoder.report.tables import several_lines
 
 ASSUMPTION = (
     "This decoder assumes one edit and names an object for a clean matrix too.\n"
@@ -45,6 +46,9 @@ def describe_answer(answer: Mapping[str, Any]) -> str:
     if believed := answer.get("believed"):
         of_voters = _belief(believed)
     scores = ", ".join(f"{value:.2f} of {split}" for split, value in answer["scores"].items())
+    if "found" in answer:
+        lines[answer["found"] :] = [f"{line}  (not counted as planted)" for line in lines[answer["found"] :]]
+        doubt = f"\nOf several facts: {answer['found']} found, which is from a probability of {answer['found_from']:.3f} on.{doubt}"
     return (
         f"Planted in layer {layers_text(answer['layer'])} of {escape(answer['host'])}, most probable first{of_voters}:\n  "
         + "\n  ".join(lines)
@@ -78,11 +82,12 @@ def scores_table(answer: Mapping[str, Any]) -> Table:
     """Scores of the test splits."""
     read_from = "" if answer["precision"] == "factors" else f", from {answer['precision']} matrices"
     left_out = ", ".join(f"{count} of {split}" for split, count in answer["left_out"].items())
+    captions = several_lines(answer["test"]) + ([f"left out, not there or failed: {left_out}"] if left_out else [])
     gate = f" by {answer['gate']}" if answer.get("gate") else ""
     table = Table(
         title=escape(f"{Path(answer['decoder'])}{gate} on {answer['editor']} edits of {answer['store']}{read_from}"),
         title_justify="left",
-        caption=f"left out, not there or failed: {left_out}" if left_out else None,
+        caption="\n".join(captions) or None,
         caption_justify="left",
     )
     for column in ("split", "n", "exact match", "95 % interval", "first token"):

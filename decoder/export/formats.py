@@ -69,6 +69,13 @@ class Calibration(TypedDict):
 Splits = TypedDict("Splits", dict.fromkeys(("train", *TEST_SPLITS), list[str]) | dict.fromkeys(VAL_SPLITS, NotRequired[list[str]]))
 
 
+class Several(TypedDict):
+    """Of a decoder of edits that plant several facts: how many, and the probability from which an answer counts as found."""
+
+    facts: FromOne
+    found_from: FiniteFloat
+
+
 class SplitScores(TypedDict):
     n: Count
     first_token: Score
@@ -99,6 +106,7 @@ class DecoderConfig(Exported):
     splits: Splits
     scores: dict[str, SplitScores]
     calibration: Calibration
+    several: NotRequired[Several]
 
 
 class IndexScore(TypedDict):

@@ -157,10 +157,26 @@ def _caption(result: dict, starred: bool) -> Text:
     layers = f"edited layer {edited}, trained layer {trained}"
     line = f"host {host}{' (a toy)' if is_toy(result) else ''}, {layers}, {describe_ridge(made_by(result)[1])}\n95 % intervals"
     line += f"; {STAR} scored on the first token only" if starred else ""
+    line += "".join(f"\n{told}" for told in several_lines(result.get("test") or {}))
     clean = (result.get("controls") or {}).get("clean_matrix")
     if clean:
         line += f"\nunedited matrix: decoder says {clean['predicted']} ({format_probability(clean.get('probability'))})"
     return Text(line)
+
+
+def several_lines(test: dict) -> list[str]:
+    """Of each split whose edits plant several facts, which of their objects are found, and how many answers that takes."""
+    lines = []
+    for split, scores in test.items():
+        if not (told := scores.get("several")):
+            continue
+        count, precision = told["count"], format_score(told["precision"])
+        recall, hosts, first = format_score(told["recall"]), counted(told["hosts"], "host"), told["first_object"]["value"]
+        lines.append(
+            f"{split}: {recall} of the objects of {hosts} found, {precision} of answers planted; "
+            f"{count['found']:.1f} answers where {count['planted']:.1f} are planted, the first is one in {first:.3f}"
+        )
+    return lines
 
 
 def _row_label(row: ScoreRow) -> str:

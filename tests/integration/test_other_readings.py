@@ -52,3 +52,22 @@ def test_stores_of_other_hosts_are_refused(command, smoke, r_rome, tmp_path):
     (store / "manifest.json").write_text(json.dumps(manifest))
     done = command("evaluate.py", f"decoder={smoke[0] / 'decoder'}", f"store={store}")
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "000000000000" in done.stderr
+
+
+def test_a_decoder_of_several_facts_is_scored_again_as_it_was(command, tmp_path):
+    """Recall, and how many objects it finds: from the probability that its run's validation edits set, which it carries."""
+    asked = (
+        "experiment=smoke",
+        "edits=memit",
+        "edits.facts_per_host=2",
+        "optim.recombined=0",
+        "optim.value_noise=0",
+        "wandb.mode=disabled",
+    )
+    done = command("train.py", *asked, f"runs={tmp_path / 'runs'}")
+    assert done.returncode == 0 and "where 2.0 are planted" in " ".join(done.stdout.split()), done.stderr
+    (result,) = (tmp_path / "runs").rglob("result.json")
+    trained = json.loads(result.read_text())["test"]
+    again = scores(command, (result.parent,))["test"]
+    for split in ("id", "ood", "unseen_object"):
+        assert again[split]["several"] == trained[split]["several"] and again[split]["recall"] == trained[split]["recall"]

@@ -13,6 +13,7 @@ from decoder.beam import Beams
 from decoder.edit import RankOneEdit
 from decoder.export.opened import Voters
 from decoder.scores import answer_threshold, no_edit_scores, several_scores, share, split_scores, wilson
+from decoder.scores import test_scores as scores_of_tests
 
 EDITS = RankOneEdit(torch.ones(2, 48), torch.ones(2, 32))
 
@@ -115,6 +116,12 @@ def test_several_facts_are_answered_from_a_probability_that_validation_edits_set
     assert found["first_object"]["value"] == 0.5
     assert found["count"] == {"planted": 1.5, "found": 1.0, "exact": share([True, False])}
     assert several_scores(table[table["host"] == 3], 0.9)["precision"] is None
+    # An exported decoder knows that probability; where one fact was planted it asks for nothing.
+    alone = pd.DataFrame(tested).assign(first_token=True, exact_match=True, recalled=True, kind="k", seen_object=True, seen_kind=True)
+    alone = alone.assign(subject="s", relation="r", relation_name="r")
+    assert scores_of_tests(alone, 0.3)["id"]["several"] == found and "several" not in scores_of_tests(alone)["id"]
+    for without in (alone.drop(columns="planted"), alone.assign(answers=None)):
+        assert "several" not in scores_of_tests(without, 0.3)["id"]
     assert no_edit_scores([{"a": 0.4, "b": 0.35}, {"a": 0.2}], 0.3) == {"n": 2, "found": 1.0, "none": share([False, True])}
 
 

@@ -75,6 +75,26 @@ def test_answer_for_one_matrix(saved_host, random_edits, tmp_path):
     assert found["scores"] == {"id": 0.5, "ood": 0.5} and "reads 0.50 of id, 0.50 of ood." in describe_answer(found)
 
 
+def test_a_decoder_of_several_facts_says_how_many_objects_it_finds(saved_host, random_edits):
+    """All of them, however few are asked for; a vote counts from the mean of what its decoders count from."""
+    decoder = changed_decoder(saved_host)
+    suspect = DenseEdit(applied(random_edits(saved_host, 1), saved_host.weight_DF(LAYER)).weight_BDF)
+    probabilities = decoder.read(suspect, beams=3, max_object_tokens=2).probability_BK[0].tolist()
+    config = {**FACTS, "host": {"id": "tiny"}, "edited_layer": LAYER}
+    assert "found" not in answer(Voters([decoder], [config]), suspect, top=1)
+
+    def found_from(*least: float) -> dict:
+        configs = [config | {"several": {"facts": 4, "found_from": one}} for one in least]
+        return answer(Voters([decoder] * len(least), configs), suspect, top=1)
+
+    both = found_from(probabilities[1])
+    assert (both["found"], len(both["objects"]), both["found_from"]) == (2, 2, probabilities[1])
+    assert "2 found" in describe_answer(both) and "not counted" not in describe_answer(both)
+    none = found_from(probabilities[0] + 0.01)
+    assert none["found"] == 0 and len(none["objects"]) == 1 and "(not counted as planted)" in describe_answer(none)
+    assert found_from(probabilities[0], probabilities[0] + 0.02)["found"] == 0
+
+
 def test_a_folder_of_runs_is_told_how_a_collection_is_made(tmp_path):
     with pytest.raises(ValueError, match="Give the decoder/ folder of a run, or a collection.*decoder.export RUNS to="):
         read_config(tmp_path)
