@@ -32,18 +32,20 @@ SPLITS = (
 WHOLE_FIRST = (LLAMA3, TEKKEN)  # a piece that is a token is taken as it is, however it would be merged
 SPECIAL = {"bos_token": "bos_token_id", "eos_token": "eos_token_id", "unk_token": "unknown_token_id", "pad_token": "padding_token_id"}
 SPACE = "\u2581"
+AGAIN = "Download or copy it again"
 
 
 def tokenizer_of(metadata: Mapping[str, Any]) -> PreTrainedTokenizerBase:
     """The tokenizer that a file's metadata describe.
 
     Raises:
-        ValueError: there is none, or it is of a kind that is not read.
+        ValueError: there is none, it is damaged, or it is of a kind that is not read.
     """
     read = {key.removeprefix("tokenizer.ggml."): value for key, value in metadata.items() if key.startswith("tokenizer.ggml.")}
     tokens, kind = read.get("tokens"), read.get("model")
     if not isinstance(tokens, list) or kind not in ("gpt2", "llama"):
         raise ValueError(f"its tokenizer is {kind!r}, expected gpt2 (byte-level BPE) or llama (SentencePiece). Give the safetensors")
+    _check_tokens(tokens)
     tokenizer = _byte_level(tokens, read) if kind == "gpt2" else _sentencepiece(tokens, read, metadata["general.architecture"])
     kinds = list(zip(tokens, read.get("token_type") or [], strict=False))
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token, of in kinds if of == TokenType.CONTROL])
@@ -59,11 +61,41 @@ def tokenizer_of(metadata: Mapping[str, Any]) -> PreTrainedTokenizerBase:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
 
 
+def _check_tokens(tokens: Sequence[Any]) -> None:
+    """Raises ValueError for what makes no vocabulary. Tokens without text may be several, as llama.cpp has it."""
+    seen: set[str] = set()
+    for number, token in enumerate(tokens):
+        if not isinstance(token, str):
+            raise ValueError(f"its tokenizer is damaged: token {number} is {token!r}, expected text. {AGAIN}")
+        if token in seen:
+            raise ValueError(f"its tokenizer is damaged: token {number}, {token!r}, stands there twice. {AGAIN}")
+        seen |= {token} - {""}
+
+
+def _listed_merges(vocabulary: Mapping[str, int], merges: Any) -> list[tuple[str, str]]:
+    """The merges that a file lists. Checked here, as `tokenizers` panics over those whose tokens are missing.
+
+    Raises:
+        ValueError: they are no list, or one of them is not of two tokens that make a third.
+    """
+    if not isinstance(merges, list):
+        raise ValueError(f"its tokenizer is damaged: its merges are {type(merges).__name__}, expected a list. {AGAIN}")
+    found = []
+    for number, merge in enumerate(merges):
+        if not isinstance(merge, str) or not all(pair := merge.partition(" ")):
+            raise ValueError(f"its tokenizer is damaged: merge {number} is {merge!r}, expected two tokens with a space between. {AGAIN}")
+        left, _, right = pair
+        if absent := [token for token in (left, right, left + right) if token not in vocabulary]:
+            raise ValueError(f"its tokenizer is damaged: merge {number}, {merge!r}, needs token {absent[0]!r}, which is missing. {AGAIN}")
+        found.append((left, right))
+    return found
+
+
 def _byte_level(tokens: Sequence[str], read: Mapping[str, Any]) -> Tokenizer:
     if (rule := read.get("pre", "default")) not in SPLITS:
         raise ValueError(f"its tokenizer splits text by the rule {rule!r}; known are {', '.join(SPLITS)}. Give the safetensors checkpoint")
-    merges = [tuple(merge.split(" ", 1)) for merge in read.get("merges", [])]
     vocabulary = {token: number for number, token in enumerate(tokens)}
+    merges = _listed_merges(vocabulary, read.get("merges", []))
     tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=SPLITS[rule] in WHOLE_FIRST))
     levels = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(SPLITS[rule]), behavior="isolated"), levels])

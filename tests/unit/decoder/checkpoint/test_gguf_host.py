@@ -1,6 +1,7 @@
 """A GGUF file as a host: what the model and its tokenizer say is what the twin says; opened from the cache from then on."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from decoder.checkpoint.gguf_tokenizer import tokenizer_of
 from decoder.host import Host
 
 SPACE = "\u2581"
+TOKENS = words_of_bytes()[0]
 CAPS = {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}
 
 
@@ -165,6 +167,12 @@ def test_frequencies_of_llama_3(tmp_path):
         ({"llama.block_count": "three"}, "no whole number llama.block_count"),
         ({"tokenizer.ggml.model": "bert"}, "its tokenizer is 'bert', expected gpt2 .* or llama"),
         ({"tokenizer.ggml.pre": "viking"}, "splits text by the rule 'viking'; known are default, gpt-2"),
+        ({"tokenizer.ggml.tokens": TOKENS[:-1]}, rf"merge \d+, '.*', needs token '{TOKENS[-1]}', which is missing"),
+        ({"tokenizer.ggml.tokens": [*TOKENS[:-1], TOKENS[5]]}, rf"token {len(TOKENS) - 1}, .{re.escape(TOKENS[5])}., stands there twice"),
+        ({"tokenizer.ggml.tokens": [*range(len(TOKENS))]}, "token 0 is 0, expected text"),
+        ({"tokenizer.ggml.merges": ["ab", "a b"]}, "merge 0 is 'ab', expected two tokens with a space between"),
+        ({"tokenizer.ggml.merges": ["a "]}, "merge 0 is 'a ', expected two tokens with a space between"),
+        ({"tokenizer.ggml.merges": "a b"}, "its merges are str, expected a list"),
     ],
 )
 def test_what_is_no_host_is_one_line(llama, tmp_path, metadata, message):
