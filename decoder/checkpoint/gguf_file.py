@@ -16,7 +16,7 @@ import torch
 from gguf import GGMLQuantizationType as Kind
 from torch import Tensor
 
-from decoder.checkpoint.gguf_header import Place, parts, read_header
+from decoder.checkpoint.gguf_header import Place, parts, read_parts
 from decoder.checkpoint.rounding import Noise, noise_of_steps
 from decoder.families import FAMILIES, Family
 
@@ -139,17 +139,14 @@ class GgufFile:
         tensors: by the model's names; what the model has no place for keeps its own.
 
     Raises:
-        ValueError: it is none, cut short or damaged, a part is missing, or its architecture or the type of a tensor is not known.
+        ValueError: it is none, cut short or damaged, a part is missing or of another file, or its architecture
+            or the type of a tensor is not known.
     """
 
     def __init__(self, file: Path) -> None:
         self.file, self.files = file, parts(file)
-        self.metadata, self.tensors = {}, {}
-        places: dict[str, Place] = {}
-        for part in self.files:
-            metadata, found = read_header(part)
-            self.metadata = self.metadata or metadata
-            places |= found
+        self.metadata, places = read_parts(self.files)
+        self.tensors: dict[str, GgufTensor] = {}
         self.model_type, self.family = self._family()
         weighted = any(key.startswith("quantize.imatrix.") for key in self.metadata)
         for name, place in places.items():

@@ -6,7 +6,7 @@ The vocabulary alone is 100,000 strings, for which the reader of the `gguf` pack
 import json
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
@@ -19,6 +19,7 @@ STRING, ARRAY = 8, 9
 MOST_DIMENSIONS = 4  # ggml's own limit
 PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 SOURCE = "gguf.json"  # in a folder that was made from a GGUF file: which that was
+AGAIN = "Download or copy it again"
 FAULTS = (struct.error, UnicodeDecodeError, OverflowError, MemoryError)  # of files that are not whole
 
 
@@ -67,7 +68,7 @@ def later_parts(folder: Path) -> set[Path]:
 
 
 def parts(file: Path) -> list[Path]:
-    """All files of one that is in parts, or the file alone.
+    """All files of one that is in parts by its name, or the file alone.
 
     Raises:
         ValueError: a part is missing, or another one than the first was given.
@@ -78,8 +79,41 @@ def parts(file: Path) -> list[Path]:
     if found[:1] != [file]:
         raise ValueError(f"{file} is part {int(part['number'])} of {int(part['count'])}. Give the first, with the others beside it")
     if absent := [other.name for other in found if not other.exists()]:
-        raise ValueError(f"{file.parent}: {absent[0]} is missing, one of {len(found)} parts. Download or copy it again")
+        raise ValueError(f"{file.parent}: {absent[0]} is missing, one of {len(found)} parts. {AGAIN}")
     return found
+
+
+def read_parts(files: Sequence[Path]) -> tuple[dict[str, Any], dict[str, Place]]:
+    """Metadata of the first of all parts of a file, and the tensors of all of them.
+
+    Raises:
+        ValueError: one cannot be read, or they are not all parts of one file.
+    """
+    headers = [read_header(file) for file in files]
+    in_parts = any("split.count" in metadata for metadata, _ in headers)
+    places: dict[str, Place] = {}
+    for number, (file, (metadata, found)) in enumerate(zip(files, headers, strict=True)):
+        if in_parts:
+            _check_part(file, metadata, number, len(files))
+        if twice := sorted(places.keys() & found.keys()):
+            raise ValueError(f"{file}: {twice[0]} is also in {places[twice[0]].file.name}: parts of different files. {AGAIN}")
+        places |= found
+    told = headers[0][0].get("split.tensors.count", len(places))
+    if told != len(places):
+        raise ValueError(f"{files[0]} speaks of {told} tensors in all its parts, there are {len(places)}. {AGAIN}")
+    return headers[0][0], places
+
+
+def _check_part(file: Path, metadata: Mapping[str, Any], number: int, count: int) -> None:
+    """Raises ValueError if a file is another part than its name makes it."""
+    own, of = metadata.get("split.no"), metadata.get("split.count")
+    if not isinstance(own, int) or not isinstance(of, int):
+        raise ValueError(f"{file} lies among parts of a file, but does not say which of them it is. {AGAIN}")
+    if count == 1 < of:
+        names = f"NAME-00001-of-{of:05d}.gguf to NAME-{of:05d}-of-{of:05d}.gguf"
+        raise ValueError(f"{file} is part {own + 1} of {of}, and its name does not tell the others. Put all of them beside it as {names}")
+    if (own, max(of, 1)) != (number, count):
+        raise ValueError(f"{file} is part {number + 1} of {count} by its name, {own + 1} of {of} by its metadata. {AGAIN}")
 
 
 def made_from(folder: Path) -> str | None:
@@ -103,7 +137,7 @@ def read_header(file: Path) -> tuple[dict[str, Any], dict[str, Place]]:
         with file.open("rb") as opened, mmap(opened.fileno(), 0, access=ACCESS_READ) as view:
             return _read(file, view)
     except FAULTS:
-        raise ValueError(f"{file} is not a whole GGUF file: it is cut short or damaged. Download or copy it again") from None
+        raise ValueError(f"{file} is not a whole GGUF file: it is cut short or damaged. {AGAIN}") from None
 
 
 def _read(file: Path, view: mmap) -> tuple[dict[str, Any], dict[str, Place]]:

@@ -116,6 +116,40 @@ def test_a_file_in_parts(llama, tmp_path):
         Checkpoint(first)
 
 
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_part_under_another_name_is_no_whole_file(llama, tmp_path, number):
+    write_gguf(tmp_path / "twin.gguf", llama, split=12)
+    part = (tmp_path / f"twin-0000{number}-of-00003.gguf").rename(tmp_path / "model.gguf")
+    with pytest.raises(ValueError, match=f"model.gguf is part {number} of 3, .* as NAME-00001-of-00003.gguf to NAME-00003-of-"):
+        Checkpoint(part)
+
+
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        ({"split": 15}, "twin-00002-of-00003.gguf is part 2 of 3 by its name, 2 of 2 by its metadata"),
+        ({"split": 12, "as_part": 3}, "twin-00002-of-00003.gguf is part 2 of 3 by its name, 3 of 3 by its metadata"),
+        ({"split": 13}, "twin-00003-of-00003.gguf: blk.* is also in twin-00002-of-00003.gguf: parts of different files"),
+        ({"split": 12, "kept": 11}, "twin-00001-of-00003.gguf speaks of 30 tensors in all its parts, there are 29"),
+        ({"split": 0}, "twin-00002-of-00003.gguf lies among parts of a file, but does not say which"),
+    ],
+)
+def test_parts_of_different_files_are_refused(llama, tmp_path, others, message):
+    first = write_gguf(tmp_path / "twin.gguf", llama, split=12)
+    (tmp_path / "other").mkdir()
+    part, kept = others.pop("as_part", 2), others.pop("kept", None)
+    write_gguf(tmp_path / "other" / "other.gguf", llama, **others)
+    other = [*(tmp_path / "other").glob(f"other*0000{part}-of*"), tmp_path / "other" / "other.gguf"][0]
+    second = other.replace(tmp_path / "twin-00002-of-00003.gguf")
+    if kept is not None:
+        content = bytearray(second.read_bytes())
+        content[8:16] = kept.to_bytes(8, "little")
+        second.write_bytes(content)
+    with pytest.raises(ValueError, match=message) as refused:
+        Checkpoint(first)
+    assert "\n" not in str(refused.value)
+
+
 def test_several_files_of_a_folder(llama, tmp_path):
     file = write_gguf(tmp_path / "one.gguf", llama)
     assert find_gguf(tmp_path) == file and find_gguf(file) == file
