@@ -63,8 +63,12 @@ def firsts(folder: Path) -> list[Path]:
 
 
 def later_parts(folder: Path) -> set[Path]:
-    """Those that their first part leads to."""
-    return {file for file in folder.glob("*.gguf") if (part := PART.fullmatch(file.name)) and int(part["number"]) > 1}
+    """Those that another part stands for: the first, or where that is missing the lowest, which is refused by what is missing."""
+    stands: dict[tuple[str, str], Path] = {}
+    for file in sorted(folder.glob("*.gguf")):
+        if part := PART.fullmatch(file.name):
+            stands.setdefault((part["stem"], part["count"]), file)
+    return {file for file in folder.glob("*.gguf") if PART.fullmatch(file.name)} - {*stands.values()}
 
 
 def parts(file: Path) -> list[Path]:
@@ -76,7 +80,7 @@ def parts(file: Path) -> list[Path]:
     if not (part := PART.fullmatch(file.name)):
         return [file]
     found = [file.with_name(f"{part['stem']}-{number + 1:05d}-of-{part['count']}.gguf") for number in range(int(part["count"]))]
-    if found[:1] != [file]:
+    if found[:1] != [file] and all(first.exists() for first in found[:1]):
         raise ValueError(f"{file} is part {int(part['number'])} of {int(part['count'])}. Give the first, with the others beside it")
     if absent := [other.name for other in found if not other.exists()]:
         raise ValueError(f"{file.parent}: {absent[0]} is missing, one of {len(found)} parts. {AGAIN}")

@@ -5,8 +5,12 @@ import pytest
 import torch
 from gguf_files import ARCHITECTURES, TWINS, twin_of, write_gguf
 
+from data.import_edits.sources import sources
+from decoder.audit.suspect import Suspect
+from decoder.checkpoint.folders import is_checkpoint_folder
 from decoder.checkpoint.gguf_file import GgufFile
 from decoder.checkpoint.gguf_header import find_gguf, read_header
+from decoder.checkpoint.gguf_host import host_folder
 from decoder.checkpoint.reader import Checkpoint
 from decoder.families import FAMILIES
 
@@ -148,6 +152,22 @@ def test_parts_of_different_files_are_refused(llama, tmp_path, others, message):
     with pytest.raises(ValueError, match=message) as refused:
         Checkpoint(first)
     assert "\n" not in str(refused.value)
+
+
+def test_a_folder_without_the_first_part_says_what_is_missing(llama, tmp_path):
+    write_gguf(tmp_path / "twin.gguf", llama, split=12).unlink()
+    missing = "twin-00001-of-00003.gguf is missing, one of 3 parts"
+    for path in (tmp_path, tmp_path / "twin-00002-of-00003.gguf", tmp_path / "twin-00003-of-00003.gguf"):
+        with pytest.raises(ValueError, match=missing):
+            Checkpoint(path)
+        with pytest.raises(ValueError, match=missing):
+            host_folder(path, name="x", dtype="float32", cache_dir=str(tmp_path / "cache"))
+    (edited,) = sources(tmp_path)
+    with pytest.raises(ValueError, match=missing):
+        Suspect(edited)
+    assert is_checkpoint_folder(tmp_path) and not (tmp_path / "cache").exists()
+    write_gguf(tmp_path / "whole.gguf", llama)
+    assert [path.name for path in sources(tmp_path)] == ["twin-00002-of-00003.gguf", "whole.gguf"], "one edit that is skipped, and one"
 
 
 def test_several_files_of_a_folder(llama, tmp_path):
