@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
+from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
@@ -24,6 +25,7 @@ from decoder.utils.terminal import console
 
 VERSION = 1  # of what is written; another one is written anew
 SHARD = 1 << 28  # bytes of a file that is written: what is dequantised at a time, or one tensor
+PIECE = 1 << 14  # rows that are looked at for NaN at a time
 PARTS_OF_MODEL = ("rope_freqs.weight",)  # of a file, but no weights of the model: `config_of` reads them
 
 
@@ -78,7 +80,10 @@ def _convert(file: Path, name: str, dtype: str, folder: Path, shown: bool) -> No
     except FAULTS as error:
         raise ValueError(f"host {name}: {' '.join(str(error).split())}") from None
     with whole_folder(folder) as unfinished:
-        _write(source, shapes, getattr(torch, dtype), unfinished, shown)
+        try:
+            _write(source, shapes, getattr(torch, dtype), unfinished, shown)
+        except ValueError as error:
+            raise ValueError(f"host {name}: {error}") from None
         tokenizer.save_pretrained(unfinished)
         write_json(unfinished / SOURCE, {"file": str(file.resolve())})
         config.save_pretrained(unfinished)
@@ -103,13 +108,30 @@ def _shapes(source: GgufFile, config: PretrainedConfig) -> dict[str, tuple[int, 
 
 
 def _write(source: GgufFile, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, folder: Path, shown: bool) -> None:
-    """Dequantises the weights into one safetensors file, or an index and shards: no more than one of them is held."""
+    """Dequantises the weights into one safetensors file, or an index and shards: no more than one of them is held.
+
+    Raises:
+        ValueError: as `_numbers`.
+    """
     shards = split_torch_state_dict_into_shards(
         {name: torch.empty(shape, dtype=dtype, device="meta") for name, shape in shapes.items()}, max_shard_size=SHARD
     )
     with progress("tensors of the GGUF file", len(shapes)) if shown else nullcontext(lambda count: None) as advance:
         for file, names in shards.filename_to_tensors.items():
-            save_file({name: source.tensors[name].rows().to(dtype).contiguous() for name in names}, folder / file, {"format": "pt"})
+            save_file({name: _numbers(source, name, dtype) for name in names}, folder / file, {"format": "pt"})
             advance(len(names))
     if shards.is_sharded:
         write_json(folder / SAFE_WEIGHTS_INDEX_NAME, {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename})
+
+
+def _numbers(source: GgufFile, name: str, dtype: torch.dtype) -> Tensor:
+    """A tensor in the dtype asked for.
+
+    Raises:
+        ValueError: it has NaN or infinite numbers, or such as the dtype cannot hold.
+    """
+    tensor = source.tensors[name].rows().to(dtype).contiguous()
+    if not all(bool(piece.isfinite().all()) for piece in tensor.split(PIECE)):
+        told = str(dtype).removeprefix("torch.")
+        raise ValueError(f"{source.file}: {name} holds NaN or infinity in {told}; expected finite numbers. Download or copy it again")
+    return tensor

@@ -183,6 +183,21 @@ def test_what_is_no_host_is_one_line(llama, tmp_path, metadata, message):
     assert not [*(tmp_path / "cache" / "hosts").glob("tiny-*")], "nothing half made is left"
 
 
+NOT_FINITE = [("F32", "float32", torch.nan), ("F16", "float32", torch.inf), ("F32", "float16", 1e5)]
+
+
+@pytest.mark.parametrize(("kind", "dtype", "number"), NOT_FINITE)
+def test_numbers_that_are_not_finite_are_refused_when_they_are_converted(llama, tmp_path, kind, dtype, number):
+    name = "model.layers.1.mlp.down_proj.weight"
+    weight = llama.model.state_dict()[name].clone()
+    weight[3, 5] = number
+    file = write_gguf(tmp_path / "twin.gguf", llama, kind, changed={name: weight})
+    with pytest.raises(ValueError, match=f"host tiny: .*twin.gguf: {name} holds NaN or infinity in {dtype}; expected finite") as refused:
+        loaded(file, tmp_path / "cache", dtype=dtype)
+    assert "\n" not in str(refused.value)
+    assert [path.name for path in (tmp_path / "cache" / "hosts").iterdir() if not path.name.endswith(".lock")] == []
+
+
 def test_files_that_are_no_host_are_one_line(llama, tmp_path):
     def refused(path, message):
         with pytest.raises(ValueError, match=f"host tiny: .*{message}") as error:
