@@ -2,7 +2,8 @@
 
 import hashlib
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
+from glob import escape
 from pathlib import Path
 
 import torch
@@ -12,13 +13,14 @@ from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
-from decoder.checkpoint.folders import kind_of
+from decoder.checkpoint.folders import kind_of, read_json
 from decoder.checkpoint.gguf_config import config_of
 from decoder.checkpoint.gguf_file import GgufFile
-from decoder.checkpoint.gguf_header import SOURCE, find_gguf, firsts, parts
+from decoder.checkpoint.gguf_header import SOURCE, find_gguf, firsts, made_from, parts
 from decoder.checkpoint.gguf_tokenizer import tokenizer_of
 from decoder.checkpoint.model_files import FAULTS, give_another, reader
-from decoder.utils.files import alone, cached, short_hash, whole_folder
+from decoder.checkpoint.reader import Checkpoint
+from decoder.utils.files import alone, cached, remove_unfinished, short_hash, whole_folder
 from decoder.utils.json_files import write_json
 from decoder.utils.progress import progress
 from decoder.utils.terminal import console
@@ -32,7 +34,7 @@ PARTS_OF_MODEL = ("rope_freqs.weight",)  # of a file, but no weights of the mode
 def host_folder(path: str | Path, *, name: str, dtype: str, cache_dir: str | None, shown: bool = False, setting: str = "host.path") -> str:
     """What to load a host from: of a GGUF file, or a folder that has nothing else, its folder in the cache; else the path itself.
 
-    The folder is named by the bytes of the file and the dtype.
+    The folder is named by the bytes of the file and the dtype. One that is damaged is made again.
 
     Args:
         shown: whether the terminal is told what is done, and how far it is.
@@ -49,12 +51,36 @@ def host_folder(path: str | Path, *, name: str, dtype: str, cache_dir: str | Non
         with part.open("rb") as opened:
             while block := opened.read(1 << 22):
                 digest.update(block)
-    folder = cached(cache_dir, "hosts", name, short_hash([VERSION, digest.hexdigest(), dtype]))
-    if not (folder / "config.json").exists():
+    folder = cached(cache_dir, "hosts", "gguf", short_hash([VERSION, digest.hexdigest(), dtype]))
+    if (there := whole_of(folder)) is None:
         with alone(folder):
-            if not (folder / "config.json").exists():
-                _convert(file, name, dtype, folder, shown)
-    return str(folder)
+            if (there := whole_of(folder)) is None:
+                remove_unfinished(folder.parent, folder.name)
+                _convert(file, name, dtype, there := folder, shown)
+    if not Path(made_from(there) or file).exists():
+        # A copy that was elsewhere; a cache that cannot be written to keeps its word.
+        with suppress(OSError):
+            write_json(there / SOURCE, {"file": str(file.resolve())})
+    return str(there)
+
+
+def whole_of(folder: Path) -> Path | None:
+    """A folder of the cache that was made from a GGUF file, or, as older versions called it by its host, one of the same fingerprint."""
+    others = sorted(folder.parent.glob(f"*-{escape(folder.name.rpartition('-')[2])}"))
+    return next((one for one in (folder, *others) if _is_whole(one)), None)
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether all files are there and none is cut short; of the weights headers alone are read."""
+    if read_json(folder / "config.json") is None or not (folder / "tokenizer.json").exists():
+        return False
+    if not (folder / "tokenizer.json").read_bytes().rstrip().endswith(b"}"):
+        return False
+    try:
+        Checkpoint(folder)
+    except (ValueError, OSError):
+        return False
+    return True
 
 
 def _refuse_file(path: Path, name: str, setting: str) -> None:

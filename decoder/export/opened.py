@@ -14,7 +14,7 @@ from torch import Tensor
 from decoder.answers import each_by, vote
 from decoder.beam import Beams
 from decoder.checkpoint.gguf_header import find_gguf
-from decoder.checkpoint.gguf_host import host_folder
+from decoder.checkpoint.gguf_host import host_folder, whole_of
 from decoder.config.commands import EvaluateConfig
 from decoder.config.options import layers_text
 from decoder.edit import Edits
@@ -126,8 +126,11 @@ def _host_path(trained_on: Mapping[str, Any], cache_dir: str | None) -> str:
             raise ValueError(f"the decoder does not say where its host {trained_on['id']} is. Give host=FOLDER")
         return trained_on["path"]
     folder = cache_root(cache_dir) / "hosts" / trained_on["cached_as"]
-    if not folder.is_dir() and trained_on["path"] is not None and find_gguf(trained_on["path"]):
-        return trained_on["path"]
+    if trained_on["path"] is not None:  # of a GGUF file that the folder was made from
+        if (there := whole_of(folder)) is not None:
+            return str(there)
+        if find_gguf(trained_on["path"]):
+            return trained_on["path"]
     if not folder.is_dir():
         raise ValueError(
             f"the decoder's host {trained_on['id']} ({trained_on['cached_as']}) is not in {folder.parent}. "

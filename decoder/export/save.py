@@ -50,10 +50,11 @@ def _described(host: "Host") -> dict[str, Any]:
     Where that folder was made from a file of the user's, that file's path is beside it, to make it again.
     """
     folder = Path(host.path)
-    is_cached = folder.parent.name == "hosts" and folder.name.startswith(f"{host.name}-")
+    source = made_from(folder)
+    is_cached = folder.parent.name == "hosts" and (source is not None or folder.name.startswith(f"{host.name}-"))
     return {
         "id": host.name,
-        "path": made_from(folder) if is_cached else host.path,
+        "path": source if is_cached else host.path,
         "cached_as": folder.name if is_cached else None,
         "revision": host.revision,
         "dtype": str(host.dtype).removeprefix("torch."),

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -74,9 +75,9 @@ def _unfinished(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid4().hex[:12]}")
 
 
-def remove_unfinished(folder: Path) -> None:
-    """Removes what killed writers left beside the files and folders of `folder`; nobody may be writing there."""
-    for path in folder.glob(".*." + "[0-9a-f]" * 12):
+def remove_unfinished(folder: Path, name: str | None = None) -> None:
+    """Removes what killed writers left beside the files and folders of `folder`, or the one of a name; nobody may be writing there."""
+    for path in folder.glob(f".{'*' if name is None else escape(name)}." + "[0-9a-f]" * 12):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -101,13 +102,17 @@ def test_the_answer_is_that_of_the_matrix(decoders, tmp_path):
 def test_a_decoder_finds_its_host_again(decoders, tmp_path):
     cfg, file, host = decoders
     said = json.loads((tmp_path / "decoder" / CONFIG).read_text())["host"]
-    assert said["cached_as"].startswith("tiny-") and said["path"] == str(file)
+    assert said["cached_as"].startswith("gguf-") and said["path"] == str(file)
     assert open_decoder(cfg)[0].host.path == host.path
+    (Path(host.path) / "model.safetensors").unlink()
+    assert open_decoder(cfg)[0].host.fingerprint == host.fingerprint, "made again"
     elsewhere = replace(cfg, cache_dir=str(tmp_path / "other"))
     assert open_decoder(elsewhere)[0].host.fingerprint == host.fingerprint, "from the file, into the other cache"
     assert open_decoder(replace(elsewhere, host=str(file)))[0].host.path == str(tmp_path / "other" / "hosts" / said["cached_as"])
     file.unlink()
     assert open_decoder(cfg)[0].host.path == host.path
+    renamed = Path(host.path).rename(tmp_path / "cache" / "hosts" / said["cached_as"].replace("gguf", "tiny"))
+    assert open_decoder(cfg)[0].host.path == str(renamed), "as a cache of an older version has it"
     with pytest.raises(ValueError, match="is not in"):
         open_decoder(replace(cfg, cache_dir=str(tmp_path / "third")))
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from gguf_files import TEXT, TWINS, WIDTH, twin_of, words_of_bytes, write_gguf
-from safetensors import safe_open
 
 from decoder.checkpoint.gguf_config import _llama3
 from decoder.checkpoint.gguf_host import host_folder
@@ -36,40 +35,6 @@ def test_logits_are_the_twins(name, settings, tmp_path):
     ids = torch.randint(2, 300, (2, 9), generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(host.model(input_ids=ids).logits, twin.model(input_ids=ids).logits, rtol=1e-5, atol=1e-5)
     assert host.longest_input == 64 and "quantization_config" not in host.model.config.to_dict()
-
-
-def test_the_second_time_it_is_there(llama, tmp_path, monkeypatch, capsys):
-    file, cache = write_gguf(tmp_path / "twin.gguf", llama, "Q4_1"), tmp_path / "cache"
-    first = loaded(file, cache)
-    assert "twin.gguf (Q4_1) becomes float32 in" in " ".join(capsys.readouterr().out.split())
-    (folder,) = (cache / "hosts").glob("tiny-*")
-    assert {path.name for path in folder.iterdir()} >= {"config.json", "model.safetensors", "tokenizer.json", "gguf.json"}
-    assert not [*folder.glob("*.gguf")]
-    monkeypatch.setattr("decoder.checkpoint.gguf_host._convert", None)
-    (tmp_path / "elsewhere").mkdir()
-    moved = file.rename(tmp_path / "elsewhere" / "moved.gguf")
-    assert loaded(moved, cache).fingerprint == loaded(moved.parent, cache).fingerprint == first.fingerprint
-    monkeypatch.undo()
-    loaded(moved, cache, dtype="bfloat16")
-    moved.write_bytes(moved.read_bytes()[:-1] + b"\1")
-    loaded(moved, cache)
-    assert len([*(cache / "hosts").glob("tiny-*")]) == 3, "another dtype, other bytes"
-    assert host_folder("some/id", name="x", dtype="float32", cache_dir=str(cache)) == "some/id"
-
-
-def test_numbers_are_kept_in_the_dtype_asked_for(llama, tmp_path):
-    folder = Path(host_folder(write_gguf(tmp_path / "twin.gguf", llama), name="x", dtype="bfloat16", cache_dir=str(tmp_path)))
-    with safe_open(folder / "model.safetensors", "pt") as opened:
-        name = "model.layers.0.mlp.down_proj.weight"
-        assert torch.equal(opened.get_tensor(name), llama.model.state_dict()[name].bfloat16())
-
-
-def test_a_large_file_becomes_shards(llama, tmp_path, monkeypatch):
-    file = write_gguf(tmp_path / "twin.gguf", llama, "Q4_1")
-    whole = loaded(file, tmp_path / "whole")
-    monkeypatch.setattr("decoder.checkpoint.gguf_host.SHARD", 20_000)
-    shards = loaded(file, tmp_path / "shards")
-    assert len([*Path(shards.path).glob("model-*.safetensors")]) > 2 and shards.fingerprint == whole.fingerprint
 
 
 def test_the_tokenizer_is_the_files(llama, tmp_path):
@@ -180,22 +145,7 @@ def test_what_is_no_host_is_one_line(llama, tmp_path, metadata, message):
     with pytest.raises(ValueError, match=message) as refused:
         loaded(file, tmp_path / "cache")
     assert "\n" not in str(refused.value) and str(refused.value).startswith("host tiny: ")
-    assert not [*(tmp_path / "cache" / "hosts").glob("tiny-*")], "nothing half made is left"
-
-
-NOT_FINITE = [("F32", "float32", torch.nan), ("F16", "float32", torch.inf), ("F32", "float16", 1e5)]
-
-
-@pytest.mark.parametrize(("kind", "dtype", "number"), NOT_FINITE)
-def test_numbers_that_are_not_finite_are_refused_when_they_are_converted(llama, tmp_path, kind, dtype, number):
-    name = "model.layers.1.mlp.down_proj.weight"
-    weight = llama.model.state_dict()[name].clone()
-    weight[3, 5] = number
-    file = write_gguf(tmp_path / "twin.gguf", llama, kind, changed={name: weight})
-    with pytest.raises(ValueError, match=f"host tiny: .*twin.gguf: {name} holds NaN or infinity in {dtype}; expected finite") as refused:
-        loaded(file, tmp_path / "cache", dtype=dtype)
-    assert "\n" not in str(refused.value)
-    assert [path.name for path in (tmp_path / "cache" / "hosts").iterdir() if not path.name.endswith(".lock")] == []
+    assert all(path.suffix == ".lock" for path in (tmp_path / "cache" / "hosts").glob("*")), "nothing half made is left"
 
 
 def test_files_that_are_no_host_are_one_line(llama, tmp_path):

@@ -56,5 +56,7 @@ def test_what_killed_writers_left_goes_and_nothing_else(tmp_path):
         path.mkdir()
     (tmp_path / ".result.json.0123456789ab").touch()
     (tmp_path / ".note.txt").touch()
+    remove_unfinished(tmp_path, "result.json")
+    assert names(tmp_path) == [".config", ".decoder.0123456789ab", ".note.txt"]
     remove_unfinished(tmp_path)
     assert names(tmp_path) == [".config", ".note.txt"]
