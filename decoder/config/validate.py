@@ -24,6 +24,8 @@ from decoder.config.options import layers_of, settings, typed
 from decoder.config.schema import HostConfig, TrainConfig
 from decoder.utils.errors import UserError
 
+GGUF = b"GGUF"  # the first bytes of such files
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 LAYERS = ("num_hidden_layers", "n_layer", "num_layers")  # what the configs of hosts call the number of their blocks
 
 
@@ -35,6 +37,8 @@ def check(config: TrainConfig | EvaluateConfig | ImportConfig | PerturbConfig | 
             continue
         if not math.isfinite(value) or value < least or (most is not None and value > most):
             raise UserError(f"{key}={value}: expected a number from {least} " + ("up" if most is None else f"to {most}"))
+    if isinstance(config, TrainConfig | ImportConfig):
+        _check_recipe(config.host)
     if isinstance(config, TrainConfig):
         _check_train(config)
     if isinstance(config, TraceConfig) and len(config.edits.layers) > 1:
@@ -122,6 +126,37 @@ def _check_training(config: TrainConfig) -> None:
         raise UserError(
             f"decoder.beams={config.decoder.beams}: edits.facts_per_host={edits.facts_per_host} asks for as many answers at least"
         )
+
+
+def _check_recipe(host: HostConfig) -> None:
+    """Raises UserError for another model that would be edited and read with the settings of the pocket host, and bear its name."""
+    if host.path and host.name == HostConfig.name and _is_other(host):
+        raise UserError(
+            f"host.path={host.path} is no pocket host, and would be given that one's settings (host.terminator={host.terminator!r}, "
+            "edits.layer, ...). Give host=NAME beside it if configs/host/ has the model, else host.name=NAME and the settings of its own "
+            "that docs/real-hosts.md lists"
+        )
+
+
+def _is_other(host: HostConfig) -> bool:
+    """Whether a host that is given is no pocket host; what cannot be read is refused with its reason when it is opened."""
+    place, pocket = Path(host.path or ""), host.pocket
+    try:
+        if not place.exists():
+            return HUB_ID.fullmatch(str(host.path)) is not None and place.suffix != ".gguf"
+        if place.is_file():
+            with place.open("rb") as opened:
+                return opened.read(len(GGUF)) == GGUF  # its kind of tokenizer is in no such file
+        if (place / "recall.json").exists():
+            return False
+        if not (place / "config.json").exists():
+            return any(place.glob("*.gguf"))
+        # One that was edited is of the pocket's sizes still.
+        config = json.loads((place / "config.json").read_text(encoding="utf-8"))
+        sizes = tuple(config.get(name) for name in ("model_type", "num_hidden_layers", "hidden_size", "intermediate_size"))
+    except (OSError, ValueError, AttributeError):
+        return False
+    return sizes != ("qwen3", pocket.layers, pocket.hidden_size, pocket.mlp_size)
 
 
 def _layers_of(host: HostConfig) -> int | None:

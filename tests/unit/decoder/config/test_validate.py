@@ -65,3 +65,35 @@ def test_a_folder_says_how_many_it_has(tmp_path, config):
 def test_a_folder_that_does_not_say_is_left_to_its_reader(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     assert compose(TrainConfig, "train", [f"host.path={tmp_path}", "host.name=mine", "edits.layer=20"])
+
+
+QWEN = {"model_type": "qwen3", "num_hidden_layers": 4, "hidden_size": 128, "intermediate_size": 384}
+OTHERS = {
+    "another folder": lambda top: (top / "config.json").write_text(json.dumps(QWEN | {"hidden_size": 576})),
+    "another family": lambda top: (top / "config.json").write_text(json.dumps(QWEN | {"model_type": "llama"})),
+    "a folder with a GGUF file": lambda top: (top / "model.gguf").write_bytes(b"GGUF"),
+}
+
+
+@pytest.mark.parametrize("config", [TrainConfig, ProduceConfig, ImportConfig])
+@pytest.mark.parametrize("other", [*OTHERS, "a GGUF file", "an id of the Hub"])
+def test_a_model_of_ones_own_is_not_given_the_pockets_settings(tmp_path, config, other):
+    OTHERS.get(other, OTHERS["a folder with a GGUF file"])(tmp_path)
+    path = {"a GGUF file": tmp_path / "model.gguf", "an id of the Hub": "openai-community/gpt2"}.get(other, tmp_path)
+    name = "import_edits" if config is ImportConfig else "train"
+    with pytest.raises(UserError, match=r"is no pocket host, .*Give host=NAME .* else host.name=NAME") as refused:
+        compose(config, name, [f"host.path={path}"])
+    assert "\n" not in str(refused.value)
+    assert compose(config, name, [f"host.path={path}", "host.name=mine"]).host.path == str(path)
+    if config is TrainConfig and other != "another folder":
+        assert compose(config, name, [f"host.path={path}", "host=gpt2", "edits.layer=0", "decoder.layer=0"]).host.name == "gpt2"
+
+
+def test_a_pocket_host_of_ones_own_is_given_them(tmp_path):
+    (tmp_path / "edited").mkdir()
+    (tmp_path / "edited" / "config.json").write_text(json.dumps(QWEN))
+    (tmp_path / "built").mkdir()
+    (tmp_path / "built" / "config.json").write_text(json.dumps(QWEN | {"num_hidden_layers": 8}))
+    (tmp_path / "built" / "recall.json").touch()
+    for path in (tmp_path / "edited", tmp_path / "built", tmp_path / "nowhere", tmp_path / "nowhere.gguf"):
+        assert compose(TrainConfig, "train", [f"host.path={path}"]).host.name == "pocket"
