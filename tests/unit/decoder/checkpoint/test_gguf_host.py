@@ -121,6 +121,17 @@ def test_frequencies_of_llama_3(tmp_path):
     torch.testing.assert_close(host.model.model.rotary_emb.inv_freq, twin.model.model.rotary_emb.inv_freq)
     with pytest.raises(ValueError, match="scaled by rope_freqs.weight, which is not read from GGUF"):
         loaded(write_gguf(tmp_path / "other.gguf", twin, more={"rope_freqs.weight": slower + 1}), tmp_path / "cache")
+    with pytest.raises(ValueError, match=r"short.gguf: rope_freqs.weight is \(3,\), heads of 8 have 4 frequencies"):
+        loaded(write_gguf(tmp_path / "short.gguf", twin, more={"rope_freqs.weight": slower[:3]}), tmp_path / "cache")
+
+
+EXPERTS = [{"metadata": {"llama.expert_count": 8}}, {"more": {"blk.0.ffn_gate_exps.weight": torch.zeros(2, 64, 32)}}]
+
+
+@pytest.mark.parametrize("told", EXPERTS)
+def test_a_mixture_of_experts_is_refused_by_its_name(llama, tmp_path, told):
+    with pytest.raises(ValueError, match="twin.gguf is a mixture of experts, which are not read from GGUF. Give the safetensors"):
+        loaded(write_gguf(tmp_path / "twin.gguf", llama, **told), tmp_path / "cache")
 
 
 @pytest.mark.parametrize(
