@@ -95,7 +95,7 @@ def together(task: Task, moments: Mapping[int, KeyStatistics], repeats: int, ste
         solve = alternate(
             {
                 "plain": lambda name=name: solved(name, moment_FF, project_FF, key_NF, delta_ND),
-                "ours": lambda one=one: one._closed_form(one.whiten, key_NF[None], delta_ND[None]),
+                "ours": lambda one=one: one._closed_form(one.edited_layer, key_NF[None], delta_ND[None]),
             },
             repeats,
         )

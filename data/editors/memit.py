@@ -26,7 +26,6 @@ from data.editors.rome import Rome, sample_contexts
 from data.editors.value_search import Job, row_starts
 from data.facts.fact import EditRequest
 from data.keys.cache import KeyStatistics
-from data.keys.whiten import Solver
 from decoder.config.editors import SearchConfig
 from decoder.dense import RepeatedEdit
 from decoder.edit import LowRankEdit
@@ -82,7 +81,7 @@ class Memit(Rome):
 
     def _factors(self, suffixes: Suffixes, starts: Sequence[int], delta_BD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         key_BF = self._key(suffixes.key_NF, starts)
-        unit_BNF, value_BND = self._closed_form(self.whiten, key_BF[:, None], delta_BD[:, None])
+        unit_BNF, value_BND = self._closed_form(self.edited_layer, key_BF[:, None], delta_BD[:, None])
         return unit_BNF[:, 0], value_BND[:, 0], key_BF
 
     def _clean(self, jobs: Sequence[Job]) -> Suffixes:
@@ -100,18 +99,18 @@ class Memit(Rome):
         delta_BND = delta_BD.double().unflatten(0, shape)
         if len(self.layers) > 1:
             return self._spread(jobs_BN, delta_BND)
-        unit_BNF, value_BND = self._closed_form(self.whiten, key_BF.unflatten(0, shape), delta_BND)
+        unit_BNF, value_BND = self._closed_form(self.edited_layer, key_BF.unflatten(0, shape), delta_BND)
         return {self.edited_layer: LowRankEdit(unit_BNF.float(), value_BND.float())}
 
     def _spread(self, jobs_BN: list[list[Job]], delta_BND: Tensor) -> dict[int, LowRankEdit]:
         """The terms of each layer, for what the layers below it have left of δ."""
         found: dict[int, LowRankEdit] = {}
         goal_BND = None
-        for place, (layer, whiten) in enumerate(self.whiteners.items()):
+        for place, layer in enumerate(self.layers):
             key_BNF, state_BND = self._on(found, layer, jobs_BN)
             goal_BND = state_BND + delta_BND if goal_BND is None else goal_BND
             share_BND = (goal_BND - state_BND) / (len(self.layers) - place)
-            unit_BNF, value_BND = self._closed_form(whiten, key_BNF, share_BND)
+            unit_BNF, value_BND = self._closed_form(layer, key_BNF, share_BND)
             found[layer] = LowRankEdit(unit_BNF.float(), value_BND.float())
         return found
 
@@ -138,9 +137,9 @@ class Memit(Rome):
                 states.append(seen.state_NSD[starts, 0].double().cpu())
         return tuple(torch.cat(parts).unflatten(0, (len(jobs_BN), facts)) for parts in (keys, states))
 
-    def _closed_form(self, whiten: Solver, key_BNF: Tensor, delta_BND: Tensor) -> tuple[Tensor, Tensor]:
-        """A term for each fact of each host: keys of length 1, and values."""
-        turned_BNF = whiten(key_BNF.flatten(0, 1)).view(key_BNF.shape)
+    def _closed_form(self, layer: int, key_BNF: Tensor, delta_BND: Tensor) -> tuple[Tensor, Tensor]:
+        """A term of a layer for each fact of each host: keys of length 1, and values."""
+        turned_BNF = self.whiteners[layer](key_BNF.flatten(0, 1)).view(key_BNF.shape)
         length_BN1 = turned_BNF.norm(dim=2, keepdim=True)
         system_BNN = key_BNF @ turned_BNF.mT + self.weight * torch.eye(key_BNF.shape[1], dtype=key_BNF.dtype)
         # Keys that say the same leave the system singular where nothing weighs against them.

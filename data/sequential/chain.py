@@ -49,34 +49,34 @@ def chain(
     at: Sequence[int],
     reached: Reached | None = None,
 ) -> Iterator[tuple[dict[str, Any], Reached]]:
-    """What a host is like after so many facts, and the host; each fact is planted into W_V itself, of a copy of the host.
+    """What a host is like after so many facts, and the host; they are planted into W_V itself, of a copy of the host.
 
     Args:
         host: is left as it was.
-        requests: in the order in which they are planted; one that cannot be is passed over.
+        requests: in the order in which they are planted, `edits.facts_per_host` at a time; those that cannot be are passed over.
         texts: neutral ones.
-        at: numbers of facts, ascending.
+        at: numbers of facts, ascending, multiples of `edits.facts_per_host`.
         reached: from where to go on, as a chain of the same arguments gave it; what follows is what would have followed there.
     """
     edited, (layer,) = copy.deepcopy(host), cfg.edits.layers
     editor = prepare_editor(cfg, edited, facts)
     clean_DF, weight_DF = host.weight_DF(layer), edited.weight_DF(layer)
     clean = float(perplexity(host, texts))
-    start, passed_over = 0, 0
+    start, passed_over, each = 0, 0, cfg.edits.facts_per_host
     if reached:
         start, passed_over = reached.facts, reached.passed_over
         # Whether its shortcut holds an editor finds out once, at its first edit: on the clean host, as it did then.
         any(editor.edit([request], lambda count: None).kept for request in requests[:start])
         weight_DF.copy_(reached.weight_DF)
         if reached.kept_NF is not None:
-            editor.kept_NF = reached.kept_NF.to(weight_DF.device)
-    for count, request in enumerate(requests[start:], start + 1):
-        delta_DF = planted(editor, request, weight_DF)
-        passed_over += delta_DF is None
+            editor.kept = {layer: reached.kept_NF}
+    for count in range(start + each, len(requests) + 1, each):
+        delta_DF = planted(editor, requests[count - each : count], weight_DF)
+        passed_over += each * (delta_DF is None)
         if delta_DF is not None:
             weight_DF += delta_DF.to(weight_DF)
         if count in at:
-            now = Reached(count, passed_over, weight_DF.detach().cpu().clone(), getattr(editor, "kept_NF", None))
+            now = Reached(count, passed_over, weight_DF.detach().cpu().clone(), getattr(editor, "kept", {}).get(layer))
             edit = DenseEdit(weight_DF.clone()[None])
             yield (
                 {"facts": count, "passed_over": passed_over, "clean_perplexity": clean}
@@ -86,13 +86,16 @@ def chain(
             )
 
 
-def planted(editor: Editor, request: EditRequest, weight_DF: Tensor) -> Tensor | None:
-    """The update that plants one more fact; None if it cannot be made."""
-    made = editor.edit([request], lambda count: None)
+def planted(editor: Editor, requests: Sequence[EditRequest], weight_DF: Tensor) -> Tensor | None:
+    """The update that plants the next facts together; None if it cannot be made."""
+    if len(requests) == 1:
+        made = editor.edit(requests, lambda count: None)
+    else:
+        made = editor.edit_together([requests], lambda count: None)
     if not made.kept:
         return None
     if keep := getattr(editor, "keep", None):
-        keep(request)
+        keep(requests)
     return made.matrices[0].to(weight_DF) - weight_DF if made.matrices else made.edits.delta()[0]
 
 

@@ -4,49 +4,24 @@ Shape letters: B hosts, N facts of one, D hidden width, F MLP width.
 """
 
 import copy
-from dataclasses import fields, replace
 
 import pytest
 import torch
-from closed_forms import make
-from rome_twin import CFG, CONTEXTS, LAYER, REQUESTS, TEXTS, relative, request, second_moment
+from closed_forms import LAYERS, make, over, seen
+from rome_twin import LAYER, REQUESTS, TEXTS, relative, request, second_moment
 from tiny_hosts import POCKET, build_host
 
-from data.editors import load_editor
 from data.editors.prefix_cache import Suffixes
-from data.keys.moments import keys_of
 from data.keys.whiten import null_space, whitener
-from decoder.config.editors import EDITORS, SearchConfig
 from decoder.edit import LayerEdits, LowRankEdit
 from decoder.host import Host
 
-LAYERS = [0, LAYER]
 HOSTS = [REQUESTS[:3], REQUESTS[3:6]]
 
 
 @pytest.fixture(scope="module")
 def host():
     return build_host("llama")
-
-
-def over(name: str, host, layers=LAYERS, contexts=CONTEXTS, **settings):
-    """An editor over several layers, as `make` makes one of a single layer."""
-    shared = {field.name: getattr(CFG, field.name) for field in fields(SearchConfig) if field.name != "editor"}
-    cfg = replace(EDITORS[name](editor=name, **shared), **settings)
-    counted = {layer: second_moment(host, layer, TEXTS, 1000) for layer in layers}
-    *lower, last = layers
-    return load_editor(name)(host, last, cfg, counted[last], contexts, {layer: counted[layer] for layer in lower})
-
-
-def seen(host, layer: int, one) -> tuple[torch.Tensor, torch.Tensor]:
-    """MEMIT's key of a layer, and what the last edited block gives at the bare prompt; one plain forward each."""
-    keys = []
-    for context in CONTEXTS:
-        ids, lookup = host.prompt_ids(context.replace("{}", one.fact.prompt), one.fact.subject)
-        keys.append(keys_of(host, layer, input_ids=torch.tensor([ids]))[lookup].double())
-    ids, lookup = host.prompt_ids(one.fact.prompt, one.fact.subject)
-    states = host.model(torch.tensor([ids]), output_hidden_states=True, use_cache=False).hidden_states
-    return keys[0] / 2 + torch.stack(keys[1:]).mean(0) / 2, states[LAYERS[-1] + 1][0, lookup].double()
 
 
 @torch.no_grad()

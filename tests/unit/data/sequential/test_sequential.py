@@ -48,7 +48,7 @@ def test_each_fact_is_planted_on_what_those_before_left(fact_host, pocket_facts,
         for request in requests:
             made = editor.edit([request], lambda count: None)
             if name == "alphaedit":
-                editor.keep(request)
+                editor.keep([request])
             if made.matrices:
                 weight_DF.copy_(made.matrices[0])
             else:
@@ -91,7 +91,7 @@ def test_alphaedit_leaves_the_keys_of_facts_before_as_they_are():
     editor = make("alphaedit", host, threshold=threshold, weight=0.2)
     delta_D = editor.edit(REQUESTS[2:3]).delta_BD[0].double()
     for request in REQUESTS[:2]:
-        editor.keep(request)
+        editor.keep([request])
     made = editor.edit(REQUESTS[2:3])
     key_NF = torch.stack([key_of(host, REQUESTS[n]) for n in (2, 0, 1)])
     value_F, vector_FF = torch.linalg.eigh(moment(host))
