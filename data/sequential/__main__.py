@@ -1,6 +1,7 @@
 """Plants 1 to 200 facts one after the other in one host: `python -m data.sequential edits=memit seed=1 out=FOLDER`.
 
 `experiment=sequential` does so with every editor and several seeds; behind `-m` editors, seeds and other settings may have several values.
+`edits.facts_per_host=10` plants ten at a time.
 """
 
 import sys

@@ -48,6 +48,8 @@ class Kept:
     def __init__(self, cfg: SequentialConfig) -> None:
         (layer,) = cfg.edits.layers
         own = {*OWN, *(f"edits.{field.name}" for field in own_settings(cfg.edits))}
+        if cfg.edits.facts_per_host > 1:
+            own.add("edits.facts_per_host")  # chains of before have none, and keep the hash in their name
         read = [key for key, _ in settings(cfg) if (key.partition(".")[0] in GROUPS or key in own) and key not in UNREAD]
         self.settings = {key: attrgetter(key)(cfg) for key in read}
         if not (cfg.host.is_pocket or cfg.keys.text):

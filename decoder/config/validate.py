@@ -97,8 +97,9 @@ def _check_sequential(config: SequentialConfig) -> None:
         raise UserError(f"at={typed(at)}: expected numbers of facts from 1 up, ascending, as [1,10,100]")
     if len(config.edits.layers) > 1:
         raise UserError(f"edits.layer={typed(config.edits.layer)}: here facts follow one another in one layer. Give one")
-    if config.edits.facts_per_host > 1:
-        raise UserError("edits.facts_per_host: here facts follow one another, one at a time. Leave it out")
+    if uneven := [count for count in at if count % config.edits.facts_per_host]:
+        each = config.edits.facts_per_host
+        raise UserError(f"at={typed(at)}: edits.facts_per_host={each} plants {each} facts at a time, {uneven[0]} is no multiple of it")
     if config.launcher.name != "local":
         raise UserError(f"launcher={config.launcher.name}: chains of facts run here, one after the other. Leave it out")
 

@@ -69,6 +69,25 @@ def test_each_fact_is_planted_on_what_those_before_left(fact_host, pocket_facts,
     assert found[1]["clean_perplexity"] == pytest.approx(float(perplexity(fact_host, TEXTS)), rel=1e-6)
 
 
+@pytest.mark.parametrize("name", ["memit", "alphaedit"])
+def test_several_facts_at_a_time_are_solved_for_together(fact_host, pocket_facts, name):
+    cfg = sequential(f"edits={name}", "edits.facts_per_host=2", "at=[2,4]", *(["edits.threshold=1"] if name == "alphaedit" else []))
+    requests = requests_of(cfg, pocket_facts, 4)
+    (_, early), (line, late) = chain(cfg, fact_host, pocket_facts, requests, TEXTS, cfg.at)
+    editor = chains.prepare_editor(cfg, fact_host, pocket_facts)
+    weight_DF, clean_DF = fact_host.weight_DF(1), fact_host.weight_DF(1).clone()
+    try:
+        for batch, reached in ((requests[:2], early), (requests[2:], late)):
+            weight_DF += editor.edit_together([batch]).edits.delta()[0]
+            assert relative(weight_DF, reached.weight_DF) < 1e-6
+            if name == "alphaedit":
+                editor.keep(batch)
+                assert torch.equal(editor.kept[1], reached.kept_NF)
+    finally:
+        weight_DF.copy_(clean_DF)
+    assert (line["facts"], line["passed_over"], line["asked"]) == (4, 0, 4)
+
+
 def test_no_fact_of_the_chain_counts_as_another_subject_that_it_harms(fact_host, pocket_facts, monkeypatch):
     told = []
 
@@ -173,7 +192,8 @@ def test_a_chain_has_every_subject_once_and_begins_alike_whatever_its_length(poc
         ("at=[]", "ascending"),
         ("at=[2,1]", "ascending"),
         ("at=[0,1]", "from 1 up"),
-        ("edits.facts_per_host=2", "Leave it out"),
+        ("edits.facts_per_host=2 at=[2,3]", "edits.facts_per_host=2 plants 2 facts at a time, 3 is no multiple of it"),
+        ("edits=ft edits.facts_per_host=2 at=[2]", "ft plants one fact a host"),
         ("launcher=slurm", "chains of facts run here"),
         ("edits=memit edits.layer=[0,1]", "Give one"),
     ],

@@ -177,6 +177,24 @@ def kill_at(monkeypatch, count):
     monkeypatch.setattr(chains, "looked_at", killed)
 
 
+def test_steps_of_several_facts_are_a_line_of_their_own_and_go_on_after_a_kill(argv, tmp_path, monkeypatch, capsys):
+    argv = ["edits=alphaedit", "edits.threshold=1", "edits.steps=4", *argv[:2], "at=[2,4]", *QUICK]
+    main(argv)
+    main(["edits.facts_per_host=2", *argv])
+    whole = {file: lines(file) for file in files(tmp_path)}
+    (series,) = by_host(read_collapse(tmp_path / "out")).values()
+    assert list(series) == ["alphaedit (facts_per_host=1)", "alphaedit (facts_per_host=2)"]
+    (together,) = [file for file, found in whole.items() if "edits.facts_per_host" in found[0]["settings"]]
+    together.unlink()
+    with monkeypatch.context() as patch:
+        kill_at(patch, 4)
+        with pytest.raises(SystemExit, match="130"):
+            main(["edits.facts_per_host=2", *argv])
+    main(["edits.facts_per_host=2", *argv])
+    assert "goes on from 2 facts" in capsys.readouterr().out
+    assert [line | {"seconds": 0} for line in lines(together)] == [line | {"seconds": 0} for line in whole[together]]
+
+
 @pytest.mark.parametrize("name", ["rome", "alphaedit", "ft"])
 def test_a_killed_chain_goes_on_and_ends_as_one_that_was_not(name, argv, tmp_path, monkeypatch, capsys):
     argv = [f"edits={name}", "edits.steps=6", *(["edits.threshold=1"] if name == "alphaedit" else []), *argv[:2], "at=[1,2,3]", *QUICK]
