@@ -110,3 +110,8 @@ def value(lines: Sequence[Mapping[str, Any]], measure: Measure) -> float | None:
 def first_broken(points: Mapping[int, Sequence[Mapping[str, Any]]]) -> int | None:
     """The fewest facts after which most seeds' hosts are broken."""
     return next((facts for facts, lines in points.items() if 2 * sum(line["broken"] for line in lines) > len(lines)), None)
+
+
+def broken_from(series: Series) -> list[float]:
+    """The multiples of the clean host's perplexity from which a host's lines count as broken: one, or several that differ in it."""
+    return sorted({line["broken_from"] for points in series.values() for lines in points.values() for line in lines})

@@ -5,7 +5,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from decoder.report.editing.chains import MEASURES, Measure, by_host, first_broken, read_collapse, value
+from decoder.report.editing.chains import MEASURES, Measure, Series, broken_from, by_host, first_broken, read_collapse, value
 from decoder.report.editing.plots import collapse
 from decoder.report.page import render
 from decoder.report.tables import format_interval
@@ -17,8 +17,7 @@ def markdown(lines: Sequence[Mapping[str, Any]]) -> str:
     """A table a host: what is left at the first, some and the last number of facts."""
     parts = []
     for (host, layer), series in by_host(lines).items():
-        times = next(iter(lines))["broken_from"]
-        parts += [f"{host}, layer {layer}; broken: perplexity of neutral text above {times:g} times the clean host's", ""]
+        parts += [f"{host}, layer {layer}; broken: perplexity of neutral text above {_multiples(series)} times the clean host's", ""]
         titles = ["editor", "seeds", "facts", *(measure.title for measure in MEASURES), "broken"]
         parts += ["| " + " | ".join(titles) + " |", "| --- " * len(titles) + "|"]
         for editor, points in series.items():
@@ -28,6 +27,10 @@ def markdown(lines: Sequence[Mapping[str, Any]]) -> str:
                 parts.append(f"| {editor} | {len(seeds)} | {facts} | " + " | ".join(shown) + f" | {broken} |")
         parts.append("")
     return "\n".join(parts)
+
+
+def _multiples(series: Series) -> str:
+    return " or ".join(f"{times:g}" for times in broken_from(series))
 
 
 def _shown(found: float | None, seeds: Sequence[Mapping[str, Any]], measure: Measure) -> str:
@@ -51,7 +54,7 @@ def write_collapse(path: Path, to: Path) -> Path:
                 "svg": pictures[host, layer],
                 "clean": median(line["clean_perplexity"] for points in series.values() for lines in points.values() for line in lines),
                 "broken": {editor: first_broken(points) for editor, points in series.items()},
-                "from": next(iter(next(iter(series.values())).values()))[0]["broken_from"],
+                "from": _multiples(series),
                 "seeds": {editor: max(map(len, points.values())) for editor, points in series.items()},
                 "last": {editor: next(reversed(points.items())) for editor, points in series.items()},
             }

@@ -5,13 +5,12 @@ from markupsafe import Markup
 from matplotlib.ticker import NullFormatter
 
 from decoder.report.compare_plots import LOOKS
-from decoder.report.editing.chains import MEASURES, Series, value
+from decoder.report.editing.chains import MEASURES, Series, broken_from, value
 from decoder.report.plots import ORANGE, SETTINGS, TEXT, grid, log_scale, to_svg
 
 
 def collapse(series: Series) -> Markup:
     """A panel a measure, a line an editor, by number of facts; a cross where most seeds' hosts are broken."""
-    threshold = next(iter(next(iter(series.values())).values()))[0]["broken_from"]
     with matplotlib.rc_context(SETTINGS):
         figure, panels = grid(2, 3, 5.0, sharex=True)
         for panel, measure in zip(panels.flat, MEASURES, strict=True):
@@ -26,7 +25,8 @@ def collapse(series: Series) -> Markup:
                 panel.set_ylim(-0.03, 1.03)
             else:
                 log_scale(panel)
-        panels.flat[-1].axhline(threshold, color=TEXT, linewidth=0.9, linestyle=":")
+        for times in broken_from(series):
+            panels.flat[-1].axhline(times, color=TEXT, linewidth=0.9, linestyle=":")
         for panel in panels[-1]:
             facts = sorted({facts for points in series.values() for facts in points})
             panel.set_xticks(facts, list(map(str, facts)))

@@ -89,8 +89,16 @@ def read_readers(path: Path) -> list[dict[str, Any]]:
     return read_lines(path, LINE, "give the folder that benchmarks/editors.py wrote")
 
 
+def by_host(lines: Iterable[Mapping[str, Any]]) -> dict[tuple[str, int], list[Mapping[str, Any]]]:
+    """(host, layer) -> its lines: what decoders read on one host says nothing about those of another."""
+    found: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
+    for line in sorted(lines, key=lambda line: (line["host"], line["layer"])):
+        found.setdefault((line["host"], line["layer"]), []).append(line)
+    return found
+
+
 def rows(lines: Iterable[Mapping[str, Any]], split: str) -> list[Row]:
-    """The rows of a split's table: decoders of one editor, of all but one, of all."""
+    """The rows of the table of one host and split: decoders of one editor, of all but one, of all."""
     found: dict[tuple[bool, tuple[str, ...]], dict[str, dict[int, Mapping[str, Any]]]] = {}
     for line in sorted(lines, key=lambda line: line["seed"]):
         if line["split"] == split:
@@ -152,7 +160,11 @@ def _left_out(rows: Sequence[Row], who: str) -> Iterator[str]:
 
 
 def markdown(lines: Sequence[Mapping[str, Any]]) -> str:
-    """The tables of all splits, in bold what a decoder was not trained on."""
+    """The tables of all hosts and splits, in bold what a decoder was not trained on."""
+    return "\n".join(part for (host, layer), own in by_host(lines).items() for part in (f"## {host}, layer {layer}\n", _tables(own)))
+
+
+def _tables(lines: Sequence[Mapping[str, Any]]) -> str:
     parts = []
     for split in _tested(lines):
         table = rows(lines, split)
@@ -172,16 +184,12 @@ def markdown(lines: Sequence[Mapping[str, Any]]) -> str:
 
 def write_readers(path: Path, to: Path) -> Path:
     """Writes readers.html into the folder `to`; returns its path."""
-    lines = read_readers(path)
-    splits = {split: rows(lines, split) for split in _tested(lines)}
-    context = {
-        "splits": splits,
-        "editors": lines[0]["editors"],
-        "host": lines[0]["host"],
-        "layer": lines[0]["layer"],
-        "summaries": {split: summary(table) for split, table in splits.items()},
-    }
+    hosts = []
+    for (host, layer), lines in by_host(read_readers(path)).items():
+        splits = {split: rows(lines, split) for split in _tested(lines)}
+        told = {split: summary(table) for split, table in splits.items()}
+        hosts.append({"host": host, "layer": layer, "editors": lines[0]["editors"], "splits": splits, "summaries": told})
     to.mkdir(parents=True, exist_ok=True)
     page = to / "readers.html"
-    write_text(page, render("readers_page.html.jinja", context))
+    write_text(page, render("readers_page.html.jinja", {"hosts": hosts}))
     return page

@@ -77,6 +77,34 @@ def test_markdown_and_page_hold_every_cell_and_mark_what_was_not_trained_on(tmp_
     assert 'title="0.900 0.910 0.920 n=100"' in page
 
 
+def test_hosts_and_layers_have_tables_of_their_own(tmp_path, capsys):
+    """Whose lines lie in one folder are not put together, and none takes the place of another's."""
+    other = [line | {"host": "smollm2-135m", "layer": 8, "exact_match": share([True] * 20 + [False] * 80)} for line in READINGS]
+    deep = [line | {"layer": 2, "editors": ["rome"]} for line in READINGS if line["read"] == "rome" and line["train"] == ["rome"]]
+    write(tmp_path / "z.jsonl", READINGS)
+    write(tmp_path / "a.jsonl", [*other, *deep])
+    main([f"readers={tmp_path}"])
+    told = capsys.readouterr().out
+    parts = told.split("## ")[1:]
+    assert [part.splitlines()[0] for part in parts] == ["pocket, layer 1", "pocket, layer 2", "smollm2-135m, layer 8"]
+    assert parts[0].strip() == markdown(READINGS).removeprefix("## ").strip()
+    assert "0.910 [" in parts[0] and "memit" not in parts[1] and "0.910 [" not in parts[2] and parts[2].count("0.200 [") > 9
+    page = (tmp_path / "readers.html").read_text(encoding="utf-8")
+    assert page.count("<table") == 3 and page.count("<h2>") == 3 and page.index("pocket, layer 2") < page.index("smollm2-135m, layer 8")
+
+
+def test_every_host_is_told_with_what_counts_as_broken_there(tmp_path, capsys):
+    other = [line | {"host": "smollm2-135m", "layer": 8, "broken_from": 3.0} for line in CHAINS]
+    mixed = [line | {"host": "x", "settings": {"broken_from": times}, "broken_from": times} for line in CHAINS[:3] for times in (4.0, 1.5)]
+    write(tmp_path / "chains.jsonl", [*other, *CHAINS, *mixed])
+    main([f"collapse={tmp_path}"])
+    told = capsys.readouterr().out
+    page = " ".join((tmp_path / "collapse.html").read_text(encoding="utf-8").split())
+    for host, times in (("pocket, layer 1", "2"), ("smollm2-135m, layer 8", "3"), ("x, layer 1", "1.5 or 4")):
+        assert f"{host}; broken: perplexity of neutral text above {times} times" in told
+        assert f"neutral text is above {times} times" in page
+
+
 @pytest.mark.parametrize(
     ("change", "message"), [({"n": 0}, "line 1: n is 0"), ({"seed": "x"}, "line 1: seed is 'x'"), (None, "no line there")]
 )
