@@ -218,6 +218,7 @@ def _write(cfg: ImportConfig, host: Host, bases: Mapping[int, Tensor], facts: Fa
     writer = StoreWriter(Path(cfg.store).expanduser(), asked, len(found))
     if writer.has_shard(0):
         return writer.finish(1, skipped)
+    writer.begin()
     hosts = [source.requests for source in found]
     edits = LayerEdits({layer: _padded([source.updates[layer] for source in found], asked["rank"]) for layer in layers})
     scores: dict[str, list] = defaultdict(lambda: [None] * len(found))

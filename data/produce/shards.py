@@ -101,8 +101,9 @@ class ShardMaker:
 
     def make(self, index: int, advance: Callable[[int], None] = lambda edits: None) -> None:
         """Makes one shard; if another process was first, its shard stays. `advance` is told of facts that are planted."""
-        shard = self._shard(index)
-        editor = self._editor  # prepared before the clock runs
+        self._prepare()
+        self._writer.begin()
+        shard, editor = self._shard(index), self._editor
         with measured(self.host.device) as cost:
             if self.cfg.edits.facts_per_host == 1:
                 made = editor.edit([request for (request,) in shard], advance)
@@ -146,14 +147,22 @@ class ShardMaker:
 
     def make_part(self, part: int, of: int) -> list[int]:
         """Makes what is missing of every `of`-th shard, from the `part`-th on; returns all shards of that part."""
-        self._writer.note_parts(of)
         indices = range(part - 1, self.shards, of)
-        self.make_all(index for index in self.missing() if index in indices)
+        if missing := [index for index in self.missing() if index in indices]:
+            self._prepare()
+        self._writer.note_parts(of)
+        self.make_all(missing)
         return list(indices)
 
     def _shard(self, index: int) -> list[list[EditRequest]]:
         size = self.cfg.edits.shard_size
         return self.hosts[index * size : (index + 1) * size]
+
+    def _prepare(self) -> None:
+        """What may be refused goes before what is left on disk, and what takes long before the clock runs."""
+        if self.cfg.edits.broken_from:
+            _ = self._texts
+        _ = self._editor
 
     @cached_property
     def _writer(self) -> StoreWriter:

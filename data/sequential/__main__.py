@@ -6,10 +6,9 @@
 
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from data.sequential.kept import Kept
 from decoder.config.commands import SequentialConfig
@@ -19,8 +18,19 @@ from decoder.utils.errors import run_command
 from decoder.utils.files import alone, refuse_file
 
 if TYPE_CHECKING:
+    from data.editors import Editor
     from data.facts.fact import EditRequest, FactSet
     from decoder.host import Host
+
+
+class Ready(NamedTuple):
+    """What a chain begins with: the clean host, all facts, those to plant, the text for the perplexity, what `begun` gives."""
+
+    host: "Host"
+    facts: "FactSet"
+    requests: list["EditRequest"]
+    texts: list[str]
+    planted_in: "tuple[Host, Editor]"
 
 
 @run_command
@@ -42,16 +52,16 @@ def plant_all(argv: list[str]) -> None:
             ready = prepare(cfg)
             with alone(kept.file):
                 if not (file := kept.finished()):
-                    plant(cfg, kept, *ready)
+                    plant(cfg, kept, ready)
                     continue
         print(f"{file} is there already, and nothing is planted")
 
 
-def prepare(cfg: SequentialConfig) -> tuple["Host", "FactSet", list["EditRequest"], list[str]]:
-    """The host of a chain, the facts, those to plant, and the text for the perplexity.
+def prepare(cfg: SequentialConfig) -> Ready:
+    """What a chain is made of.
 
     Raises:
-        ValueError: the host cannot be opened or has no such layer, or the facts or the text are too few.
+        ValueError: the host cannot be opened or has no such layer, the facts or the text are too few, or what the editor refuses.
     """
     # The command line is good; only now import what takes seconds.
     from data.facts.load import load_facts
@@ -60,7 +70,7 @@ def prepare(cfg: SequentialConfig) -> tuple["Host", "FactSet", list["EditRequest
     from data.keys.sampled import sampled_texts
     from data.keys.text import key_texts
     from data.produce.perplexity import neutral_texts
-    from data.sequential.chain import chosen
+    from data.sequential.chain import begun, chosen
     from decoder.utils.files import cache_root
     from decoder.utils.terminal import quiet
 
@@ -77,12 +87,11 @@ def prepare(cfg: SequentialConfig) -> tuple["Host", "FactSet", list["EditRequest
     else:
         # The facts told are no prose, and a host that has read some finds them strange already.
         texts = sampled_texts(host, 2 * cfg.text_tokens, cfg.edits.seed, cfg.keys.top_k, cache_root(cfg.cache_dir))
-    return host, facts, requests, neutral_texts(host, texts, [request.fact.subject for request in requests], cfg.text_tokens)
+    neutral = neutral_texts(host, texts, [request.fact.subject for request in requests], cfg.text_tokens)
+    return Ready(host, facts, requests, neutral, begun(cfg, host, facts))
 
 
-def plant(
-    cfg: SequentialConfig, kept: Kept, host: "Host", facts: "FactSet", requests: Sequence["EditRequest"], texts: Sequence[str]
-) -> None:
+def plant(cfg: SequentialConfig, kept: Kept, ready: Ready) -> None:
     """Plants one chain, from where a killed one was, and writes its lines and the page of all that lie beside them."""
     from data.sequential.chain import chain
     from decoder.report.editing.collapse import write_collapse
@@ -90,9 +99,10 @@ def plant(
     (layer,) = cfg.edits.layers
     lines, reached = kept.left_by_a_kill()
     print(kept.stem + (f" goes on from {reached.facts} facts" if reached else ""), flush=True)
-    about = {"host": host.name, "layer": layer, "editor": cfg.edits.editor, "seed": cfg.seed}
+    about = {"host": ready.host.name, "layer": layer, "editor": cfg.edits.editor, "seed": cfg.seed}
     started = time.perf_counter() - (lines[-1]["seconds"] if lines else 0)
-    for found, now in chain(cfg, host, facts, requests, texts, cfg.at, reached):
+    looks = chain(cfg, ready.host, ready.facts, ready.requests, ready.texts, cfg.at, reached, ready.planted_in)
+    for found, now in looks:
         broken = found["perplexity"] > cfg.broken_from * found["clean_perplexity"]
         judged = {"broken": broken, "broken_from": cfg.broken_from, "seconds": round(time.perf_counter() - started, 1)}
         lines.append(about | found | judged | {"settings": kept.settings})

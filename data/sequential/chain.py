@@ -40,6 +40,16 @@ def chosen(requests: Sequence[EditRequest], count: int, seed: int) -> list[EditR
     return found[:count]
 
 
+def begun(cfg: TrainConfig, host: Host, facts: FactSet) -> tuple[Host, Editor]:
+    """A copy of the host to plant into, and its editor.
+
+    Raises:
+        ValueError: what the editor refuses.
+    """
+    edited = copy.deepcopy(host)
+    return edited, prepare_editor(cfg, edited, facts)
+
+
 def chain(
     cfg: TrainConfig,
     host: Host,
@@ -48,6 +58,7 @@ def chain(
     texts: Sequence[str],
     at: Sequence[int],
     reached: Reached | None = None,
+    ready: tuple[Host, Editor] | None = None,
 ) -> Iterator[tuple[dict[str, Any], Reached]]:
     """What a host is like after so many facts, and the host; they are planted into W_V itself, of a copy of the host.
 
@@ -57,9 +68,9 @@ def chain(
         texts: neutral ones.
         at: numbers of facts, ascending, multiples of `edits.facts_per_host`.
         reached: from where to go on, as a chain of the same arguments gave it; what follows is what would have followed there.
+        ready: what `begun` gave, if it was called before.
     """
-    edited, (layer,) = copy.deepcopy(host), cfg.edits.layers
-    editor = prepare_editor(cfg, edited, facts)
+    (edited, editor), (layer,) = ready or begun(cfg, host, facts), cfg.edits.layers
     clean_DF, weight_DF = host.weight_DF(layer), edited.weight_DF(layer)
     clean = float(perplexity(host, texts))
     start, passed_over, each = 0, 0, cfg.edits.facts_per_host

@@ -45,19 +45,28 @@ def refuse(path: Path, asked: Mapping[str, Any], shard_size: int) -> None:
 class StoreWriter:
     """Writes a store shard by shard beside its final place; nothing half-written is ever seen there.
 
-    A writer that finds an earlier one's shards goes on after them.
+    A writer that finds an earlier one's shards goes on after them. Nothing lies there before `begin`, or what it writes first.
 
     Raises:
         ValueError: the shards that lie there were made for something else; the settings are named.
     """
 
     def __init__(self, path: str | Path, asked: Mapping[str, Any], shard_size: int) -> None:
-        self.path, self.asked = Path(path), dict(asked)
+        self.path, self.asked, self.shard_size = Path(path), dict(asked), shard_size
         refuse(self.path, self.asked, shard_size)
         self.partial = partial_folder(self.path)
+
+    def begin(self) -> None:
+        """Keeps the place for these settings.
+
+        Raises:
+            ValueError: another writer has begun there meanwhile, with other settings.
+        """
         self.partial.mkdir(parents=True, exist_ok=True)
-        if not (request := self.partial / "asked.json").exists():
-            write_json(request, self.asked | {"shard_size": shard_size})
+        if (request := self.partial / "asked.json").exists():
+            refuse(self.path, self.asked, self.shard_size)
+        else:
+            write_json(request, self.asked | {"shard_size": self.shard_size})
 
     @property
     def parts(self) -> int | None:
@@ -66,6 +75,7 @@ class StoreWriter:
         return json.loads(file.read_text(encoding="utf-8"))["of"] if file.exists() else None
 
     def note_parts(self, of: int) -> None:
+        self.begin()
         write_json(self.partial / "parts.json", {"of": of})
 
     def has_shard(self, index: int) -> bool:
@@ -78,6 +88,7 @@ class StoreWriter:
 
         If another process was first, its shard stays.
         """
+        self.begin()
         temporary = Path(tempfile.mkdtemp(dir=self.partial, prefix=f"half-{index:05d}-"))
         if columns["edit_id"]:
             _dataset(columns).save_to_disk(str(temporary))

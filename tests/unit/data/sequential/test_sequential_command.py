@@ -125,13 +125,20 @@ def test_a_host_that_is_given_is_looked_at_with_text_of_its_own(argv, tmp_path, 
 
 
 @pytest.mark.parametrize("there", [False, True])
-def test_of_a_chain_that_cannot_begin_nothing_stays(there, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["at=[1,100000]"], "at=100000: the edits that are planned are about"),
+        (["at=[1]", "edits=alphaedit", "edits.threshold=0"], "edits.threshold=0 leaves no null space"),
+    ],
+)
+def test_of_a_chain_that_cannot_begin_nothing_stays(words, message, there, tmp_path, capsys):
     out = tmp_path / "new" / "out"
     if there:
         out.mkdir(parents=True)
     with pytest.raises(SystemExit, match="2"):
-        main([f"out={out}", f"cache_dir={tmp_path / 'cache'}", "at=[1,100000]", *QUICK])
-    assert "at=100000: the edits that are planned are about" in capsys.readouterr().err
+        main([f"out={out}", f"cache_dir={tmp_path / 'cache'}", *words, *QUICK])
+    assert message in capsys.readouterr().err
     assert out.exists() == there == (tmp_path / "new").exists() and not [*tmp_path.glob("new/out/*")]
 
 
