@@ -118,7 +118,7 @@ class EditDataModule(LightningDataModule):
         return [self._probed(cfg, prompts) for cfg in configs]
 
     def _probed(self, cfg: TrainConfig, prompts: list[tuple[str, str]]) -> dict[int, Tensor]:
-        editor, layers = prepare_editor(cfg, self.host, self.facts), cfg.edits.layers
+        editor, layers = prepare_editor(cfg, self.host, self.facts, is_made=True), cfg.edits.layers
         whiteners = editor.whiteners if len(layers) > 1 else {layers[0]: editor.whiten or torch.Tensor.double}
         made_up, seed = self.cfg.data.made_up_keys, self.cfg.edits.seed
         return {layer: probe_keys(self.host, layer, whiten, prompts, made_up, seed) for layer, whiten in whiteners.items()}

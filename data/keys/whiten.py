@@ -54,7 +54,7 @@ def null_space(statistics: KeyStatistics, threshold: float) -> Solver:
     """A function that projects keys (B, F) onto the eigenvectors of C with eigenvalues below a threshold, in float64.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or nothing else.
     """
     value_F, vector_FF = torch.linalg.eigh(statistics.moment_FF.double())
     basis_FN = vector_FF[:, value_F < threshold]
@@ -62,6 +62,11 @@ def null_space(statistics: KeyStatistics, threshold: float) -> Solver:
         raise ValueError(
             f"edits.threshold={threshold:g} leaves no null space: the least eigenvalue of {statistics.count} keys is {value_F[0]:.2e}, "
             f"the median {value_F.median():.2e}. Raise it"
+        )
+    if basis_FN.shape[1] == len(value_F):
+        raise ValueError(
+            f"edits.threshold={threshold:g} protects nothing: the largest eigenvalue of {statistics.count} keys is {value_F[-1]:.2e}, "
+            f"the median {value_F.median():.2e}. Lower it"
         )
     log.info("null space: %d of %d directions", basis_FN.shape[1], len(value_F))
     return lambda keys_BF: keys_BF.double().cpu() @ basis_FN @ basis_FN.T

@@ -1,6 +1,7 @@
 """What a config asks a store to hold, and what a store must have been made from and with."""
 
 import hashlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from decoder.config.identity import editor_as_today, editor_of
 from decoder.config.options import one_or_list
 from decoder.host import Host
 from decoder.utils.files import cache_root, cached, short_hash
+
+log = logging.getLogger(__name__)
 
 
 def described(cfg: TrainConfig, opened: Callable[[TrainConfig], Host]) -> str:
@@ -202,8 +205,15 @@ def statistics_files(cfg: TrainConfig) -> dict[int, Path]:
     return {layer: Path(named.replace("{}", str(layer))) for layer in layers}
 
 
-def prepare_editor(cfg: TrainConfig, host: Host, facts: FactSet) -> Editor:
-    """The editor of a config, with the statistics of each layer's keys if it takes some."""
+def prepare_editor(cfg: TrainConfig, host: Host, facts: FactSet, is_made: bool = False) -> Editor:
+    """The editor of a config, with the statistics of each layer's keys if it takes some.
+
+    Args:
+        is_made: whether its edits are there already: the text they were made with is taken as it is then.
+
+    Raises:
+        ValueError: what the editor refuses, or a text too short for the statistics.
+    """
     counts = isinstance(cfg.edits, CountedConfig) and getattr(cfg.edits, "ridge", None) != "identity"
     statistics: dict[int, KeyStatistics] = {}
     texts = key_texts(cfg, facts, host, counted=counts and not cfg.keys.statistics)
@@ -212,7 +222,26 @@ def prepare_editor(cfg: TrainConfig, host: Host, facts: FactSet) -> Editor:
     elif counts and texts:
         layers = [*cfg.edits.layers, *cfg.keys.layers]
         statistics = second_moments(host, layers, texts, cfg.edits.key_tokens, cache_root(cfg.cache_dir), cfg.keys.memory_budget)
+        if not is_made:
+            _refuse_little_text(cfg, host, statistics)
     if cfg.keys.text == SELF:
         # The same few whatever ridge there is, and however much was counted.
         texts = context_texts(host, texts)
     return load_editor(cfg.edits.editor).prepare(host, cfg.edits, texts, statistics)
+
+
+def _refuse_little_text(cfg: TrainConfig, host: Host, statistics: Mapping[int, KeyStatistics]) -> None:
+    """Raises ValueError if the keys of an edited layer were counted on fewer tokens than they have entries, so that C is singular.
+
+    Who asks for so few has them where a ridge makes C regular. Fewer tokens than asked for are a warning.
+    """
+    asked, source = cfg.edits.key_tokens, f"keys.text={cfg.keys.text}" if cfg.keys.text else "the facts told"
+    for layer in cfg.edits.layers:
+        count, width = statistics[layer].count, host.mlp_size(layer)
+        if count < width and (count < asked or not getattr(cfg.edits, "ridge", 0)):
+            raise ValueError(
+                f"{source}: {count} tokens, fewer than the {width} entries of a key of layer {layer}, so their second moment is singular. "
+                f"Give more text (edits.key_tokens={asked} is read of it)"
+            )
+    if count < asked:
+        log.warning("%s: %d tokens for the statistics of keys, edits.key_tokens=%d asked for", source, count, asked)
