@@ -27,7 +27,7 @@ from data.editors.prefix_cache import Suffixes, clean_pass
 from data.editors.prompts import Row, prompt_row, target_ids
 from data.editors.value_search import Job, optimise, row_starts
 from data.facts.fact import EditRequest
-from data.facts.together import host_id
+from data.facts.together import host_id, refuse_repeated
 from data.keys.cache import KeyStatistics
 from data.keys.whiten import Solver, whitener
 from decoder.config import RomeConfig
@@ -126,7 +126,8 @@ class Rome(Batched):
         """Plants several facts in each host, one after the other, each on what those before it left.
 
         Args:
-            hosts: the requests of each, as many in all. A host that one of them cannot be made in is skipped and listed.
+            hosts: the requests of each, as many in all. A host that one of them cannot be made in is skipped and listed, and one with
+                a subject twice.
             advance: is told how many more requests are done.
 
         Raises:
@@ -135,6 +136,7 @@ class Rome(Batched):
         jobs_BN, kept, skipped = [], [], []
         for b, requests in enumerate(hosts):
             try:
+                refuse_repeated(requests, [request.edit_id for request in requests])
                 jobs_BN.append([self._job(len(kept), request) for request in requests])
                 kept.append(b)
             except ValueError as error:

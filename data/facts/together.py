@@ -33,6 +33,20 @@ def grouped(requests: Sequence[EditRequest], plan: SplitPlan, count: int, seed: 
     return full
 
 
+def refuse_repeated(requests: Sequence[EditRequest], called: Sequence[str]) -> None:
+    """Raises ValueError if a subject is there twice in one host, where a fact would count twice, or two objects have one key.
+
+    Args:
+        called: what each request is named by.
+    """
+    seen: dict[str, str] = {}
+    for request, name in zip(requests, called, strict=True):
+        subject = request.fact.subject
+        if subject in seen:
+            raise ValueError(f"one host has the subject {subject!r} twice: {seen[subject]} and {name}. Leave one out")
+        seen[subject] = name
+
+
 def host_id(requests: Sequence[EditRequest]) -> str:
     """What the store calls an edited host: its edit, or the first of several and a hash of all."""
     first = requests[0].edit_id

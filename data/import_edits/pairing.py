@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from data.facts.fact import EditRequest, Entry, FactSet
+from data.facts.together import refuse_repeated
 
 
 def pair(paths: list[Path], facts: FactSet) -> list[Entry | None]:
@@ -67,8 +68,11 @@ def pair_several(paths: list[Path], facts: FactSet) -> list[list[Entry | None]]:
 
 
 def requests_of(entries: Iterable[Entry | None]) -> list[EditRequest]:
-    """What the records of a source say was planted. Raises ValueError if one of them does not say so."""
-    return [request_of(entry) for entry in entries]
+    """What the records of a source say was planted. Raises ValueError if one of them does not say so, or if two have one subject."""
+    entries = list(entries)
+    requests = [request_of(entry) for entry in entries]
+    refuse_repeated(requests, [entry.where for entry in entries if entry])
+    return requests
 
 
 def request_of(entry: Entry | None) -> EditRequest:

@@ -100,6 +100,14 @@ def test_a_host_with_a_fact_that_cannot_be_planted_is_listed(host, monkeypatch):
     assert len(make("emmet", host).edit_together(HOSTS).edits) == 2
 
 
+@pytest.mark.parametrize("name", ["rome", "memit"])
+def test_a_host_with_one_subject_twice_is_listed(host, name):
+    again = [REQUESTS[0], request(REQUESTS[0].fact.subject, "{} lives in", "Paris", "again")]
+    made = make(name, host).edit_together([again, REQUESTS[:2], [REQUESTS[0]] * 2])
+    assert made.kept == [1] and made.skipped[1][1] == "one host has the subject 'Ada' twice: e0 and e0. Leave one out"
+    assert made.skipped[:1] == [(host_id(again), "one host has the subject 'Ada' twice: e0 and again. Leave one out")]
+
+
 def test_hosts_have_facts_of_one_split_and_no_subject_twice(pocket_facts):
     cfg = TrainConfig()
     plan = draw_splits(pocket_facts, cfg.splits)

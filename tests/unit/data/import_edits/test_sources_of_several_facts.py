@@ -103,3 +103,18 @@ def test_a_fact_that_does_not_say_what_was_planted_refuses_its_source(new_host, 
     file.write_text(file.read_text() + '\n{"subject": "Ada", "prompt": "{} works as a", "object_true": "baker"}')
     with pytest.raises(ValueError, match="not one edit; memit: facts.jsonl line 3 does not say which object was planted"):
         importing(host, tmp_path / "memit", file, tmp_path / "store")
+
+
+@pytest.mark.parametrize("planted", ["singer", "actor"])
+def test_a_subject_that_is_there_twice_refuses_its_source(new_host, tmp_path, planted):
+    """A record written twice would count twice, and two objects of one subject are not told apart."""
+    host = new_host("llama")
+    edited_folder(host, tmp_path / "memit", delta=terms(host, 2))
+    file = facts_file(tmp_path, None, None)
+    again = json.dumps(json.loads(file.read_text().splitlines()[0]) | {"object": planted})
+    file.write_text(f"{file.read_text()}\n{again}")
+    with pytest.raises(
+        ValueError, match="not one edit; memit: one host has the subject .* twice: facts.jsonl line 1 and facts.jsonl line 3"
+    ) as refused:
+        importing(host, tmp_path / "memit", file, tmp_path / "store")
+    assert "\n" not in str(refused.value) and not (tmp_path / "store").exists()
