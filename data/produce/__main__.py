@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from decoder.config.commands import ProduceConfig
 from decoder.config.compose import compose
+from decoder.config.editors import FineTuneConfig
 from decoder.utils.errors import UserError, run_command
 
 if TYPE_CHECKING:
@@ -29,11 +30,14 @@ def main(argv: list[str] | None = None) -> None:
     # The command line is good; only now import what takes seconds.
     from data.hosts import open_host
     from data.produce.shards import ShardMaker, produce
-    from data.store.parquet import write_parquet
+    from data.store.parquet import refuse_parquet, write_parquet
     from data.store.store import FURTHER_COLUMNS
     from decoder.utils.terminal import quiet
 
     quiet()
+    if cfg.parquet:
+        refuse_parquet(Path(cfg.parquet).expanduser())
+        _refuse_matrices(cfg)
     if part:
         _make_part(ShardMaker(cfg), *part)
         return
@@ -52,6 +56,15 @@ def main(argv: list[str] | None = None) -> None:
     shown = ["efficacy", "paraphrase", "specificity", *(name for name in FURTHER_COLUMNS if name in table)]
     means = ", ".join(f"{name} {table[name].mean():.3f}" for name in shown)
     print(f"{len(store)} edits, {int(table['success'].sum())} successful ({means})\n{store.path}")
+
+
+def _refuse_matrices(cfg: ProduceConfig) -> None:
+    """Before they are made; a store that is there may have factors alone."""
+    from data.hosts import open_host
+    from data.produce.plan import is_produced
+
+    if isinstance(cfg.edits, FineTuneConfig) and cfg.shard != MERGE and not is_produced(cfg, open_host(cfg)):
+        raise UserError(f"{cfg.edits.editor} makes whole matrices, which are read from their own store only. Leave out parquet=")
 
 
 def read_part(text: str) -> tuple[int, int]:

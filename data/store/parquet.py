@@ -22,6 +22,7 @@ from data.store.manifest import IMPORTED, Described, read_manifest
 from data.store.store import SCORE_COLUMNS, TEXT_COLUMNS, EditStore, vector_columns
 from data.store.vectors import VectorColumn, factors
 from decoder.edit import Edits, LayerEdits
+from decoder.utils.files import refuse_file
 from decoder.utils.json_files import write_json
 
 FILE_ROWS = 10_000
@@ -35,8 +36,7 @@ def write_parquet(store: EditStore, folder: Path) -> None:
         ValueError: the folder exists and is not empty, or what the store holds is no columns of numbers alone: whole matrices, several
             facts of a host; or it is of edits that other tools made, which no config asks for.
     """
-    if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"parquet={folder}: the folder is not empty. Give a new one")
+    refuse_parquet(folder)
     if store.is_dense or "facts" in store.dataset.column_names or store.manifest["editor"]["name"] == IMPORTED:
         raise ValueError(
             f"parquet={folder}: {store.path} holds whole matrices, several facts a host, or edits of other tools, which are read from "
@@ -51,6 +51,13 @@ def write_parquet(store: EditStore, folder: Path) -> None:
         rows[name] = len(part)
     # Last, so that a folder with a manifest is whole.
     write_json(folder / "manifest.json", store.manifest | {"parquet": rows})
+
+
+def refuse_parquet(folder: Path) -> None:
+    """Raises ValueError or UserError if something lies at a folder."""
+    refuse_file("parquet", folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"parquet={folder}: the folder is not empty. Give a new one")
 
 
 class Vectors(NamedTuple):

@@ -45,6 +45,8 @@ def check(config: TrainConfig | EvaluateConfig | ImportConfig | PerturbConfig | 
         raise UserError(f"edits.layer={typed(config.edits.layer)}: the layer that is suggested is put beside one. Give one")
     if isinstance(config, SequentialConfig):
         _check_sequential(config)
+    if isinstance(config, ProduceConfig) and config.parquet and (each := config.edits.facts_per_host) > 1:
+        raise UserError(f"edits.facts_per_host={each}: several facts a host are read from their own store only. Leave out parquet=")
     if isinstance(config, ImportConfig) and config.layer is not None:
         layers_of("layer", config.layer)
     if isinstance(config, EvaluateConfig) and config.suspect and (config.store or config.precision != "factors"):

@@ -219,34 +219,6 @@ def test_of_a_store_that_is_refused_no_lock_stays(fact_host, tmp_path, where):
     assert [*tmp_path.iterdir()] == [lies.parent]
 
 
-@pytest.mark.parametrize("part", [False, True])
-def test_what_is_refused_before_the_first_edit_leaves_nothing_that_blocks_another_try(fact_host, pocket_facts, tmp_path, monkeypatch, part):
-    """What an editor or its text is refused for is told before the folder says whom it is kept for."""
-    cfg, other = config(tmp_path / "store"), config(tmp_path / "store")
-    other.edits.steps = 3
-    ask = (lambda cfg: ShardMaker(cfg, fact_host).make_part(1, 2)) if part else (lambda cfg: produce(cfg, fact_host))
-
-    def refused(host, cfg, texts, statistics):
-        raise ValueError("no null space")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(DrawnEdits, "prepare", refused)
-        with pytest.raises(ValueError, match="no null space"):
-            ask(cfg)
-    cfg.edits.broken_from = 2.0
-    with pytest.raises(ValueError, match="neutral text: 0 tokens"):
-        ask(cfg)
-    assert not partial_folder(tmp_path / "store").exists() and DrawnEdits.asked == []
-    ask(other)
-    assert DrawnEdits.asked
-
-
-def test_asking_what_is_missing_or_joining_nothing_blocks_no_other_settings(fact_host, tmp_path):
-    with pytest.raises(ValueError, match="shards 0, 1, 2, 3, 4 of 5 are missing"):
-        ShardMaker(config(tmp_path / "store"), fact_host).join()
-    assert not [*tmp_path.iterdir()]
-
-
 def test_a_lock_that_others_wait_for_stays(fact_host, tmp_path, monkeypatch):
     """Who held a file that is gone and who made it anew would both go on."""
     lock, waiting = tmp_path / ".store.lock", []
