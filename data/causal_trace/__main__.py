@@ -26,9 +26,10 @@ def main(argv: list[str] | None = None) -> None:
     from decoder.utils.terminal import quiet
 
     quiet()
-    found = trace_facts(open_host(cfg), cfg)
+    found, kept = trace_facts(open_host(cfg), cfg, folder)
     write_json(folder / TABLE, found)
     write_text(folder / PAGE, page(found))
+    kept.remove()
     print(summary(found), folder / PAGE, folder / TABLE, sep="\n")
 
 

@@ -1,12 +1,15 @@
 """Facts × host -> what their traces say."""
 
+from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from random import Random
 from time import perf_counter
 from typing import Any
 
 from data.causal_trace.effects import average_effects
-from data.causal_trace.trace import Tracer, asked_of, subject_spread
+from data.causal_trace.kept import Kept
+from data.causal_trace.trace import Asked, Trace, Tracer, asked_of, subject_spread
 from data.facts.fact import Fact
 from data.facts.load import load_facts
 from data.produce.likelihood import Tokens, read
@@ -18,8 +21,11 @@ from decoder.utils.progress import progress
 WINDOW = 0.2  # of the layers; Meng et al. took 10 of GPT2-XL's 48
 
 
-def trace_facts(host: Host, cfg: TraceConfig) -> dict[str, Any]:
-    """What the traces of `n` facts say, with all that they follow from.
+def trace_facts(host: Host, cfg: TraceConfig, folder: Path) -> tuple[dict[str, Any], Kept]:
+    """What the traces of `n` facts say, with all that they follow from; and the traces on disk, to be removed once that is written.
+
+    Args:
+        folder: of the result, where each trace is kept until then; a trace that was killed goes on after those that lie there.
 
     Raises:
         ValueError: the host has no such layer or fewer than a window, or answers none of the facts rightly.
@@ -35,14 +41,7 @@ def trace_facts(host: Host, cfg: TraceConfig) -> dict[str, Any]:
     if not asked:
         raise ValueError(f"n={cfg.n}: {host.name} answers none of {len(drawn)} facts of {facts.source} rightly, and only such are traced")
     sigma = subject_spread(host, asked)
-    tracer = Tracer(host, cfg.noise * sigma, cfg.draws, window, cfg.seed)
-    traces = []
-    with progress(f"facts traced through {host.name}", len(asked)) as advance:
-        for one in asked:
-            traces.append(tracer.trace(one))
-            advance(1)
-    return {
-        "format": 1,
+    about = {
         "host": {"name": host.name, "fingerprint": host.fingerprint, "layers": host.layers, "device": host.device.type},
         "facts_source": {"source": facts.source, "path": cfg.facts.path, "sha256": facts.sha256, "facts": len(facts)},
         "asked": len(drawn),
@@ -52,10 +51,28 @@ def trace_facts(host: Host, cfg: TraceConfig) -> dict[str, Any]:
         "sigma": sigma,
         "noise": cfg.noise,
         "window": window,
-        **average_effects(asked, traces, layer),
-        "seconds": round(perf_counter() - start, 1),
-        "versions": versions(),
     }
+    kept = Kept(folder, about | {"facts": [one.name for one in asked], "dtype": str(host.dtype)})
+    traces, seconds = traced(asked, Tracer(host, cfg.noise * sigma, cfg.draws, window, cfg.seed), kept, start)
+    found = {"format": 1, **about, **average_effects(asked, traces, layer), "seconds": round(seconds, 1), "versions": versions()}
+    return found, kept
+
+
+def traced(asked: Sequence[Asked], tracer: Tracer, kept: Kept, start: float) -> tuple[list[Trace], float]:
+    """The traces of the facts and how many seconds they took. Each is kept as it is found; those that lie there already are taken.
+
+    Args:
+        start: when the command began, as `perf_counter` has it.
+    """
+    traces, before = kept.left_by_a_kill()
+    kept.write(traces, before)
+    start -= before
+    with progress(f"facts traced through {tracer.host.name}", len(asked), len(traces)) as advance:
+        for one in asked[len(traces) :]:
+            traces.append(tracer.trace(one))
+            kept.add(traces[-1], perf_counter() - start)
+            advance(1)
+    return traces, perf_counter() - start
 
 
 def known(host: Host, facts: list[Fact]) -> list[Fact]:

@@ -43,6 +43,8 @@ def check(config: TrainConfig | EvaluateConfig | ImportConfig | PerturbConfig | 
         _check_train(config)
     if isinstance(config, TraceConfig) and len(config.edits.layers) > 1:
         raise UserError(f"edits.layer={typed(config.edits.layer)}: the layer that is suggested is put beside one. Give one")
+    if isinstance(config, TraceConfig) and not config.noise:
+        raise UserError("noise=0: without noise nothing is lost that restoring could bring back. Give more than 0, as 3")
     if isinstance(config, SequentialConfig):
         _check_sequential(config)
     if isinstance(config, ProduceConfig) and config.parquet and (each := config.edits.facts_per_host) > 1:

@@ -9,6 +9,7 @@ import torch
 from data.causal_trace.__main__ import main
 from data.causal_trace.effects import GROUPS
 from data.causal_trace.page import heat_maps, page
+from data.causal_trace.trace import Tracer
 
 SUBJECTS = ("Ada", "Ben", "Carl", "Dora of the north", "Eve", "Finn")
 
@@ -91,6 +92,7 @@ def test_the_heat_map_outlines_the_edited_layer_and_the_suggested(found):
     [
         (["n=0"], "n=0: expected a number from 1 up"),
         (["draws=0"], "draws=0: expected a number from 1 up"),
+        (["noise=0"], "noise=0: without noise nothing is lost that restoring could bring back. Give more than 0, as 3"),
         (["window=4"], "window=4: tiny has 3 layers"),
         (["edits.layer=3"], "edits.layer=3: tiny has layers 0 to 2"),
         (["edits.layer=[3]"], "edits.layer=3: tiny has layers 0 to 2"),
@@ -110,3 +112,52 @@ def test_bad_input_is_one_line(asked, given, said, capsys, tmp_path):
         main([*fixed, *given])
     error = capsys.readouterr().err
     assert stop.value.code == 2 and said in error and error.strip().count("\n") == 0 and not (tmp_path / "out").exists()
+
+
+def kill_at(monkeypatch, count):
+    """Ctrl-C at a fact, counted from 1; returns the names of those that are traced until then."""
+    whole, traced = Tracer.trace, []
+
+    def trace(tracer, one):
+        if len(traced) == count - 1:
+            raise KeyboardInterrupt
+        traced.append(one.name)
+        return whole(tracer, one)
+
+    monkeypatch.setattr(Tracer, "trace", trace)
+    return traced
+
+
+@pytest.mark.parametrize("torn", [False, True])
+def test_a_killed_trace_goes_on_and_finds_what_one_that_was_not_finds(asked, found, tmp_path, monkeypatch, torn):
+    given, out = [*asked[0], "window=2", f"out={tmp_path / 'out'}"], tmp_path / "out"
+    with monkeypatch.context() as patch:
+        before = kill_at(patch, 3)
+        with pytest.raises(SystemExit, match="130"):
+            main(given)
+    (partial,) = out.iterdir()
+    assert len(before) == 2 == len(partial.read_text().splitlines())
+    if torn:
+        partial.write_text(partial.read_text()[:-40])
+    with monkeypatch.context() as patch:
+        after = kill_at(patch, 9)
+        main(given)
+    assert len(after) == 2 if torn else len(after) == 1
+    again = json.loads((out / "causal_trace.json").read_text())
+    assert again | {"seconds": 0} == found | {"seconds": 0} and again["seconds"] > 0
+    assert sorted(file.name for file in out.iterdir()) == ["causal_trace.html", "causal_trace.json"]
+
+
+def test_other_settings_begin_anew_and_leave_what_is_kept(asked, found, tmp_path, monkeypatch):
+    given, out = [*asked[0], "window=2", f"out={tmp_path / 'out'}"], tmp_path / "out"
+    with monkeypatch.context() as patch:
+        kill_at(patch, 3)
+        with pytest.raises(SystemExit, match="130"):
+            main(given)
+    kept = [*out.iterdir()]
+    with monkeypatch.context() as patch:
+        traced = kill_at(patch, 9)
+        main([*given, "seed=1"])
+    assert len(traced) == 3 and kept[0].exists()
+    main(given)
+    assert json.loads((out / "causal_trace.json").read_text())["effects"] == found["effects"] and not kept[0].exists()
