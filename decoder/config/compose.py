@@ -62,13 +62,13 @@ def compose(config_class: type[C], name: str, argv: Iterable[str], page: str | N
         raise SystemExit(0)
     if "--resolve" in flags and "--cfg" not in flags:
         raise UserError("--resolve goes with --cfg: write --cfg --resolve")
-    tree = _compose_tree(config_class, name, _overrides(arguments))
+    tree = _compose_tree(config_class, name, given := _overrides(arguments))
     try:
         config = OmegaConf.to_object(tree)
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
     _expand_paths(config)
-    check(config)
+    check(config, given)
     if "--cfg" in flags:
         sys.stdout.write(to_yaml(config) if "--resolve" in flags else OmegaConf.to_yaml(tree))
         raise SystemExit(0)

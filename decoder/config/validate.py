@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+from collections.abc import Container
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,14 @@ HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 LAYERS = ("num_hidden_layers", "n_layer", "num_layers")  # what the configs of hosts call the number of their blocks
 
 
-def check(config: TrainConfig | EvaluateConfig | ImportConfig | PerturbConfig | ReportConfig | ExportConfig) -> None:
-    """Raises UserError on the first value out of range; what needs torch or a host is checked where that is at hand."""
+def check(
+    config: TrainConfig | EvaluateConfig | ImportConfig | PerturbConfig | ReportConfig | ExportConfig, given: Container[str] | None = None
+) -> None:
+    """Raises UserError on the first value out of range; what needs torch or a host is checked where that is at hand.
+
+    Args:
+        given: settings that the command line has; all others are of files. None where that is not known.
+    """
     for key, field in settings(config):
         value, least, most = attrgetter(key)(config), field.metadata["least"], field.metadata["most"]
         if least is None or not _is_number(value):
@@ -41,12 +48,13 @@ def check(config: TrainConfig | EvaluateConfig | ImportConfig | PerturbConfig | 
         _check_recipe(config.host)
     if isinstance(config, TrainConfig):
         _check_train(config)
-    if isinstance(config, TraceConfig) and len(config.edits.layers) > 1:
-        raise UserError(f"edits.layer={typed(config.edits.layer)}: the layer that is suggested is put beside one. Give one")
+    if isinstance(config, TraceConfig):
+        _check_one_layer(config, given, "the layer that is suggested is put beside one")
     if isinstance(config, TraceConfig) and not config.noise:
         raise UserError("noise=0: without noise nothing is lost that restoring could bring back. Give more than 0, as 3")
     if isinstance(config, SequentialConfig):
         _check_sequential(config)
+        _check_one_layer(config, given, "here facts follow one another in one layer")
     if isinstance(config, ProduceConfig) and config.parquet and (each := config.edits.facts_per_host) > 1:
         raise UserError(f"edits.facts_per_host={each}: several facts a host are read from their own store only. Leave out parquet=")
     if isinstance(config, ImportConfig) and config.layer is not None:
@@ -95,12 +103,23 @@ def _check_train(config: TrainConfig) -> None:
         raise UserError(f"splits.val_subjects + splits.test_subjects = {kept:g}: expected less than 1, the rest is trained on")
 
 
+def _check_one_layer(config: TrainConfig, given: Container[str] | None, why: str) -> None:
+    layers = config.edits.layers
+    if len(layers) == 1:
+        return
+    told = f"edits.layer={typed(config.edits.layer)}"
+    if given is None or "edits.layer" in given:
+        raise UserError(f"{told}: {why}. Give one")
+    of = "which the experiment or" if "experiment" in given else "which"
+    raise UserError(
+        f"{told}, {of} configs/edits/{config.edits.editor}.yaml has for {config.host.name}: {why}. Give one, as edits.layer={layers[-1]}"
+    )
+
+
 def _check_sequential(config: SequentialConfig) -> None:
     at = config.at
     if not at or not all(_is_index(count) and count for count in at) or at != sorted(set(at)):
         raise UserError(f"at={typed(at)}: expected numbers of facts from 1 up, ascending, as [1,10,100]")
-    if len(config.edits.layers) > 1:
-        raise UserError(f"edits.layer={typed(config.edits.layer)}: here facts follow one another in one layer. Give one")
     if uneven := [count for count in at if count % config.edits.facts_per_host]:
         each = config.edits.facts_per_host
         raise UserError(f"at={typed(at)}: edits.facts_per_host={each} plants {each} facts at a time, {uneven[0]} is no multiple of it")

@@ -15,7 +15,7 @@ from data.produce.perplexity import MOST_NLL, neutral_texts, perplexity
 from data.produce.score import score
 from data.produce.shards import ShardMaker, produce
 from data.sequential.chain import chain, chosen
-from decoder.config.commands import ProduceConfig, SequentialConfig
+from decoder.config.commands import ProduceConfig, SequentialConfig, TraceConfig
 from decoder.config.compose import compose
 from decoder.dense import DenseEdit
 from decoder.edit import LayerEdits, RankOneEdit
@@ -201,3 +201,16 @@ def test_a_chain_has_every_subject_once_and_begins_alike_whatever_its_length(poc
 def test_what_no_chain_can_mean_is_one_line(word, message):
     with pytest.raises(UserError, match=message):
         sequential(*word.split())
+
+
+@pytest.mark.parametrize(("kind", "page"), [(SequentialConfig, "sequential"), (TraceConfig, "causal_trace")])
+def test_layers_that_nobody_typed_are_told_with_the_file_they_come_from(kind, page):
+    """The settings that are published for a host spread an edit; the user asked for no layer."""
+    told = (
+        r"edits.layer=\[13,14,15,16,17\], which configs/edits/memit.yaml has for gpt2-xl: .*Give one, as edits.layer=17$",
+        r"^edits.layer=\[3,4\]: .*Give one$",
+    )
+    for words, message in zip(([], ["edits.layer=[3,4]"]), told, strict=True):
+        with pytest.raises(UserError, match=message):
+            compose(kind, "train", ["edits=memit", "host=gpt2-xl", *words], page=page)
+    assert compose(kind, "train", ["edits=memit", "host=gpt2-xl", "edits.layer=17"], page=page).edits.layers == [17]
