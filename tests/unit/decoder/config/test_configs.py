@@ -111,6 +111,13 @@ def test_every_editor_has_settings_for_the_small_real_host(editor):
         assert (edits.steps, edits.lr, edits.clamp, edits.kl, edits.stop_loss) == (20, 1.0, 4, 0.0625, 0.15)
 
 
+def test_fine_tuning_of_gpt_j_is_as_published():
+    cfg = compose(TrainConfig, "train", ["host=gpt-j-6b", "edits=ft"])
+    found = (cfg.edits.layer, cfg.decoder.layer, cfg.edits.loss, cfg.edits.steps, cfg.edits.lr)
+    assert found == (21, 21, "last", 25, 5e-4)
+    assert compose(TrainConfig, "train", ["host=gpt-j-6b", "edits=ft-l"]).edits.layer == 0
+
+
 def test_an_editor_without_settings_for_a_host_names_the_nearest_that_has_some():
     with pytest.raises(UserError, match="edits=ft host=llama-3.2-1b: .*nearest by name is llama-3-8b .*configs/edits/ft.yaml") as refusal:
         compose(TrainConfig, "train", ["edits=ft", "host=llama-3.2-1b"])
