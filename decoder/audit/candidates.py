@@ -127,7 +127,7 @@ class Candidates:
         names: in the order in which keys are given.
 
     Raises:
-        ValueError: there are too few or too many, or one has no token, or is longer than what the host reads.
+        ValueError: there are too few or too many, or one has no token, one without a row of the embedding, or more than the host reads.
     """
 
     def __init__(self, host: Host, names: Sequence[str], template: str = TEMPLATE) -> None:
@@ -140,6 +140,9 @@ class Candidates:
         longest = max(map(len, self._rows))
         if host.longest_input and longest > host.longest_input:
             raise ValueError(f"a subject takes {longest} tokens with the words before it, {host.name} reads {host.longest_input}")
+        rows = len(host.model.get_input_embeddings().weight)
+        for name in (name for name, row in zip(self.names, self._rows, strict=True) if max(row) >= rows):
+            raise ValueError(f"subject {name!r} has a token that {host.name} has no row of its embedding for. Take it off the list")
 
     def __len__(self) -> int:
         return len(self.names)

@@ -5,17 +5,15 @@ The checkpoint is its own host: it is loaded, the subjects go through it, nothin
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from math import prod
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from decoder.audit.candidates import Candidates
 from decoder.audit.evidence.effect import effect
 from decoder.audit.evidence.examine import Evidence, Examined, examine
 from decoder.audit.evidence.located import Located
 from decoder.audit.evidence.nulls import Nulls, nulls_for
+from decoder.audit.evidence.opened import open_checkpoint
 from decoder.audit.evidence.parts import out_of_layers
 from decoder.audit.evidence.questions import Questions, Reader
 from decoder.audit.evidence.readings import Reading, null_strengths, readings_of
@@ -26,37 +24,9 @@ from decoder.audit.repair import Reversal, refuse, repair
 from decoder.audit.scan import Scan, coarser_than, differences
 from decoder.audit.suspect import Suspect
 from decoder.audit.verdict import EDITED, Compared
-from decoder.checkpoint.gguf_host import host_folder
 from decoder.checkpoint.reader import Checkpoint
-from decoder.checkpoint.streamed import compute_in_float32, dtype_kept, give_back_what_is_freed
-from decoder.export.opened import check_device
 from decoder.host import Host
 from decoder.utils.progress import progress
-
-LIGHT = 4 << 30
-"""Bytes that a host may take in float32. The weights of a larger one stay in its files on a CPU; a GPU has it in bfloat16."""
-
-
-def open_checkpoint(path: str | Path, cache_dir: str | None, device: str = "cpu", setting: str = "suspect") -> Host:
-    """A folder or GGUF file as a host; `setting` gave the path.
-
-    Raises:
-        ValueError: it cannot be loaded, a weight is NaN or infinite, or there is no such device.
-    """
-    check_device(device)
-    name, checkpoint = Path(path).name, Suspect(path).checkpoint
-    entries = sum(prod(checkpoint.shape(tensor)) for tensor in checkpoint.names)
-    is_light, on_cpu = 4 * entries <= LIGHT, torch.device(device).type == "cpu"
-    dtype = "float32" if is_light else str(dtype_kept(checkpoint)).removeprefix("torch.") if on_cpu else "bfloat16"
-    asked = {"name": name, "dtype": dtype, "setting": setting}
-    host = Host.load(host_folder(path, **asked, cache_dir=cache_dir, shown=True), **asked, device=device)
-    if not is_light and on_cpu:
-        give_back_what_is_freed()
-        compute_in_float32(host.model)
-    for weights, tensor in host.model.state_dict().items():
-        if not all(bool(piece.isfinite().all()) for piece in tensor.split(1 << 14)):
-            raise ValueError(f"{path}: {weights} holds NaN or infinity; expected finite numbers")
-    return host
 
 
 def compare(suspect: Suspect, base: Host, kept: Checkpoint | None = None) -> tuple[Compared, list[str]]:

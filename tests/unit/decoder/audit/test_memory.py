@@ -58,7 +58,7 @@ def test_asking_and_repairing_a_large_checkpoint_takes_no_more_than_its_largest_
     folder, own = planted(host, tmp_path / "edited"), str(saved(host, tmp_path / "base", "bfloat16")) if base else None
     asked = {"base": own, "templates": TEMPLATES, "texts": TEXTS}
     expected, _ = audit_checkpoint(Suspect(folder), NAMES, **asked, repaired=str(tmp_path / "light"))
-    monkeypatch.setattr("decoder.audit.finding.LIGHT", 0)
+    monkeypatch.setattr("decoder.audit.evidence.opened.LIGHT", 0)
     with Held() as held:
         found, _ = audit_checkpoint(Suspect(folder), NAMES, **asked, repaired=str(tmp_path / "heavy"))
     assert held.most < 2.5 * LARGEST + KEYS, (held.most, LARGEST, KEYS)

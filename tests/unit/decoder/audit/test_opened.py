@@ -1,0 +1,33 @@
+"""What an audit opens, and what it refuses to: files that do not belong together, or are no weights."""
+
+import pytest
+from audited_folders import NAMES, audited, saved
+from tiny_hosts import build_host
+
+
+def with_tokens(folder, tokens):
+    """A folder whose tokenizer has more tokens than it had."""
+    host = build_host("llama")
+    tokenizer = host.tokenizer
+    vocabulary = {**tokenizer.get_vocab(), **{token: len(tokenizer) + n for n, token in enumerate(tokens)}}
+    tokenizer.backend_tokenizer.model = type(tokenizer.backend_tokenizer.model)(vocabulary, unk_token="<pad>")
+    return saved(host, folder)
+
+
+@pytest.mark.parametrize("setting", ["suspect", "base"])
+def test_a_tokenizer_with_tokens_that_have_no_row_is_of_another_model(new_host, tmp_path, setting):
+    other, good = with_tokens(tmp_path / "other", ["Ivy", "Jon"]), saved(new_host("llama"), tmp_path / "good")
+    rows = len(new_host("llama").tokenizer)
+    told = f"other: its tokenizer has tokens up to number {rows + 1}, its embedding {rows} rows. The tokenizer is of another model"
+    with pytest.raises(ValueError, match=told):
+        audited(other) if setting == "suspect" else audited(good, other)
+
+
+def test_padded_embeddings_and_added_tokens_without_a_row_are_as_they_should_be(new_host, tmp_path):
+    plain = new_host("llama")
+    padded = saved(new_host("llama", vocab_size=len(plain.tokenizer) + 9), tmp_path / "padded")
+    plain.tokenizer.add_tokens(["<picture>"], special_tokens=True)
+    for folder in (padded, saved(plain, tmp_path / "added")):
+        assert audited(folder)[0]["exit_code"] == 0
+    with pytest.raises(ValueError, match="'Ada <picture>' has a token that added has no row of its embedding for"):
+        audited(tmp_path / "added", names=[*NAMES, "Ada <picture>"])
