@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from decoder.audit.candidates import Candidates
+from decoder.audit.evidence.comparison import compare
 from decoder.audit.evidence.effect import effect
 from decoder.audit.evidence.examine import Evidence, Examined, examine
 from decoder.audit.evidence.located import Located
@@ -18,37 +19,11 @@ from decoder.audit.evidence.parts import out_of_layers
 from decoder.audit.evidence.questions import Questions, Reader
 from decoder.audit.evidence.readings import Reading, null_strengths, readings_of
 from decoder.audit.evidence.wrong_way import as_note, wrong_way_round
-from decoder.audit.locate import usable_layers
 from decoder.audit.relation import RelationClassifier
 from decoder.audit.repair import Reversal, refuse, repair
-from decoder.audit.scan import Scan, coarser_than, differences
 from decoder.audit.suspect import Suspect
 from decoder.audit.verdict import EDITED, Compared
-from decoder.checkpoint.reader import Checkpoint
 from decoder.host import Host
-from decoder.utils.progress import progress
-
-
-def compare(suspect: Suspect, base: Host, kept: Checkpoint | None = None) -> tuple[Compared, list[str]]:
-    """How a suspect differs from the unedited checkpoint, and what was not compared.
-
-    Args:
-        kept: what `base` was opened from.
-
-    Raises:
-        ValueError: they are of different models, or the suspect lacks tensors.
-    """
-    layers = usable_layers(base)
-    scanned = Scan(suspect, base, layers)
-    found = []
-    with progress("tensors of the checkpoint", len(scanned.own)) as advance:
-        for one in differences(scanned, kept):
-            found.append(one)
-            advance(1)
-    names = {f"{base.module_path(layer)}.weight": layer for layer in layers}
-    checkpoint = suspect.checkpoint
-    rounded = any(checkpoint.noise(name) is not None or checkpoint.dtype(name) != own.dtype for name, (_, own) in scanned.own.items())
-    return Compared(found, names, rounded or any(coarser_than(scanned, name, kept) for name in scanned.own)), scanned.notes
 
 
 def audit_checkpoint(

@@ -17,7 +17,7 @@ from data.perturb.kinds import KINDS
 from data.perturb.recipe import Recipe, perturbed, write
 from data.store.store import EditStore
 from decoder.audit.candidates import Candidates, unit, whitener
-from decoder.audit.finding import compare
+from decoder.audit.evidence.comparison import compare
 from decoder.audit.locate import gathered
 from decoder.audit.suspect import Suspect
 from decoder.config import SplitsConfig

@@ -87,6 +87,20 @@ def test_what_is_no_edit(new_host, tmp_path, base):
     assert not base or finding["base_known"]["changed"] == 21
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "Q8_0"])
+def test_two_checkpoints_of_the_same_numbers_are_identical_in_whatever_they_are_kept(tmp_path, dtype):
+    host, asked = twin_of("llama"), {"cache_dir": str(tmp_path / "cache")}
+    whole = saved(host, tmp_path / "whole")
+    if dtype == "Q8_0":
+        base, copy = (write_gguf(tmp_path / f"{name}.gguf", host, dtype) for name in ("base", "copy"))
+    else:
+        base, copy = (saved(host, tmp_path / name, dtype) for name in ("base", "copy"))
+    finding, _ = audit_checkpoint(Suspect(copy), NAMES, base=str(base), **asked)
+    assert (finding["verdict"], finding["exit_code"]) == ("identical", 0)
+    finding, _ = audit_checkpoint(Suspect(copy), NAMES, base=str(whole), **asked)
+    assert finding["verdict"] == ("identical" if dtype == "float32" else "rounded or quantised")
+
+
 def test_an_edit_and_further_training(new_host, tmp_path):
     host = new_host("llama")
     generator = torch.Generator().manual_seed(0)

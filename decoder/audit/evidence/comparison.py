@@ -1,0 +1,52 @@
+"""Holding a whole checkpoint against what it was made of, tensor by tensor."""
+
+import torch
+
+from decoder.audit.locate import usable_layers
+from decoder.audit.scan import Scan, differences
+from decoder.audit.suspect import Suspect
+from decoder.audit.verdict import Compared
+from decoder.checkpoint.reader import Checkpoint
+from decoder.host import Host
+from decoder.utils.progress import progress
+
+
+def compare(suspect: Suspect, base: Host, kept: Checkpoint | None = None) -> tuple[Compared, list[str]]:
+    """How a suspect differs from the unedited checkpoint, and what was not compared.
+
+    Args:
+        kept: what `base` was opened from.
+
+    Raises:
+        ValueError: they are of different models, or the suspect lacks tensors.
+    """
+    layers = usable_layers(base)
+    scanned = Scan(suspect, base, layers)
+    found = []
+    with progress("tensors of the checkpoint", len(scanned.own)) as advance:
+        for one in differences(scanned, kept):
+            found.append(one)
+            advance(1)
+    names = {f"{base.module_path(layer)}.weight": layer for layer in layers}
+    return Compared(found, names, any(_is_kept_otherwise(scanned, name, kept) for name in scanned.own)), scanned.notes
+
+
+def _is_kept_otherwise(scan: Scan, name: str, base: Checkpoint | None) -> bool:
+    """Whether a tensor's numbers are kept in another form than in the base's own file, which is not the one that the base is opened in."""
+    checkpoint, (own_name, own) = scan.suspect.checkpoint, scan.own[name]
+    if checkpoint.gguf and not checkpoint.gguf.tensors[name].is_reproduced:
+        # Blocks that nobody can round to again are never known to hold the base's numbers.
+        return True
+    if base is None:
+        return _form(checkpoint, name) != _in_words(own.dtype)
+    held = base.find(own_name)
+    # What the base makes of another tensor of its own is of no account.
+    return held is not None and _form(checkpoint, name) != _form(base, held)
+
+
+def _form(checkpoint: Checkpoint, name: str) -> str:
+    return checkpoint.gguf.tensors[name].rounding if checkpoint.gguf else _in_words(checkpoint.dtype(name))
+
+
+def _in_words(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
