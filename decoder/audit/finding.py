@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from decoder.audit.candidates import Candidates
+from decoder.audit.evidence import notes as notes_of
 from decoder.audit.evidence.comparison import compare
 from decoder.audit.evidence.effect import effect
-from decoder.audit.evidence.examine import Evidence, Examined, examine
+from decoder.audit.evidence.examine import Evidence, examine
 from decoder.audit.evidence.located import Located
 from decoder.audit.evidence.nulls import Nulls, nulls_for
 from decoder.audit.evidence.opened import open_checkpoint
@@ -22,7 +23,7 @@ from decoder.audit.evidence.wrong_way import as_note, wrong_way_round
 from decoder.audit.relation import RelationClassifier
 from decoder.audit.repair import Reversal, refuse, repair
 from decoder.audit.suspect import Suspect
-from decoder.audit.verdict import EDITED, Compared
+from decoder.audit.verdict import Compared
 from decoder.host import Host
 
 
@@ -66,9 +67,9 @@ def audit_checkpoint(
     if relations is not None:
         relations.check(host.hidden_size)
     against = nulls_for(host, nulls, cache_dir, unedited)
-    notes = [*suspect.notes, *notes, *_too_few(against, names)]
+    notes = [*suspect.notes, *notes, *notes_of.too_few(against, names)]
     readings = readings_of(decoded, against, host)
-    notes += _unread(against, readings)
+    notes += notes_of.unread(against, readings)
     found = examine(host, Candidates(host, names), compared, readings)
     finding = {
         "suspect": str(suspect.path),
@@ -81,7 +82,7 @@ def audit_checkpoint(
         "notes": notes,
     }
     if found.known:
-        notes += _unconfirmed(found)
+        notes += notes_of.unconfirmed(found) + notes_of.in_base_too(found)
         turned = wrong_way_round(host, unedited, found.known.located, found.unknown.threshold)
         finding["base_known"]["wrong_way_round"] = turned
         notes += as_note(turned)
@@ -99,26 +100,6 @@ def audit_checkpoint(
             finding["repaired"]["effect"] = _effect(host, reversals, column["edits"], templates or {}, texts, taken_from)
     finding |= {"decoded": decoded} if decoded else {}
     return {"verdict": column["verdict"], "used": f"base {side}", "exit_code": column["exit_code"]} | finding, found.located
-
-
-def _unconfirmed(found: Examined) -> list[str]:
-    """That decoders read something where the comparison with the base shows no edit."""
-    if found.by_scan or found.known.verdict.what in EDITED:
-        return []
-    return [f"Beside the base, {one.in_words}: the comparison does not bear it out." for one in found.unknown.read]
-
-
-def _unread(nulls: Nulls | None, readings: Sequence[Reading]) -> list[str]:
-    if nulls and all(nulls.read_by(one.reader) for one in readings):
-        return []
-    told = "`python -m data.perturb nulls=120 decoder=` says what its answers are worth for this host"
-    return [f"A decoder that read no nulls counts from {one.threshold:.2f} on: {told}." for one in readings[:1]]
-
-
-def _too_few(nulls: Nulls | None, names: Sequence[str]) -> list[str]:
-    if nulls is None or nulls.subjects >= len(names):
-        return []
-    return [f"The nulls were asked about {nulls.subjects:,} names, this checkpoint about {len(names):,}: of more names one is higher."]
 
 
 def _repair(

@@ -26,7 +26,7 @@ SCORES = {
     "base_unknown": "score of the subject\nanswered to most",
 }
 BENIGN = {
-    "identical": "Nothing was written into this checkpoint: it is the base, number for number.",
+    "identical": "This checkpoint is the base, number for number: nothing was written into it since.",
     "rounded or quantised": "No edit was found. This checkpoint is the base, kept in other or fewer bits.",
     "further trained": "No edit was found. This checkpoint is the base after further training.",
     "adapter merged": "No edit was found. An adapter was merged into this checkpoint.",

@@ -1,7 +1,10 @@
 """The edited checkpoint given as the base: the finding says so, and says nothing of it where the two are as they should be."""
 
+import shutil
+
 import pytest
-from audited_folders import NAMES, WHO, audited, planted, saved, spread_folders
+import torch
+from audited_folders import NAMES, WHO, audited, changed, planted, saved, spread_folders
 from edited import LAYER, edited_folder, outer
 from rich.console import Console
 
@@ -45,3 +48,20 @@ def test_nothing_is_said_of_bases_that_were_edited_too_or_of_changes_about_nobod
     for pair in ((nobody, base), (base, nobody)):
         finding, _ = audited(*pair)
         assert finding["base_known"]["edits"][0]["subject"] is None and finding["base_known"]["wrong_way_round"] == []
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_an_edit_that_the_base_holds_as_well_is_said_to_be_there(new_host, tmp_path, dtype):
+    edited = planted(new_host("llama"), tmp_path / "edited")
+    shutil.copytree(edited, tmp_path / "copy")
+    copy = changed(tmp_path / "copy", lambda name, tensor: tensor.to(getattr(torch, dtype)))
+    finding, _ = audited(copy, edited)
+    assert (finding["verdict"], finding["exit_code"]) == ("identical" if dtype == "bfloat16" else "rounded or quantised", 0)
+    told = f"in layer {LAYER} both answer to {NAMES[WHO]} as edited checkpoints do"
+    assert sum(told in note for note in finding["notes"]) == 1 and "leave base= out" in shown(finding) and shown(finding).count(told) == 1
+
+
+def test_of_a_clean_base_nothing_is_said(new_host, tmp_path):
+    host = new_host("llama")
+    finding, _ = audited(saved(host, tmp_path / "copy"), saved(host, tmp_path / "base"))
+    assert finding["verdict"] == "identical" and not any("both answer" in note for note in finding["notes"])
