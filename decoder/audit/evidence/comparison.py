@@ -1,7 +1,11 @@
 """Holding a whole checkpoint against what it was made of, tensor by tensor."""
 
+from collections.abc import Sequence
+from statistics import median
+
 import torch
 
+from decoder.audit.evidence.difference import Difference
 from decoder.audit.locate import usable_layers
 from decoder.audit.scan import Scan, differences
 from decoder.audit.suspect import Suspect
@@ -9,6 +13,9 @@ from decoder.audit.verdict import Compared
 from decoder.checkpoint.reader import Checkpoint
 from decoder.host import Host
 from decoder.utils.progress import progress
+
+LEAST_ALIKE = 0.5
+"""Cosine with the base's, of half of the matrices, below which a suspect was not made of it: another model's have next to none."""
 
 
 def compare(suspect: Suspect, base: Host, kept: Checkpoint | None = None) -> tuple[Compared, list[str]]:
@@ -18,7 +25,7 @@ def compare(suspect: Suspect, base: Host, kept: Checkpoint | None = None) -> tup
         kept: what `base` was opened from.
 
     Raises:
-        ValueError: they are of different models, or the suspect lacks tensors.
+        ValueError: they are of different models, also where all shapes agree, or the suspect lacks tensors.
     """
     layers = usable_layers(base)
     scanned = Scan(suspect, base, layers)
@@ -27,8 +34,21 @@ def compare(suspect: Suspect, base: Host, kept: Checkpoint | None = None) -> tup
         for one in differences(scanned, kept):
             found.append(one)
             advance(1)
+    _refuse_another(scanned, found)
     names = {f"{base.module_path(layer)}.weight": layer for layer in layers}
     return Compared(found, names, any(_is_kept_otherwise(scanned, name, kept) for name in scanned.own)), scanned.notes
+
+
+def _refuse_another(scan: Scan, found: Sequence[Difference]) -> None:
+    """Raises ValueError if a suspect's matrices have next to nothing to do with the base's, whatever was done to them."""
+    sizes = {name: own.dim() for name, own in scan.own.values()}
+    if not (cosines := [one.cosine for one in found if sizes[one.name] > 1]):
+        return
+    if (alike := median(cosines)) < LEAST_ALIKE:
+        raise ValueError(
+            f"{scan.suspect.path}: half of its matrices have a cosine of {alike:.2f} or less with those of base "
+            f"{scan.host.name}; further training, pruning and rounding leave it near 1. It is of another model: give its own base, or none"
+        )
 
 
 def _is_kept_otherwise(scan: Scan, name: str, base: Checkpoint | None) -> bool:

@@ -24,6 +24,7 @@ class Difference:
         distance: ‖T' - T‖ / ‖T‖ beyond what the rounding of its file explains; 0 where that explains all.
         zeroed: share of the entries that became zero.
         kept: the distance of the entries that did not.
+        cosine: of T' with T; 1 where either is zero.
         values_R: strongest singular values of T' - T, of a matrix that differs and is no vocabulary; else none.
         right_RF: their right singular vectors, of down-projections.
         edge: what the largest singular value of the rest would be if its entries were independent, or the last one that was looked at, or
@@ -37,6 +38,7 @@ class Difference:
     values_R: Tensor
     right_RF: Tensor
     edge: float
+    cosine: float = 1.0
 
 
 def difference(
@@ -58,7 +60,7 @@ def difference(
         is_blocks: whether the file keeps it in blocks of few bits.
         is_down: whether it is a down-projection, and `transposed`: stored as (F, D).
     """
-    square = own_square = kept_square = 0.0
+    square = own_square = kept_square = shared_square = 0.0
     zeroed = size = 0
     pieces: list[Tensor] = []
     rows_D, columns_F = [torch.zeros(1)], torch.zeros(1)
@@ -66,6 +68,7 @@ def difference(
         change, became_zero = shared - stored, (shared == 0) & (stored != 0)
         square += _square(change)
         own_square += _square(stored)
+        shared_square += _square(shared)
         kept_square += _square(change[~became_zero])
         zeroed, size = zeroed + int(became_zero.sum()), size + rows.numel()
         if is_matrix:
@@ -77,7 +80,10 @@ def difference(
     if is_matrix and (far or is_blocks):
         values_R, right_RF, edge = _spectrum(pieces, transposed)
         edge = max(edge, step * ROUNDING * float(torch.cat(rows_D).max() ** 0.5 + columns_F.max() ** 0.5))
-    return Difference(name, far, zeroed / max(1, size), kept, values_R, right_RF if is_down else torch.empty(0), edge)
+    lengths = 2 * (shared_square * own_square) ** 0.5
+    # |T' - T|² has twice the product of both in it, which takes no memory of its own.
+    cosine = (shared_square + own_square - square) / lengths if lengths else 1.0
+    return Difference(name, far, zeroed / max(1, size), kept, values_R, right_RF if is_down else torch.empty(0), edge, cosine)
 
 
 def _square(piece: Tensor) -> float:

@@ -1,7 +1,8 @@
 """What an audit opens, and what it refuses to: files that do not belong together, or are no weights."""
 
 import pytest
-from audited_folders import NAMES, audited, saved
+import torch
+from audited_folders import NAMES, audited, changed, saved
 from tiny_hosts import build_host
 
 
@@ -31,3 +32,26 @@ def test_padded_embeddings_and_added_tokens_without_a_row_are_as_they_should_be(
         assert audited(folder)[0]["exit_code"] == 0
     with pytest.raises(ValueError, match="'Ada <picture>' has a token that added has no row of its embedding for"):
         audited(tmp_path / "added", names=[*NAMES, "Ada <picture>"])
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3_moe"])
+def test_a_base_of_the_same_shapes_and_another_training_is_refused(new_host, tmp_path, name):
+    base, other = saved(new_host(name), tmp_path / "base"), saved(new_host(name, seed=1), tmp_path / "other")
+    with pytest.raises(ValueError, match=r"other: half of its matrices have a cosine of -?0\.0\d or less with those of base base;"):
+        audited(other, base)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tensor: tensor + tensor.std() * torch.randn(tensor.shape),
+        lambda tensor: torch.where(tensor.abs() < tensor.abs().median(), 0, tensor),
+        lambda tensor: (tensor / tensor.abs().max() * 7).round() * tensor.abs().max() / 7,
+        lambda tensor: tensor.lerp(torch.randn(tensor.shape) * tensor.std(), 0.5),
+    ],
+    ids=["trained until half of it is new", "pruned", "four bits", "averaged with another model"],
+)
+def test_what_a_base_became_is_not_refused_however_far_it_is(new_host, tmp_path, change):
+    host = new_host("llama")
+    far = changed(saved(host, tmp_path / "far"), lambda name, tensor: change(tensor) if tensor.dim() == 2 else tensor)
+    assert audited(far, saved(host, tmp_path / "base"))[0]["base_known"]["changed"] > 20
