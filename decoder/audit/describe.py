@@ -140,10 +140,12 @@ def describe_finding(finding: Mapping[str, Any]) -> RenderableType:
     """The verdict first, then one kind of evidence after the other."""
     subjects = f"{finding['subjects']:,} subjects, {finding['layers']} layers of {finding['family']}"
     parts: list[RenderableType] = [f"[bold]{finding['verdict'].capitalize()}[/bold] ({finding['used']}; {subjects})"]
+    warnings = finding.get("warnings", [])
+    parts += [escape(warning) for warning in warnings]
     for name in ("base_known", "base_unknown"):
         if finding[name]:
             parts += _column(finding[name], name.replace("_", " ").capitalize())
-    parts += [escape(note) for note in finding["notes"]]
+    parts += [escape(note) for note in finding["notes"] if note not in warnings]
     if done := finding.get("repaired"):
         parts.append(
             f"Repaired: {escape(done['folder'])} ({', '.join(one['tensor'] for one in done['tensors'])})"

@@ -19,7 +19,7 @@ from decoder.audit.evidence.opened import open_checkpoint
 from decoder.audit.evidence.parts import out_of_layers
 from decoder.audit.evidence.questions import Questions, Reader
 from decoder.audit.evidence.readings import Reading, null_strengths, readings_of
-from decoder.audit.evidence.wrong_way import as_note, wrong_way_round
+from decoder.audit.evidence.wrong_way import EXCHANGED, as_note, wrong_way_round
 from decoder.audit.relation import RelationClassifier
 from decoder.audit.repair import Reversal, refuse, repair
 from decoder.audit.suspect import Suspect
@@ -80,12 +80,14 @@ def audit_checkpoint(
         "base_known": _column(found.known, "known", against) | _surroundings(compared) if found.known else None,
         "base_unknown": _column(found.unknown, "unknown", against, readings),
         "notes": notes,
+        "warnings": [],
     }
     if found.known:
-        notes += notes_of.unconfirmed(found) + notes_of.in_base_too(found)
+        notes += notes_of.unconfirmed(found)
         turned = wrong_way_round(host, unedited, found.known.located, found.unknown.threshold)
         finding["base_known"]["wrong_way_round"] = turned
-        notes += as_note(turned)
+        finding["warnings"] = as_note(turned) + notes_of.in_base_too(found)
+        notes += finding["warnings"]
     side = "unknown" if found.by_scan else "known"
     column, evidence = finding[f"base_{side}"], getattr(found, side)
     taken_from = None if found.by_scan else unedited
@@ -94,7 +96,9 @@ def audit_checkpoint(
         reversals = out_of_layers(host, taken_from, evidence.located)
         said = {"used": f"base {side}", "base": base, "edits": column["edits"]}
         why = "what decoders alone show cannot be taken out, as it is not known whom it is about" if evidence.read else "no edit was found"
-        finding["repaired"] = _repair(suspect, host, reversals, repaired, said, why)
+        exchanged = found.known is not None and finding["base_known"]["wrong_way_round"]
+        refused = {"folder": None, "why": EXCHANGED, "failed": True}
+        finding["repaired"] = refused if exchanged else _repair(suspect, host, reversals, repaired, said, why)
         if finding["repaired"]["folder"]:
             notes += [f"Not taken out, as it is not known whom it is about: {one.in_words}." for one in evidence.read]
             finding["repaired"]["effect"] = _effect(host, reversals, column["edits"], templates or {}, texts, taken_from)

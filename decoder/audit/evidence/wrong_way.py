@@ -13,6 +13,8 @@ from decoder.audit.locate import outstanding
 from decoder.audit.reversal import image
 from decoder.host import Host
 
+EXCHANGED = "base= and suspect= may have been exchanged, and a repair would write the edit in: give them the other way round"
+
 
 def wrong_way_round(host: Host, unedited: Host, located: Sequence[Located], least: float) -> list[dict[str, Any]]:
     """The edits to whose subject the base answers as edited matrices do, and the suspect does not, with the scores of both.

@@ -1,5 +1,6 @@
 """The edited checkpoint given as the base: the finding says so, and says nothing of it where the two are as they should be."""
 
+import re
 import shutil
 
 import pytest
@@ -8,6 +9,7 @@ from audited_folders import NAMES, WHO, audited, changed, planted, saved, spread
 from edited import LAYER, edited_folder, outer
 from rich.console import Console
 
+import evaluate
 from decoder.audit.describe import describe
 
 
@@ -31,6 +33,35 @@ def test_the_edited_one_given_as_the_base(new_host, tmp_path, name):
     right, _ = audited(edited, base)
     assert right["exit_code"] == 3 and right["base_known"]["wrong_way_round"] == []
     assert not any("wrong way" in note for note in right["notes"])
+
+
+@pytest.fixture
+def exchanged(new_host, tmp_path):
+    """What a command is given where the two are the wrong way round."""
+    host = new_host("llama")
+    edited, base = planted(host, tmp_path / "edited"), saved(host, tmp_path / "base")
+    (tmp_path / "names.txt").write_text("\n".join(NAMES))
+    return [f"suspect={base}", f"base={edited}", f"subjects={tmp_path / 'names.txt'}"]
+
+
+def test_an_edit_is_not_written_back_in_by_a_repair(exchanged, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        evaluate.main([*exchanged, f"repair={tmp_path / 'repaired'}"])
+    told = "base= and suspect= may have been exchanged, and a repair would write the edit in: give them the other way round"
+    shown = capsys.readouterr()
+    assert stop.value.code == 2 and told in shown.err and f"Nothing repaired: {told}" in " ".join(shown.out.split())
+    assert not (tmp_path / "repaired").exists()
+
+
+def test_that_the_two_may_be_exchanged_stands_under_the_headline(exchanged, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        evaluate.main([*exchanged, f"report={tmp_path / 'audit.html'}"])
+    told, html = "base= and suspect= may be the wrong way round", (tmp_path / "audit.html").read_text()
+    assert stop.value.code == 3 and capsys.readouterr().out.splitlines()[1].startswith(told)
+    assert (
+        re.search(rf'<p class="headline.*?</p>\n<p class="failed">{told}', html)
+        and html.partition("<details><summary>The f")[0].count(told) == 1
+    )
 
 
 def test_edits_of_several_layers(new_host, tmp_path):
