@@ -15,7 +15,7 @@ from decoder.audit.evidence.effect import effect
 from decoder.audit.evidence.examine import Evidence, examine
 from decoder.audit.evidence.located import Located
 from decoder.audit.evidence.nulls import Nulls, nulls_for
-from decoder.audit.evidence.opened import open_checkpoint
+from decoder.audit.evidence.opened import open_checkpoint, refuse_integers
 from decoder.audit.evidence.parts import out_of_layers
 from decoder.audit.evidence.questions import Questions, Reader
 from decoder.audit.evidence.readings import Reading, null_strengths, readings_of
@@ -61,6 +61,7 @@ def audit_checkpoint(
     """
     if repaired is not None:
         refuse(suspect, Path(repaired).expanduser(), base)
+    refuse_integers(suspect.checkpoint)
     unedited = open_checkpoint(base, cache_dir, device, "base") if base is not None else None
     compared, notes = compare(suspect, unedited, Suspect(base).checkpoint) if unedited else (None, [])
     host = open_checkpoint(suspect.path, cache_dir, device)

@@ -7,6 +7,7 @@ import torch
 
 from decoder.audit.suspect import Suspect
 from decoder.checkpoint.gguf_host import host_folder
+from decoder.checkpoint.reader import Checkpoint
 from decoder.checkpoint.streamed import compute_in_float32, dtype_kept, give_back_what_is_freed
 from decoder.export.opened import check_device
 from decoder.host import Host
@@ -14,15 +15,20 @@ from decoder.host import Host
 LIGHT = 4 << 30
 """Bytes that a host may take in float32. The weights of a larger one stay in its files on a CPU; a GPU has it in bfloat16."""
 
+WEIGHTS = (".weight", "_proj")
+"""What the names of weights end in, those of fused experts the latter."""
+
 
 def open_checkpoint(path: str | Path, cache_dir: str | None, device: str = "cpu", setting: str = "suspect") -> Host:
     """A folder or GGUF file as a host; `setting` gave the path.
 
     Raises:
-        ValueError: it cannot be loaded, its tokenizer is of another model, a weight is NaN or infinite, or there is no such device.
+        ValueError: it cannot be loaded, its tokenizer is of another model, a weight is an integer, NaN or infinite, or there is no such
+            device.
     """
     check_device(device)
     name, checkpoint = Path(path).name, Suspect(path).checkpoint
+    refuse_integers(checkpoint)
     entries = sum(prod(checkpoint.shape(tensor)) for tensor in checkpoint.names)
     is_light, on_cpu = 4 * entries <= LIGHT, torch.device(device).type == "cpu"
     dtype = "float32" if is_light else str(dtype_kept(checkpoint)).removeprefix("torch.") if on_cpu else "bfloat16"
@@ -36,6 +42,14 @@ def open_checkpoint(path: str | Path, cache_dir: str | None, device: str = "cpu"
         if not all(bool(piece.isfinite().all()) for piece in tensor.split(1 << 14)):
             raise ValueError(f"{path}: {weights} holds NaN or infinity; expected finite numbers")
     return host
+
+
+def refuse_integers(checkpoint: Checkpoint) -> None:
+    """Raises ValueError if weights were quantised to integers and nothing in the files says how; masks and positions are no weights."""
+    for name in checkpoint.names:
+        if name.endswith(WEIGHTS) and not (dtype := checkpoint.dtype(name)).is_floating_point:
+            came = f"{name} is {str(dtype).removeprefix('torch.')}"
+            raise ValueError(f"{checkpoint.path}: {came}, expected floating point. Multiply its scale out, and save it in bfloat16")
 
 
 def _refuse_tokenizer(host: Host, path: str | Path) -> None:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from audited_folders import NAMES, audited, changed, saved
+from safetensors.torch import load_file, save_file
 from tiny_hosts import build_host
 
 
@@ -55,3 +56,22 @@ def test_what_a_base_became_is_not_refused_however_far_it_is(new_host, tmp_path,
     host = new_host("llama")
     far = changed(saved(host, tmp_path / "far"), lambda name, tensor: change(tensor) if tensor.dim() == 2 else tensor)
     assert audited(far, saved(host, tmp_path / "base"))[0]["base_known"]["changed"] > 20
+
+
+@pytest.mark.parametrize("setting", ["suspect", "suspect beside a base", "base"])
+def test_weights_of_integers_are_no_weights(new_host, tmp_path, setting):
+    host, name = new_host("llama"), "model.layers.1.mlp.down_proj.weight"
+    good = saved(host, tmp_path / "good")
+    whole = changed(saved(host, tmp_path / "whole"), lambda own, tensor: (tensor * 100).to(torch.int8) if own == name else tensor)
+    pairs = {"suspect": (whole,), "suspect beside a base": (whole, good), "base": (good, whole)}
+    with pytest.raises(ValueError, match=f"whole: {name} is int8, expected floating point. Multiply its scale out") as refused:
+        audited(*pairs[setting])
+    assert "\n" not in str(refused.value)
+
+
+def test_masks_of_integers_are_none_of_the_weights(new_host, tmp_path):
+    folder = saved(new_host("gpt2"), tmp_path / "masked")
+    tensors = load_file(str(folder / "model.safetensors"))
+    masks = {f"transformer.h.{layer}.attn.bias": torch.ones(1, 1, 64, 64, dtype=torch.uint8).tril() for layer in range(3)}
+    save_file(tensors | masks, str(folder / "model.safetensors"), {"format": "pt"})
+    assert audited(folder)[0]["exit_code"] == 0
