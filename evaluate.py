@@ -21,7 +21,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from decoder.utils.errors import UserError, lasting, run_command, starting
 
@@ -30,6 +30,9 @@ with starting():
     from decoder.config.compose import compose
     from decoder.export.collection import choose, is_collection
     from decoder.export.voters import folders_of, own_store, read_voters, scored_on
+
+if TYPE_CHECKING:
+    from decoder.audit.suspect import Suspect
 
 AUDITS = ("base", "subjects", "repair", "relations", "nulls", "report")
 """Settings of an audit of a whole checkpoint."""
@@ -111,7 +114,7 @@ def audit_whole(cfg: EvaluateConfig) -> dict[str, Any]:
         refuse_page(Path(cfg.report))
     suspect = Suspect(cfg.suspect)
     if not suspect.is_whole:
-        raise UserError(f"suspect={cfg.suspect} is no whole checkpoint: give decoder= to read it, and none of {'=, '.join(AUDITS)}=")
+        raise UserError(f"suspect={cfg.suspect} {what_instead(cfg, suspect)}")
     if cfg.base and Path(cfg.base).resolve() == Path(cfg.suspect).resolve():
         raise UserError(f"base={cfg.base} is the suspect itself: give the checkpoint as it was before")
     facts = load_pocket().facts
@@ -125,6 +128,20 @@ def audit_whole(cfg: EvaluateConfig) -> dict[str, Any]:
     decoded = audit(cfg) if cfg.decoder else None
     asked = {"templates": sentences, "relations": relations, "texts": texts[::7], "reader": reader, "decoded": decoded}
     return audit_checkpoint(suspect, names, **asked, **where)[0]
+
+
+def what_instead(cfg: EvaluateConfig, suspect: "Suspect") -> str:
+    """What a suspect is that is no whole checkpoint, and what can be given in its place."""
+    given = "=, ".join(name for name in AUDITS if getattr(cfg, name))
+    read = "give decoder= to read it" + (f", and leave out {given}=" if given else "")
+    if cfg.decoder:
+        read = f"leave out {given}=, and the decoder reads it"
+    if suspect.adapter.names:
+        return f"holds a LoRA adapter alone: merge it into its base (merge_and_unload) and give that; or {read}"
+    folder = suspect.checkpoint.path.parent
+    if (folder / "config.json").is_file():
+        return f"is one file of a checkpoint: give its folder, suspect={folder}"
+    return f"is no whole checkpoint: {read}; or give a folder with config.json, weights and a tokenizer, or a GGUF file"
 
 
 def audit(cfg: EvaluateConfig) -> dict[str, Any]:
