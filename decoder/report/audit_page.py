@@ -116,13 +116,17 @@ def headline(finding: Mapping[str, Any]) -> str:
         whom = f"It is about none of the {names}, or too weak to show about whom."
         return f"Somebody seems to have written {facts} into {where} of this checkpoint: decoders read {read} there. {whom}"
     whom = [edit["subject"] for edit in edits if edit["subject"]]
-    like = [edit["resembles"] for edit in edits if edit.get("resembles")]
+    like = [*dict.fromkeys(edit["resembles"] for edit in edits if edit.get("resembles"))]
     about = f" about {in_words([*dict.fromkeys(whom)])}" if whom else f" about none of the {names}"
-    about += f", but somebody like {in_words([*dict.fromkeys(like)])}," if like and not whom else ""
     others = any((edit["subject"] or edit.get("resembles")) not in whom for edit in edits if "read_from" not in edit)
     beside = " and somebody who was not asked about" if whom and others else ""
     # Without the base a fact that was written is inferred from how a name is answered to.
     wrote = "wrote" if finding["used"] == TITLES["base_known"] else "seems to have written"
+    if like and not whom:
+        them = "somebody who is" if used["facts"] == 1 else "people who are"
+        most = f"{in_words(like)} resemble{'s' * (len(like) == 1)} them most"
+        about = f"about {them} not in the list; of the names that were asked about, {most}"
+        return f"Somebody {wrote} {facts} into {where} of this checkpoint, {about}.{after}"
     return f"Somebody {wrote} {facts}{about}{beside} into {where} of this checkpoint.{after}"
 
 
@@ -172,7 +176,9 @@ def how_sure(finding: Mapping[str, Any]) -> tuple[str, list[str]]:
     if known:
         alone = "names the same layers" if agree else "does not name the same layers"
         reasons.append(f"What the checkpoint answers to names, looked at without the base, {alone}.")
-    if any(edit.get("resembles") for edit in used["edits"]):
+    named = {edit["subject"] for edit in used["edits"]}
+    is_named = not any(edit.get("resembles") and edit["resembles"] not in named for edit in used["edits"])
+    if not is_named:
         reasons.append("Whom it is about is not known: of the names that were asked about none fits, one only resembles.")
     told = [edit["triple"] for edit in used["edits"] if edit.get("triple")]
     read_back = bool(told) and all(one["before"] >= 0.5 > 0.1 >= one["after"] for one in told)
@@ -180,7 +186,7 @@ def how_sure(finding: Mapping[str, Any]) -> tuple[str, list[str]]:
         reasons.append("What was planted was read back: the checkpoint says it, and no longer does when the edit is taken out.")
     elif told:
         reasons.append("The sentences say less than that: not all are likely with the edit and unlikely without it.")
-    return "High" if best >= CLEAR * least and (agree if known else read_back) else "Moderate", reasons
+    return "High" if is_named and best >= CLEAR * least and (agree if known else read_back) else "Moderate", reasons
 
 
 def effect_in_words(effect: Mapping[str, Any]) -> list[str]:

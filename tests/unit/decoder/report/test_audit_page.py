@@ -34,6 +34,7 @@ def test_an_edit_is_told_in_words_with_its_evidence(tmp_path):
 def test_a_fact_in_two_layers_is_about_one_subject_also_where_the_upper_key_is_another(tmp_path):
     told = column(layers=(0, 1)) | {"facts": 1}
     told["edits"][1] |= {"subject": None, "resembles": "Ada"}
+    assert "Confidence: high" in said(page(tmp_path, told)), "who is named in one layer is known"
     assert "Somebody seems to have written a fact about Ada into layers 0 and 1" in said(page(tmp_path, told))
     told["edits"][1]["resembles"] = "Ben"
     assert "about Ada and somebody who was not asked about into" in said(page(tmp_path, told | {"facts": 2}))
@@ -50,7 +51,14 @@ def test_whom_an_edit_only_resembles_is_said_to(tmp_path):
     told = column()
     told["edits"][0] |= {"subject": None, "resembles": "Ada", "fit": 0.5}
     text = said(page(tmp_path, told))
-    assert "about none of the 890 names that were asked about, but somebody like Ada, into layer 5" in text
+    like = "about somebody who is not in the list; of the names that were asked about, Ada resembles them most."
+    assert f"Somebody seems to have written a fact into layer 5 of this checkpoint, {like}" in text
+    assert "Confidence: moderate" in text and "Confidence: high" in said(page(tmp_path, column()))
+    known = said(page(tmp_path, column(), column() | {"edits": told["edits"]}))
+    assert f"Somebody wrote a fact into layer 5 of this checkpoint, {like}" in known and "Confidence: moderate" in known
+    several = column(layers=(5, 7)) | {"edits": [told["edits"][0], told["edits"][0] | {"layer": 7, "resembles": "Ben"}]}
+    assert "2 facts into layers 5 and 7 of this checkpoint, about people who are not in the list; of the" in said(page(tmp_path, several))
+    assert "asked about, Ada and Ben resemble them most." in said(page(tmp_path, several))
     assert "Whom it is about is not known" in text and "Whom it is about is not known" not in said(page(tmp_path, column()))
     assert "None of the names, somebody like Ada, layer 5" in text and "Ada resembles them, and was asked about." in text
     assert "What 1 edit of 1 planted" not in text and "“Ada works as a singer”" in text
