@@ -24,12 +24,16 @@ from decoder.checkpoint.folders import ADAPTER_CONFIG, NO_PICKLE, PICKLES, code_
 from decoder.checkpoint.names import unwrapped
 from decoder.checkpoint.quantised import method_of, refuse
 from decoder.checkpoint.reader import Checkpoint
+from decoder.utils.errors import listed
 
 FAULTS = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError, SafetensorError, StrictDataclassError)
 """What files of others raise in transformers."""
 NO_TOKENIZER = "it has no tokenizer: copy tokenizer.json and tokenizer_config.json of the model there"
 AUDITED = ("suspect", "base")
 """Settings of checkpoints that are looked at, and never a host of the cache."""
+
+REPORTS = logging.getLogger("transformers.modeling_utils")
+"""Where transformers says what it did not find in a checkpoint, or does not know, in several lines."""
 
 log = logging.getLogger(__name__)
 
@@ -54,15 +58,41 @@ def load_files(
         if "state_dict" in options:
             classes = MODEL_FOR_CAUSAL_LM_MAPPING if kind is AutoModelForCausalLM else MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
             kind, source = classes[type(config)], None
-        model, found = kind.from_pretrained(source, config=config, dtype=getattr(torch, dtype), output_loading_info=True, **options)
-        if absent := sorted(found["missing_keys"]):
-            raise ValueError(f"its weights lack {absent[0]} ({len(absent)} in all), which would be made up. Save the checkpoint again")
+        model = _loaded(kind, source, config=config, dtype=getattr(torch, dtype), **options)
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
         if tokenizer.get_vocab().keys() <= {*tokenizer.all_special_tokens}:
             raise ValueError(NO_TOKENIZER)
     except FAULTS as error:
-        raise ValueError(f"host {name}: nothing to load at {path} ({_remedy(path, error, setting)}") from None
+        # Who audits a checkpoint gave no name of a host.
+        which = f"{setting}={path} cannot be loaded" if setting in AUDITED else f"host {name}: nothing to load at {path}"
+        raise ValueError(f"{which} ({_remedy(path, error, setting)}") from None
     return model, tokenizer
+
+
+def _loaded(kind: type, source: str | Path | None, **options: Any) -> PreTrainedModel:
+    """A model whose weights are all there; transformers' report of the load is heard but where tensors are missing, which the error names.
+
+    Raises:
+        ValueError: some are missing.
+    """
+    held: list[logging.LogRecord] = []
+
+    def hold(record: logging.LogRecord) -> bool:
+        held.append(record)
+        return False
+
+    REPORTS.addFilter(hold)
+    absent: list[str] = []
+    try:
+        model, found = kind.from_pretrained(source, output_loading_info=True, **options)
+        absent = sorted(found["missing_keys"])
+    finally:
+        REPORTS.removeFilter(hold)
+        for record in held if not absent else ():
+            REPORTS.handle(record)
+    if absent:
+        raise ValueError(f"its weights lack {listed(absent)}, which would be made up. Save the checkpoint again")
+    return model
 
 
 def _config(path: str | Path, revision: str | None) -> PretrainedConfig:

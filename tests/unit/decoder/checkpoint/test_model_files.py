@@ -59,6 +59,13 @@ def test_of_two_sets_of_weights_it_is_said_which_was_read(saved, caplog):
     assert f"read {WHOLE}, not {INDEX}" in caplog.text
 
 
+def test_what_transformers_says_of_weights_that_it_does_not_know_is_heard(saved, caplog):
+    _, folder, rewrite = saved
+    rewrite(lambda own: own | {"model.layers.1.mlp.other.weight": torch.zeros(2, 48)})
+    Host.load(folder, name="host")
+    assert "model.layers.1.mlp.other.weight" in caplog.text
+
+
 REFUSED = {
     "W_V missing": (
         lambda own: {name: tensor for name, tensor in own.items() if "layers.1.mlp.down_proj" not in name},
