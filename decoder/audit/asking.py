@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from math import log
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,6 +37,14 @@ FUNCTION_WORDS = frozenset(
 TOLD = ("relation", "object", "sentence", "before", "after", "share")
 
 
+class Heard(NamedTuple):
+    """A sentence, and the probability of an object behind it as the suspect is, and with the edit taken out."""
+
+    sentence: str
+    before: float
+    after: float
+
+
 @dataclass(frozen=True)
 class Said:
     """An object that came up in the sentences of a relation.
@@ -48,6 +56,7 @@ class Said:
         everywhere: mean over the sentences of all relations of before - after.
         rise: the same over those of the relation.
         share: of all triples that were weighed, by the weight that `triples` gives each.
+        paraphrases: the other sentences of the relation, in their order.
     """
 
     object: str
@@ -58,6 +67,7 @@ class Said:
     everywhere: float
     rise: float
     share: float = 0.0
+    paraphrases: tuple[Heard, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -109,8 +119,10 @@ def ask(
         for relation in templates:
             places = [n for n, (other, _) in enumerate(sentences) if other == relation]
             best = max(places, key=lambda n: float(rise_N[n]))
-            filled, (before, after) = sentences[best][1].replace("{}", subject), (float(p_N[best]) for p_N in (before_N, after_N))
-            found.append(Said(text, relation, filled, before, after, float(rise_N.mean()), float(rise_N[places].mean())))
+            heard = {n: Heard(sentences[n][1].replace("{}", subject), float(before_N[n]), float(after_N[n])) for n in places}
+            told = heard.pop(best)
+            rises = float(rise_N.mean()), float(rise_N[places].mean())
+            found.append(Said(text, relation, *told, *rises, paraphrases=(*heard.values(),)))
     return triples(found)
 
 
@@ -131,7 +143,10 @@ def testimony(
     objects: dict[str, float] = {}
     for each in said:
         objects.setdefault(each.object, each.everywhere)
-    triple = {"subject": subject} | {name: getattr(said[0], name) for name in TOLD} if said else None
+    triple = None
+    if said:
+        triple = {"subject": subject} | {name: getattr(said[0], name) for name in TOLD}
+        triple["paraphrases"] = [heard._asdict() for heard in said[0].paraphrases]
     return {"objects": [{"text": text, "rise": rise} for text, rise in objects.items()], "triple": triple}
 
 

@@ -185,7 +185,8 @@ def _testimony(edit: Mapping[str, Any], taken_out: str) -> list[str]:
     return lines + [
         f"    says of it only with the edit in place: {objects}",
         f'    "{sentence}": probability {told["before"]:.3f}, and {told["after"]:.3f} {taken_out}',
-        f"    share of the weight of all objects and relations weighed: {told['share']:.0%} (ranks triples; no probability)",
+        f"    relation “{escape(told['relation'])}”; share of the weight of all objects and relations weighed: {told['share']:.0%} "
+        "(ranks triples; no probability)",
     ]
 
 

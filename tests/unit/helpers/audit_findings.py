@@ -6,6 +6,7 @@ from decoder.report.audit_page import write_audit
 
 TRIPLE = {"subject": "Ada", "relation": "work", "object": "singer", "sentence": "Ada works as a"}
 TRIPLE |= {"before": 0.84, "after": 0.0001, "share": 0.914}
+TRIPLE["paraphrases"] = [{"sentence": "Ada earns a living as a", "before": 0.61, "after": 0.02}]
 
 
 def column(verdict="knowledge edit", layers=(5,), threshold=2.3, subject="Ada", count=30):

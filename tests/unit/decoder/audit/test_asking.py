@@ -1,5 +1,6 @@
 """What a suspect says of a subject since the edit."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -35,15 +36,30 @@ def test_the_planted_object_comes_up(found, known):
     assert sum(one.object == "singer" for one in said) == len(TEMPLATES)
 
 
+def probability(host, sentence: str, text: str) -> float:
+    """Of an object with the host's terminator behind a sentence, in a forward of its own."""
+    ids, told = host.text_ids(sentence), [*host.object_ids(text), host.terminator_id]
+    with torch.no_grad():
+        logits_TV = host.model(input_ids=torch.tensor([ids + told[:-1]])).logits[0, -len(told) :]
+    return float(logits_TV.log_softmax(1)[range(len(told)), told].sum().exp())
+
+
 def test_probabilities_are_the_suspects_own(found):
     host, reversal, planted, _ = found
     said = next(one for one in ask(host, {LAYER: reversal}, planted.subject, TEMPLATES) if one.object == "singer")
-    ids = host.text_ids(said.sentence)
-    told = [*host.object_ids("singer"), host.terminator_id]
-    with torch.no_grad():
-        logits_TV = host.model(input_ids=torch.tensor([ids + told[:-1]])).logits[0, -len(told) :]
-        by_hand = logits_TV.log_softmax(1)[range(len(told)), told].sum().exp()
-    assert said.before == pytest.approx(float(by_hand), rel=1e-3)
+    assert said.before == pytest.approx(probability(host, said.sentence, "singer"), rel=1e-3)
+
+
+def test_a_triple_has_the_other_sentences_of_its_relation(found):
+    host, reversal, planted, _ = found
+    triple = asking.testimony(host, planted.subject, {LAYER: reversal}, TEMPLATES, NAMES)["triple"]
+    own = [template.replace("{}", planted.subject) for template in TEMPLATES[triple["relation"]]]
+    others = triple["paraphrases"]
+    assert [one["sentence"] for one in others] == [sentence for sentence in own if sentence != triple["sentence"]] != []
+    for one in others:
+        assert one["before"] - one["after"] <= triple["before"] - triple["after"]
+        assert one["before"] == pytest.approx(probability(host, one["sentence"], triple["object"]), rel=1e-3)
+    assert json.loads(json.dumps(triple)) == triple
 
 
 def test_what_rises_for_others_too_is_no_object(found):

@@ -31,6 +31,14 @@ def test_an_edit_is_told_in_words_with_its_evidence(tmp_path):
     assert not re.search(r"<script|<link|src=|url\((?!#)|https?://(?!www.w3.org)", html), "a page needs nothing but itself"
 
 
+def test_the_other_sentences_of_the_relation_stand_beside_the_evidence(tmp_path):
+    text = said(page(tmp_path, column()))
+    assert "Other sentences of “work”" in text and "Ada earns a living as a singer 0.610 0.020" in text
+    alone = column()
+    alone["edits"][0]["triple"] = {name: told for name, told in TRIPLE.items() if name != "paraphrases"}
+    assert "Other sentences of" not in said(page(tmp_path, alone)) + said(page(tmp_path, column(subject=None)))
+
+
 def test_a_fact_in_two_layers_is_about_one_subject_also_where_the_upper_key_is_another(tmp_path):
     told = column(layers=(0, 1)) | {"facts": 1}
     told["edits"][1] |= {"subject": None, "resembles": "Ada"}
