@@ -215,7 +215,8 @@ def whitener(sample_SF: Tensor, ridge: float = RIDGE) -> Whitener:
     # C and the Gram matrix have the same eigenvalues but zeros; the inverse of the smaller one serves both (Woodbury).
     tall = len(sample_SF) >= sample_SF.shape[1]
     square = sample_SF.T @ sample_SF if tall else sample_SF @ sample_SF.T
-    damping = ridge * _largest_eigenvalue(square).clamp(min=torch.finfo(square.dtype).tiny)
+    # Keys of zeros stay zeros: the inverse must not overflow.
+    damping = (ridge * _largest_eigenvalue(square)).clamp(min=1e-30)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(square + damping * torch.eye(len(square), device=square.device)))
     if tall:
         return lambda keys_NF: keys_NF @ inverse

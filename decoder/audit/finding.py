@@ -72,6 +72,7 @@ def audit_checkpoint(
     readings = readings_of(decoded, against, host)
     notes += notes_of.unread(against, readings)
     found = examine(host, Candidates(host, names), compared, readings)
+    notes += notes_of.silent(found.scans)
     finding = {
         "suspect": str(suspect.path),
         "base": base,

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from decoder.audit.evidence.examine import UNCHANGED, Examined
 from decoder.audit.evidence.nulls import Nulls
 from decoder.audit.evidence.readings import Reading
+from decoder.audit.locate import LayerScan
 from decoder.audit.verdict import EDITED
+from decoder.config.options import layers_text
 
 
 def unconfirmed(found: Examined) -> list[str]:
@@ -24,6 +26,14 @@ def in_base_too(found: Examined) -> list[str]:
         "the base itself may hold the edit. To look at it by itself, leave base= out."
         for one in found.unknown.located[:1]
     ]
+
+
+def silent(scans: Sequence[LayerScan]) -> list[str]:
+    """Which layers answer nothing, as a down-projection of zeros does, or the same to everybody."""
+    if not (layers := [one.layer for one in scans if not one.score]):
+        return []
+    several = len(layers) > 1
+    return [f"Layer{'s' * several} {layers_text(layers)} answer{'s' * (not several)} to all names alike: an edit there cannot show."]
 
 
 def unread(nulls: Nulls | None, readings: Sequence[Reading]) -> list[str]:

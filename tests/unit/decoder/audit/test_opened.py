@@ -75,3 +75,12 @@ def test_masks_of_integers_are_none_of_the_weights(new_host, tmp_path):
     masks = {f"transformer.h.{layer}.attn.bias": torch.ones(1, 1, 64, 64, dtype=torch.uint8).tril() for layer in range(3)}
     save_file(tensors | masks, str(folder / "model.safetensors"), {"format": "pt"})
     assert audited(folder)[0]["exit_code"] == 0
+
+
+@pytest.mark.parametrize("part", ["down_proj", "up_proj"])
+def test_a_layer_that_answers_nothing_is_noted(new_host, tmp_path, part):
+    folder = saved(new_host("llama"), tmp_path / "silent")
+    changed(folder, lambda name, tensor: tensor * (0 if f"layers.1.mlp.{part}" in name else 1))
+    told = "Layer 1 answers to all names alike: an edit there cannot show."
+    assert told in audited(folder)[0]["notes"]
+    assert not any("alike" in note for note in audited(saved(new_host("llama"), tmp_path / "whole"))[0]["notes"])
