@@ -21,22 +21,29 @@ ASSUMPTION = (
 OWN = "The matrix is the host's own, entry by entry."
 
 
-def describe(answer: Mapping[str, Any]) -> RenderableType:
-    """A finding, scores, a ranking of layers or one answer, for the terminal."""
+def describe(answer: Mapping[str, Any], *, is_weighed: bool = False) -> RenderableType:
+    """A finding, scores, a ranking of layers or one answer, for the terminal.
+
+    Args:
+        is_weighed: whether a verdict that stands above it has weighed the answer, which is then not called a finding or none of its own.
+    """
     if "verdict" in answer:
         return describe_finding(answer)
     if "test" in answer:
         return scores_table(answer)
-    return ranking_table(answer) if "ranking" in answer else describe_answer(answer)
+    return ranking_table(answer) if "ranking" in answer else describe_answer(answer, is_weighed=is_weighed)
 
 
-def describe_answer(answer: Mapping[str, Any]) -> str:
-    """An answer in words."""
+def describe_answer(answer: Mapping[str, Any], *, is_weighed: bool = False) -> str:
+    """An answer in words; `is_weighed` as in `describe`."""
     lines = [f"{object['probability']:.3f}  {escape(object['text'])}" for object in answer["objects"]]
     null, edit = answer["null_percentile"], answer["edit_percentile"]
     doubt = "\nMatrices without an edit reach this confidence: take it for no finding."
     if null >= FINDING:
         doubt = f"\nA finding: {FINDING} % or more."
+    if is_weighed:
+        # What it amounts to is the verdict's to say, which has seen more.
+        doubt = ""
     if answer.get("unedited"):
         doubt = f"\n{OWN} Nothing was edited, take it for no finding."
     of_voters, sure, reader, mean = "", "More confident", "this decoder", ""
@@ -50,7 +57,8 @@ def describe_answer(answer: Mapping[str, Any]) -> str:
         lines[answer["found"] :] = [f"{line}  (not counted as planted)" for line in lines[answer["found"] :]]
         doubt = f"\nOf several facts: {answer['found']} found, which is from a probability of {answer['found_from']:.3f} on.{doubt}"
     return (
-        f"Planted in layer {layers_text(answer['layer'])} of {escape(answer['host'])}, most probable first{of_voters}:\n  "
+        f"{'Read' if is_weighed else 'Planted'} in layer {layers_text(answer['layer'])} of {escape(answer['host'])}, most probable first"
+        f"{of_voters}:\n  "
         + "\n  ".join(lines)
         + f"\n{sure} than {null:.0f} % of matrices without an edit and than {edit:.0f} % of validation edits.{doubt}"
         + f"{_around(answer)}\n"
@@ -157,7 +165,7 @@ def describe_finding(finding: Mapping[str, Any]) -> RenderableType:
         if left_out := done.get("left_out"):
             parts.append(f"Not copied, as nobody repaired them: {escape(', '.join(left_out))}")
     if "decoded" in finding:
-        parts.append(describe(finding["decoded"]))
+        parts.append(describe(finding["decoded"], is_weighed=True))
     return Group(*parts)
 
 

@@ -1,15 +1,18 @@
 """Opening a decoder on its host, and its answer for one matrix."""
 
 import json
+import os
 
 import pytest
 import torch
+from audit_findings import column, finding
 from changed_decoders import CONFIG, FACTS, IDS_BT, changed_decoder
+from rich.console import Console
 from safetensors.torch import save_file
 
 import evaluate
 from decoder.audit.answer import answer, answer_for
-from decoder.audit.describe import describe_answer
+from decoder.audit.describe import describe, describe_answer
 from decoder.audit.suspect import Suspect
 from decoder.config.commands import EvaluateConfig
 from decoder.dense import DenseEdit, applied
@@ -93,6 +96,19 @@ def test_a_decoder_of_several_facts_says_how_many_objects_it_finds(saved_host, r
     none = found_from(probabilities[0] + 0.01)
     assert none["found"] == 0 and len(none["objects"]) == 1 and "(not counted as planted)" in describe_answer(none)
     assert found_from(probabilities[0], probabilities[0] + 0.02)["found"] == 0
+
+
+def test_what_a_verdict_has_weighed_is_not_called_a_finding_or_none(saved_host):
+    """The line above it may say that nothing was found."""
+    decoder, weight_DF = changed_decoder(saved_host), saved_host.weight_DF(LAYER)[None]
+    told = answer(Voters([decoder], [{**FACTS, "host": {"id": "tiny"}, "edited_layer": LAYER}]), DenseEdit(weight_DF), top=2)
+    for percentile, alone in ((99.0, "A finding: 95 % or more."), (50.0, "take it for no finding")):
+        told["null_percentile"] = percentile
+        console = Console(width=200, record=True, file=open(os.devnull, "w"))
+        console.print(describe(finding(column("nothing found", ()), decoded=told)))
+        shown = console.export_text()
+        assert alone in describe(told) and describe(told).startswith("Planted in layer 1")
+        assert "finding" not in shown and "Planted" not in shown and "Read in layer 1 of tiny" in shown
 
 
 def test_a_folder_of_runs_is_told_how_a_collection_is_made(tmp_path):
