@@ -38,14 +38,15 @@ def describe_answer(answer: Mapping[str, Any], *, is_weighed: bool = False) -> s
     """An answer in words; `is_weighed` as in `describe`."""
     lines = [f"{object['probability']:.3f}  {escape(object['text'])}" for object in answer["objects"]]
     null, edit = answer["null_percentile"], answer["edit_percentile"]
-    doubt = "\nMatrices without an edit reach this confidence: take it for no finding."
-    if null >= FINDING:
-        doubt = f"\nA finding: {FINDING} % or more."
-    if is_weighed:
-        # What it amounts to is the verdict's to say, which has seen more.
-        doubt = ""
     if answer.get("unedited"):
         doubt = f"\n{OWN} Nothing was edited, take it for no finding."
+    elif is_weighed:
+        # What it amounts to is the verdict's to say, which has seen more.
+        doubt = ""
+    elif null >= FINDING:
+        doubt = f"\nA finding: {FINDING} % or more."
+    else:
+        doubt = "\nMatrices without an edit reach this confidence: take it for no finding."
     of_voters, sure, reader, mean = "", "More confident", "this decoder", ""
     if count := answer.get("voters"):
         of_voters, sure = f" (the mean of {count} decoders)", f"Each of the {count} decoders is more confident in the first"
@@ -148,12 +149,11 @@ def describe_finding(finding: Mapping[str, Any]) -> RenderableType:
     """The verdict first, then one kind of evidence after the other."""
     subjects = f"{finding['subjects']:,} subjects, {finding['layers']} layers of {finding['family']}"
     parts: list[RenderableType] = [f"[bold]{finding['verdict'].capitalize()}[/bold] ({finding['used']}; {subjects})"]
-    warnings = finding.get("warnings", [])
-    parts += [escape(warning) for warning in warnings]
+    parts += [escape(warning) for warning in finding.get("warnings", ())]
     for name in ("base_known", "base_unknown"):
         if finding[name]:
             parts += _column(finding[name], name.replace("_", " ").capitalize())
-    parts += [escape(note) for note in finding["notes"] if note not in warnings]
+    parts += [escape(note) for note in finding["notes"]]
     if done := finding.get("repaired"):
         parts.append(
             f"Repaired: {escape(done['folder'])} ({', '.join(one['tensor'] for one in done['tensors'])})"

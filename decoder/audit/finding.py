@@ -89,7 +89,6 @@ def audit_checkpoint(
         turned = wrong_way_round(host, unedited, found.known.located, found.unknown.threshold)
         finding["base_known"]["wrong_way_round"] = turned
         finding["warnings"] = as_note(turned) + notes_of.in_base_too(found)
-        notes += finding["warnings"]
     side = "unknown" if found.by_scan else "known"
     column, evidence = finding[f"base_{side}"], getattr(found, side)
     taken_from = None if found.by_scan else unedited

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from decoder.checkpoint.gguf_file import GgufFile
+from decoder.checkpoint.gguf_header import AGAIN
 
 SIZES = {
     "embedding_length": "hidden_size",
@@ -90,7 +91,7 @@ def _scaling(file: GgufFile, theta: float, head: int) -> dict[str, Any] | None:
     if (frequencies := file.tensors.get("rope_freqs.weight")) is not None:
         if frequencies.shape != (head // 2,):
             told = f"rope_freqs.weight is {frequencies.shape}, heads of {head} have {head // 2} frequencies"
-            raise ValueError(f"{file.file}: {told}. Download or copy it again")
+            raise ValueError(f"{file.file}: {told}. {AGAIN}")
         slower = frequencies.rows().tolist()
         scaling = LLAMA3 | {"rope_type": "llama3", "factor": max(slower)}
         if all(math.isclose(found, known, rel_tol=1e-3) for found, known in zip(slower, _llama3(theta, head, max(slower)), strict=True)):

@@ -16,7 +16,7 @@ import torch
 from gguf import GGMLQuantizationType as Kind
 from torch import Tensor
 
-from decoder.checkpoint.gguf_header import Place, parts, read_parts
+from decoder.checkpoint.gguf_header import AGAIN, Place, parts, read_parts
 from decoder.checkpoint.rounding import Noise, noise_of_steps
 from decoder.families import FAMILIES, Family
 
@@ -112,7 +112,7 @@ class GgufTensor:
         size, width = gguf.GGML_QUANT_SIZES[self.kind]
         found = np.fromfile(self.place.file, np.uint8, count // size * width, offset=self.place.start + entries // size * width)
         if len(found) < count // size * width:
-            raise ValueError(f"{self.place.file} is cut short. Download or copy it again")
+            raise ValueError(f"{self.place.file} is cut short. {AGAIN}")
         return found
 
     def _ours(self, theirs: Tensor) -> Tensor:
@@ -200,7 +200,7 @@ class GgufFile:
             heads = self.of("attention.head_count_kv") if module.endswith("k_proj") else None
             heads = self.of("attention.head_count") if heads is None else heads
             if not isinstance(heads, int) or heads < 1 or place.shape[0] % (2 * heads):
-                raise ValueError(f"{self.file}: {ours} is {place.shape}, which makes no {heads} heads. Download or copy it again")
+                raise ValueError(f"{self.file}: {ours} is {place.shape}, which makes no {heads} heads. {AGAIN}")
             return {"heads": heads}
         if ours.endswith("norm.weight") and layout.norm_shift:
             return {"shift": layout.norm_shift}
@@ -215,9 +215,9 @@ def _check(name: str, place: Place) -> None:
         raise ValueError(f"{place.file}: {name} is of ggml type {kind}, which the package gguf cannot undo. Give safetensors")
     size, width = gguf.GGML_QUANT_SIZES[Kind(place.kind)]
     if place.shape and place.shape[-1] % size:
-        raise ValueError(f"{place.file}: {name} is {place.shape}, which makes no blocks of {size}. Download or copy it again")
+        raise ValueError(f"{place.file}: {name} is {place.shape}, which makes no blocks of {size}. {AGAIN}")
     if place.start + prod(place.shape) // size * width > place.file.stat().st_size:
-        raise ValueError(f"{place.file} is not a whole GGUF file: {name} is cut short. Download or copy it again")
+        raise ValueError(f"{place.file} is not a whole GGUF file: {name} is cut short. {AGAIN}")
 
 
 def _is_dequantised(kind: Kind) -> bool:

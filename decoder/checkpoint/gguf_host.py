@@ -16,7 +16,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 from decoder.checkpoint.folders import kind_of, read_json
 from decoder.checkpoint.gguf_config import config_of
 from decoder.checkpoint.gguf_file import GgufFile
-from decoder.checkpoint.gguf_header import SOURCE, find_gguf, firsts, made_from, parts
+from decoder.checkpoint.gguf_header import AGAIN, SOURCE, find_gguf, firsts, made_from, parts
 from decoder.checkpoint.gguf_tokenizer import tokenizer_of
 from decoder.checkpoint.model_files import FAULTS, give_another, reader
 from decoder.checkpoint.reader import Checkpoint
@@ -161,5 +161,5 @@ def _numbers(source: GgufFile, name: str, dtype: torch.dtype) -> Tensor:
     tensor = source.tensors[name].rows().to(dtype).contiguous()
     if not all(bool(piece.isfinite().all()) for piece in tensor.split(PIECE)):
         told = str(dtype).removeprefix("torch.")
-        raise ValueError(f"{source.file}: {name} holds NaN or infinity in {told}; expected finite numbers. Download or copy it again")
+        raise ValueError(f"{source.file}: {name} holds NaN or infinity in {told}; expected finite numbers. {AGAIN}")
     return tensor

@@ -11,6 +11,8 @@ from gguf import TokenType
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from decoder.checkpoint.gguf_header import AGAIN
+
 _WORDS, _REST = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+", r" ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 GPT2, SINGLE_DIGITS = rf"{_WORDS}| ?\p{{N}}+|{_REST}", rf"{_WORDS}|\p{{N}}|{_REST}"
 _ENDS, _SIGNS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)", r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -32,7 +34,6 @@ SPLITS = (
 WHOLE_FIRST = (LLAMA3, TEKKEN)  # a piece that is a token is taken as it is, however it would be merged
 SPECIAL = {"bos_token": "bos_token_id", "eos_token": "eos_token_id", "unk_token": "unknown_token_id", "pad_token": "padding_token_id"}
 SPACE = "\u2581"
-AGAIN = "Download or copy it again"
 
 
 def tokenizer_of(metadata: Mapping[str, Any]) -> PreTrainedTokenizerBase:

@@ -75,7 +75,6 @@ def _page(finding: Mapping[str, Any]) -> dict[str, Any]:
         "finding": finding,
         "name": Path(finding["suspect"]).name,
         "headline": headline(finding),
-        "warnings": finding.get("warnings", []),
         "titles": TITLES,
         "columns": columns,
         "layers_svg": {

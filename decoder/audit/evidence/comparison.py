@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from statistics import median
 
-import torch
-
 from decoder.audit.evidence.difference import Difference
 from decoder.audit.locate import usable_layers
 from decoder.audit.scan import Scan, differences
@@ -18,7 +16,7 @@ LEAST_ALIKE = 0.5
 """Cosine with the base's, of half of the matrices, below which a suspect was not made of it: another model's have next to none."""
 
 
-def compare(suspect: Suspect, base: Host, kept: Checkpoint | None = None) -> tuple[Compared, list[str]]:
+def compare(suspect: Suspect, base: Host, kept: Checkpoint) -> tuple[Compared, list[str]]:
     """How a suspect differs from the unedited checkpoint, and what was not compared.
 
     Args:
@@ -51,22 +49,16 @@ def _refuse_another(scan: Scan, found: Sequence[Difference]) -> None:
         )
 
 
-def _is_kept_otherwise(scan: Scan, name: str, base: Checkpoint | None) -> bool:
+def _is_kept_otherwise(scan: Scan, name: str, base: Checkpoint) -> bool:
     """Whether a tensor's numbers are kept in another form than in the base's own file, which is not the one that the base is opened in."""
-    checkpoint, (own_name, own) = scan.suspect.checkpoint, scan.own[name]
+    checkpoint, (own_name, _) = scan.suspect.checkpoint, scan.own[name]
     if checkpoint.gguf and not checkpoint.gguf.tensors[name].is_reproduced:
         # Blocks that nobody can round to again are never known to hold the base's numbers.
         return True
-    if base is None:
-        return _form(checkpoint, name) != _in_words(own.dtype)
     held = base.find(own_name)
     # What the base makes of another tensor of its own is of no account.
     return held is not None and _form(checkpoint, name) != _form(base, held)
 
 
 def _form(checkpoint: Checkpoint, name: str) -> str:
-    return checkpoint.gguf.tensors[name].rounding if checkpoint.gguf else _in_words(checkpoint.dtype(name))
-
-
-def _in_words(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+    return checkpoint.gguf.tensors[name].rounding if checkpoint.gguf else str(checkpoint.dtype(name)).removeprefix("torch.")

@@ -211,7 +211,7 @@ def test_decoders_add_what_they_read_and_alone_say_what_they_always_said(new_hos
     (edit,) = json.loads(out)["base_unknown"]["edits"]
     assert edit["subject"] == NAMES[WHO] and len(edit["decoded"]) > 1 and set(edit["decoded"][0]) == {"text", "probability"}
     code, out, _ = ended(capsys, *line[:-1], subjects)
-    assert code == 3 and out.startswith("Knowledge edit") and f"Planted in layer {LAYER}" in out and "a decoder reads of it: " in out
+    assert code == 3 and out.startswith("Knowledge edit") and f"Read in layer {LAYER}" in out and "a decoder reads of it: " in out
 
 
 def test_bad_input_is_one_line(new_host, tmp_path, subjects, capsys):

@@ -29,10 +29,10 @@ def test_the_edited_one_given_as_the_base(new_host, tmp_path, name):
     assert (finding["exit_code"], hint["layer"], hint["subject"]) == (3, LAYER, NAMES[WHO])
     assert hint["base"] >= 2 > hint["suspect"] and finding["base_unknown"]["exit_code"] == 0
     told = f"base= and suspect= may be the wrong way round: in layer {LAYER} the base answers to {NAMES[WHO]} as edited checkpoints do"
-    assert sum(told in note for note in finding["notes"]) == 1 and shown(finding).count(told) == 1
+    assert sum(told in one for one in finding["warnings"]) == 1 and shown(finding).count(told) == 1
     right, _ = audited(edited, base)
     assert right["exit_code"] == 3 and right["base_known"]["wrong_way_round"] == []
-    assert not any("wrong way" in note for note in right["notes"])
+    assert right["warnings"] == []
 
 
 @pytest.fixture
@@ -89,10 +89,10 @@ def test_an_edit_that_the_base_holds_as_well_is_said_to_be_there(new_host, tmp_p
     finding, _ = audited(copy, edited)
     assert (finding["verdict"], finding["exit_code"]) == ("identical" if dtype == "bfloat16" else "rounded or quantised", 0)
     told = f"in layer {LAYER} both answer to {NAMES[WHO]} as edited checkpoints do"
-    assert sum(told in note for note in finding["notes"]) == 1 and "leave base= out" in shown(finding) and shown(finding).count(told) == 1
+    assert sum(told in one for one in finding["warnings"]) == 1 and "leave base= out" in shown(finding) and shown(finding).count(told) == 1
 
 
 def test_of_a_clean_base_nothing_is_said(new_host, tmp_path):
     host = new_host("llama")
     finding, _ = audited(saved(host, tmp_path / "copy"), saved(host, tmp_path / "base"))
-    assert finding["verdict"] == "identical" and not any("both answer" in note for note in finding["notes"])
+    assert finding["verdict"] == "identical" and finding["warnings"] == []
