@@ -151,13 +151,14 @@ def test_parts_are_audited_and_go_on_where_they_were(made, fact_host, edits, tmp
 def test_differences_in_memory_are_those_of_a_file(tmp_path, precision, kind):
     host = twin_of("llama")
     auditor, recipe, file = Auditor(host, [precision], SUBJECTS), Recipe(kind, precision=precision), tmp_path / "suspect"
+    write(host, Recipe(), tmp_path / "base")
     with perturbed(host, recipe):
         found = {one.name: one for one in auditor.differences(precision)}
         if precision == "Q8_0":
             file = write_gguf(tmp_path / "suspect.gguf", host, precision)
     if precision != "Q8_0":
         write(host, recipe, file)
-    compared, _ = compare(Suspect(file), host)
+    compared, _ = compare(Suspect(file), host, Suspect(tmp_path / "base").checkpoint)
     assert found.keys() == {one.name for one in compared.differences}
     for one in compared.differences:
         mine = found[one.name]
