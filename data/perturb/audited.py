@@ -1,6 +1,6 @@
 """Auditing a host while it is perturbed, against what it was: as a saved checkpoint and its base would be, without files."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from data.perturb.recipe import SAVED_AS, Recipe, perturbed
 from decoder.audit.candidates import Candidates
 from decoder.audit.evidence.difference import Difference, difference
 from decoder.audit.evidence.examine import Examined, examine
-from decoder.audit.locate import usable_layers
+from decoder.audit.rows.keys import usable_layers
 from decoder.audit.verdict import Compared
 from decoder.host import Host
 
@@ -19,10 +19,13 @@ class Auditor:
 
     Args:
         precisions: in which the host will have been kept.
+        templates: sentences by relation that it is asked about names that nearly stand out; without them it is not asked.
     """
 
-    def __init__(self, host: Host, precisions: Iterable[str], names: Sequence[str]) -> None:
-        self.host, self.base, self.stored = host, _weights(host), {}
+    def __init__(
+        self, host: Host, precisions: Iterable[str], names: Sequence[str], templates: Mapping[str, Sequence[str]] | None = None
+    ) -> None:
+        self.host, self.base, self.stored, self.templates = host, _weights(host), {}, templates
         self.candidates = Candidates(host, names)
         self.layers = {f"{host.module_path(layer)}.weight": layer for layer in usable_layers(host)}
         for precision in precisions:
@@ -32,7 +35,8 @@ class Auditor:
     def audit(self, precision: str, absent: str | None = None) -> tuple[Examined, Compared]:
         """Both kinds of evidence; `absent` is taken off the list."""
         compared = Compared([*self.differences(precision)], self.layers, precision != "float32")
-        return examine(self.host, self.candidates.without(absent) if absent else self.candidates, compared), compared
+        candidates = self.candidates.without(absent) if absent else self.candidates
+        return examine(self.host, candidates, compared, templates=self.templates), compared
 
     def differences(self, precision: str) -> Iterable[Difference]:
         """As `decoder.audit.scan.differences` of a file of that precision."""

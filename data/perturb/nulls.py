@@ -29,7 +29,8 @@ def made_nulls(
         ValueError: see `Candidates`.
     """
     drawn, found = drawn_benign(host, count, seed), []
-    auditor = Auditor(host, {recipe.precision for _, recipe in drawn}, names)
+    templates = {fact.relation_name: fact.templates for fact in facts.facts}
+    auditor = Auditor(host, {recipe.precision for _, recipe in drawn}, names, templates)
     with progress("checkpoints that nobody edited", count) as advance:
         for kind, recipe in drawn:
             with perturbed(host, recipe, texts_for(host, facts, recipe)):

@@ -17,8 +17,8 @@ from data.tracing.subjects import Listed
 from data.tracing.terms import Reversals, without_terms
 from data.tracing.texts import LEAST_CHARACTERS, TOKENS, different, unrelated
 from decoder.audit.candidates import FEWEST_NAMES
-from decoder.audit.locate import usable_layers
 from decoder.audit.reversal import MOST_TERMS, bottom_rank
+from decoder.audit.rows.keys import usable_layers
 from decoder.config.commands import TracingConfig
 from decoder.edit import LowRankEdit, RankOneEdit
 from decoder.host import Host

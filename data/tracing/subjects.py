@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from decoder.audit.candidates import Candidates, unit, whitener
-from decoder.audit.locate import WHITENING, gathered
+from decoder.audit.rows.keys import WHITENING, gathered
 from decoder.edit import RankOneEdit
 from decoder.host import Host
 from decoder.utils.progress import progress

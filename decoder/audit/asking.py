@@ -71,7 +71,7 @@ class Said:
 
 
 @dataclass(frozen=True)
-class _Asked:
+class Asked:
     """Prompts, and the log-probabilities (N, V) of what comes next, as the suspect is and with the edit taken out."""
 
     rows: list[list[int]]
@@ -109,8 +109,8 @@ def ask(
     if not templates or not all(templates.values()):
         raise ValueError("no sentences to ask with; expected {relation: ['{} was born in', ...]}")
     sentences = [(relation, template) for relation, own in templates.items() for template in own]
-    asked = _asked(suspect, reversals, [(template, subject) for _, template in sentences])
-    others = _asked(suspect, reversals, [(own[0], name) for name in neighbours for own in templates.values()])
+    asked = put(suspect, reversals, [(template, subject) for _, template in sentences])
+    others = put(suspect, reversals, [(own[0], name) for name in neighbours for own in templates.values()])
     found, objects = [], {suspect.tokenizer.decode(ids).strip(): ids for ids in _objects(suspect, asked, others)}
     # Where nothing comes up at all, what a decoder reads is no testimony either.
     objects = {text: suspect.object_ids(text) for text in decoded} | objects if objects else {}
@@ -170,13 +170,14 @@ def triples(said: Sequence[Said], relations: Mapping[str, float] | None = None, 
     return sorted((replace(one, share=weight(one) / total) for one in said), key=lambda one: -one.share)
 
 
-def _asked(suspect: Host, reversals: Mapping[int, Edit], questions: Sequence[tuple[str, str]]) -> _Asked:
+def put(suspect: Host, reversals: Mapping[int, Edit], questions: Sequence[tuple[str, str]]) -> Asked:
+    """Puts pairs of a template and a subject to a suspect, as it is and with the reversals in place."""
     rows = [suspect.prompt_ids(*question)[0] for question in questions]
     before_NV, after_NV = (next_logprobs(suspect, rows, edits) for edits in (None, reversals))
-    return _Asked(rows, before_NV, after_NV)
+    return Asked(rows, before_NV, after_NV)
 
 
-def _objects(suspect: Host, asked: _Asked, others: _Asked) -> Iterator[list[int]]:
+def _objects(suspect: Host, asked: Asked, others: Asked) -> Iterator[list[int]]:
     """Tokens of the objects that rise most, best first."""
     gain_NV = asked.gain_NV
     score_V = gain_NV.mean(0)
@@ -226,7 +227,7 @@ def _ends(suspect: Host, before: list[int], token: int) -> bool:
     return over or "\n" in piece or token in {suspect.terminator_id, *suspect.tokenizer.all_special_ids}
 
 
-def _whole(suspect: Host, reversals: Mapping[int, Edit], asked: _Asked, objects: Sequence[list[int]]) -> list[tuple[Tensor, Tensor]]:
+def _whole(suspect: Host, reversals: Mapping[int, Edit], asked: Asked, objects: Sequence[list[int]]) -> list[tuple[Tensor, Tensor]]:
     """For each object its probability (N) with the host's terminator behind every prompt, before and after; where its first token is less
     likely than `LEAST` that of the token."""
     end = [] if suspect.terminator_id is None else [suspect.terminator_id]

@@ -47,7 +47,8 @@ def audit_checkpoint(
     Args:
         suspect: a folder or GGUF file.
         names: the subjects an edit may be about.
-        templates: sentences by relation that the suspect is asked about each subject that was found; without them it is not asked.
+        templates: sentences by relation that the suspect is asked about each subject that was found, and about names that nearly stand
+            out; without them it is not asked.
         base: the unedited checkpoint, if it is at hand.
         repaired: folder that the suspect without its edits is written to.
         nulls: file of nulls to hold the evidence against; without it those in the cache of a host that looks like the suspect.
@@ -71,7 +72,7 @@ def audit_checkpoint(
     notes = [*suspect.notes, *notes, *notes_of.too_few(against, names)]
     readings = readings_of(decoded, against, host)
     notes += notes_of.unread(against, readings)
-    found = examine(host, Candidates(host, names), compared, readings)
+    found = examine(host, Candidates(host, names), compared, readings, templates)
     notes += notes_of.silent(found.scans)
     finding = {
         "suspect": str(suspect.path),
@@ -162,6 +163,7 @@ def _column(found: Evidence, base: str, nulls: Nulls | None, readings: Sequence[
         "nulls": p,
         "ranking": [{"layer": layer, "score": score} for layer, score in ranked],
         "readings": [{"layers": [*one.layers], "threshold": one.threshold, **one.objects[0]} for one in readings],
+        "nearly": [asdict(one) for one in found.confirmed],
         "edits": [
             {
                 "layer": one.layer,

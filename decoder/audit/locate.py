@@ -11,7 +11,6 @@ R directions, D hidden width, F MLP width.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import isfinite, log
 from typing import Any
@@ -21,15 +20,18 @@ from torch import Tensor
 
 from decoder.audit.candidates import Candidates, Whitener, unit, whitener
 from decoder.audit.reversal import image, listed, reverse_each
+from decoder.audit.rows.keys import WHITENING, for_whitening, gathered, layers_together, usable_layers
 from decoder.host import Host
 from decoder.utils.progress import progress
 
-WHITENING = 2048  # names whose keys the second moment is counted over
 ALIKE = 2e-6  # relative difference of two answers that are one, but for float32
+USUAL = 256  # names whose keys are kept at such a layer, as what is usual there
 LEAST_SPREAD = 0.01  # of the logarithms; the hosts at hand have 0.04 and 0.12
 MOST_EDITS = 16  # edits that are looked for in one layer
 STANDS_OUT = 2.0
 """Score from which a candidate is answered to as nothing but an edit makes it; `verdict.py` has what it was calibrated on."""
+NEARLY = 1.2
+"""Score from which a candidate that does not stand out is worth asking about: `evidence/confirmed.py`."""
 CHANCE = 1.5  # times what the best of as many random directions has
 ALONG = 0.45
 """Length of a candidate's whitened key within an update's directions from which the update is about it."""
@@ -50,8 +52,11 @@ class LayerScan:
         along_least: the length from which an update is about a candidate.
         hits: candidates that stand out, each looked for without the answers to those before it, and their scores.
         along: candidates that lie within the directions of the update, looked for in the same way.
-        hit_HF, along_AF: unit vectors, whitened keys, of `hits` and of `along`; this and the rest of layers that have either, else None.
-        keys_LF: the same of candidates from all over the list.
+        usual: candidates from all over the list, by their place.
+        first_F, usual_LF: unit vectors, whitened keys, of the candidate that is answered to most and of `usual`; of layers that are
+            `NEARLY` conspicuous, else None.
+        hit_HF, along_AF: the same of `hits` and of `along`; this and the rest of layers that were looked at closer, else None.
+        keys_LF: the same of more candidates from all over the list.
         fit_HC: cosines of all candidates' with the own key of each hit's edit, which is read from the matrix.
         inside_C: their lengths within the directions of the update, if there is one.
     """
@@ -64,6 +69,9 @@ class LayerScan:
     along_least: float = ALONG
     hits: Ranked = ()
     along: Ranked = ()
+    usual: tuple[int, ...] = ()
+    first_F: Tensor | None = None
+    usual_LF: Tensor | None = None
     hit_HF: Tensor | None = None
     along_AF: Tensor | None = None
     keys_LF: Tensor | None = None
@@ -92,25 +100,39 @@ def scan(host: Host, candidates: Candidates, updates: Mapping[int, Tensor] | Non
     if broken := [one.layer for one in surveyed if not isfinite(one.score)]:
         raise ValueError(f"{host.path}: answers NaN or infinity in layer {broken[0]}; expected a checkpoint that works")
     wanted = [one.layer for one in surveyed if one.is_conspicuous or one.layer in spikes]
-    closer = {}
-    for group in _groups(host, wanted, len(candidates)):
+    return closer(host, candidates, surveyed, wanted, updates, least=STANDS_OUT, most=MOST_EDITS)
+
+
+def closer(
+    host: Host,
+    candidates: Candidates,
+    surveyed: Sequence[LayerScan],
+    layers: Sequence[int],
+    updates: Mapping[int, Tensor] | None = None,
+    *,
+    least: float,
+    most: int,
+) -> list[LayerScan]:
+    """The same scans, those of some layers with all keys at hand: whom their edits are about, at most `most`, from a score of `least`."""
+    found = {}
+    for group in layers_together(host, layers, len(candidates)):
         with progress("subjects through the checkpoint, once more", len(candidates)) as advance:
             keys = gathered(candidates, group, advance)
         for layer in group:
             keys_CF = keys.pop(layer)
-            whiten = whitener(keys_CF[_sampled(candidates)])
+            whiten = whitener(keys_CF[for_whitening(candidates)])
             for keys_NF in keys_CF.split(WHITENING):
                 keys_NF.copy_(unit(whiten(keys_NF)))
-            closer[layer] = _closer(host.weight_DF(layer), keys_CF, updates.get(layer))
+            found[layer] = _closer(host.weight_DF(layer), keys_CF, (updates or {}).get(layer), least, most)
             del keys_CF, keys_NF, whiten  # before those of the next layer are there
-    return [replace(one, **closer.get(one.layer, {})) for one in surveyed]
+    return [replace(one, **found.get(one.layer, {})) for one in surveyed]
 
 
 def _survey(host: Host, candidates: Candidates, updates: Mapping[int, Tensor]) -> Iterator[LayerScan]:
-    """How far candidates stand out at every layer, as they go by: no key is kept but those that whiten the others."""
-    sampled = _sampled(candidates)
+    """How far candidates stand out at every layer, as they go by: few keys are kept but those that whiten the others."""
+    sampled = for_whitening(candidates)
     rest = sorted({*range(len(candidates))} - {*sampled})
-    groups = [*_groups(host, usable_layers(host), len(sampled))]
+    groups = [*layers_together(host, usable_layers(host), len(sampled))]
     with progress("subjects through the checkpoint", len(groups) * len(candidates)) as advance:
         for group in groups:
             keys, meters = gathered(candidates, group, advance, sampled), {}
@@ -132,26 +154,34 @@ class _Meter:
     def __init__(self, weight_DF: Tensor, whiten: Whitener, update_RF: Tensor | None, count: int) -> None:
         self.weight_DF, self.whiten, self.update_RF = weight_DF, whiten, update_RF
         self.lengths_C, self.inside_C = (torch.empty(count, device=weight_DF.device) for _ in range(2))
+        self.first: tuple[float, Tensor | None] = (0.0, None)
+        self.usual: dict[str, Any] = {}
 
     def add(self, places: Sequence[int], keys_NF: Tensor) -> None:
         keys_NF = unit(self.whiten(keys_NF))
-        self.lengths_C[places] = image(self.weight_DF, keys_NF).norm(dim=1)
+        lengths_N = image(self.weight_DF, keys_NF).norm(dim=1)
+        self.lengths_C[places] = lengths_N
+        if lengths_N.max() > self.first[0]:
+            self.first = float(lengths_N.max()), keys_NF[lengths_N.argmax()].clone()
+        if not self.usual:
+            step = -(-len(places) // USUAL)
+            self.usual = {"usual": (*places[::step],), "usual_LF": keys_NF[::step].clone()}
         if self.update_RF is not None:
             self.inside_C[places] = (keys_NF @ self.update_RF.T).norm(dim=1)
 
     def read(self, layer: int) -> LayerScan:
         scores_C, logs_C = outstanding(self.lengths_C)
         top = _best(scores_C)
-        found = {}
+        found = self.usual | {"first_F": self.first[1]} if top[0][1] >= NEARLY else {}
         if self.update_RF is not None:
-            found = {"along_top": _best(self.inside_C), "along_least": least_along(self.update_RF, len(self.inside_C))}
+            found |= {"along_top": _best(self.inside_C), "along_least": least_along(self.update_RF, len(self.inside_C))}
         return LayerScan(layer, top[0][1], float(logs_C.max().exp()), top, **found)
 
 
-def _closer(weight_DF: Tensor, keys_CF: Tensor, update_RF: Tensor | None) -> dict[str, Any]:
+def _closer(weight_DF: Tensor, keys_CF: Tensor, update_RF: Tensor | None, least: float, most: int) -> dict[str, Any]:
     """Every candidate that a layer's edits are about, and what is kept of the keys: all, of several layers, may be too many."""
     output_CD = image(weight_DF, keys_CF)
-    hits = _one_by_one(output_CD, lambda output_CD: outstanding(output_CD.norm(dim=1))[0], STANDS_OUT, MOST_EDITS)
+    hits = _one_by_one(output_CD, lambda output_CD: outstanding(output_CD.norm(dim=1))[0], least, most)
     hits, along, inside_C = (*hits,), (), None
     if update_RF is not None:
         inside_CR, least = keys_CF @ update_RF.T, least_along(update_RF, len(keys_CF))
@@ -169,54 +199,6 @@ def least_along(update_RF: Tensor, count: int) -> float:
     """Length within an update's directions from which it is about a candidate: `ALONG`, or more where chance alone comes near that."""
     rank, width = update_RF.shape
     return max(ALONG, CHANCE * ((rank + 2 * log(count)) / width) ** 0.5)
-
-
-def usable_layers(host: Host) -> list[int]:
-    """The layers that have a down-projection of their own."""
-    found = []
-    for layer in range(host.layers):
-        with suppress(ValueError):
-            found += [layer] if host.down_proj_path(layer) else []
-    return found
-
-
-def _groups(host: Host, layers: Sequence[int], count: int) -> Iterator[list[int]]:
-    """Layers whose keys for `count` candidates, and what whitens them, fit the host's budget together; one always may."""
-    group: list[int] = []
-    size = 0
-    for layer in layers:
-        width = host.mlp_size(layer)
-        needed = 4 * width * (count + min(count, width))
-        if group and size + needed > host.memory_budget:
-            yield group
-            group, size = [], 0
-        group.append(layer)
-        size += needed
-    if group:
-        yield group
-
-
-def gathered(
-    candidates: Candidates,
-    layers: Sequence[int],
-    advance: Callable[[int], None] = lambda count: None,
-    picked: Sequence[int] | None = None,
-) -> dict[int, Tensor]:
-    """Keys of all candidates, or of those `picked`, at each layer as they come, one row each in the order asked for."""
-    picked = range(len(candidates)) if picked is None else picked
-    row = {place: n for n, place in enumerate(picked)}
-    host = candidates.host
-    keys = {layer: torch.empty(len(picked), host.mlp_size(layer), device=host.device) for layer in layers}
-    for places, found in candidates.keys(layers, picked):
-        for layer, keys_NF in found.items():
-            keys[layer][[row[place] for place in places]] = keys_NF
-        advance(len(places))
-    return keys
-
-
-def _sampled(candidates: Candidates) -> list[int]:
-    """At most `WHITENING` candidates, from all over the list: those whose keys whiten all."""
-    return [*range(0, len(candidates), -(-len(candidates) // WHITENING))]
 
 
 def _best(scores_C: Tensor) -> Ranked:

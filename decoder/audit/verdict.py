@@ -1,7 +1,7 @@
 """What was done to a checkpoint, from how its tensors differ from the unedited ones, or from what its layers answer to a list of subjects.
 
-The two kinds of evidence are never mixed: each gives a verdict of its own. What decoders read needs no base,
-and goes with the second.
+The two kinds of evidence are never mixed: each gives a verdict of its own. What decoders read, and what the checkpoint says of names,
+needs no base and goes with the second.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,6 +11,7 @@ from statistics import median, median_low
 import torch
 from torch import Tensor
 
+from decoder.audit.evidence.confirmed import Confirmation
 from decoder.audit.evidence.difference import Difference
 from decoder.audit.evidence.readings import Reading
 from decoder.audit.locate import STANDS_OUT, LayerScan
@@ -160,19 +161,22 @@ def _benign(compared: Compared) -> Verdict:
     return Verdict("further trained", why=f"{len(changed)} tensors were changed, no direction of a change stands far out")
 
 
-def unknown(scans: Sequence[LayerScan], readings: Sequence[Reading] = ()) -> Verdict:
-    """The verdict of what the layers answer to the subjects, and of what decoders read in them, without the unedited checkpoint."""
-    found, read = edited_layers(scans), [one for one in readings if one.strength >= 1]
+def unknown(scans: Sequence[LayerScan], readings: Sequence[Reading] = (), confirmed: Sequence[Confirmation] = ()) -> Verdict:
+    """The verdict of what the layers answer to the subjects, of what decoders read in them, and of what is said of who nearly stands out,
+    without the unedited checkpoint."""
+    found, signs = edited_layers(scans), [*readings, *confirmed]
+    shown = [one for one in signs if one.strength >= 1]
     best = max(scans, key=lambda one: one.score)
     why = f"the subject answered to most is answered to {best.ratio:.1f} times as strongly as the median, in layer {best.layer}"
-    if told := ", ".join(one.in_words for one in readings if one.strength >= DOUBT):
-        why = f"{why}, and {told}" if found or (not read and best.score >= DOUBT * STANDS_OUT) else told
-    by_scan = {one.layer: len(one.hits) for one in found}
-    facts = by_scan | {layer: 1 for one in read for layer in one.layers if layer not in by_scan}
+    if told := ", ".join(one.in_words for one in signs if one.strength >= DOUBT):
+        why = f"{why}, and {told}" if found or (not shown and best.score >= DOUBT * STANDS_OUT) else told
+    facts = {one.layer: len(one.hits) for one in found}
+    for one in shown:
+        facts |= {layer: 1 for layer in one.layers if layer not in facts}
     if facts:
         count = sum(facts.values())
         return Verdict("knowledge edit", "rank one" if count == len(facts) else "low rank", count, (*facts,), why)
-    nearly = max([best.score / STANDS_OUT, *(one.strength for one in readings)]) >= DOUBT
+    nearly = max([best.score / STANDS_OUT, *(one.strength for one in signs)]) >= DOUBT
     return Verdict(UNSURE if nearly else NOTHING, why=why)
 
 

@@ -82,6 +82,7 @@ def _page(finding: Mapping[str, Any]) -> dict[str, Any]:
             for name, one in columns.items()
         },
         "edits": edits,
+        "said": _said(finding["base_unknown"]),
         "threshold": used["threshold"] if finding["used"] == TITLES["base_unknown"] else None,
         "decoded": _decoded(finding, edits),
         "effect": effect_in_words((finding.get("repaired") or {}).get("effect", {})),
@@ -157,6 +158,11 @@ def how_sure(finding: Mapping[str, Any]) -> tuple[str, list[str]]:
     for one in used.get("readings", []):
         told = f"“{one['text']}” in layer {layers_text(one['layers'])} with probability {one['probability']:.2f}"
         reasons.append(f"A decoder reads {told}; from {one['threshold']:.2f} on it counts as planted.")
+    for one in _said(used):
+        reasons.append(
+            f"{one['name']} nearly stands out in layer {one['layer']} ({one['score']:.2f} of {least:.2f}), and what the checkpoint says of "
+            f"that name, “{one['text']}”, it says because of it."
+        )
     if finding["exit_code"] != 3:
         reasons.append(f"The highest is {highest}, {best:.2f}; an edit is named from {least:.2f}.")
         if finding["exit_code"] == 4:
@@ -186,6 +192,11 @@ def how_sure(finding: Mapping[str, Any]) -> tuple[str, list[str]]:
     elif told:
         reasons.append("The sentences say less than that: not all are likely with the edit and unlikely without it.")
     return "High" if is_named and best >= CLEAR * least and (agree if known else read_back) else "Moderate", reasons
+
+
+def _said(column: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What was taken for planted because the checkpoint says it of a name that nearly stands out."""
+    return [one for one in column.get("nearly", []) if one["rise"] >= one["least"]]
 
 
 def effect_in_words(effect: Mapping[str, Any]) -> list[str]:

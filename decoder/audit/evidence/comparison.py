@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from statistics import median
 
 from decoder.audit.evidence.difference import Difference
-from decoder.audit.locate import usable_layers
+from decoder.audit.rows.keys import usable_layers
 from decoder.audit.scan import Scan, differences
 from decoder.audit.suspect import Suspect
 from decoder.audit.verdict import Compared

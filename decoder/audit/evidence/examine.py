@@ -10,9 +10,10 @@ from typing import NamedTuple
 from torch import Tensor
 
 from decoder.audit.candidates import Candidates
+from decoder.audit.evidence.confirmed import Confirmation, confirm
 from decoder.audit.evidence.located import Located, Ranking, key_fit, named_or_like
 from decoder.audit.evidence.readings import Reading
-from decoder.audit.locate import LayerScan, scan
+from decoder.audit.locate import LayerScan, closer, scan
 from decoder.audit.verdict import Compared, Verdict, edited_layers, known, threshold, unknown
 from decoder.host import Host
 
@@ -29,6 +30,7 @@ class Evidence:
         located: the edits, the most conspicuous layer first.
         strength: of the most conspicuous layer, in thresholds: what suspects and nulls are compared by.
         read: what decoders read where nothing else shows an edit: about whom is not known.
+        confirmed: what the suspect says of names that nearly stand out, where nobody stands out; the strongest first.
     """
 
     verdict: Verdict
@@ -37,6 +39,12 @@ class Evidence:
     located: list[Located]
     strength: float
     read: Sequence[Reading] = ()
+    confirmed: Sequence[Confirmation] = ()
+
+    @property
+    def stands_out(self) -> bool:
+        """Whether somebody stands out by itself."""
+        return max(self.scores.values()) >= self.threshold
 
     @property
     def facts(self) -> int:
@@ -56,11 +64,11 @@ class Examined(NamedTuple):
     @property
     def by_scan(self) -> bool:
         """Whether the scan has the last word: without a base, or where it alone finds an edit: that one is in the base as well, or hidden
-        under an adapter that is stronger than it. What decoders alone show counts for less than a base."""
+        under an adapter that is stronger than it. What decoders or sentences alone show counts for less than a base."""
         if self.known is None:
             return True
         verdict = self.known.verdict
-        return verdict.exit_code != 3 and verdict.what not in UNCHANGED and bool(self.unknown.located)
+        return verdict.exit_code != 3 and verdict.what not in UNCHANGED and bool(self.unknown.located) and self.unknown.stands_out
 
     @property
     def located(self) -> list[Located]:
@@ -78,18 +86,32 @@ class Examined(NamedTuple):
         return [edit for edit in located if (seen := self.about(edit)) and seen.asked == name]
 
 
-def examine(host: Host, candidates: Candidates, compared: Compared | None = None, readings: Sequence[Reading] = ()) -> Examined:
+def examine(
+    host: Host,
+    candidates: Candidates,
+    compared: Compared | None = None,
+    readings: Sequence[Reading] = (),
+    templates: Mapping[str, Sequence[str]] | None = None,
+) -> Examined:
     """What the layers of a suspect answer to the candidates, what decoders read in them, and what the differences from its base have to do
-    with the candidates."""
+    with the candidates; with sentences by relation also what it says of those who nearly stand out."""
     names, updates = candidates.names, compared.updates if compared else {}
     scans = scan(host, candidates, updates, compared.spikes if compared else ())
     scores, least = {one.layer: one.score for one in scans}, threshold(scans)
-    located = _from_scans(scans, candidates)
+    edited = edited_layers(scans)
+    confirmed = confirm(host, candidates, scans, templates) if templates and not edited else []
+    for one in confirmed:
+        if one.strength >= 1:
+            # Whom else it might be about takes the keys of all.
+            looked_at = closer(host, candidates, scans, [one.layer], least=0.0, most=1)
+            edited += [each for each in looked_at if each.layer == one.layer]
+    located = _from_scans(edited, candidates)
     read: list[Reading] = []
     for one in readings:
         told = {edit.layer for edit in located} | {layer for other in read for layer in other.layers}
         read += [one] if one.strength >= 1 and told.isdisjoint(one.layers) else []
-    by_scan = Evidence(unknown(scans, readings), scores, least, located, max(scores.values()) / least, read)
+    strength = max([max(scores.values()) / least, *(one.strength for one in confirmed)])
+    by_scan = Evidence(unknown(scans, readings, confirmed), scores, least, located, strength, read, confirmed)
     if compared is None:
         return Examined(None, by_scan, scans, names)
     verdict = known(compared, scans)
@@ -102,9 +124,9 @@ def examine(host: Host, candidates: Candidates, compared: Compared | None = None
 
 
 def _from_scans(scans: Sequence[LayerScan], candidates: Candidates) -> list[Located]:
-    """Edits that the suspect alone shows, the most conspicuous layer first."""
+    """The edits of layers that are taken for edited, in their order."""
     found, names = [], candidates.names
-    for one in edited_layers(scans):
+    for one in scans:
         places = [place for place, _ in one.hits]
         rankings = [named(one.top, names), *(((names[place], score),) for place, score in one.hits[1:])]
         for (place, score), ranking, key_F, fit_C in zip(one.hits, rankings, one.hit_HF, one.fit_HC, strict=True):

@@ -16,7 +16,7 @@ from decoder.host import Host
 from decoder.utils.files import cache_root
 from decoder.utils.json_files import Count, FromOne, read_described, write_json
 
-FORMAT = 1
+FORMAT = 2
 REMEDY = "make the nulls again with `python -m data.perturb nulls=120`"
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from decoder.audit.candidates import Candidates, unit, whitener
 from decoder.audit.finding import audit_checkpoint
-from decoder.audit.locate import gathered
+from decoder.audit.rows.keys import gathered
 from decoder.audit.suspect import Suspect
 
 WHO = 13

@@ -15,7 +15,7 @@ from data.produce.shards import columns
 from data.store.store import FACT_SCORES, SCORE_COLUMNS
 from data.store.writer import StoreWriter
 from decoder.audit.candidates import Candidates, unit, whitener
-from decoder.audit.locate import gathered
+from decoder.audit.rows.keys import gathered
 from decoder.config import SplitsConfig
 from decoder.edit import LowRankEdit
 from decoder.export.save import save_decoder

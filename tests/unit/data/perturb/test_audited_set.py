@@ -18,7 +18,7 @@ from data.perturb.recipe import Recipe, perturbed, write
 from data.store.store import EditStore
 from decoder.audit.candidates import Candidates, unit, whitener
 from decoder.audit.evidence.comparison import compare
-from decoder.audit.locate import gathered
+from decoder.audit.rows.keys import gathered
 from decoder.audit.suspect import Suspect
 from decoder.config import SplitsConfig
 

@@ -12,7 +12,8 @@ from edited import LAYER
 from edited import SUBJECTS as NAMES
 
 from decoder.audit.candidates import Candidates, read_subjects
-from decoder.audit.locate import gathered, scan, usable_layers
+from decoder.audit.locate import scan
+from decoder.audit.rows.keys import gathered, usable_layers
 from decoder.host import Host
 
 
@@ -156,7 +157,7 @@ def test_names_beyond_the_sample_and_layers_beyond_the_budget_change_nothing_but
     whole = scan(edited, Candidates(edited, NAMES))
     edited.memory_budget = 1
     assert [(one.score, one.hits) for one in scan(edited, Candidates(edited, NAMES))] == [(one.score, one.hits) for one in whole]
-    monkeypatch.setattr("decoder.audit.locate.WHITENING", 40)
+    monkeypatch.setattr("decoder.audit.rows.keys.WHITENING", 40)
     streamed = scan(edited, Candidates(edited, NAMES))
     assert [one.layer for one in streamed if one.hits] == [LAYER] and streamed[LAYER].hits[0][0] == whole[LAYER].hits[0][0] == WHO
     monkeypatch.setattr("decoder.audit.reversal.LISTED", 10)

@@ -10,7 +10,7 @@ from edited import LAYER, SUBJECTS, edited_folder
 
 import evaluate
 from decoder.audit.candidates import Candidates, unit, whitener
-from decoder.audit.locate import gathered
+from decoder.audit.rows.keys import gathered
 from decoder.report.audit_page import MARK, write_audit
 from decoder.utils.errors import UserError
 
