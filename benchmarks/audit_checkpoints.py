@@ -62,7 +62,8 @@ class Settings:
 def seen(found: Examined, compared: Compared) -> dict[str, dict[str, Any]]:
     """For both kinds of evidence: how much it looks edited, where, about whom, whatever the threshold says."""
     scans = {one.layer: one for one in found.scans}
-    first, verdict = max(found.scans, key=lambda one: one.score), found.known.verdict
+    shown, verdict = found.unknown.verdict.layers, found.known.verdict
+    first = scans[shown[0]] if shown else max(found.scans, key=lambda one: one.score)
     layer = verdict.layers[0] if verdict.layers else max(compared.scores, key=compared.scores.__getitem__)
     others = sorted((one.score for one in found.scans), reverse=True)[1:]
     more = {"next_layer": others[0] if others else 0.0, "ratio": first.ratio}
@@ -129,15 +130,15 @@ def subjects(host: Host, facts: FactSet, count: int, seed: int) -> list[str]:
 def run(cfg: Settings, host: Host, edits: Edits, out: Path) -> None:
     """Audits what is not in the file yet."""
     facts, done = load_pocket(), {row["name"] for row in read([out])}
-    number, of = _part(cfg.part)
+    number, of = part_of(cfg.part)
     wanted = enumerate(cases(host, edits, cfg.edited, cfg.benign, cfg.seed))
     # Edited and benign ones come by turns: a step of `of` alone would make parts of one sort.
     left = [case for n, case in wanted if (n + n // of) % of == number - 1 and case.name not in done]
-    auditor = Auditor(host, {case.recipe.precision for case in left}, subjects(host, facts, cfg.names, cfg.seed))
+    sentences = {fact.relation_name: fact.templates for fact in facts.facts}
+    auditor = Auditor(host, {case.recipe.precision for case in left}, subjects(host, facts, cfg.names, cfg.seed), sentences)
     planted = {one.name: (edits.told[one.row]["prompt"], one.truth) for one in left if one.truth}
     asked = {name: [Asked(prompt, truth.relation_name, truth.subject, truth.object)] for name, (prompt, truth) in planted.items()}
     prompts = Prompts(host, facts, asked, TEXT_ROWS)
-    sentences = {fact.relation_name: fact.templates for fact in facts.facts}
     reader = (
         reader_of_parts(EvaluateConfig(decoder=cfg.decoder, host=cfg.model, device=cfg.device), Suspect(cfg.model)) if cfg.decoder else None
     )
@@ -171,7 +172,7 @@ def told(case: Case) -> dict[str, Any]:
     return named | {"truth": case.truth._asdict() if case.truth else None, "recipe": recipe}
 
 
-def _part(text: str) -> tuple[int, int]:
+def part_of(text: str) -> tuple[int, int]:
     number, _, of = text.partition("/")
     if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
         raise UserError(f"part={text}: expected one of several, as 2/12")

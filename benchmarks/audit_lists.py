@@ -24,8 +24,9 @@ from torch import Tensor
 from data.facts.load import load_pocket
 from data.perturb.recipe import Recipe, perturbed
 from decoder.audit.candidates import Candidates, unit, whitener
-from decoder.audit.locate import STANDS_OUT, WHITENING, gathered, outstanding
+from decoder.audit.locate import STANDS_OUT, outstanding
 from decoder.audit.reversal import image
+from decoder.audit.rows.keys import WHITENING, gathered
 from decoder.host import Host
 from decoder.utils.errors import run_command
 from decoder.utils.progress import progress
