@@ -65,8 +65,8 @@ def seen(found: Examined, compared: Compared) -> dict[str, dict[str, Any]]:
     shown, verdict = found.unknown.verdict.layers, found.known.verdict
     first = scans[shown[0]] if shown else max(found.scans, key=lambda one: one.score)
     layer = verdict.layers[0] if verdict.layers else max(compared.scores, key=compared.scores.__getitem__)
-    others = sorted((one.score for one in found.scans), reverse=True)[1:]
-    more = {"next_layer": others[0] if others else 0.0, "ratio": first.ratio}
+    others = max((one.score for one in found.scans if one.layer != first.layer), default=0.0)
+    more = {"next_layer": others, "ratio": first.ratio}
     spike = {"spike": max(compared.scores.values()), "least": compared.threshold}
     return {
         "known": _told(found.known, layer, named(scans[layer].along_top, found.names)) | spike,

@@ -152,7 +152,8 @@ def how_sure(finding: Mapping[str, Any]) -> tuple[str, list[str]]:
         reasons.append("That the base is what this checkpoint was made of was taken as given.")
     else:
         read = " and from what decoders read in its layers" if finding.get("decoded") else ""
-        reasons.append(f"The base was not at hand. The verdict is inferred from how strongly the checkpoint answers to names{read}.")
+        said = " and from what it says of them" if _said(used) else ""
+        reasons.append(f"The base was not at hand. The verdict is inferred from how strongly the checkpoint answers to names{said}{read}.")
     if finding["verdict"] == "identical":
         return "Certain", reasons
     for one in used.get("readings", []):
@@ -160,8 +161,8 @@ def how_sure(finding: Mapping[str, Any]) -> tuple[str, list[str]]:
         reasons.append(f"A decoder reads {told}; from {one['threshold']:.2f} on it counts as planted.")
     for one in _said(used):
         reasons.append(
-            f"{one['name']} nearly stands out in layer {one['layer']} ({one['score']:.2f} of {least:.2f}), and what the checkpoint says of "
-            f"that name, “{one['text']}”, it says because of it."
+            f"{one['name']} nearly stands out in layer {one['layer']} ({one['score']:.2f} of {least:.2f}). Asked about that name, the "
+            f"checkpoint goes on with “{one['text']}” because of that layer ({one['rise']:.2f} nats; counts from {one['least']:.2f})."
         )
     if finding["exit_code"] != 3:
         reasons.append(f"The highest is {highest}, {best:.2f}; an edit is named from {least:.2f}.")

@@ -99,12 +99,11 @@ def examine(
     scans = scan(host, candidates, updates, compared.spikes if compared else ())
     scores, least = {one.layer: one.score for one in scans}, threshold(scans)
     edited = edited_layers(scans)
-    confirmed = confirm(host, candidates, scans, templates) if templates and not edited else []
-    for one in confirmed:
-        if one.strength >= 1:
-            # Whom else it might be about takes the keys of all.
-            looked_at = closer(host, candidates, scans, [one.layer], least=0.0, most=1)
-            edited += [each for each in looked_at if each.layer == one.layer]
+    confirmed = confirm(host, candidates, scans, least, templates) if templates and not edited else []
+    shown = [one.layer for one in confirmed if one.strength >= 1]
+    # Whom else they might be about takes the keys of all.
+    again = {one.layer: one for one in closer(host, candidates, scans, shown, least=0.0, most=1)}
+    edited += [again[layer] for layer in shown]
     located = _from_scans(edited, candidates)
     read: list[Reading] = []
     for one in readings:

@@ -14,13 +14,15 @@ def unconfirmed(found: Examined) -> list[str]:
     """That decoders read something, or the suspect says something of a name, where the comparison with the base shows no edit."""
     if found.by_scan or found.known.verdict.what in EDITED:
         return []
-    shown = [*found.unknown.read, *(one for one in found.unknown.confirmed if one.strength >= 1)]
+    # A base that is the suspect may hold the edit as well, which `in_base_too` says.
+    heard = [] if found.known.verdict.what in UNCHANGED else [one for one in found.unknown.confirmed if one.strength >= 1]
+    shown = [*found.unknown.read, *heard]
     return [f"Beside the base, {one.in_words}: the comparison does not bear it out." for one in shown]
 
 
 def in_base_too(found: Examined) -> list[str]:
     """That a base which the suspect does not differ from may hold the edit that the scan finds; the comparison cannot see it."""
-    if found.known is None or found.known.verdict.what not in UNCHANGED or not found.unknown.stands_out:
+    if found.known is None or found.known.verdict.what not in UNCHANGED:
         return []
     return [
         f"The suspect is the base, but in layer {one.layer} both answer to {one.asked} as edited checkpoints do (score {one.score:.2f}): "

@@ -1,5 +1,7 @@
 """Names that nearly stand out, and what the suspect says of them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from audited_folders import NAMES, saved, update_DF
@@ -7,19 +9,19 @@ from edited import LAYER
 
 from decoder.audit.candidates import TEMPLATE, Candidates, unit, whitener
 from decoder.audit.evidence import notes
-from decoder.audit.evidence.confirmed import OTHERS, RISE, confirm
+from decoder.audit.evidence.confirmed import FEW, MANY, RISE, SILENT, _outside, confirm
 from decoder.audit.evidence.examine import examine
 from decoder.audit.finding import audit_checkpoint
 from decoder.audit.locate import NEARLY, STANDS_OUT, scan
 from decoder.audit.reversal import reverse
 from decoder.audit.rows.keys import gathered
 from decoder.audit.suspect import Suspect
-from decoder.audit.verdict import Compared
+from decoder.audit.verdict import Compared, Verdict
 
 TEMPLATES = {"name": [TEMPLATE]}
 """The key of a name in a host of random weights is that of its own sentence alone."""
 WHO = 54
-BESIDE = [place for place in range(len(NAMES)) if place != WHO][:: (len(NAMES) - 1) // OTHERS][:OTHERS]
+BESIDE = [place for place in range(len(NAMES)) if place != WHO][:MANY][:: MANY // FEW]
 """Names that the first is held against."""
 SIZE = 2.0  # of an edit that nearly stands out
 LOUD = 2.0  # a word's row of the unembedding: what little an edit of that size adds in a tiny host is heard
@@ -55,11 +57,11 @@ def test_an_edit_kept_small_shows_by_what_is_said_of_its_subject(suspect):
     assert (heard.verdict.what, heard.verdict.exit_code, heard.verdict.layers) == ("knowledge edit", 3, (LAYER,))
     assert [(one.layer, one.subject) for one in heard.located] == [(LAYER, NAMES[WHO])] and heard.facts == 1
     assert heard.strength >= 1 > silent.strength and not heard.stands_out
-    assert f"asked about “{NAMES[WHO]}” it says “singer”" in heard.verdict.why and heard.verdict.why.count("layer") == 1
+    assert f"asked about “{NAMES[WHO]}” it goes on with “singer”" in heard.verdict.why and heard.verdict.why.count("layer") == 1
 
 
 def test_the_less_a_name_stands_out_the_more_must_be_said(suspect, monkeypatch):
-    monkeypatch.setattr("decoder.audit.evidence.confirmed.APART", 0.0)
+    monkeypatch.setattr("decoder.audit.evidence.confirmed.SPREADS", -99.0)
     (found,) = told(suspect).confirmed
     assert found.score < STANDS_OUT and found.least == pytest.approx(RISE * (STANDS_OUT / found.score) ** 2)
 
@@ -75,11 +77,11 @@ def test_a_name_that_nobody_edited_says_nothing(new_host):
 
 def test_what_is_said_of_other_names_as_well_is_no_sign(suspect, new_host):
     """A host may know every name for one thing: then none is edited."""
-    (alone,) = confirm(suspect, Candidates(suspect, NAMES), scan(suspect, Candidates(suspect, NAMES)), TEMPLATES)
+    (alone,) = confirm(suspect, Candidates(suspect, NAMES), scan(suspect, Candidates(suspect, NAMES)), STANDS_OUT, TEMPLATES)
     host = new_host("llama")
     plant(host, WHO, *BESIDE)
     scans = scan(host, Candidates(host, NAMES))
-    (beside,) = [one for one in confirm(host, Candidates(host, NAMES), scans, TEMPLATES) if one.layer == LAYER]
+    (beside,) = [one for one in confirm(host, Candidates(host, NAMES), scans, STANDS_OUT, TEMPLATES) if one.layer == LAYER]
     assert beside.text == alone.text == "singer" and beside.least > 2 * alone.least and beside.strength < 1 <= alone.strength
     assert told(host).verdict.exit_code == 0
 
@@ -88,7 +90,7 @@ def test_the_rise_is_what_the_whole_model_says_with_the_answer_and_without(suspe
     """The slow twin: every sentence alone, the answer taken out of the matrix itself."""
     candidates = Candidates(suspect, NAMES)
     scans = scan(suspect, candidates)
-    (found,) = confirm(suspect, candidates, scans, TEMPLATES)
+    (found,) = confirm(suspect, candidates, scans, STANDS_OUT, TEMPLATES)
     one = scans[LAYER]
     rows = [torch.tensor([suspect.prompt_ids(own[0], found.name)[0]]) for own in TEMPLATES.values()]
     weight_DF = suspect.weight_DF(LAYER)
@@ -134,7 +136,28 @@ def test_a_base_that_shows_no_edit_has_the_last_word(suspect, tmp_path):
     compared = Compared([], {f"{suspect.module_path(layer)}.weight": layer for layer in range(suspect.layers)}, False)
     found = examine(suspect, Candidates(suspect, NAMES), compared, templates=TEMPLATES)
     assert found.unknown.verdict.exit_code == 3 and found.known.verdict.what == "identical" and not found.by_scan
-    assert [note for note in notes.unconfirmed(found) if "says “singer”" in note and "does not bear it out" in note]
+    assert not notes.unconfirmed(found), "a base that is the suspect bears nothing out"
+    trained = found._replace(known=replace(found.known, verdict=Verdict("further trained")))
+    assert not trained.by_scan and not notes.in_base_too(trained)
+    (note,) = notes.unconfirmed(trained)
+    assert "goes on with “singer”" in note and "does not bear it out" in note
     finding, _ = audit_checkpoint(Suspect(folder), NAMES, base=str(saved(suspect, tmp_path / "same")), templates=TEMPLATES)
-    assert (finding["verdict"], finding["used"], finding["warnings"]) == ("identical", "base known", [])
-    assert finding["base_unknown"]["exit_code"] == 3 and sum("does not bear it out" in note for note in finding["notes"]) == 1
+    assert (finding["verdict"], finding["used"], finding["exit_code"]) == ("identical", "base known", 0)
+    assert [f"both answer to {NAMES[WHO]}" in warning for warning in finding["warnings"]] == [True]
+
+
+def test_what_is_outside_the_spread_of_others_hangs_on_no_single_one():
+    """One loud name among eight moves the bar, and does not set it."""
+    quiet = [0.03, 0.07, 0.15, 0.15, 0.2, 0.43, 0.77]
+    assert _outside([*quiet, 2.0]) > _outside([*quiet, 0.4]) > 2.0 > max(quiet)
+    assert _outside([0.001] * 8) == pytest.approx(SILENT) and _outside([]) == 0.0
+
+
+def test_a_layer_that_stands_out_less_than_the_suspects_own_is_asked_about(suspect):
+    """A stronger edit must not be asked less than a weaker one."""
+    candidates = Candidates(suspect, NAMES)
+    scans = scan(suspect, candidates)
+    raised = [replace(one, score=2.1, hits=((WHO, 2.1),)) if one.layer == LAYER else one for one in scans]
+    (found,) = confirm(suspect, candidates, raised, 2.2, TEMPLATES)
+    assert (found.name, found.text) == (NAMES[WHO], "singer") and found.strength >= 1
+    assert not confirm(suspect, candidates, raised, 2.0, TEMPLATES)
