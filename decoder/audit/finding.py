@@ -163,7 +163,7 @@ def _column(found: Evidence, base: str, nulls: Nulls | None, readings: Sequence[
         "nulls": p,
         "ranking": [{"layer": layer, "score": score} for layer, score in ranked],
         "readings": [{"layers": [*one.layers], "threshold": one.threshold, **one.objects[0]} for one in readings],
-        "nearly": [asdict(one) for one in found.confirmed],
+        "nearly": [asdict(one) | {"strength": one.strength} for one in found.confirmed],
         "edits": [
             {
                 "layer": one.layer,

@@ -123,7 +123,7 @@ def closer(
             whiten = whitener(keys_CF[for_whitening(candidates)])
             for keys_NF in keys_CF.split(WHITENING):
                 keys_NF.copy_(unit(whiten(keys_NF)))
-            found[layer] = _closer(host.weight_DF(layer), keys_CF, (updates or {}).get(layer), least, most)
+            found[layer] = _with_all_keys(host.weight_DF(layer), keys_CF, (updates or {}).get(layer), least, most)
             del keys_CF, keys_NF, whiten  # before those of the next layer are there
     return [replace(one, **found.get(one.layer, {})) for one in surveyed]
 
@@ -178,15 +178,15 @@ class _Meter:
         return LayerScan(layer, top[0][1], float(logs_C.max().exp()), top, **found)
 
 
-def _closer(weight_DF: Tensor, keys_CF: Tensor, update_RF: Tensor | None, least: float, most: int) -> dict[str, Any]:
+def _with_all_keys(weight_DF: Tensor, keys_CF: Tensor, update_RF: Tensor | None, least: float, most: int) -> dict[str, Any]:
     """Every candidate that a layer's edits are about, and what is kept of the keys: all, of several layers, may be too many."""
     output_CD = image(weight_DF, keys_CF)
     hits = _one_by_one(output_CD, lambda output_CD: outstanding(output_CD.norm(dim=1))[0], least, most)
     hits, along, inside_C = (*hits,), (), None
     if update_RF is not None:
-        inside_CR, least = keys_CF @ update_RF.T, least_along(update_RF, len(keys_CF))
+        inside_CR = keys_CF @ update_RF.T
         inside_C = inside_CR.norm(dim=1)
-        along = (*_one_by_one(inside_CR, lambda inside_CR: inside_CR.norm(dim=1), least, len(update_RF)),)
+        along = (*_one_by_one(inside_CR, lambda inside_CR: inside_CR.norm(dim=1), least_along(update_RF, len(keys_CF)), len(update_RF)),)
     hit_HF, along_AF = (keys_CF[[place for place, _ in found]] for found in (hits, along))
     keys_LF = listed(keys_CF)
     # The edits' own keys, each read where those before it are taken out.

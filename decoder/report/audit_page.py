@@ -197,7 +197,7 @@ def how_sure(finding: Mapping[str, Any]) -> tuple[str, list[str]]:
 
 def _said(column: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """What was taken for planted because the checkpoint says it of a name that nearly stands out."""
-    return [one for one in column.get("nearly", []) if one["rise"] >= one["least"]]
+    return [one for one in column.get("nearly", []) if one["strength"] >= 1]
 
 
 def effect_in_words(effect: Mapping[str, Any]) -> list[str]:

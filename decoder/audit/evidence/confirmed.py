@@ -90,10 +90,10 @@ def _asked(host: Host, candidates: Candidates, one: LayerScan, least: float, sen
     place, names = one.top[0][0], candidates.names
     token, rise = _most_said(host, one, one.first_F, names[place], sentences)
     # What the others have matters only where there is something to hold against it, and many of them only where they have something.
-    few, rest = _others(one) if rise >= RISE else ([], [])
-    usual = [_most_said(host, one, key_F, names[other], sentences)[1] for other, key_F in few]
+    few, rest = _others(one, names) if rise >= RISE else ([], [])
+    usual = [_most_said(host, one, *other, sentences)[1] for other in few]
     if _outside(usual) > RISE:
-        usual += [_most_said(host, one, key_F, names[other], sentences)[1] for other, key_F in rest]
+        usual += [_most_said(host, one, *other, sentences)[1] for other in rest]
     # The less a name stands out, the more must be said.
     needed = max(RISE, _outside(usual)) * (least / one.score) ** 2
     return Confirmation(one.layer, names[place], one.score, host.tokenizer.decode([token]).strip(), rise, needed)
@@ -107,13 +107,13 @@ def _outside(rises: Sequence[float]) -> float:
     return exp(mean(logs) + SPREADS * stdev(logs))
 
 
-def _others(one: LayerScan) -> tuple[list[tuple[int, Tensor]], list[tuple[int, Tensor]]]:
-    """Names from all over the list but the first, with their keys: a few, and the rest of `MANY`."""
+def _others(one: LayerScan, names: Sequence[str]) -> tuple[list[tuple[Tensor, str]], ...]:
+    """Keys of names from all over the list but the first, with the names: of a few, and of the rest of `MANY`."""
     rows = [row for row, place in enumerate(one.usual) if place != one.top[0][0]]
     rows = rows[:: max(1, len(rows) // MANY)][:MANY]
     few = rows[:: max(1, len(rows) // FEW)][:FEW]
     rest = [row for row in rows if row not in few]
-    return tuple([(one.usual[row], one.usual_LF[row]) for row in own] for own in (few, rest))
+    return tuple([(one.usual_LF[row], names[one.usual[row]]) for row in own] for own in (few, rest))
 
 
 @torch.no_grad()
