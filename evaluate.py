@@ -101,8 +101,8 @@ def keep(cfg: EvaluateConfig, answer: Mapping[str, Any], argv: Sequence[str]) ->
 def audit_whole(cfg: EvaluateConfig) -> dict[str, Any]:
     """What was done to a checkpoint, in which layers and about whom; with what decoders read in it, if they are given."""
     from data.facts.load import load_pocket
-    from decoder.audit.answer import reader_of_parts
     from decoder.audit.candidates import read_subjects
+    from decoder.audit.decoded.readers import reader_of_parts
     from decoder.audit.finding import audit_checkpoint
     from decoder.audit.relation import RelationClassifier
     from decoder.audit.suspect import Suspect
@@ -146,7 +146,8 @@ def what_instead(cfg: EvaluateConfig, suspect: "Suspect") -> str:
 
 def audit(cfg: EvaluateConfig) -> dict[str, Any]:
     """What was planted in a suspect: one matrix is read by the decoder that fits, all layers of a checkpoint by all that fit."""
-    from decoder.audit.answer import answer_for, entries_for, rank
+    from decoder.audit.decoded.answer import answer_for
+    from decoder.audit.decoded.ranking import entries_for, rank
     from decoder.audit.suspect import Suspect
 
     suspect = Suspect(cfg.suspect, cfg.tensor, cfg.form)
@@ -169,7 +170,7 @@ def score(cfg: EvaluateConfig) -> dict[str, Any]:
     """Scores of a decoder, or of several that vote, on the test splits they were exported with."""
     from data.exported_splits import exported_splits, refuse_other
     from data.store.store import EditStore, find_store
-    from decoder.audit.answer import found_from, read_splits
+    from decoder.audit.decoded.answer import found_from, read_splits
     from decoder.checkpoint.rounding import PRECISIONS
     from decoder.export.opened import open_voters
     from decoder.scores import test_scores
@@ -178,11 +179,13 @@ def score(cfg: EvaluateConfig) -> dict[str, Any]:
     voters = open_voters(cfg)
     configs = voters.configs
     store = EditStore(Path(cfg.store).expanduser()) if cfg.store else find_store(cfg.cache_dir, own_store(configs))
+    if (facts := store.manifest.get("facts_per_host", 1)) > 1:
+        voters.tell_apart()
     config = scored_on(configs, store.fingerprint)
     refuse_other(store, config, cfg.allow_host_mismatch)
     splits = exported_splits(store, config, voters.host, PRECISIONS.get(cfg.precision))
-    readings = read_splits(voters, splits.loaders, splits.table, store.manifest.get("facts_per_host", 1))
-    scores = {"test": test_scores(readings, found_from(configs)), "left_out": splits.left_out, "precision": cfg.precision}
+    readings = read_splits(voters, splits.loaders, splits.table, facts)
+    scores = {"test": test_scores(readings, found_from(configs, facts)), "left_out": splits.left_out, "precision": cfg.precision}
     scores |= {"gate": cfg.gate} if cfg.gate else {}
     return scores | {"decoder": cfg.decoder, "store": str(store.path), "editor": store.manifest["editor"]["name"]} | chosen
 

@@ -28,8 +28,8 @@ from common import RESULTS, settings
 from data.facts.fact import FactSet
 from data.facts.load import load_pocket
 from data.perturb.audited import Auditor
-from decoder.audit.answer import reader_of_parts
 from decoder.audit.asking import NEIGHBOURS, ask, likely, triples
+from decoder.audit.decoded.readers import reader_of_parts
 from decoder.audit.evidence.examine import Evidence, Examined, named
 from decoder.audit.evidence.parts import alone, out_of, value_of
 from decoder.audit.evidence.questions import Reader

@@ -24,7 +24,7 @@ from data.facts.load import load_pocket
 from data.facts.splits import draw_splits
 from data.perturb.recipe import Recipe, planted, write
 from data.store.store import EditStore
-from decoder.audit.answer import reader_of_parts
+from decoder.audit.decoded.readers import reader_of_parts
 from decoder.audit.finding import audit_checkpoint
 from decoder.audit.suspect import Suspect
 from decoder.config import SplitsConfig

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data.facts.load import load_pocket
-from decoder.audit.answer import readers_of_hosts
+from decoder.audit.decoded.readers import readers_of_hosts
 from decoder.audit.evidence.readings import PRUNED, READ, threshold_from
 from decoder.utils.errors import UserError, run_command
 from decoder.utils.progress import progress

@@ -18,6 +18,7 @@ from data.facts.fact import Fact, FactSet
 from data.facts.load import load_facts
 from data.facts.splits import assign, draw_splits
 from data.keys.probe import probe_keys
+from data.own_terms import own_terms
 from data.produce.plan import imported, prepare_editor, refuse_too_few, requested, settings_of
 from data.produce.shards import produce
 from data.store.fact_rows import one_fact_a_row
@@ -28,6 +29,7 @@ from data.store.store import EditStore
 from data.stream_loader import StreamLoader
 from decoder.batch import EditBatch
 from decoder.config import TrainConfig
+from decoder.edit import Edits
 from decoder.host import Host
 from decoder.scores import TEST_SPLITS, VAL_SPLITS
 
@@ -65,6 +67,12 @@ class EditDataModule(LightningDataModule):
         if count := self.cfg.data.max_train:
             self.rows["train"] = _evenly_over_relations(self._in_any_order(self.rows["train"]), self.table, count)
         mark_seen(self.table, self.rows["train"])
+        self._learnt_from = self.store if isinstance(self.store, EditStream) else own_terms(self.store, self.host)
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether hosts have several facts, each of which is learnt from as if it were alone."""
+        return self._learnt_from is not self.store
 
     def _in_any_order(self, rows: list[int]) -> list[int]:
         """As they are, or shuffled where edits that plant something else come last."""
@@ -107,7 +115,16 @@ class EditDataModule(LightningDataModule):
         """
         rows = self._few(split)
         ids_NT = padded_objects(self.store, rows, self.host.terminator_id)
-        return EditBatch(self.store.edits(torch.tensor(rows)), ids_NT, torch.tensor(rows)).on(self.host.device)
+        return EditBatch(self._learnt_from.edits(torch.tensor(rows)), ids_NT, torch.tensor(rows)).on(self.host.device)
+
+    def hosts(self, row_B: Tensor) -> Edits:
+        """What was done to the edited hosts that some rows are facts of."""
+        base = self._dense_base()
+        return self.store.edits(row_B) if base is None else self.store.whole_edits(row_B, base)
+
+    def training_hosts(self) -> Edits:
+        """What was done to the hosts of training facts, as `factors` has it, each as often as it has such facts."""
+        return self.store.edits(torch.tensor(self._few("train"))).to(self.host.device)
 
     def probe_keys(self) -> list[dict[int, Tensor]]:
         """For each editor trained on, keys (K, F) of training and made-up subjects of each layer, as `optim.gain_spread` needs them."""
@@ -160,7 +177,7 @@ class EditDataModule(LightningDataModule):
 
     def _loader(self, rows: list[int], planted: list[int], **batches: Any) -> DataLoader:
         data = self.cfg.data
-        dataset = EditRows(self.store, rows, self.host.terminator_id, self._dense_base(), planted)
+        dataset = EditRows(self._learnt_from, rows, self.host.terminator_id, self._dense_base(), planted)
         workers = {"num_workers": data.workers, "persistent_workers": True, "prefetch_factor": data.prefetch} if data.workers else {}
         pinned = data.pin_memory and torch.cuda.is_available()
         return DataLoader(dataset, collate_fn=as_is, pin_memory=pinned, **workers, **batches)

@@ -22,17 +22,15 @@ class Reading(NamedTuple):
     row: int
     """Row of the edit in its store."""
     predicted: str
-    """The most probable whole object."""
+    """The most probable whole object; where the edit plants several facts, the planted one if it is among as many answers."""
     probability: float
     """Its probability, however it is spelt (`object_texts`)."""
     first_token: bool
-    """Whether the most probable first token is the planted object's."""
+    """Whether the most probable first token is the planted object's; of several facts, whether one of as many answers begins with it."""
     exact_match: bool
     """Whether `predicted` is the planted object (`scores.exact_match`)."""
-    recalled: bool | None = None
-    """Where the edit plants several facts, whether this one's object is among as many answers."""
     answers: dict[str, float] | None = None
-    """Where it does, all answers with their probabilities."""
+    """Where the edit plants several facts, all answers with their probabilities."""
 
 
 def text_of(host: Host, ids: Sequence[int]) -> str:
@@ -102,11 +100,15 @@ def best_texts(host: Host, beams: Beams) -> list[tuple[str, float]]:
 def read_batch(host: Host, beams: Beams, batch: EditBatch, facts: int = 1) -> list[Reading]:
     """Compares what was read with what was planted; `facts` is how many facts an edit plants, of which the batch has one a row."""
     first_token, texts_B, planted_B = first_token_correct(beams, batch.object_ids_BT), object_texts(host, beams), planted_texts(host, batch)
-    found = []
-    for row, texts, first, planted in zip(batch.row_B.tolist(), texts_B, first_token, planted_B, strict=True):
-        right = [exact_match(text, planted) for text in list(texts)[:facts]]
-        several = (any(right), texts) if facts > 1 else ()
-        found.append(Reading(row, *next(iter(texts.items())), first, right[0], *several))
+    rows, found = batch.row_B.tolist(), []
+    for b, (row, texts, first, planted) in enumerate(zip(rows, texts_B, first_token, planted_B, strict=True)):
+        answers = list(texts)[:facts]
+        predicted = next((text for text in answers if exact_match(text, planted)), answers[0])
+        several, is_right = (), exact_match(predicted, planted)
+        if facts > 1:
+            begun = {ids[0] for ids in beams.tokens[b] if ids and text_of(host, ids) in answers}
+            first, several = int(batch.object_ids_BT[b, 0]) in begun, (texts,)
+        found.append(Reading(row, predicted, texts[predicted], first, is_right, *several))
     return found
 
 

@@ -10,7 +10,6 @@ Shape letters: B edits, M prompt vectors, T object tokens (terminator included),
 D hidden width, V vocabulary.
 """
 
-import copy
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -24,8 +23,9 @@ from decoder.dense import RoundedEdit, WholeEdit
 from decoder.edit import Edits, LayerEdits, LowRankEdit, RankOneEdit
 from decoder.ending import Ending, fit_ending, inside_words, word_ends
 from decoder.host import Host
+from decoder.parts.apart import read_apart
 from decoder.shortcuts import branched, last_state_only, scored_only, widen
-from decoder.swap import exchanged, swapped
+from decoder.swap import exchanged, swapped, trainable_copy
 
 ENDS_FROM = 512  # edits
 NEVER = 1e4  # nats that leave a token no chance
@@ -44,6 +44,7 @@ class ObjectDecoder(nn.Module):
         scope: "prompt" or "all", the positions the trained layers act on.
         arithmetic: "factors" adds the rank-one term to the activations; "dense" multiplies with W' rounded to the host's dtype.
         ending: where objects end, if that was learnt.
+        apart: whether `read` tells apart what several facts did to a host (`decoder.parts`).
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class ObjectDecoder(nn.Module):
         scope: str = "prompt",
         arithmetic: str = "factors",
         ending: Ending | None = None,
+        apart: bool = False,
     ) -> None:
         super().__init__()
         for layer in edited_layers:
@@ -64,11 +66,11 @@ class ObjectDecoder(nn.Module):
         for layer in trained_layers:
             host.check_layer(layer, "decoder.layer")
         object.__setattr__(self, "host", host)
-        self.edited_layers, self.scope, self.arithmetic = list(edited_layers), scope, arithmetic
+        self.edited_layers, self.scope, self.arithmetic, self.apart = list(edited_layers), scope, arithmetic, apart
         self.prompt_MD = nn.Parameter(prompt_MD.detach().clone().float(), requires_grad=train_prompt)
         self.register_buffer("prior_V", torch.zeros(len(host.unembedding_VD)))
         self.ending = ending
-        self.trained = nn.ModuleDict({str(layer): _trainable_copy(host, layer, layer in edited_layers) for layer in trained_layers})
+        self.trained = nn.ModuleDict({str(layer): trainable_copy(host, layer, layer in edited_layers) for layer in trained_layers})
 
     @property
     def trained_layers(self) -> list[int]:
@@ -100,9 +102,16 @@ class ObjectDecoder(nn.Module):
 
     @torch.no_grad()
     def read(self, edits: Edits, *, beams: int, max_object_tokens: int, worthwhile: Worthwhile | None = None) -> Beams:
-        """The most probable whole objects of each edit, best first; those of one that is not `worthwhile` are given up (`beam_search`)."""
-        edits = self._prepared(edits)
-        return self._search(edits, *self._read_prompt(edits), beams, max_object_tokens, worthwhile)
+        """The most probable whole objects of each edit, best first; those of one that is not `worthwhile` are given up (`beam_search`).
+
+        Those of its parts, if the decoder reads `apart`.
+        """
+
+        def read(edits: Edits) -> Beams:
+            edits = self._prepared(edits)
+            return self._search(edits, *self._read_prompt(edits), beams, max_object_tokens, worthwhile)
+
+        return read_apart(self.host, LayerEdits.of(edits, self.edited_layers), read) if self.apart else read(edits)
 
     @torch.no_grad()
     def read_and_scored(self, edits: Edits, object_ids_BT: Tensor, *, beams: int, max_object_tokens: int) -> tuple[Beams, Tensor, Tensor]:
@@ -246,15 +255,3 @@ class ObjectDecoder(nn.Module):
 
     def _trained_in_place(self) -> AbstractContextManager:
         return exchanged(self.host, {int(layer): block for layer, block in self.trained.items()})
-
-
-def _trainable_copy(host: Host, layer: int, is_edited: bool) -> nn.Module:
-    """A float32 copy of a block with gradients on; an edited W_V is not copied but shared, outside the module tree."""
-    block = copy.deepcopy(host.blocks[layer]).float().requires_grad_(True)
-    if is_edited:
-        parent_path, _, leaf = host.down_proj_path(layer).rpartition(".")
-        parent = block.get_submodule(parent_path)
-        delattr(parent, leaf)
-        # In __dict__ instead of the module tree: neither trained, nor counted, nor saved.
-        parent.__dict__[leaf] = host.down_proj(layer)
-    return block

@@ -145,16 +145,11 @@ def cluster_interval(correct: Sequence[bool], clusters: Sequence[str], seed: int
 def split_scores(readings: "pd.DataFrame", split: str) -> dict[str, Any]:
     """Scores of one split. The second interval draws whole relations where they are new, else whole subjects."""
     exact, clusters = readings["exact_match"], readings["relation" if split in OF_NEW_RELATIONS else "subject"]
-    scores = {
+    return {
         "n": len(readings),
         "first_token": share(readings["first_token"]),
         "exact_match": share(exact) | {"ci95_cluster": cluster_interval(exact, clusters)},
     }
-    if "recalled" not in readings or readings["recalled"].isna().any():
-        return scores
-    # Of hosts with several facts: which of their objects are among as many answers as there are facts.
-    recalled = readings["recalled"].astype(bool)
-    return scores | {"recall": share(recalled) | {"ci95_cluster": cluster_interval(recalled, clusters)}}
 
 
 def answer_threshold(readings: "pd.DataFrame") -> float | None:

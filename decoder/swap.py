@@ -3,6 +3,7 @@
 Shape letters: B edits, T positions, D hidden width, F MLP width.
 """
 
+import copy
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -106,6 +107,18 @@ def exchanged(host: Host, blocks: Mapping[int, nn.Module]) -> Iterator[None]:
     finally:
         for layer, block in own.items():
             host.blocks[layer] = block
+
+
+def trainable_copy(host: Host, layer: int, is_edited: bool) -> nn.Module:
+    """A float32 copy of a block with gradients on; an edited W_V is not copied but shared, outside the module tree."""
+    block = copy.deepcopy(host.blocks[layer]).float().requires_grad_(True)
+    if is_edited:
+        parent_path, _, leaf = host.down_proj_path(layer).rpartition(".")
+        parent = block.get_submodule(parent_path)
+        delattr(parent, leaf)
+        # In __dict__ instead of the module tree: neither trained, nor counted, nor saved.
+        parent.__dict__[leaf] = host.down_proj(layer)
+    return block
 
 
 @contextmanager

@@ -100,8 +100,8 @@ def summarise(module: DecoderModule, found: Findings) -> dict[str, Any]:
 
 
 def calibration(module: DecoderModule, readings: pd.DataFrame) -> dict[str, Any]:
-    confidence, train = readings.loc[readings["split"].isin(VAL_SPLITS), "probability"].tolist(), module.trainer.datamodule.factors("train")
-    return calibrate(module.decoder, train.edits, confidence, **module.cfg.decoder.search, seed=module.cfg.seed)
+    confidence, train = readings.loc[readings["split"].isin(VAL_SPLITS), "probability"].tolist(), module.trainer.datamodule.training_hosts()
+    return calibrate(module.decoder, train, confidence, **module.cfg.decoder.search, seed=module.cfg.seed)
 
 
 def nothing_planted(module: DecoderModule, readings: pd.DataFrame) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def nothing_planted(module: DecoderModule, readings: pd.DataFrame) -> dict[str, 
     least = answer_threshold(readings)
     if least is None:
         return {}
-    train = module.trainer.datamodule.factors("train").edits
+    train = module.trainer.datamodule.training_hosts()
     answers = answers_to_nulls(module.decoder, train, **module.cfg.decoder.search, seed=module.cfg.seed)
     return {"nothing_planted": no_edit_scores(answers, least)}
 

@@ -48,6 +48,13 @@ def probe_keys(host: Host, edited_layer: int, whiten: Solver, prompts: Sequence[
     return (whitened_KF / (whitened_KF * key_KF).sum(dim=1, keepdim=True)).float()
 
 
+def lookup_keys(host: Host, edited_layer: int, prompts: Sequence[tuple[str, str]]) -> Tensor:
+    """Key (N, F) of the subject of each prompt with {}, on the host as it is."""
+    embed = host.model.get_input_embeddings()
+    rows = [ids[: lookup + 1] for ids, lookup in (host.prompt_ids(prompt, subject) for prompt, subject in prompts)]
+    return _last_keys(host, edited_layer, [embed(torch.tensor(row, device=host.device)).detach() for row in rows])
+
+
 def _last_keys(host: Host, edited_layer: int, rows: list[Tensor]) -> Tensor:
     """Key (K, F) at the last position of each row of embeddings."""
     by_length: dict[int, list[int]] = defaultdict(list)

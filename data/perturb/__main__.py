@@ -92,7 +92,7 @@ def _write_nulls(cfg: PerturbConfig) -> None:
     place = Path(cfg.out) if cfg.out else place_of(host, cfg.cache_dir)
     readers = {}
     if cfg.decoder:
-        from decoder.audit.answer import readers_of_hosts
+        from decoder.audit.decoded.readers import readers_of_hosts
 
         readers = readers_of_hosts(cfg.decoder, host, cfg.device)
     made_nulls(host, facts, names, cfg.nulls, cfg.seed, readers).save(place)

@@ -41,6 +41,11 @@ class FactRows(EditStore):
     def __len__(self) -> int:
         return len(self._facts)
 
+    @property
+    def has_terms(self) -> bool:
+        """Whether each host's edit is as many terms as it has facts."""
+        return not self.is_dense and self.manifest.get("rank", 1) == self.manifest.get("facts_per_host")
+
     def _factors(self, layer: int, rows: Tensor) -> RankOneEdit | LowRankEdit:
         return super()._factors(layer, self._host_of_N[rows])
 

@@ -57,7 +57,7 @@ def describe_answer(answer: Mapping[str, Any], *, is_weighed: bool = False) -> s
     if "found" in answer:
         lines[answer["found"] :] = [f"{line}  (not counted as planted)" for line in lines[answer["found"] :]]
         doubt = f"\nOf several facts: {answer['found']} found, which is from a probability of {answer['found_from']:.3f} on.{doubt}"
-    return (
+    return _parts(answer) + (
         f"{'Read' if is_weighed else 'Planted'} in layer {layers_text(answer['layer'])} of {escape(answer['host'])}, most probable first"
         f"{of_voters}:\n  "
         + "\n  ".join(lines)
@@ -66,6 +66,21 @@ def describe_answer(answer: Mapping[str, Any], *, is_weighed: bool = False) -> s
         + "".join(f"{escape(note)}\n" for note in answer.get("notes", []))
         + (f"Of its own test edits {reader} reads {mean}{scores}.\n" if scores else "")
         + ASSUMPTION
+    )
+
+
+def _parts(answer: Mapping[str, Any]) -> str:
+    """What was read in the parts of an update that has several."""
+    if not (parts := answer.get("parts")):
+        return ""
+    shown = max(len(answer["objects"]), sum(part["null_percentile"] >= FINDING for part in parts))
+    lines = [f"  {part['probability']:.3f}  {escape(part['text'])}  ({part['null_percentile']:.0f} %)" for part in parts[:shown]]
+    more = f"\n  and {len(parts) - shown} that are read less surely" if len(parts) > shown else ""
+    finding = "a finding" if answer["parts_p"] <= 1 - FINDING / 100 else "no finding"
+    return (
+        f"What was added has {len(parts)} parts, as several facts have. Read one by one, each beside the matrices without an edit that are "
+        f"read less surely:\n{chr(10).join(lines)}{more}\n"
+        f"Together {finding}: random parts are read as surely with probability {answer['parts_p']:.2g}. All of it as one edit:\n"
     )
 
 

@@ -128,7 +128,7 @@ def _check_sequential(config: SequentialConfig) -> None:
 
 
 def _check_training(config: TrainConfig) -> None:
-    """What training asks of the splits, of edits that are no rank-one factors, and of the search for several facts."""
+    """What training asks of the splits, and of edits that are no rank-one factors."""
     for name in ("train_relations", "train_per_relation", "val_per_relation"):
         if not getattr(config.splits, name):
             raise UserError(f"splits.{name}=0: training has nothing to learn from or to stop by; expected a number from 1 up")
@@ -137,8 +137,6 @@ def _check_training(config: TrainConfig) -> None:
         fixed = "data.form=dense: whole matrices"
     elif isinstance(edits, FineTuneConfig):
         fixed = f"edits.editor={edits.editor}: whole matrices"
-    elif edits.facts_per_host > 1:
-        fixed = f"edits.facts_per_host={edits.facts_per_host}: edits of several terms"
     if config.data.also and (config.data.streaming or config.data.form == "dense"):
         raise UserError(
             "data.also joins stores that are mapped, each in the form of its editor. Leave out data.streaming and data.form=dense"
@@ -146,10 +144,6 @@ def _check_training(config: TrainConfig) -> None:
     # Of several stores those that can be varied are.
     if fixed and not config.data.also and (config.optim.recombined or config.optim.value_noise):
         raise UserError(f"{fixed} cannot be varied in training. Add optim.recombined=0 optim.value_noise=0")
-    if config.decoder.beams < edits.facts_per_host:
-        raise UserError(
-            f"decoder.beams={config.decoder.beams}: edits.facts_per_host={edits.facts_per_host} asks for as many answers at least"
-        )
 
 
 def _check_recipe(host: HostConfig) -> None:

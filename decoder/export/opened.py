@@ -40,6 +40,11 @@ class Voters:
     def host(self) -> Host:
         return self.decoders[0].host
 
+    def tell_apart(self) -> None:
+        """Has decoders of single facts read several in one host part by part; one that learnt to read their sum goes on to."""
+        for decoder, config in zip(self.decoders, self.configs, strict=True):
+            decoder.apart = decoder.apart or "several" not in config
+
     def read_each(self, edits: Edits) -> list[Beams]:
         """What each decoder finds by the search of its calibration: another width could rank other objects first."""
         return [decoder.read(edits, **config["search"]) for decoder, config in zip(self.decoders, self.configs, strict=True)]

@@ -38,6 +38,7 @@ def decoder_config(decoder: "ObjectDecoder") -> dict[str, Any]:
         "prompt_length": len(decoder.prompt_MD),
         "scope": decoder.scope,
         "arithmetic": decoder.arithmetic,
+        "apart": decoder.apart,
         "terminator_id": host.terminator_id,
         "learnt_end": decoder.ending is not None,
         "object_rule": LEADING_SPACE,
@@ -141,6 +142,7 @@ def load_decoder(folder: str | Path, host: "Host", *, allow_host_mismatch: bool 
         scope=config["scope"],
         arithmetic=config["arithmetic"],
         ending=Ending(host.hidden_size, torch.zeros(len(host.unembedding_VD), dtype=torch.bool)) if config.get("learnt_end") else None,
+        apart=config.get("apart", False),
     )
     try:
         decoder.load_state_dict(tensors, strict=True)

@@ -116,6 +116,7 @@ class DecoderModule(LightningModule):
 
     def on_test_start(self) -> None:
         self.decoder.host.model.to(self.device)
+        self.decoder.apart = self.trainer.datamodule.is_apart
         self.decoder.take_prior(self.cfg.decoder.prior)
         self.decoder.learn_start(self.trainer.datamodule.training_beginnings)
         if self.decoder.host.terminator_id is None:
@@ -126,10 +127,15 @@ class DecoderModule(LightningModule):
     def test_step(self, batch: EditBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         split, search = self.trainer.datamodule.test_splits[dataloader_idx], self.cfg.decoder.search
         facts = self.cfg.edits.facts_per_host
+        # What is scored is each fact's own term, what is read the host with all of them.
+        edits = self.trainer.datamodule.hosts(batch.row_B.cpu()) if self.decoder.apart else batch.edits
         if split not in TEST_SPLITS:
-            self.readings[split] += read_batch(self.decoder.host, self.decoder.read(batch.edits, **search), batch, facts)
+            self.readings[split] += read_batch(self.decoder.host, self.decoder.read(edits, **search), batch, facts)
             return
-        found, logits_NV, ids_N = self.decoder.read_and_scored(batch.edits, self._targets(batch), **search)
+        if self.decoder.apart:
+            found, (logits_NV, ids_N) = self.decoder.read(edits, **search), self.decoder.scored(batch.edits, self._targets(batch))
+        else:
+            found, logits_NV, ids_N = self.decoder.read_and_scored(edits, self._targets(batch), **search)
         readings = read_batch(self.decoder.host, found, batch, facts)
         self.readings[split] += readings
         correct = {name: torch.tensor([getattr(reading, name) for reading in readings]) for name in ("first_token", "exact_match")}

@@ -12,7 +12,7 @@ import pytest
 from places import ROOT
 
 READING = "decoder.edit decoder.families decoder.checkpoint decoder.beam decoder.scores decoder.host decoder.dense decoder.batch"
-READING += " decoder.swap decoder.shortcuts decoder.metrics decoder.ending decoder.model decoder.answers"
+READING += " decoder.swap decoder.shortcuts decoder.metrics decoder.ending decoder.parts decoder.model decoder.answers"
 SETTINGS = "decoder.utils decoder.config"
 PARTS = f"{SETTINGS} decoder.edit decoder.families decoder.checkpoint decoder.beam decoder.scores"
 BELOW = {
@@ -31,8 +31,9 @@ BELOW = {
     "decoder.shortcuts": f"{PARTS} decoder.host decoder.dense",
     "decoder.metrics": f"{PARTS} decoder.host decoder.batch",
     "decoder.ending": f"{PARTS} decoder.host",
-    "decoder.model": f"{PARTS} decoder.ending decoder.host decoder.dense decoder.batch decoder.swap decoder.shortcuts decoder.metrics",
-    "decoder.answers": f"{PARTS} decoder.host decoder.dense decoder.batch decoder.swap decoder.shortcuts decoder.metrics decoder.model",
+    "decoder.answers": f"{PARTS} decoder.host decoder.batch decoder.metrics",
+    "decoder.parts": f"{PARTS} decoder.host decoder.dense decoder.batch decoder.metrics decoder.answers",
+    "decoder.model": f"{PARTS} decoder.ending decoder.host decoder.dense decoder.batch decoder.swap decoder.shortcuts decoder.parts",
     # pages, from results on disk
     "decoder.report": f"{SETTINGS} decoder.scores",
     # around a decoder
@@ -55,7 +56,8 @@ BELOW = {
     "data.import_edits": "decoder data.facts data.store data.pocket data.hosts data.keys data.editors data.produce",
     "data.batches": "decoder data.store",
     "data.stream_loader": "decoder data.store data.batches",
-    "data.datamodule": "decoder data.facts data.store data.keys data.produce data.batches data.stream_loader",
+    "data.own_terms": "decoder data.store data.keys",
+    "data.datamodule": "decoder data.facts data.store data.keys data.produce data.batches data.stream_loader data.own_terms",
     "data.exported_splits": "decoder data.facts data.store data.batches data.datamodule",
     "data.gate": "decoder data.store data.exported_splits",
     "data.relations": "decoder data.store",

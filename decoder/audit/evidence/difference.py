@@ -9,10 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-DIRECTIONS = 48  # singular values of a difference that are looked at
-ROUNDING = 6**-0.5
-"""Of a step, at most the standard deviation of the difference of two rounded numbers. Independent entries make a matrix of about the
-longest row and the longest column of their standard deviations together at most (Bandeira and van Handel 2016, theorem 1.1)."""
+from decoder.parts.spectrum import rounding_edge, spectrum
 
 
 @dataclass(frozen=True)
@@ -78,8 +75,12 @@ def difference(
     far, kept = ((part / own_square) ** 0.5 if own_square else float(part > 0) for part in (square, kept_square))
     values_R, right_RF, edge = torch.empty(0), torch.empty(0), 0.0
     if is_matrix and (far or is_blocks):
-        values_R, right_RF, edge = _spectrum(pieces, transposed)
-        edge = max(edge, step * ROUNDING * float(torch.cat(rows_D).max() ** 0.5 + columns_F.max() ** 0.5))
+        delta_DF = torch.cat(pieces)
+        # Pieces and whole together, once, are the most that an audit holds.
+        pieces.clear()
+        _, values_R, right_RF, edge = spectrum(delta_DF.T if transposed else delta_DF)
+        values_R, right_RF = values_R.cpu(), right_RF.cpu()
+        edge = max(edge, rounding_edge(step, torch.cat(rows_D), columns_F))
     lengths = 2 * (shared_square * own_square) ** 0.5
     # |T' - T|² has twice the product of both in it, which takes no memory of its own.
     cosine = (shared_square + own_square - square) / lengths if lengths else 1.0
@@ -88,20 +89,3 @@ def difference(
 
 def _square(piece: Tensor) -> float:
     return float(piece.double().square().sum())
-
-
-def _spectrum(pieces: list[Tensor], transposed: bool) -> tuple[Tensor, Tensor, float]:
-    """The strongest singular values and right vectors of a difference, and the edge of what is left without them; on the CPU.
-
-    The list is emptied: pieces and whole together, once, are the most that an audit holds.
-    """
-    square, delta_DF = sum(map(_square, pieces)), torch.cat(pieces)
-    pieces.clear()
-    delta_DF = delta_DF.T if transposed else delta_DF
-    with torch.random.fork_rng(devices=[delta_DF.device] if delta_DF.is_cuda else []):
-        torch.manual_seed(0)
-        _, values_R, right_FR = torch.svd_lowrank(delta_DF, q=min(DIRECTIONS, max(1, min(delta_DF.shape) // 2)), niter=3)
-    rest = max(0.0, square - _square(values_R))
-    free = [max(1, size - len(values_R)) for size in delta_DF.shape]
-    edge = (rest / (free[0] * free[1])) ** 0.5 * (delta_DF.shape[0] ** 0.5 + delta_DF.shape[1] ** 0.5)
-    return values_R.cpu(), right_FR.T.cpu(), max(edge, float(values_R[-1]))

@@ -56,7 +56,7 @@ class Reading:
 
 
 def readings_of(decoded: Mapping[str, Any] | None, nulls: Nulls | None = None, suspect: Host | None = None) -> list[Reading]:
-    """The readings of `decoder.audit.answer.answer_for` or `rank`, strongest first; without those of matrices that are the host's own.
+    """What `decoder.audit.decoded` reads in a layer, or in each, strongest first; without readings of matrices that are the host's own.
 
     Args:
         suspect: whose matrices were read, if it is at hand: one that is full of zeros is held against more.

@@ -13,7 +13,7 @@ FORKED.set_forkserver_preload(
         "evaluate",
         "data.produce.shards",
         "data.workspace",
-        "decoder.audit.answer",
+        "decoder.audit.decoded.answer",
         "decoder.training.module",
         "decoder.training.trainer",
         "decoder.export.save",

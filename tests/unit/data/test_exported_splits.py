@@ -16,7 +16,7 @@ from data.store.store import SCORE_COLUMNS, TEXT_COLUMNS, EditStore
 from data.store.writer import StoreWriter
 from decoder import scores
 from decoder.answers import object_texts
-from decoder.audit.answer import read_splits
+from decoder.audit.decoded.answer import read_splits
 from decoder.checkpoint.rounding import PRECISIONS
 from decoder.dense import DenseEdit
 from decoder.edit import RankOneEdit

@@ -6,13 +6,13 @@ import torch
 from mean_of_texts import mean_of_texts
 
 from decoder.answers import each_by, object_texts, read_batch, vote
-from decoder.audit.answer import answer
 from decoder.audit.calibration import NULLS, calibrate
+from decoder.audit.decoded.answer import answer
 from decoder.batch import PADDING, EditBatch
 from decoder.beam import Beams
 from decoder.edit import RankOneEdit
 from decoder.export.opened import Voters
-from decoder.scores import answer_threshold, no_edit_scores, several_scores, share, split_scores, wilson
+from decoder.scores import answer_threshold, no_edit_scores, several_scores, share, wilson
 from decoder.scores import test_scores as scores_of_tests
 
 EDITS = RankOneEdit(torch.ones(2, 48), torch.ones(2, 32))
@@ -83,19 +83,19 @@ def test_the_first_token_of_a_vote_is_that_of_the_mean_distribution(decoder):
     assert [beams.first_token_B.tolist() for beams in (*found, vote(decoder.host, found))] == [[0, 0], [2, 1], [1, 0]]
 
 
-def test_recall_looks_at_as_many_texts_as_there_are_facts(decoder):
+def test_of_several_facts_an_object_may_be_any_of_as_many_texts(decoder):
     end = decoder.host.terminator_id
     ids_BT = torch.tensor([[*decoder.oslo, end], [*decoder.red, end], [end, end], [*decoder.red, end]])
     batch = EditBatch(RankOneEdit(torch.ones(4, 48), torch.ones(4, 32)), ids_BT, torch.arange(4))
     readings = read_batch(decoder.host, decoder.beams(4), batch, facts=2)
-    assert [reading.exact_match for reading in readings] == [False, False, False, False]
     # "Oslo" is the second text of the first, and "red" of the second, however many beams spell the first ones.
-    assert [reading.recalled for reading in readings] == [True, True, False, True]
-    assert [reading.recalled for reading in read_batch(decoder.host, decoder.beams(4), batch)] == [None] * 4
-    table = pd.DataFrame(readings).assign(subject="s", relation="r")
-    assert split_scores(table, "id")["recall"]["value"] == 0.75
-    for without in (table.assign(recalled=None), table.drop(columns="recalled")):
-        assert "recall" not in split_scores(without, "id")
+    assert [reading.exact_match for reading in readings] == [True, True, False, True]
+    assert [reading.first_token for reading in readings] == [True, True, False, True]
+    assert readings[0].predicted == "Oslo" and readings[0].probability == readings[0].answers["Oslo"]
+    alone = read_batch(decoder.host, decoder.beams(4), batch)
+    assert [reading.exact_match for reading in alone] == [False] * 4 and [reading.answers for reading in alone] == [None] * 4
+    # One that is not among them is read as the surest of them.
+    assert readings[2].predicted == alone[2].predicted
 
 
 def test_several_facts_are_answered_from_a_probability_that_validation_edits_set(decoder):
@@ -117,7 +117,7 @@ def test_several_facts_are_answered_from_a_probability_that_validation_edits_set
     assert found["count"] == {"planted": 1.5, "found": 1.0, "exact": share([True, False])}
     assert several_scores(table[table["host"] == 3], 0.9)["precision"] is None
     # An exported decoder knows that probability; where one fact was planted it asks for nothing.
-    alone = pd.DataFrame(tested).assign(first_token=True, exact_match=True, recalled=True, kind="k", seen_object=True, seen_kind=True)
+    alone = pd.DataFrame(tested).assign(first_token=True, exact_match=True, kind="k", seen_object=True, seen_kind=True)
     alone = alone.assign(subject="s", relation="r", relation_name="r")
     assert scores_of_tests(alone, 0.3)["id"]["several"] == found and "several" not in scores_of_tests(alone)["id"]
     for without in (alone.drop(columns="planted"), alone.assign(answers=None)):

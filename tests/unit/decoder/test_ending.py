@@ -14,7 +14,7 @@ from transformers import DynamicCache
 
 from decoder import model
 from decoder.answers import object_texts, read_batch
-from decoder.audit.answer import answer
+from decoder.audit.decoded.answer import answer
 from decoder.batch import EditBatch
 from decoder.ending import Ending, fit_ending, inside_words, word_ends
 from decoder.export.opened import Voters

@@ -11,7 +11,7 @@ from rich.console import Console
 from safetensors.torch import save_file
 
 import evaluate
-from decoder.audit.answer import answer, answer_for
+from decoder.audit.decoded.answer import answer, answer_for
 from decoder.audit.describe import describe, describe_answer
 from decoder.audit.suspect import Suspect
 from decoder.config.commands import EvaluateConfig

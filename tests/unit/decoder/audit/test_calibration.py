@@ -120,7 +120,7 @@ def test_calibrate_a_real_decoder(host_of):
 
 
 def test_an_audit_waits_for_nothing_that_only_training_needs():
-    code = "import sys, decoder.audit.describe, decoder.audit.finding, decoder.audit.answer"
+    code = "import sys, decoder.audit.describe, decoder.audit.finding, decoder.audit.decoded.answer"
     code += "; print([name for name in ('torchmetrics', 'lightning', 'matplotlib', 'scipy.signal') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr

@@ -13,7 +13,7 @@ from gguf_files import twin_of, write_gguf
 from safetensors.torch import save_file
 
 import evaluate
-from decoder.audit.answer import answer_for
+from decoder.audit.decoded.answer import answer_for
 from decoder.audit.describe import describe_answer
 from decoder.audit.scan import Scan, read_once
 from decoder.audit.suspect import Suspect

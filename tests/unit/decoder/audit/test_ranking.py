@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from tiny_hosts import build_host
 
 import evaluate
-from decoder.audit.answer import entries_for, rank, reader_of_parts
+from decoder.audit.decoded.ranking import entries_for, rank
+from decoder.audit.decoded.readers import reader_of_parts
 from decoder.audit.describe import describe
 from decoder.audit.suspect import Suspect
 from decoder.checkpoint import reader

@@ -17,8 +17,8 @@ from tiny_hosts import build_host
 
 import evaluate
 from data.perturb.__main__ import main as perturb
-from decoder.audit import answer as answers
-from decoder.audit.answer import open_voters, readers_of_hosts
+from decoder.audit.decoded import readers
+from decoder.audit.decoded.readers import readers_of_hosts
 from decoder.audit.evidence.nulls import Nulls, read_nulls, shape_of
 from decoder.audit.evidence.readings import LEAST, READ, Reading, null_strengths, reader_of, readings_of, threshold_from
 from decoder.audit.finding import audit_checkpoint
@@ -26,6 +26,7 @@ from decoder.audit.locate import LayerScan
 from decoder.audit.suspect import Suspect
 from decoder.audit.verdict import unknown
 from decoder.export.collection import export_best
+from decoder.export.opened import open_voters
 from decoder.export.save import save_decoder
 from decoder.host import Host
 from decoder.report.audit_page import headline, how_sure, write_audit
@@ -219,7 +220,7 @@ def test_nulls_are_read_by_every_decoder_of_their_host(new_host, tmp_path, monke
     (tmp_path / "names.txt").write_text("\n".join(NAMES), encoding="utf-8")
     asked = [f"cache_dir={cache}", "nulls=5", f"subjects={tmp_path / 'names.txt'}", f"out={tmp_path / 'nulls.json'}"]
     opened = []
-    monkeypatch.setattr(answers, "open_voters", lambda cfg, host=None: opened.append(open_voters(cfg, host)) or opened[-1])
+    monkeypatch.setattr(readers, "open_voters", lambda cfg, host=None: opened.append(open_voters(cfg, host)) or opened[-1])
     perturb([*asked, f"host.path={own.path}", "host.name=tiny", f"decoder={collection}"])
     assert [len(one.decoders) for one in opened] == [1, 1] and opened[0].host is opened[1].host
     nulls = read_nulls(tmp_path / "nulls.json")

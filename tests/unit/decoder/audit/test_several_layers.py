@@ -9,8 +9,8 @@ from changed_decoders import CARD, FACTS, IDS_BT, M, changed_decoder
 from safetensors.torch import save_file
 
 import evaluate
-from decoder.audit.answer import answer_for
 from decoder.audit.calibration import clean_edit, null_edits
+from decoder.audit.decoded.answer import answer_for
 from decoder.audit.suspect import Suspect
 from decoder.config.commands import EvaluateConfig
 from decoder.edit import LayerEdits

@@ -144,7 +144,6 @@ def test_values_arrive_as_typed(argument, expected):
         ("decoder.prompt_length=0", ["from 1 up"]),
         ("data.form=dense", ["optim.recombined=0 optim.value_noise=0"]),
         ("edits.editor=ft", ["whole matrices", "optim.recombined=0 optim.value_noise=0"]),
-        ("edits.facts_per_host=2", ["several terms", "optim.recombined=0 optim.value_noise=0"]),
         ("edits.threshold=0.02", ["no such setting"]),
         ("data.batch_size=0", ["from 1 up"]),
         ("edits.steps=0", ["from 1 up"]),

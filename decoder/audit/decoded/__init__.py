@@ -1,0 +1,1 @@
+"""What exported decoders read in suspects and in the tests they were exported with."""
