@@ -73,14 +73,15 @@ def _parts(answer: Mapping[str, Any]) -> str:
     """What was read in the parts of an update that has several."""
     if not (parts := answer.get("parts")):
         return ""
+    chance = f"random parts are read as surely as these together with probability {answer['parts_p']:.2g}"
+    if answer["parts_p"] > 1 - FINDING / 100:
+        return f"What was added has {len(parts)} parts. Read one by one they are no finding: {chance}. All of it as one edit:\n"
     shown = max(len(answer["objects"]), sum(part["null_percentile"] >= FINDING for part in parts))
-    lines = [f"  {part['probability']:.3f}  {escape(part['text'])}  ({part['null_percentile']:.0f} %)" for part in parts[:shown]]
+    lines = [f"\n  {part['probability']:.3f}  {escape(part['text'])}  ({part['null_percentile']:.0f} %)" for part in parts[:shown]]
     more = f"\n  and {len(parts) - shown} that are read less surely" if len(parts) > shown else ""
-    finding = "a finding" if answer["parts_p"] <= 1 - FINDING / 100 else "no finding"
     return (
-        f"What was added has {len(parts)} parts, as several facts have. Read one by one, each beside the matrices without an edit that are "
-        f"read less surely:\n{chr(10).join(lines)}{more}\n"
-        f"Together {finding}: random parts are read as surely with probability {answer['parts_p']:.2g}. All of it as one edit:\n"
+        f"What was added has {len(parts)} parts, as several facts have. Read one by one, with the share of matrices without an edit that "
+        f"are read less surely:{''.join(lines)}{more}\nA finding: {chance}. All of it as one edit:\n"
     )
 
 

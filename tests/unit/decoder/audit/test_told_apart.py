@@ -84,14 +84,15 @@ def test_decoders_of_several_facts_read_apart_anyhow(host):
 
 
 def test_in_words(host):
-    voters, suspect = voters_of(host, **NULLS), LayerEdits({LAYER: together(facts(host, 3))})
+    voters, suspect = voters_of(host, null={"n": 500, "quantiles": [0.0] * 101}), LayerEdits({LAYER: together(facts(host, 3))})
     said = answer(voters, suspect, 2) | told_apart(voters, suspect)
     words = " ".join(describe_answer(said).split())
     assert words.startswith("What was added has 3 parts, as several facts have.") and "All of it as one edit: Planted in layer 1" in words
     assert f"{said['parts'][0]['probability']:.3f} {said['parts'][0]['text']} (" in words
-    for level, verdict in ((0.0, "Together a finding"), (1.0, "Together no finding")):
-        voters = voters_of(host, null={"n": 500, "quantiles": [level] * 101})
-        assert verdict in describe_answer(answer(voters, suspect, 2) | told_apart(voters, suspect))
+    assert "and 1 that" not in words and "A finding: random parts" in words
+    voters = voters_of(host, null={"n": 500, "quantiles": [1.0] * 101})
+    words = describe_answer(answer(voters, suspect, 2) | told_apart(voters, suspect))
+    assert words.startswith("What was added has 3 parts. Read one by one they are no finding: random parts are read as surely")
 
 
 def test_what_counts_as_found_is_what_nulls_do_not_reach():
