@@ -32,7 +32,8 @@ def parts_of(host: Host, edit: LayerEdits) -> LayerEdits:
     Raises:
         ValueError: an edit has more terms than can be told apart.
     """
-    by_layer = {layer: unmixed(terms(own, host.weight_DF(layer))[0])[0] for layer, own in edit.by_layer.items()}
+    on_device = edit.to(host.device).by_layer
+    by_layer = {layer: unmixed(terms(own, host.weight_DF(layer))[0])[0] for layer, own in on_device.items()}
     last = by_layer[edit.layers[-1]]
     return LayerEdits({layer: own if own is last else _in_order_of(last, own) for layer, own in by_layer.items()})
 
