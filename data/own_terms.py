@@ -32,11 +32,12 @@ class OwnTerms(FactRows):
         vars(self).update(vars(rows))
         table = rows.table()
         prompts = list(zip(table["prompt"], table["subject"], strict=True))
-        hosts_N = torch.tensor(table["host"].to_numpy())
-        self._term_N = {
-            layer: _terms(rows._factors(layer, torch.arange(len(rows))), lookup_keys(host, layer, prompts).cpu(), hosts_N)
-            for layer in rows.layers
-        }
+        facts_of = [torch.tensor(own.to_list()) for own in table.groupby("host").groups.values()]
+        self._term_N = {layer: torch.zeros(len(rows), dtype=torch.long) for layer in rows.layers}
+        for layer, term_N in self._term_N.items():
+            key_NF = lookup_keys(host, layer, prompts).cpu()
+            for facts in facts_of:
+                term_N[facts] = _terms(rows._factors(layer, facts[:1]), key_NF[facts])
 
     def _factors(self, layer: int, rows: Tensor) -> RankOneEdit:
         together, term_B = super()._factors(layer, rows), self._term_N[layer][rows]
@@ -44,12 +45,8 @@ class OwnTerms(FactRows):
         return RankOneEdit(together.key_BRF[place_B, term_B], together.value_BRD[place_B, term_B])
 
 
-def _terms(edits: LowRankEdit, key_NF: Tensor, host_N: Tensor) -> Tensor:
-    """Number (N,) of each fact's term: of all ways to share a host's terms out, the one whose facts' keys are moved farthest by theirs."""
-    gain_NR = torch.einsum("nrf,nf->nr", edits.key_BRF, key_NF).abs() * edits.value_BRD.norm(dim=2)
-    term_N = torch.zeros(len(host_N), dtype=torch.long)
-    for host in host_N.unique().tolist():
-        rows = (host_N == host).nonzero()[:, 0]
-        facts, terms = linear_sum_assignment(gain_NR[rows].numpy(), maximize=True)
-        term_N[rows[facts]] = torch.from_numpy(terms)
-    return term_N
+def _terms(edit: LowRankEdit, key_NF: Tensor) -> Tensor:
+    """Number (N,) of the term of each fact of one host: of all ways to share them out, the one whose terms answer most to their facts."""
+    gain_NR = (key_NF @ edit.key_BRF[0].T).abs() * edit.value_BRD[0].norm(dim=1)
+    _, terms = linear_sum_assignment(gain_NR.numpy(), maximize=True)
+    return torch.from_numpy(terms)

@@ -14,10 +14,8 @@ from decoder.config.options import layers_text
 from decoder.report.audit_page import effect_in_words
 from decoder.report.tables import several_lines
 
-ASSUMPTION = (
-    "This decoder assumes one edit and names an object for a clean matrix too.\n"
-    "Matrices without an edit: the host's own, and 500 with a random update as large as an edit."
-)
+WITHOUT = "Matrices without an edit: the host's own, and 500 with a random update as large as an edit."
+ASSUMPTION = f"This decoder assumes one edit and names an object for a clean matrix too.\n{WITHOUT}"
 OWN = "The matrix is the host's own, entry by entry."
 
 
@@ -40,8 +38,8 @@ def describe_answer(answer: Mapping[str, Any], *, is_weighed: bool = False) -> s
     null, edit = answer["null_percentile"], answer["edit_percentile"]
     if answer.get("unedited"):
         doubt = f"\n{OWN} Nothing was edited, take it for no finding."
-    elif is_weighed:
-        # What it amounts to is the verdict's to say, which has seen more.
+    elif is_weighed or answer.get("parts_p", 1) <= 1 - FINDING / 100:
+        # What it amounts to is the verdict's to say, which has seen more, or that of the parts.
         doubt = ""
     elif null >= FINDING:
         doubt = f"\nA finding: {FINDING} % or more."
@@ -65,7 +63,7 @@ def describe_answer(answer: Mapping[str, Any], *, is_weighed: bool = False) -> s
         + f"{_around(answer)}\n"
         + "".join(f"{escape(note)}\n" for note in answer.get("notes", []))
         + (f"Of its own test edits {reader} reads {mean}{scores}.\n" if scores else "")
-        + ASSUMPTION
+        + (ASSUMPTION if "found" not in answer else f"It names objects for a clean matrix too.\n{WITHOUT}")
     )
 
 

@@ -17,13 +17,14 @@ from decoder.checkpoint.gguf_header import find_gguf
 from decoder.checkpoint.gguf_host import host_folder, whole_of
 from decoder.config.commands import EvaluateConfig
 from decoder.config.options import layers_text
-from decoder.edit import Edits
+from decoder.edit import Edits, LayerEdits
 from decoder.export.formats import layers_of
 from decoder.export.gate import Gate, evidence
 from decoder.export.save import WEIGHTS, load_decoder, read_config
 from decoder.export.voters import folders_of, read_voters
 from decoder.host import Host
 from decoder.model import ObjectDecoder
+from decoder.parts.apart import read_apart
 from decoder.utils.files import cache_root, sha256_of, short_hash
 
 
@@ -50,7 +51,12 @@ class Voters:
         return [decoder.read(edits, **config["search"]) for decoder, config in zip(self.decoders, self.configs, strict=True)]
 
     def read(self, edits: Edits) -> Beams:
-        """What they find together."""
+        """What they find together; of several facts, in each part, if all of them read apart."""
+        if all(decoder.apart for decoder in self.decoders):
+            return read_apart(self.host, LayerEdits.of(edits, self.decoders[0].edited_layers), self._read_together)
+        return self._read_together(edits)
+
+    def _read_together(self, edits: Edits) -> Beams:
         found = self.read_each(edits)
         return vote(self.host, found) if self.gate is None else each_by(found, self.chances(edits, found).argmax(1).tolist())
 

@@ -50,9 +50,9 @@ def _in_order_of(last: RankOneEdit, own: RankOneEdit) -> RankOneEdit:
 def read_apart(host: Host, edits: LayerEdits, read: Reader) -> Beams:
     """What is read in the parts of each edited host, as one search: the answer of each part, the surest first, then what else they say.
 
-    A text that several parts name counts once, as probable as where it is most.
+    A text that several parts name counts once, as probable as where it is most. Edits of one term are read as they are.
     """
-    if not len(edits):
+    if not len(edits) or all(isinstance(own, RankOneEdit) for own in edits.by_layer.values()):
         return read(edits)
     # A store has a host as often as it has facts: what comes again is not read again.
     alike = [_alike(edits, b) for b in range(len(edits))]

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from decoder.dense import WholeEdit
 from decoder.edit import Edit, LowRankEdit, RankOneEdit
+from decoder.parts.unmix import MOST
 
 DIRECTIONS = 48
 """Singular values of a difference that are looked at."""
@@ -15,22 +16,23 @@ ROUNDING = 6**-0.5
 """Of a step, at most the standard deviation of the difference of two rounded numbers."""
 STANDS_OUT = 1.5
 """Times the edge from which a direction is a term of its own."""
+EXACT = 1e-5  # of the largest singular value: what its decomposition in float32 may be off by
 ROWS = 1024  # of a difference that are squared at a time
 
 
-def spectrum(delta_DF: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:
+def spectrum(delta_DF: Tensor, directions: int = DIRECTIONS) -> tuple[Tensor, Tensor, Tensor, float]:
     """Left vectors (D, R), singular values (R,) and right vectors (R, F), the strongest of a difference, and the edge of what is left.
 
-    The edge is what the largest singular value of the rest would be if its entries were independent, or the last one looked at.
+    The edge is what the largest singular value of the rest would be if its entries were independent.
     """
     square = sum(float(rows.double().square().sum()) for rows in delta_DF.split(ROWS))
     with torch.random.fork_rng(devices=[delta_DF.device] if delta_DF.is_cuda else []):
         torch.manual_seed(0)
-        left_DR, size_R, right_FR = torch.svd_lowrank(delta_DF, q=min(DIRECTIONS, max(1, min(delta_DF.shape) // 2)), niter=3)
+        left_DR, size_R, right_FR = torch.svd_lowrank(delta_DF, q=min(directions, max(1, min(delta_DF.shape) // 2)), niter=3)
     rest = max(0.0, square - float(size_R.double().square().sum()))
     free = [max(1, size - len(size_R)) for size in delta_DF.shape]
     edge = (rest / (free[0] * free[1])) ** 0.5 * (delta_DF.shape[0] ** 0.5 + delta_DF.shape[1] ** 0.5)
-    return left_DR, size_R, right_FR.T, max(edge, float(size_R[-1]))
+    return left_DR, size_R, right_FR.T, edge
 
 
 def rounding_edge(step: float, rows_D: Tensor, columns_F: Tensor) -> float:
@@ -60,9 +62,15 @@ def terms(edit: Edit, weight_DF: Tensor) -> list[LowRankEdit]:
 
 
 def _above_the_edge(edited_DF: Tensor, weight_DF: Tensor) -> LowRankEdit:
-    left_DR, size_R, right_RF, edge = spectrum(edited_DF - weight_DF)
-    edge = max(edge, rounding_edge(_step(edited_DF), edited_DF.square().sum(1), edited_DF.square().sum(0)))
-    count = int((size_R > STANDS_OUT * edge).sum())
+    rounding = rounding_edge(_step(edited_DF), edited_DF.square().sum(1), edited_DF.square().sum(0))
+    for directions in (DIRECTIONS, 2 * MOST):
+        left_DR, size_R, right_RF, edge = spectrum(edited_DF - weight_DF, directions)
+        edge = max(edge, rounding, EXACT * float(size_R[0]))
+        if (count := int((size_R > STANDS_OUT * edge).sum())) < len(size_R):
+            break
+    else:
+        # What does not fall off has no edge but the last that was looked at.
+        count = int((size_R > STANDS_OUT * float(size_R[-1])).sum())
     key_1RF, value_1RD = right_RF[None, : count or 1], (left_DR * size_R).T[None, : count or 1]
     return LowRankEdit(key_1RF, value_1RD if count else torch.zeros_like(value_1RD))
 

@@ -17,8 +17,10 @@ def told_apart(voters: Voters, suspect: LayerEdits) -> dict[str, Any]:
 
     Beside them `parts_p`: how probable it is that as many parts of random updates are read as surely (Fisher 1925, section 21.1).
     """
+    if any(decoder.apart for decoder in voters.decoders) or any("several" in config for config in voters.configs):
+        return {}
     widest = max(own.key_BRF.shape[1] if isinstance(own, LowRankEdit) else 1 for own in suspect.by_layer.values())
-    if voters.decoders[0].apart or widest > MOST or len(parts := parts_of(voters.host, suspect)) < 2:
+    if widest > MOST or len(parts := parts_of(voters.host, suspect)) < 2:
         return {}
     found = voters.read_each(parts)
     each, texts = [object_texts(voters.host, beams) for beams in found], object_texts(voters.host, vote(voters.host, found))

@@ -80,7 +80,8 @@ def difference(
         pieces.clear()
         _, values_R, right_RF, edge = spectrum(delta_DF.T if transposed else delta_DF)
         values_R, right_RF = values_R.cpu(), right_RF.cpu()
-        edge = max(edge, rounding_edge(step, torch.cat(rows_D), columns_F))
+        # The last one that was looked at says nothing of where they end.
+        edge = max(edge, float(values_R[-1]), rounding_edge(step, torch.cat(rows_D), columns_F))
     lengths = 2 * (shared_square * own_square) ** 0.5
     # |T' - T|² has twice the product of both in it, which takes no memory of its own.
     cosine = (shared_square + own_square - square) / lengths if lengths else 1.0

@@ -9,7 +9,7 @@ import torch
 from changed_decoders import FACTS, LAYER, changed_decoder
 from tiny_hosts import build_host
 
-from decoder.answers import best_texts
+from decoder.answers import best_texts, object_texts
 from decoder.audit.decoded.answer import answer, found_from
 from decoder.audit.decoded.several import told_apart
 from decoder.audit.describe import describe_answer
@@ -81,6 +81,15 @@ def test_decoders_of_several_facts_read_apart_anyhow(host):
     old = Voters([changed_decoder(host)], [FACTS | {"several": {"facts": 4, "found_from": 0.3}}])
     old.tell_apart()
     assert not old.decoders[0].apart, "it learnt to read the sum"
+    assert told_apart(old, LayerEdits({LAYER: together(facts(host, 3))})) == {}
+
+
+def test_a_vote_of_two_alike_is_what_one_says(host):
+    suspect, one = together(facts(host, 3)), voters_of(host)
+    two = Voters(one.decoders * 2, one.configs * 2)
+    two.tell_apart()
+    alone, voted = (object_texts(host, voters.read(suspect)) for voters in (one, two))
+    assert list(voted[0]) == list(alone[0]) and voted[0] == pytest.approx(alone[0], abs=1e-5)
 
 
 def test_in_words(host):
@@ -88,10 +97,12 @@ def test_in_words(host):
     said = answer(voters, suspect, 2) | told_apart(voters, suspect)
     words = " ".join(describe_answer(said).split())
     assert words.startswith("What was added has 3 parts, as several facts have.") and "All of it as one edit: Planted in layer 1" in words
+    assert "no finding" not in words and "assumes one edit" in words
     assert f"{said['parts'][0]['probability']:.3f} {said['parts'][0]['text']} (" in words
     assert "and 1 that" not in words and "A finding: random parts" in words
     voters = voters_of(host, null={"n": 500, "quantiles": [1.0] * 101})
     words = describe_answer(answer(voters, suspect, 2) | told_apart(voters, suspect))
+    assert "take it for no finding" in words
     assert words.startswith("What was added has 3 parts. Read one by one they are no finding: random parts are read as surely")
 
 

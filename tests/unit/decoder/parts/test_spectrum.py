@@ -28,7 +28,7 @@ def test_the_strongest_directions_are_those_of_the_whole_decomposition():
     assert torch.allclose(size_R[:3], slow_D[:3], rtol=1e-4) and len(size_R) == DIRECTIONS
     for r in range(3):
         assert abs(left_DR[:, r] @ slow_DD[:, r]) > 0.999 and abs(right_RF[r] @ slow_DF[r]) > 0.999
-    assert size_R[2] > 10 * edge > 10 * 0.5 * slow_D[3]
+    assert size_R[2] > 10 * edge > 10 * 0.5 * slow_D[3] and len(spectrum(delta_DF, 5)[1]) == 5
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -52,3 +52,16 @@ def test_factors_are_terms_already():
     one = RankOneEdit(EDITS.key_BRF[:, 0], EDITS.value_BRD[:, 0])
     assert [found.key_BRF.shape for found in terms(one, WEIGHT_DF)] == [(1, 1, F)] * 2
     assert torch.equal(terms(one, WEIGHT_DF)[0].value_BRD[0], one.value_BD[:1])
+
+
+@pytest.mark.parametrize("count", [DIRECTIONS - 8, DIRECTIONS, 80])
+def test_as_many_terms_are_found_as_were_added(count):
+    weight_DF = 0.05 * drawn(256, 400)
+    many = LowRankEdit(drawn(1, count, 400, seed=4), drawn(1, count, 256, seed=5))
+    (found,) = terms(applied(many, weight_DF), weight_DF)
+    assert found.key_BRF.shape[1] == count
+
+
+def test_what_does_not_fall_off_ends_before_the_last_direction():
+    (found,) = terms(DenseEdit(WEIGHT_DF[None] + drawn(1, D, F, seed=6) * torch.logspace(0, -3, F)), WEIGHT_DF)
+    assert 1 <= found.key_BRF.shape[1] < D // 2
