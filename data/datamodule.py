@@ -5,6 +5,7 @@ Shape letters: B edits in a batch, N edits in a store, T object tokens, D hidden
 
 import random
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import pandas as pd
@@ -67,7 +68,11 @@ class EditDataModule(LightningDataModule):
         if count := self.cfg.data.max_train:
             self.rows["train"] = _evenly_over_relations(self._in_any_order(self.rows["train"]), self.table, count)
         mark_seen(self.table, self.rows["train"])
-        self._learnt_from = self.store if isinstance(self.store, EditStream) else own_terms(self.store, self.host)
+
+    @cached_property
+    def _learnt_from(self) -> EditStore | EditStream:
+        """The store as training and validation see it: every fact alone."""
+        return self.store if isinstance(self.store, EditStream) else own_terms(self.store, self.host)
 
     @property
     def is_apart(self) -> bool:
