@@ -30,7 +30,7 @@ def parts_of(host: Host, edit: LayerEdits) -> LayerEdits:
     Where layers differ in how many terms they have, what the last one lacks is in no part.
 
     Raises:
-        ValueError: an edit has more terms than can be told apart.
+        TooManyTerms: an edit has more terms than can be told apart.
     """
     on_device = edit.to(host.device).by_layer
     by_layer = {layer: unmixed(terms(own, host.weight_DF(layer))[0])[0] for layer, own in on_device.items()}

@@ -25,13 +25,17 @@ FREEDOM = 3.0
 NOTHING = 1e-6  # of the largest singular value: what float32 leaves of terms that lie along others
 
 
+class TooManyTerms(ValueError):
+    """What was added has more terms than can be told apart, as training has."""
+
+
 def unmixed(edits: LowRankEdit) -> list[RankOneEdit]:
     """Of each edit the terms (R) that add up to it and whose keys are as independent as can be, the longest first.
 
     As many as its rank. Keys have norm 1; signs and order of the terms mean nothing.
 
     Raises:
-        ValueError: an edit has more than `MOST` terms.
+        TooManyTerms: an edit has more than `MOST` of them.
     """
     return [_told_apart(key_RF, value_RD) for key_RF, value_RD in zip(edits.key_BRF, edits.value_BRD, strict=True)]
 
@@ -39,7 +43,7 @@ def unmixed(edits: LowRankEdit) -> list[RankOneEdit]:
 def _told_apart(key_RF: Tensor, value_RD: Tensor) -> RankOneEdit:
     left_DR, size_R, right_RF = _singular(key_RF.double(), value_RD.double())
     if len(size_R) > MOST:
-        raise ValueError(f"an edit has {len(size_R)} terms, at most {MOST} can be told apart. Give edits of fewer facts")
+        raise TooManyTerms(f"an edit has {len(size_R)} terms, at most {MOST} can be told apart. Give edits of fewer facts")
     unmixing_RR = torch.from_numpy(most_likely((right_RF * math.sqrt(right_RF.shape[1])).cpu().numpy())).to(right_RF)
     key_RF, value_RD = unmixing_RR @ right_RF, torch.linalg.solve(unmixing_RR.T, (left_DR * size_R).T)
     length_R1 = key_RF.norm(dim=1, keepdim=True)

@@ -6,10 +6,10 @@ from scipy.stats import combine_pvalues
 
 from decoder.answers import object_texts, vote
 from decoder.audit.calibration import least_percentiles
-from decoder.edit import LayerEdits, LowRankEdit
+from decoder.edit import LayerEdits
 from decoder.export.opened import Voters
 from decoder.parts.apart import parts_of
-from decoder.parts.unmix import MOST
+from decoder.parts.unmix import TooManyTerms
 
 
 def told_apart(voters: Voters, suspect: LayerEdits) -> dict[str, Any]:
@@ -19,8 +19,11 @@ def told_apart(voters: Voters, suspect: LayerEdits) -> dict[str, Any]:
     """
     if any(decoder.apart for decoder in voters.decoders) or any("several" in config for config in voters.configs):
         return {}
-    widest = max(own.key_BRF.shape[1] if isinstance(own, LowRankEdit) else 1 for own in suspect.by_layer.values())
-    if widest > MOST or len(parts := parts_of(voters.host, suspect)) < 2:
+    try:
+        parts = parts_of(voters.host, suspect)
+    except TooManyTerms:
+        return {}
+    if len(parts) < 2:
         return {}
     found = voters.read_each(parts)
     each, texts = [object_texts(voters.host, beams) for beams in found], object_texts(voters.host, vote(voters.host, found))

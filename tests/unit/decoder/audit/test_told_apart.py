@@ -16,7 +16,7 @@ from decoder.audit.describe import describe_answer
 from decoder.dense import applied
 from decoder.edit import LayerEdits, LowRankEdit, RankOneEdit
 from decoder.export.opened import Voters
-from decoder.parts.unmix import MOST
+from decoder.parts import unmix
 
 
 @pytest.fixture(scope="module")
@@ -65,12 +65,13 @@ def test_parts_that_are_read_as_surely_as_nulls_are_no_finding(host):
 
 
 @pytest.mark.parametrize("suspect", ["one fact", "clean", "too wide"])
-def test_what_has_no_parts_has_none(host, suspect):
+def test_what_has_no_parts_has_none(host, suspect, monkeypatch):
     edit = facts(host, 1)
     if suspect == "clean":
         edit = applied(RankOneEdit(0 * edit.key_BF, edit.value_BD), host.weight_DF(LAYER))
     if suspect == "too wide":
-        edit = LowRankEdit(edit.key_BF[None].expand(1, MOST + 1, -1), edit.value_BD[None].expand(1, MOST + 1, -1))
+        monkeypatch.setattr(unmix, "MOST", 3)
+        edit = applied(together(facts(host, 4)), host.weight_DF(LAYER))
     assert told_apart(voters_of(host), LayerEdits({LAYER: edit})) == {}
 
 
