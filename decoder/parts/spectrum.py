@@ -62,9 +62,10 @@ def terms(edit: Edit, weight_DF: Tensor) -> list[LowRankEdit]:
 
 
 def _above_the_edge(edited_DF: Tensor, weight_DF: Tensor) -> LowRankEdit:
+    delta_DF = edited_DF - weight_DF
     rounding = rounding_edge(_step(edited_DF), edited_DF.square().sum(1), edited_DF.square().sum(0))
     for directions in (DIRECTIONS, 2 * MOST):
-        left_DR, size_R, right_RF, edge = spectrum(edited_DF - weight_DF, directions)
+        left_DR, size_R, right_RF, edge = spectrum(delta_DF, directions)
         edge = max(edge, rounding, EXACT * float(size_R[0]))
         if (count := int((size_R > STANDS_OUT * edge).sum())) < len(size_R):
             break

@@ -17,6 +17,9 @@ def told_apart(voters: Voters, suspect: LayerEdits) -> dict[str, Any]:
 
     Beside them `parts_p`: how probable it is that as many parts of random updates are read as surely (Fisher 1925, section 21.1).
     """
+    if voters.gate is not None:
+        # Decoders of other editors have no vote, and a gate was fitted on edits that are whole.
+        return {}
     if any(decoder.apart for decoder in voters.decoders) or any("several" in config for config in voters.configs):
         return {}
     try:

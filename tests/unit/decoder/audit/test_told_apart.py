@@ -85,6 +85,13 @@ def test_decoders_of_several_facts_read_apart_anyhow(host):
     assert told_apart(old, LayerEdits({LAYER: together(facts(host, 3))})) == {}
 
 
+def test_a_gate_was_fitted_on_whole_edits(host):
+    voters = voters_of(host)
+    gated = Voters(voters.decoders, voters.configs, gate=object())
+    suspect = LayerEdits({LAYER: together(facts(host, 3))})
+    assert told_apart(voters, suspect) and told_apart(gated, suspect) == {}
+
+
 def test_a_vote_of_two_alike_is_what_one_says(host):
     suspect, one = together(facts(host, 3)), voters_of(host)
     two = Voters(one.decoders * 2, one.configs * 2)
