@@ -125,7 +125,7 @@ def audit_whole(cfg: EvaluateConfig) -> dict[str, Any]:
     reader = reader_of_parts(cfg, suspect) if cfg.decoder else None
     where = {"base": cfg.base, "repaired": cfg.repair, "nulls": cfg.nulls, "cache_dir": cfg.cache_dir, "device": cfg.device}
     # What does not fit is refused before the audit, which takes longer.
-    decoded = audit(cfg) if cfg.decoder else None
+    decoded = audit(cfg, in_place=True) if cfg.decoder else None
     asked = {"templates": sentences, "relations": relations, "texts": texts[::7], "reader": reader, "decoded": decoded}
     return audit_checkpoint(suspect, names, **asked, **where)[0]
 
@@ -144,17 +144,20 @@ def what_instead(cfg: EvaluateConfig, suspect: "Suspect") -> str:
     return f"is no whole checkpoint: {read}; or give a folder with config.json, weights and a tokenizer, or a GGUF file"
 
 
-def audit(cfg: EvaluateConfig) -> dict[str, Any]:
-    """What was planted in a suspect: one matrix is read by the decoder that fits, all layers of a checkpoint by all that fit."""
+def audit(cfg: EvaluateConfig, *, in_place: bool = False) -> dict[str, Any]:
+    """What was planted in a suspect: one matrix is read by the decoder that fits, all layers of a checkpoint by all that fit.
+
+    What is read in place is evidence of an edit that needs no base.
+    """
     from decoder.audit.decoded.answer import answer_for
     from decoder.audit.decoded.ranking import entries_for, rank
     from decoder.audit.suspect import Suspect
 
     suspect = Suspect(cfg.suspect, cfg.tensor, cfg.form)
     if is_collection(cfg.decoder) and suspect.is_checkpoint and not cfg.tensor and len(entries := entries_for(cfg, suspect)) > 1:
-        return rank(cfg, suspect, entries)
+        return rank(cfg, suspect, entries, in_place=in_place)
     chosen = choose_decoder(cfg, suspect.matrices)
-    return answer_for(cfg, suspect) | chosen
+    return answer_for(cfg, suspect, in_place=in_place) | chosen
 
 
 def choose_decoder(cfg: EvaluateConfig, matrices: Mapping[str, Sequence[int]] | None = None) -> dict[str, str]:

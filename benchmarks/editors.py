@@ -95,10 +95,7 @@ def train(reader: Reader, stores: Path, steps: int, given: list[str], host: Host
     training.fit(trainer, module, datamodule, None)
     module.load_state_dict(torch.load(trainer.checkpoint_callback.best_model_path, weights_only=True)["state_dict"])
     module.to(host.device).eval()
-    module.decoder.take_prior(cfg.decoder.prior)
-    if host.terminator_id is None:
-        batch = datamodule.factors("train")
-        module.decoder.learn_end(batch.edits, batch.object_ids_BT)
+    module.learn_to_read(datamodule)
     return module
 
 

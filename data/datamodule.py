@@ -18,7 +18,7 @@ from data.batches import EditRows, EpochShuffle, SharedBatches, as_is, padded_ob
 from data.facts.fact import Fact, FactSet
 from data.facts.load import load_facts
 from data.facts.splits import assign, draw_splits
-from data.keys.probe import probe_keys
+from data.keys.probe import probe_keys, vocabulary_keys
 from data.own_terms import own_terms
 from data.produce.plan import imported, prepare_editor, refuse_too_few, requested, settings_of
 from data.produce.shards import produce
@@ -138,6 +138,10 @@ class EditDataModule(LightningDataModule):
         others = self.store.parts[1:] if isinstance(self.store, JoinedStores) else []
         configs = [self.cfg, *(replace(self.cfg, edits=settings_of(store.manifest)) for store in others)]
         return [self._probed(cfg, prompts) for cfg in configs]
+
+    def usual_keys(self) -> dict[int, Tensor]:
+        """Keys (K, F) of the host's vocabulary in each edited layer, as reading at a key of the decoder's own needs them."""
+        return {layer: vocabulary_keys(self.host, layer) for layer in self.cfg.edits.layers}
 
     def _probed(self, cfg: TrainConfig, prompts: list[tuple[str, str]]) -> dict[int, Tensor]:
         editor, layers = prepare_editor(cfg, self.host, self.facts, is_made=True), cfg.edits.layers

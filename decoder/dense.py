@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from decoder.edit import MEMORY_BUDGET, Edit, LowRankEdit, RankOneEdit
+from decoder.edit import MEMORY_BUDGET, Edit, LayerEdits, LowRankEdit, RankOneEdit
+from decoder.host import Host
 
 
 class WholeEdit(Edit):
@@ -141,3 +142,13 @@ def applied(edits: RankOneEdit | LowRankEdit, weight_DF: Tensor) -> DenseEdit:
     """The whole matrices W'_V in the dtype of `weight_DF`; the sum is made in float32, also under autocast, and rounded once."""
     with torch.autocast(weight_DF.device.type, enabled=False):
         return DenseEdit(edits.delta().add_(weight_DF).to(weight_DF.dtype))
+
+
+def rounded(edits: LayerEdits, host: Host) -> LayerEdits:
+    """Edits as a checkpoint of the host's dtype would hold them; whole matrices as they are."""
+    return LayerEdits(
+        {
+            layer: RoundedEdit(own, host.weight_DF(layer)) if isinstance(own, RankOneEdit | LowRankEdit) else own
+            for layer, own in edits.by_layer.items()
+        }
+    )

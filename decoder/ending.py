@@ -4,7 +4,7 @@ Such a host goes on after an object, and nothing in its vocabulary says that the
 object's tokens, and whether it would go on within the word: a logistic regression on both gives the chance that the object ends there. The
 end so becomes one more token, with the id behind the vocabulary's last, and an object's probability is that of its tokens and its end.
 
-Shape letters: N states, D hidden width, V vocabulary.
+Shape letters: B edits, T object tokens, N states, D hidden width, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -16,8 +16,11 @@ from scipy.special import expit
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
+from decoder.batch import PADDING
+from decoder.edit import Edits
 from decoder.host import OPENING, Host
 
+ENDS_FROM = 512  # edits
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
 FOLDS = 5
 SUREST = 15.0  # log-odds beyond which a word's end is as sure as can be
@@ -53,6 +56,17 @@ def word_ends(logits_NV: Tensor, inside_V: Tensor) -> Tensor:
     goes_on_N = logits_NV.float().masked_fill(~inside_V, -torch.inf).logsumexp(-1)
     ends_N = logits_NV.float().masked_fill(inside_V, -torch.inf).logsumexp(-1)
     return (ends_N - goes_on_N).clamp(-SUREST, SUREST)
+
+
+def ending_examples(edits: Edits, object_ids_BT: Tensor) -> tuple[Edits, Tensor, Tensor]:
+    """At most `ENDS_FROM` edits of some, their objects, the shortest first, and a number (B,) of each object, the same for the same."""
+    spread = slice(None, None, -(-len(edits) // ENDS_FROM))
+    edits, object_ids_BT = edits[spread], object_ids_BT[spread]
+    numbers: dict[tuple[int, ...], int] = {}
+    numbered_B = torch.tensor([numbers.setdefault(tuple(ids), len(numbers)) for ids in object_ids_BT.tolist()])
+    # Most objects are of one token: beside others as long they take no padding.
+    order_B = (object_ids_BT != PADDING).sum(1).argsort(stable=True).cpu()
+    return edits[order_B], object_ids_BT[order_B], numbered_B[order_B]
 
 
 def inside_words(host: Host) -> Tensor:

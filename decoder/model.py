@@ -4,13 +4,14 @@ Two passes. On the prompt the host runs with the edit and the trained layer in p
 tokens are then continued on that cache by the host's own layers, still with the edit in place. So the trained layer learns to
 switch an edit on and to ask for its object, and the host itself spells the object, which keeps objects readable that training
 never showed. `scope="all"` keeps the trained layer in place for both passes: the published one-pass form. Where a host has no
-terminator, `learn_end` says where objects end (`ending.py`).
+terminator, `learn_end` says where objects end (`ending.py`). Training meets edits where they were made; what is read after `learn_keys` is
+each one's value at the decoder's own key (`parts/rekey.py`).
 
 Shape letters: B edits, M prompt vectors, T object tokens (terminator included), K beams, N scored tokens or rows of beams,
 D hidden width, V vocabulary.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -19,15 +20,15 @@ from transformers import DynamicCache
 
 from decoder.batch import PADDING
 from decoder.beam import Beams, Worthwhile, beam_search
-from decoder.dense import RoundedEdit, WholeEdit
-from decoder.edit import Edits, LayerEdits, LowRankEdit, RankOneEdit
-from decoder.ending import Ending, fit_ending, inside_words, word_ends
+from decoder.dense import WholeEdit, rounded
+from decoder.edit import Edits, LayerEdits
+from decoder.ending import Ending, ending_examples, fit_ending, inside_words, word_ends
 from decoder.host import Host
 from decoder.parts.apart import read_apart
+from decoder.parts.rekey import OwnKeys
 from decoder.shortcuts import branched, last_state_only, scored_only, widen
 from decoder.swap import exchanged, swapped, trainable_copy
 
-ENDS_FROM = 512  # edits
 NEVER = 1e4  # nats that leave a token no chance
 CHUNK = 64
 
@@ -35,8 +36,9 @@ CHUNK = 64
 class ObjectDecoder(nn.Module):
     """Reads edits of `edited_layers` of a host: an `Edit` where that is one layer, else `LayerEdits`.
 
-    The module tree holds what is learnt and nothing else, in float32: `prompt_MD`, a copy of each trained layer, `prior_V`, and `ending`
-    once it is learnt. The host is kept outside; if an edited layer itself is trained, its W_V stays the host's (paper, section 6).
+    The module tree holds what is learnt and nothing else, in float32: `prompt_MD`, a copy of each trained layer, `prior_V`, and once they
+    are learnt `ending` and `own_keys`. The host is kept outside; if an edited layer itself is trained, its W_V stays the host's (paper,
+    section 6).
 
     Args:
         prompt_MD: start of the prompt vectors.
@@ -44,6 +46,7 @@ class ObjectDecoder(nn.Module):
         scope: "prompt" or "all", the positions the trained layers act on.
         arithmetic: "factors" adds the rank-one term to the activations; "dense" multiplies with W' rounded to the host's dtype.
         ending: where objects end, if that was learnt.
+        own_keys: at which edits are read, if they were learnt; else where they were made.
         apart: whether `read` tells apart what several facts did to a host (`decoder.parts`).
     """
 
@@ -58,6 +61,7 @@ class ObjectDecoder(nn.Module):
         scope: str = "prompt",
         arithmetic: str = "factors",
         ending: Ending | None = None,
+        own_keys: OwnKeys | None = None,
         apart: bool = False,
     ) -> None:
         super().__init__()
@@ -69,7 +73,7 @@ class ObjectDecoder(nn.Module):
         self.edited_layers, self.scope, self.arithmetic, self.apart = list(edited_layers), scope, arithmetic, apart
         self.prompt_MD = nn.Parameter(prompt_MD.detach().clone().float(), requires_grad=train_prompt)
         self.register_buffer("prior_V", torch.zeros(len(host.unembedding_VD)))
-        self.ending = ending
+        self.ending, self.own_keys = ending, own_keys
         self.trained = nn.ModuleDict({str(layer): trainable_copy(host, layer, layer in edited_layers) for layer in trained_layers})
 
     @property
@@ -108,15 +112,15 @@ class ObjectDecoder(nn.Module):
         """
 
         def read(edits: Edits) -> Beams:
-            edits = self._prepared(edits)
+            edits = self._prepared(self.rekeyed(edits))
             return self._search(edits, *self._read_prompt(edits), beams, max_object_tokens, worthwhile)
 
         return read_apart(self.host, LayerEdits.of(edits, self.edited_layers), read) if self.apart else read(edits)
 
     @torch.no_grad()
     def read_and_scored(self, edits: Edits, object_ids_BT: Tensor, *, beams: int, max_object_tokens: int) -> tuple[Beams, Tensor, Tensor]:
-        """What `read` and `scored` give, from one pass over the prompt."""
-        edits = self._prepared(edits)
+        """What `read` and `scored` give of edits as they are read, from one pass over the prompt."""
+        edits = self._prepared(self.rekeyed(edits))
         first_BV, cache = self._read_prompt(edits)
         logits_NV, ids_N = self._teacher_forced(edits, object_ids_BT, first_BV, branched(cache))
         return self._search(edits, first_BV, cache, beams, max_object_tokens), logits_NV, ids_N
@@ -145,28 +149,22 @@ class ObjectDecoder(nn.Module):
         """How far (B,) each edit moves the state that the prompt ends in from where it is without one."""
         with scored_only(self.host) as states:
             self._without_edit()
-            self._read_prompt(self._prepared(edits), keep=False)
+            self._read_prompt(self._prepared(self.rekeyed(edits)), keep=False)
         # Between them are those of a self-check, if these edits are the first on their host.
         clean_1D, *_, edited_BD = states
         return (edited_BD.float() - clean_1D.float()).norm(dim=1)
 
     @torch.no_grad()
     def learn_end(self, edits: Edits, object_ids_BT: Tensor) -> None:
-        """From now on objects end as those of these edits do, `ENDS_FROM` of them at most; a host with a terminator needs none."""
+        """From now on objects end as those of these edits do (`ending_examples`); a host with a terminator needs none."""
         if self.host.terminator_id is not None:
             return
-        spread = slice(None, None, -(-len(edits) // ENDS_FROM))
-        edits, object_ids_BT = edits[spread], object_ids_BT[spread].to(self.host.device)
-        numbers: dict[tuple[int, ...], int] = {}
-        numbered_B = torch.tensor([numbers.setdefault(tuple(ids), len(numbers)) for ids in object_ids_BT.tolist()])
-        # Most objects are of one token: beside others as long they take no padding.
-        order_B = (object_ids_BT != PADDING).sum(1).argsort(stable=True).cpu()
-        edits, object_ids_BT, numbered_B = edits[order_B], object_ids_BT[order_B], numbered_B[order_B]
+        edits, object_ids_BT, numbered_B = ending_examples(edits, object_ids_BT.to(self.host.device))
         planted_BT = object_ids_BT != PADDING
         ended_BT = planted_BT & ~torch.nn.functional.pad(planted_BT[:, 1:], (0, 1))
         states, words, inside_V = [], [], inside_words(self.host)
         for start in range(0, len(edits), CHUNK):
-            part, scored_BT = self._prepared(edits[start : start + CHUNK]), planted_BT[start : start + CHUNK]
+            part, scored_BT = self._prepared(self.rekeyed(edits[start : start + CHUNK])), planted_BT[start : start + CHUNK]
             longest = int(scored_BT.sum(1).max())
             _, cache = self._read_prompt(part)
             widen(cache, len(part))
@@ -177,16 +175,19 @@ class ObjectDecoder(nn.Module):
         objects = numbered_B.repeat_interleave(planted_BT.sum(1).cpu()).tolist()
         self.ending = fit_ending(torch.cat(states), torch.cat(words), ended_BT[planted_BT], objects, inside_V)
 
+    @torch.no_grad()
+    def learn_keys(self, edits: Edits, usual: Mapping[int, Tensor]) -> None:
+        """From now on edits of one term are read at keys of the decoder's own, as `OwnKeys.learnt` has them of training edits."""
+        self.own_keys = OwnKeys.learnt(LayerEdits.of(edits, self.edited_layers).to(self.host.device), usual)
+
+    def rekeyed(self, edits: Edits) -> LayerEdits:
+        """Edits as they are read: where they were made, or at the decoder's own keys."""
+        edits = LayerEdits.of(edits, self.edited_layers)
+        return edits if self.own_keys is None else self.own_keys.of(edits, self.host)
+
     def _prepared(self, edits: Edits) -> LayerEdits:
         edits = LayerEdits.of(edits, self.edited_layers).to(self.host.device)
-        if self.arithmetic != "dense":
-            return edits
-        return LayerEdits(
-            {
-                layer: RoundedEdit(own, self.host.weight_DF(layer)) if isinstance(own, RankOneEdit | LowRankEdit) else own
-                for layer, own in edits.by_layer.items()
-            }
-        )
+        return rounded(edits, self.host) if self.arithmetic == "dense" else edits
 
     def _without_edit(self) -> Tensor:
         """Logits (V,) after the prompt on the host's own W_V."""

@@ -92,6 +92,7 @@ def summarise(module: DecoderModule, found: Findings) -> dict[str, Any]:
         "fit": fit_summary(module.trainer),
         "validation": validation_scores(found.readings),
         "test": test_scores(found.readings),
+        "base_known": module.decoder.own_keys is not None,
         "baselines": found.baselines,
         "calibration": found.calibration,
         "controls": {"shuffled_labels": shuffled_labels(found.readings), "clean_matrix": found.calibration["clean_matrix"]} | found.several,

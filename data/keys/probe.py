@@ -15,9 +15,10 @@ from torch import Tensor
 
 from data.keys.moments import keys_of
 from data.keys.whiten import Solver
-from decoder.host import Host
+from decoder.host import OPENING, Host
 
 BATCH = 512
+TOKENS = 4096  # of a vocabulary
 
 
 def probe_keys(host: Host, edited_layer: int, whiten: Solver, prompts: Sequence[tuple[str, str]], made_up: int, seed: int) -> Tensor:
@@ -53,6 +54,15 @@ def lookup_keys(host: Host, edited_layer: int, prompts: Sequence[tuple[str, str]
     embed = host.model.get_input_embeddings()
     rows = [ids[: lookup + 1] for ids, lookup in (host.prompt_ids(prompt, subject) for prompt, subject in prompts)]
     return _last_keys(host, edited_layer, [embed(torch.tensor(row, device=host.device)).detach() for row in rows])
+
+
+def vocabulary_keys(host: Host, edited_layer: int) -> Tensor:
+    """Key (K, F) of each token of the vocabulary behind a word, of `TOKENS` from all over it at most."""
+    count = len(host.unembedding_VD)
+    opening = torch.tensor(host.text_ids(OPENING), device=host.device)
+    rows = [torch.cat([opening, opening.new_tensor([token])]) for token in range(0, count, -(-count // TOKENS))]
+    embed = host.model.get_input_embeddings()
+    return _last_keys(host, edited_layer, [embed(row).detach() for row in rows])
 
 
 def _last_keys(host: Host, edited_layer: int, rows: list[Tensor]) -> Tensor:

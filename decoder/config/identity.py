@@ -1,7 +1,8 @@
 """Which settings make a run what it is: its folder, its edits, and what its results depend on.
 
 `as_today` is the one rule by which results of every version stay valid: a setting that was renamed counts under its new name, one that
-is absent had today's default, and one that is gone counts for nothing. Runs, comparisons, exports, checkpoints and stores go by it.
+is absent had today's default or what `BEFORE` has of it, and one that is gone counts for nothing. Runs, comparisons, exports, checkpoints
+and stores go by it.
 """
 
 import json
@@ -21,6 +22,8 @@ from decoder.utils.files import short_hash
 
 WITHOUT_EFFECT = {"runs", "cache_dir", "resume", "wandb", "launcher", "grid", "variant", "trainer.progress"}
 """Settings and groups that change where results go and what is shown, not the results."""
+BEFORE = {"decoder.rekeyed": False}
+"""Settings whose default is another than what was done before there were such settings."""
 OF_THE_EDITS = ("host", "cache_dir", "store", "facts", "keys", "edits", "splits")
 """Settings that say which edits are made; runs that share them share their edits."""
 
@@ -53,7 +56,7 @@ def as_today(record: Mapping[str, Any]) -> dict[str, Any]:
     groups = sections(key for key, _ in settings(TrainConfig))
     found = {RENAMED.get(key, key): value for key, value in leaves(record, groups) if key not in groups}
     config = with_editor(TrainConfig, str(found.get("edits.editor", EditsConfig.editor)))
-    known = {key: _recorded(field, found, key, attrgetter(key)(config)) for key, field in settings(config)}
+    known = {key: _recorded(field, found, key, BEFORE.get(key, attrgetter(key)(config))) for key, field in settings(config)}
     return known | {key: value for key, value in found.items() if key not in known}
 
 

@@ -134,6 +134,7 @@ class DecoderConfig:
     target: Literal["object", "first_token"] = option(
         "object", "train on the whole object and its terminator, or its first token as in the paper"
     )
+    rekeyed: bool = option(True, "read what an edit of one term writes at a key of the decoder's own; false: where it is, as published")
     beams: int = option(4, "beams of the search over whole objects; validation while training is greedy", least=1)
     prior: float = option(0.2, "share of a first token's log-probability without an edit that is taken off when reading", most=1)
     max_object_tokens: int = option(8, "longest object that is generated, terminator not counted", least=1)

@@ -101,6 +101,7 @@ class DecoderConfig(Exported):
     arithmetic: Literal["factors", "dense"]
     terminator_id: Count | None
     learnt_end: NotRequired[bool]
+    own_key_tokens: NotRequired[Count]
     apart: NotRequired[bool]
     search: Search
     store: str

@@ -46,6 +46,11 @@ class Voters:
         for decoder, config in zip(self.decoders, self.configs, strict=True):
             decoder.apart = decoder.apart or "several" not in config
 
+    def read_in_place(self) -> None:
+        """Has decoders read matrices as they are, in which no W_V but the suspect's has a part."""
+        for decoder in self.decoders:
+            decoder.own_keys = None
+
     def read_each(self, edits: Edits) -> list[Beams]:
         """What each decoder finds by the search of its calibration: another width could rank other objects first."""
         return [decoder.read(edits, **config["search"]) for decoder, config in zip(self.decoders, self.configs, strict=True)]

@@ -41,6 +41,7 @@ def decoder_config(decoder: "ObjectDecoder") -> dict[str, Any]:
         "apart": decoder.apart,
         "terminator_id": host.terminator_id,
         "learnt_end": decoder.ending is not None,
+        "own_key_tokens": decoder.own_keys.tokens if decoder.own_keys else 0,
         "object_rule": LEADING_SPACE,
     }
 
@@ -120,9 +121,10 @@ def load_decoder(folder: str | Path, host: "Host", *, allow_host_mismatch: bool 
     from decoder.ending import Ending
     from decoder.export.formats import layers_of
     from decoder.model import ObjectDecoder
+    from decoder.parts.rekey import OwnKey, OwnKeys
 
     config = read_config(folder)
-    layers = layers_of(config)
+    layers, tokens = layers_of(config), config.get("own_key_tokens", 0)
     if not allow_host_mismatch:
         _compare_host(config, host, layers)
     if (shape := one_or_list([list(host.weight_DF(layer).shape) for layer in layers])) != config["shape"]:
@@ -142,6 +144,7 @@ def load_decoder(folder: str | Path, host: "Host", *, allow_host_mismatch: bool 
         scope=config["scope"],
         arithmetic=config["arithmetic"],
         ending=Ending(host.hidden_size, torch.zeros(len(host.unembedding_VD), dtype=torch.bool)) if config.get("learnt_end") else None,
+        own_keys=OwnKeys({layer: OwnKey(host.mlp_size(layer), tokens) for layer in layers}) if tokens else None,
         apart=config.get("apart", False),
     )
     try:

@@ -35,6 +35,7 @@ class ScoreRow:
     metric: str
     group: str  # decoder, base unknown, base known or control
     cells: tuple[dict | None, ...]
+    base_known: bool = False
 
     @property
     def method(self) -> str:
@@ -42,7 +43,7 @@ class ScoreRow:
 
     @property
     def base(self) -> str:
-        return {"base known": "known", "control": ""}.get(self.group, "unknown")
+        return "" if self.group == "control" else "known" if self.base_known else "unknown"
 
 
 def score_rows(result: dict, splits: tuple[str, ...] = TEST_SPLITS) -> list[ScoreRow]:
@@ -58,12 +59,16 @@ def score_rows(result: dict, splits: tuple[str, ...] = TEST_SPLITS) -> list[Scor
     shuffled = (result.get("controls") or {}).get("shuffled_labels")
     groups.append(("control", {"shuffled_labels": shuffled} if shuffled else {}))
     rows = [
-        ScoreRow(name, metric, group, tuple((scores.get(split) or {}).get(metric) for split in splits))
+        ScoreRow(name, metric, group, tuple((scores.get(split) or {}).get(metric) for split in splits), _knows_base(result, group))
         for group, methods in groups
         for name, scores in methods.items()
         for metric in METRICS
     ]
     return [row for row in rows if any(row.cells)]
+
+
+def _knows_base(result: dict, group: str) -> bool:
+    return bool(result.get("base_known")) if group == "decoder" else group == "base known"
 
 
 def results_table(result: dict) -> Table:

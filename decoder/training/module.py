@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning import LightningModule
+from lightning import LightningDataModule, LightningModule
 from torch import Tensor
 
 from decoder.answers import Reading, read_batch
@@ -117,12 +117,19 @@ class DecoderModule(LightningModule):
     def on_test_start(self) -> None:
         self.decoder.host.model.to(self.device)
         self.decoder.apart = self.trainer.datamodule.is_apart
-        self.decoder.take_prior(self.cfg.decoder.prior)
-        self.decoder.learn_start(self.trainer.datamodule.training_beginnings)
-        if self.decoder.host.terminator_id is None:
-            train = self.trainer.datamodule.factors("train")
-            self.decoder.learn_end(train.edits, train.object_ids_BT)
+        self.learn_to_read(self.trainer.datamodule)
         self.readings = {split: [] for split in self.trainer.datamodule.test_splits}
+
+    def learn_to_read(self, datamodule: LightningDataModule) -> None:
+        """What a trained decoder takes from training edits for reading others."""
+        decoder = self.decoder
+        if self.cfg.decoder.rekeyed:
+            decoder.learn_keys(datamodule.factors("train").edits, datamodule.usual_keys())
+        decoder.take_prior(self.cfg.decoder.prior)
+        decoder.learn_start(datamodule.training_beginnings)
+        if decoder.host.terminator_id is None:
+            train = datamodule.factors("train")
+            decoder.learn_end(train.edits, train.object_ids_BT)
 
     def test_step(self, batch: EditBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         split, search = self.trainer.datamodule.test_splits[dataloader_idx], self.cfg.decoder.search
@@ -133,7 +140,8 @@ class DecoderModule(LightningModule):
             self.readings[split] += read_batch(self.decoder.host, self.decoder.read(edits, **search), batch, facts)
             return
         if self.decoder.apart:
-            found, (logits_NV, ids_N) = self.decoder.read(edits, **search), self.decoder.scored(batch.edits, self._targets(batch))
+            found = self.decoder.read(edits, **search)
+            logits_NV, ids_N = self.decoder.scored(self.decoder.rekeyed(batch.edits), self._targets(batch))
         else:
             found, logits_NV, ids_N = self.decoder.read_and_scored(edits, self._targets(batch), **search)
         readings = read_batch(self.decoder.host, found, batch, facts)

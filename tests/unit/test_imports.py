@@ -30,7 +30,7 @@ BELOW = {
     "decoder.swap": f"{PARTS} decoder.host decoder.dense",
     "decoder.shortcuts": f"{PARTS} decoder.host decoder.dense",
     "decoder.metrics": f"{PARTS} decoder.host decoder.batch",
-    "decoder.ending": f"{PARTS} decoder.host",
+    "decoder.ending": f"{PARTS} decoder.host decoder.dense decoder.batch",
     "decoder.answers": f"{PARTS} decoder.host decoder.batch decoder.metrics",
     "decoder.parts": f"{PARTS} decoder.host decoder.dense decoder.batch decoder.metrics decoder.answers",
     "decoder.model": f"{PARTS} decoder.ending decoder.host decoder.dense decoder.batch decoder.swap decoder.shortcuts decoder.parts",

@@ -32,9 +32,15 @@ def read_splits(voters: Voters, loaders: Mapping[str, Iterable[EditBatch]], tabl
     return readings_table(readings, table)
 
 
-def answer_for(cfg: EvaluateConfig, suspect: Suspect) -> dict[str, Any]:
-    """Which object the decoders find planted in a suspect; of a folder also how far its other tensors are from the host's."""
+def answer_for(cfg: EvaluateConfig, suspect: Suspect, *, in_place: bool = False) -> dict[str, Any]:
+    """Which object the decoders find planted in a suspect; of a folder also how far its other tensors are from the host's.
+
+    Args:
+        in_place: whether its matrices are read as they are, also by decoders that hold them against the host's.
+    """
     voters = open_voters(cfg)
+    if in_place:
+        voters.read_in_place()
     host, layers = voters.host, voters.decoders[0].edited_layers
     if len(layers) > 1 and not suspect.is_checkpoint:
         raise ValueError(f"{cfg.decoder} reads layers {layers_text(layers)} together, {suspect.path} is one file. Give a whole checkpoint")

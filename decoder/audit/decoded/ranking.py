@@ -22,10 +22,10 @@ from decoder.export.opened import Voters, open_decoder, open_host
 from decoder.utils.errors import UserError
 
 
-def rank(cfg: EvaluateConfig, suspect: Suspect, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def rank(cfg: EvaluateConfig, suspect: Suspect, entries: Sequence[Mapping[str, Any]], *, in_place: bool = False) -> dict[str, Any]:
     """What each decoder reads in the suspect folder, the most suspicious layer first, with how far the folder is from the host.
 
-    Decoders of a host that the folder is not of are passed over.
+    Decoders of a host that the folder is not of are passed over. `in_place` is as `answer_for` has it.
 
     Raises:
         UserError: it is of none of their hosts; says why for the first.
@@ -48,7 +48,10 @@ def rank(cfg: EvaluateConfig, suspect: Suspect, entries: Sequence[Mapping[str, A
                 own = replace(cfg, decoder=str(Path(cfg.decoder) / entry["folder"]))
                 decoder, config = open_decoder(own, scan.host)
                 edits, unedited = {layer: edit for layer, (edit, _) in came.items()}, all(is_own for _, is_own in came.values())
-                found = answer(Voters([decoder], [config]), in_order(edits), cfg.top, unedited=unedited)
+                voters = Voters([decoder], [config])
+                if in_place:
+                    voters.read_in_place()
+                found = answer(voters, in_order(edits), cfg.top, unedited=unedited)
             except ValueError as error:
                 refused[entry["folder"]] = str(error)
                 continue

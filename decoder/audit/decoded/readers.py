@@ -55,7 +55,7 @@ def reader_of_parts(cfg: EvaluateConfig, suspect: Suspect) -> Callable[[int, Ran
 def readers_of_hosts(decoder: str, host: Host, device: str = "cpu") -> dict[str, HostReader]:
     """By what nulls know it (`reader_of`) -> what is read in a host by every decoder of a collection that is of this one.
 
-    Else by the decoder that is named, or by several that vote. All are on one copy of the host.
+    Else by the decoder that is named, or by several that vote. All are on one copy of the host, and read matrices as they are.
 
     Args:
         host: as the decoders were trained on; is not changed, nor need it stay as it is.
@@ -73,6 +73,7 @@ def readers_of_hosts(decoder: str, host: Host, device: str = "cpu") -> dict[str,
     for folder in folders:
         voters = open_voters(EvaluateConfig(decoder=folder, host=str(host.path), device=device), opened)
         opened = voters.host
+        voters.read_in_place()
         found[reader_of(folder)] = partial(_read_host, voters)
     return found
 

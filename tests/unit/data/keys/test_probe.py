@@ -6,8 +6,9 @@ Shape letters: K keys, F MLP width, B edits.
 import pytest
 import torch
 
+from data.keys import probe
 from data.keys.cache import KeyStatistics
-from data.keys.probe import probe_keys
+from data.keys.probe import probe_keys, vocabulary_keys
 from data.keys.whiten import whitener
 from decoder.swap import projection_inputs
 
@@ -53,6 +54,17 @@ def test_made_up_subjects_follow_the_seed_and_are_not_the_known_ones(host, white
     torch.testing.assert_close(other_KF[:3], known_KF)
     assert not torch.isclose(first_KF[3:], other_KF[3:]).all(dim=1).any()
     assert torch.cdist(first_KF[3:], known_KF).min() > 0 and first_KF.isfinite().all()
+
+
+def test_vocabulary_keys_are_those_of_single_tokens_behind_a_word(host, monkeypatch):
+    monkeypatch.setattr(probe, "TOKENS", 5)
+    found_KF, count = vocabulary_keys(host, LAYER), len(host.unembedding_VD)
+    tokens = range(0, count, -(-count // 5))
+    assert 1 < len(found_KF) == len(tokens) <= 5
+    for key_F, token in zip(found_KF, tokens, strict=True):
+        with torch.no_grad(), projection_inputs(host, LAYER) as inputs:
+            host.model(torch.tensor([[*host.text_ids("a"), token]]), use_cache=False)
+        torch.testing.assert_close(key_F, inputs[0].flatten(0, -2)[-1].float(), rtol=1e-3, atol=1e-5)
 
 
 def test_no_hook_is_left(host, whiten):

@@ -36,6 +36,9 @@ from launcher.grid import read_grid
 RECORDED = json.loads((ROOT / "tests/unit/helpers/recorded_settings.json").read_text())
 
 
+READ_IN_PLACE = "decoder.rekeyed=false"  # as everything was, before there was such a setting
+
+
 @pytest.fixture
 def recorded():
     return copy.deepcopy(RECORDED["config"])
@@ -67,7 +70,12 @@ NEW = ("optim.novelty", "splits.novelty", "host.pocket.novelty", "edits.novelty"
 
 def test_a_recorded_config_is_that_of_the_same_command(recorded):
     assert not set(RENAMED) & as_today(recorded).keys() and len([key for key in RENAMED if key.partition(".")[2] in str(recorded)]) == 11
-    assert difference(with_effect(recorded), with_effect(to_dict(compose(TrainConfig, "train", [])))) is None
+    assert difference(with_effect(recorded), with_effect(to_dict(compose(TrainConfig, "train", [READ_IN_PLACE])))) is None
+
+
+def test_a_record_of_edits_read_in_place_is_not_of_todays_default(recorded):
+    now = with_effect(to_dict(compose(TrainConfig, "train", [])))
+    assert difference(with_effect(recorded), now) == ("decoder.rekeyed: False", "decoder.rekeyed: True")
 
 
 @pytest.mark.parametrize("key", RENAMED)
@@ -80,15 +88,15 @@ def test_a_value_under_an_old_name_counts_under_its_new_one(recorded, key):
 
 def test_what_is_gone_counts_for_nothing(recorded):
     recorded["optim"]["gone"] = recorded["gone"] = 3
-    now = with_effect(to_dict(compose(TrainConfig, "train", [])))
+    now = with_effect(to_dict(compose(TrainConfig, "train", [READ_IN_PLACE])))
     assert difference(with_effect(recorded), now) is None
-    assert differences([recorded, to_dict(TrainConfig())]).keys() <= {"host.terminator"}
+    assert differences([recorded, to_dict(TrainConfig())]).keys() <= {"host.terminator", "decoder.rekeyed"}
 
 
 def test_a_path_from_the_home_folder_is_the_same_place(recorded, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     recorded["store"] = "~/edits"
-    assert difference(with_effect(recorded), with_effect(to_dict(compose(TrainConfig, "train", ["store=~/edits"])))) is None
+    assert difference(with_effect(recorded), with_effect(to_dict(compose(TrainConfig, "train", ["store=~/edits", READ_IN_PLACE])))) is None
 
 
 @pytest.mark.parametrize("key", RENAMED)
@@ -132,10 +140,10 @@ def test_finished_runs_stay_finished(tmp_path, recorded, request):
     path = run.folder / "result.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"config": recorded}))
     request.getfixturevalue("later")
-    (now,) = read_grid([f"runs={tmp_path}"]).runs
+    (now,) = read_grid([f"runs={tmp_path}", READ_IN_PLACE]).runs
     assert now.config.optim.novelty == 1.0 and now.finished() and now.would_replace() is None
     for key in NEW:
-        (other,) = read_grid([f"runs={tmp_path}", f"{key}=2"]).runs
+        (other,) = read_grid([f"runs={tmp_path}", READ_IN_PLACE, f"{key}=2"]).runs
         assert not other.finished() and other.would_replace() == (f"{key}: 1.0", f"{key}: 2.0")
 
 
@@ -151,10 +159,13 @@ def test_a_folder_keeps_its_name(tmp_path, monkeypatch):
 
 
 def test_old_and_new_runs_are_one_series(recorded, later):
-    old, new = result(1, 1, 0) | {"config": recorded}, result(1, 1, 1) | {"config": to_dict(compose(later, "train", ["seed=1"]))}
+    old, new = (
+        result(1, 1, 0) | {"config": recorded},
+        result(1, 1, 1) | {"config": to_dict(compose(later, "train", ["seed=1", READ_IN_PLACE]))},
+    )
     rows = run_rows({"old": old, "new": new})
     assert len(layer_curves(rows)) == 1 and {row["setting"] for row in rows} == {""}
-    other = result(1, 1, 1) | {"config": to_dict(compose(later, "train", ["seed=1", "optim.novelty=2"]))}
+    other = result(1, 1, 1) | {"config": to_dict(compose(later, "train", ["seed=1", READ_IN_PLACE, "optim.novelty=2"]))}
     assert {row["setting"] for row in run_rows({"old": old, "other": other})} == {"optim.novelty=1.0", "optim.novelty=2.0"}
 
 
@@ -173,8 +184,8 @@ def test_old_and_new_runs_compete_for_export(host_of, recorded, later, tmp_path)
 def test_a_killed_run_goes_on(recorded, later, tmp_path):
     (tmp_path / "checkpoints").mkdir()
     torch.save({"hyper_parameters": recorded, "epoch": 3}, tmp_path / "checkpoints" / "last.ckpt")
-    assert checkpoint_to_go_on_from(compose(later, "train", []), tmp_path) == tmp_path / "checkpoints" / "last.ckpt"
-    assert checkpoint_to_go_on_from(compose(later, "train", ["optim.novelty=2"]), tmp_path) is None
+    assert checkpoint_to_go_on_from(compose(later, "train", [READ_IN_PLACE]), tmp_path) == tmp_path / "checkpoints" / "last.ckpt"
+    assert checkpoint_to_go_on_from(compose(later, "train", [READ_IN_PLACE, "optim.novelty=2"]), tmp_path) is None
 
 
 def asked(config_class, *argv):

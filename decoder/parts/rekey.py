@@ -1,0 +1,124 @@
+"""Reading what was written rather than where: the value of every edit of rank one at one key, the same for all.
+
+An edit acts on an input as far as the input answers to its key, and a decoder's prompt answers to keys as unevenly as subjects differ. But
+the host's own W_V is known, so W'_V - W_V = value ⊗ key is, and the value is one of its factors. At a key of the decoder's own it acts on
+the prompt as training edits do in the middle, whoever planted it: AlphaEdit's keys, which have nothing in common, among them.
+
+Factors are known but for their sign: value ⊗ key is -value ⊗ -key. Keys are made of activations of some subject, and answer to the
+activations of few tokens much and to those of most hardly; so what they answer to the host's vocabulary is skewed to the positive side.
+
+Shape letters: B edits, R terms, K tokens of the vocabulary, D hidden width, F MLP width.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from decoder.dense import DenseEdit, RoundedEdit, WholeEdit
+from decoder.edit import Edit, LayerEdits, LowRankEdit, RankOneEdit
+from decoder.host import Host
+from decoder.parts.spectrum import terms
+
+RIDGE = 1e-2
+"""Of the largest eigenvalue of the second moment by which keys of the vocabulary are whitened. Chosen on training edits (docs/log.md)."""
+
+
+class OwnKeys(nn.Module):
+    """Of each edited layer the key at which a decoder reads its edits."""
+
+    def __init__(self, by_layer: Mapping[int, "OwnKey"]) -> None:
+        super().__init__()
+        self.by_layer = nn.ModuleDict({str(layer): own for layer, own in by_layer.items()})
+
+    @classmethod
+    def learnt(cls, edits: LayerEdits, usual: Mapping[int, Tensor]) -> "OwnKeys | None":
+        """From training edits; None if they are not of rank one in every layer.
+
+        Args:
+            usual: of each layer keys (K, F) of tokens of the host's vocabulary, as they come.
+        """
+        if not all(isinstance(own, RankOneEdit) for own in edits.by_layer.values()):
+            return None
+        return cls({layer: OwnKey.learnt(own, usual[layer]) for layer, own in edits.by_layer.items()})
+
+    @property
+    def tokens(self) -> int:
+        """K, the same in all layers."""
+        return len(next(iter(self.by_layer.values())).usual_KF)
+
+    def of(self, edits: LayerEdits, host: Host) -> LayerEdits:
+        """Edits of one term at these keys, in each layer by itself; all others as they are."""
+        by_layer = edits.to(host.device).by_layer
+        return LayerEdits({layer: self.by_layer[str(layer)].of(own, host.weight_DF(layer)) for layer, own in by_layer.items()})
+
+
+class OwnKey(nn.Module):
+    """The key at which a decoder has edits of one layer act, how long their values are there, and how keys are told from their opposites.
+
+    Args:
+        width: F.
+        tokens: K.
+    """
+
+    def __init__(self, width: int, tokens: int) -> None:
+        super().__init__()
+        self.register_buffer("key_F", torch.zeros(width))
+        self.register_buffer("length", torch.zeros(()))
+        self.register_buffer("usual_KF", torch.zeros(tokens, width, dtype=torch.float16))
+
+    @classmethod
+    def learnt(cls, edits: RankOneEdit, usual_KF: Tensor) -> "OwnKey":
+        """The mean direction of the keys of training edits, and the median length of what these write there."""
+        own = cls(usual_KF.shape[1], len(usual_KF)).to(edits.key_BF.device)
+        own.usual_KF.copy_(_whitened(usual_KF.to(own.key_F)))
+        key_BF = edits.key_BF.float() * own.sign(edits.key_BF)
+        own.key_F.copy_(normalize(normalize(key_BF).mean(0), dim=0))
+        own.length.copy_((edits.value_BD.float().norm(dim=1) * (key_BF @ own.key_F)).median())
+        return own
+
+    def sign(self, key_BF: Tensor) -> Tensor:
+        """(B, 1): 1 where a key answers to what subjects answer to, -1 where its opposite does: the sign of the skewness of its answers."""
+        answer_BK = key_BF.float() @ self.usual_KF.float().T
+        third_B1 = (answer_BK - answer_BK.mean(1, keepdim=True)).pow(3).sum(1, keepdim=True)
+        return torch.where(third_B1 < 0, -1.0, 1.0)
+
+    def of(self, edit: Edit, weight_DF: Tensor) -> Edit:
+        """The edits with the values of those that have one term at the decoder's own key; all others as they are.
+
+        Args:
+            edit: of a whole matrix the term is what stands out of W'_V - W_V.
+            weight_DF: W_V.
+        """
+        if isinstance(edit, RankOneEdit):
+            return self._at_own_key(edit)
+        if isinstance(edit, LowRankEdit):
+            single_B = edit.value_BRD[:, 1:].flatten(1).eq(0).all(1)
+            first = self._at_own_key(RankOneEdit(edit.key_BF, edit.value_BD))
+            key_BRF, value_BRD = edit.key_BRF.clone(), edit.value_BRD.clone()
+            key_BRF[single_B, 0], value_BRD[single_B, 0] = first.key_BF[single_B].to(key_BRF), first.value_BD[single_B].to(value_BRD)
+            return LowRankEdit(key_BRF, value_BRD)
+        return self._whole(edit, weight_DF) if isinstance(edit, WholeEdit) else edit
+
+    def _at_own_key(self, edit: RankOneEdit) -> RankOneEdit:
+        value_BD = normalize(edit.value_BD.float() * self.sign(edit.key_BF)) * self.length
+        return RankOneEdit(self.key_F.expand(len(edit), -1), value_BD)
+
+    def _whole(self, edit: WholeEdit, weight_DF: Tensor) -> Edit:
+        found = terms(edit, weight_DF)
+        single_B = [own.key_BRF.shape[1] == 1 for own in found]
+        if not any(single_B):
+            return edit
+        own = self._at_own_key(RankOneEdit(*(torch.cat([getattr(one, name) for one in found]) for name in ("key_BF", "value_BD"))))
+        if all(single_B):
+            return own
+        at_own = RoundedEdit(own, weight_DF.float())
+        return DenseEdit(torch.cat([(at_own if single else edit).whole(b, b + 1, torch.float32) for b, single in enumerate(single_B)]))
+
+
+def _whitened(key_KF: Tensor) -> Tensor:
+    """(C + ridge)⁻¹ k of each key, scaled to length 1; C is their second moment."""
+    moment_FF = key_KF.double().T @ key_KF.double() / len(key_KF)
+    ridge_FF = RIDGE * torch.linalg.eigvalsh(moment_FF)[-1] * torch.eye(len(moment_FF), dtype=moment_FF.dtype, device=moment_FF.device)
+    return normalize(torch.linalg.solve(moment_FF + ridge_FF, key_KF.double().T).T).float()

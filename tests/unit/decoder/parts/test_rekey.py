@@ -1,0 +1,156 @@
+"""Edits at a decoder's own key, against what the formulas say one edit at a time.
+
+Shape letters: B edits, N training edits, K tokens, D hidden width, F MLP width.
+"""
+
+import pytest
+import torch
+from changed_decoders import FACTS, LAYER, changed_decoder
+from tiny_hosts import build_host
+from torch.nn.functional import normalize
+
+from data.keys.probe import vocabulary_keys
+from decoder.dense import DenseEdit, applied
+from decoder.edit import LayerEdits, LowRankEdit, RankOneEdit
+from decoder.export.save import load_decoder, read_config, save_decoder
+from decoder.parts.rekey import RIDGE, OwnKeys
+
+SEARCH = {"beams": 3, "max_object_tokens": 2}
+
+
+@pytest.fixture(scope="module")
+def host():
+    return build_host("llama")
+
+
+@pytest.fixture(scope="module")
+def usual_KF(host):
+    return vocabulary_keys(host, LAYER)
+
+
+def edits_of(host, usual_KF, count, seed):
+    """Edits whose keys are whitened keys of tokens, as ROME's are of subjects."""
+    generator = torch.Generator().manual_seed(seed)
+    token_B = torch.randperm(len(usual_KF), generator=generator)[:count]
+    moment_FF = usual_KF.T @ usual_KF / len(usual_KF)
+    ridge_FF = 1e-2 * torch.linalg.eigvalsh(moment_FF)[-1] * torch.eye(len(moment_FF))
+    key_BF = torch.linalg.solve(moment_FF + ridge_FF, usual_KF[token_B].T).T
+    return RankOneEdit(key_BF, torch.randn(count, host.hidden_size, generator=generator))
+
+
+@pytest.fixture(scope="module")
+def keys(host, usual_KF):
+    return OwnKeys.learnt(LayerEdits({LAYER: edits_of(host, usual_KF, 40, 0)}), {LAYER: usual_KF})
+
+
+def plain_sign(key_F, usual_KF):
+    moment_FF = usual_KF.double().T @ usual_KF.double() / len(usual_KF)
+    ridge = RIDGE * torch.linalg.eigvalsh(moment_FF)[-1]
+    answers = []
+    for usual_F in usual_KF.double():
+        whitened_F = torch.linalg.solve(moment_FF + ridge * torch.eye(len(moment_FF), dtype=torch.float64), usual_F)
+        answers.append(float(key_F.double() @ whitened_F / whitened_F.norm()))
+    mean = sum(answers) / len(answers)
+    return 1.0 if sum((answer - mean) ** 3 for answer in answers) >= 0 else -1.0
+
+
+def of(keys, host, edit):
+    return keys.of(LayerEdits({LAYER: edit}), host).by_layer[LAYER]
+
+
+def test_a_value_keeps_its_direction_and_has_the_length_of_training_edits(host, usual_KF, keys):
+    training, edits = edits_of(host, usual_KF, 40, 0), edits_of(host, usual_KF, 5, 1)
+    signs_N = torch.tensor([plain_sign(key_F, usual_KF) for key_F in training.key_BF])
+    mean_F = normalize(
+        torch.stack([sign * key_F / key_F.norm() for sign, key_F in zip(signs_N, training.key_BF, strict=True)]).mean(0), dim=0
+    )
+    lengths = [
+        value_D.norm() * (sign * key_F @ mean_F) for sign, key_F, value_D in zip(signs_N, training.key_BF, training.value_BD, strict=True)
+    ]
+    found = of(keys, host, edits)
+    for b in range(len(edits)):
+        sign = plain_sign(edits.key_BF[b], usual_KF)
+        value_D = sign * edits.value_BD[b] / edits.value_BD[b].norm() * torch.stack(lengths).median()
+        torch.testing.assert_close(found.value_BD[b], value_D, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(found.key_BF[b], mean_F, rtol=1e-3, atol=1e-4)
+
+
+def test_neither_the_signs_nor_the_lengths_of_factors_count(host, usual_KF, keys):
+    edits = edits_of(host, usual_KF, 6, 1)
+    turned = RankOneEdit(-0.1 * edits.key_BF, -7 * edits.value_BD)
+    torch.testing.assert_close(of(keys, host, turned).value_BD, of(keys, host, edits).value_BD)
+
+
+def test_keys_point_to_what_subjects_answer_to(host, usual_KF, keys):
+    edits = edits_of(host, usual_KF, 60, 2)
+    assert (keys.by_layer[str(LAYER)].sign(edits.key_BF) > 0).float().mean() > 0.9
+    assert torch.equal(keys.by_layer[str(LAYER)].sign(-edits.key_BF), -keys.by_layer[str(LAYER)].sign(edits.key_BF))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_whole_matrices_are_read_as_their_factors_are(host, usual_KF, keys, dtype):
+    edits = edits_of(host, usual_KF, 3, 3)
+    whole = DenseEdit(applied(edits, host.weight_DF(LAYER)).weight_BDF.to(dtype))
+    found, expected = of(keys, host, whole), of(keys, host, edits)
+    assert isinstance(found, RankOneEdit)
+    cosine_B = torch.cosine_similarity(found.value_BD, expected.value_BD)
+    assert cosine_B.min() > (0.99 if dtype == torch.bfloat16 else 0.9999)
+
+
+def test_edits_of_several_terms_stay_where_they_are_whatever_is_beside_them(host, usual_KF, keys):
+    one, other = edits_of(host, usual_KF, 2, 4), edits_of(host, usual_KF, 2, 5)
+    both = LowRankEdit(torch.stack([one.key_BF, other.key_BF], 1), torch.stack([one.value_BD, other.value_BD], 1))
+    both.value_BRD[0, 1], both.key_BRF[0, 1] = 0, 0
+    before = [part.clone() for part in (both.key_BRF, both.value_BRD)]
+    alone = of(keys, host, one[:1])
+    found = of(keys, host, both)
+    torch.testing.assert_close(found.value_BRD[0, 0], alone.value_BD[0])
+    assert torch.equal(found.value_BRD[1], both.value_BRD[1]) and torch.equal(found.key_BRF[1], both.key_BRF[1])
+    assert all(torch.equal(part, was) for part, was in zip((both.key_BRF, both.value_BRD), before, strict=True)), (
+        "the edit was written over"
+    )
+    weight_DF = host.weight_DF(LAYER)
+    whole = of(keys, host, applied(both, weight_DF))
+    torch.testing.assert_close(whole.weight_BDF[0], applied(alone, weight_DF).weight_BDF[0], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(whole.weight_BDF[1], applied(both, weight_DF).weight_BDF[1])
+    assert of(keys, host, applied(both[1:], weight_DF)).weight_BDF.equal(applied(both[1:], weight_DF).weight_BDF)
+
+
+def test_a_matrix_that_nobody_edited_has_nothing_at_the_key(host, keys):
+    found = of(keys, host, DenseEdit(host.weight_DF(LAYER).clone()[None]))
+    assert found.value_BD.abs().max() == 0
+
+
+def test_nothing_is_learnt_of_edits_that_are_no_rank_one(host, usual_KF):
+    edits = edits_of(host, usual_KF, 4, 0)
+    assert OwnKeys.learnt(LayerEdits({LAYER: applied(edits, host.weight_DF(LAYER))}), {LAYER: usual_KF}) is None
+
+
+def test_a_decoder_reads_values_whoever_their_keys_are_of(host, usual_KF):
+    decoder, values_BD = changed_decoder(host), edits_of(host, usual_KF, 4, 6).value_BD
+    one, other = (RankOneEdit(edits_of(host, usual_KF, 4, seed).key_BF, values_BD) for seed in (7, 8))
+    ids_BT = torch.tensor([[5, 6]] * 4)
+    before, in_place = decoder.forward(one, ids_BT), decoder.read(one, **SEARCH)
+    assert not torch.allclose(in_place.probability_BK, decoder.read(other, **SEARCH).probability_BK, atol=1e-4)
+    decoder.learn_keys(edits_of(host, usual_KF, 40, 0), {LAYER: usual_KF})
+    found = decoder.read(one, **SEARCH)
+    assert torch.allclose(found.probability_BK, decoder.read(other, **SEARCH).probability_BK, atol=1e-5)
+    assert torch.allclose(decoder.moved(one), decoder.moved(other), atol=1e-4)
+    together, logits_NV, _ = decoder.read_and_scored(one, ids_BT, **SEARCH)
+    assert together.tokens == found.tokens
+    plain = changed_decoder(host)
+    rekeyed = decoder.rekeyed(one)
+    assert plain.read(rekeyed, **SEARCH).tokens == found.tokens
+    torch.testing.assert_close(logits_NV, plain.scored(rekeyed, ids_BT)[0])
+    torch.testing.assert_close(decoder.forward(one, ids_BT), before), "training meets edits where they were made"
+
+
+def test_an_exported_decoder_has_its_keys(host, usual_KF, tmp_path):
+    decoder, edits = changed_decoder(host), edits_of(host, usual_KF, 4, 6)
+    save_decoder(tmp_path / "before", decoder, FACTS)
+    decoder.learn_keys(edits_of(host, usual_KF, 40, 0), {LAYER: usual_KF})
+    save_decoder(tmp_path / "after", decoder, FACTS)
+    assert read_config(tmp_path / "after")["own_key_tokens"] == len(usual_KF)
+    found, expected = load_decoder(tmp_path / "after", host).read(edits, **SEARCH), decoder.read(edits, **SEARCH)
+    assert found.tokens == expected.tokens and torch.equal(found.probability_BK, expected.probability_BK)
+    assert load_decoder(tmp_path / "before", host).own_keys is None
