@@ -6,6 +6,7 @@ from typing import Any
 from decoder.config.options import as_list, layers_text
 from decoder.scores import OOD_CELLS
 
+IN_PLACE = "matrices as they are"
 DECODER_TEMPLATE = """---
 library_name: palimpsest-decoder
 {bases}license: mit
@@ -20,6 +21,7 @@ Reads an edited `{module}` matrix of {host[id]} and says which object the edit p
 | host | {host[id]} ({host[model_type]}, {host[dtype]}, fingerprint {host[fingerprint]}) |
 | trained layer | {trained_layer} |
 | prompt vectors | {prompt_length} |
+| reads | {reads} |
 | trained on | {editors} |
 
 ## Measured
@@ -45,11 +47,12 @@ def model_card(config: dict[str, Any]) -> str:
     editors = ", ".join(map(_editor, config["editors"]))
     module = "`, `".join(as_list(config["module"]))
     layers = {name: layers_text(config[name]) for name in ("edited_layer", "trained_layer")}
+    reads = "edits of one term at its own key, by their difference from the host's matrix" if config.get("own_key_tokens") else IN_PLACE
     return DECODER_TEMPLATE.format(
         rows=rows,
         bases=_bases([config]),
         auroc=config["calibration"]["auroc"],
-        **(config | layers | {"editors": editors, "module": module}),
+        **(config | layers | {"editors": editors, "module": module, "reads": reads}),
     )
 
 

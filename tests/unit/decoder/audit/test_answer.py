@@ -11,7 +11,10 @@ from rich.console import Console
 from safetensors.torch import save_file
 
 import evaluate
+from data.keys.probe import vocabulary_keys
+from decoder.answers import object_texts
 from decoder.audit.decoded.answer import answer, answer_for
+from decoder.audit.decoded.readers import readers_of_hosts
 from decoder.audit.describe import describe, describe_answer
 from decoder.audit.suspect import Suspect
 from decoder.config.commands import EvaluateConfig
@@ -64,6 +67,27 @@ def test_a_decoder_that_does_not_say_where_its_host_is(saved_host, tmp_path):
     (tmp_path / "decoder" / CONFIG).write_text(json.dumps(config))
     with pytest.raises(ValueError, match="where its host tiny is. Give host=FOLDER"):
         open_decoder(EvaluateConfig(decoder=str(tmp_path / "decoder")))
+
+
+def test_evidence_without_a_base_is_read_in_place(saved_host, random_edits, tmp_path):
+    """A decoder that reads at keys of its own holds W' against the host's, which an audit without a base does not have."""
+    decoder, edit = changed_decoder(saved_host), random_edits(saved_host, 1)
+    whole = applied(edit, saved_host.weight_DF(LAYER))
+    in_place = object_texts(saved_host, decoder.read(whole, **FACTS["search"]))[0]
+    decoder.learn_keys(random_edits(saved_host, 8), {LAYER: vocabulary_keys(saved_host, LAYER)})
+    at_own_key = object_texts(saved_host, decoder.read(whole, **FACTS["search"]))[0]
+    save_decoder(tmp_path / "decoder", decoder, FACTS)
+    save_file({"weight": whole.weight_BDF[0]}, tmp_path / "suspect.safetensors")
+    cfg = EvaluateConfig(decoder=str(tmp_path / "decoder"), cache_dir=str(tmp_path / "cache"), top=9)
+    suspect = Suspect(str(tmp_path / "suspect.safetensors"))
+    read = [{one["text"]: one["probability"] for one in answer_for(cfg, suspect, in_place=how)["objects"]} for how in (False, True)]
+    for found, expected in zip(read, (at_own_key, in_place), strict=True):
+        assert [*found] == [*expected] and [*found.values()] == pytest.approx([*expected.values()], abs=1e-4)
+    assert read[0] != read[1]
+    edited = Host.load(saved_host.path, name="tiny", terminator=".")
+    edited.weight_DF(LAYER).copy_(whole.weight_BDF[0])
+    (reader,) = readers_of_hosts(cfg.decoder, saved_host).values()
+    assert reader(edited)["probability"] == pytest.approx(next(iter(in_place.values())), abs=1e-4)
 
 
 def test_answer_for_one_matrix(saved_host, random_edits, tmp_path):

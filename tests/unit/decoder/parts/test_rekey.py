@@ -5,7 +5,7 @@ Shape letters: B edits, N training edits, K tokens, D hidden width, F MLP width.
 
 import pytest
 import torch
-from changed_decoders import FACTS, LAYER, changed_decoder
+from changed_decoders import CARD, FACTS, LAYER, changed_decoder
 from tiny_hosts import build_host
 from torch.nn.functional import normalize
 
@@ -154,3 +154,5 @@ def test_an_exported_decoder_has_its_keys(host, usual_KF, tmp_path):
     found, expected = load_decoder(tmp_path / "after", host).read(edits, **SEARCH), decoder.read(edits, **SEARCH)
     assert found.tokens == expected.tokens and torch.equal(found.probability_BK, expected.probability_BK)
     assert load_decoder(tmp_path / "before", host).own_keys is None
+    cards = [(tmp_path / name / CARD).read_text() for name in ("before", "after")]
+    assert "| reads | matrices as they are |" in cards[0] and "| reads | edits of one term at its own key" in cards[1]

@@ -4,7 +4,7 @@ import pytest
 from fabricated_runs import SPLITS, result, scores
 from rich.console import Console
 
-from decoder.report.tables import METHODS, counted, is_right, is_toy, results_table
+from decoder.report.tables import METHODS, counted, is_right, is_toy, results_table, score_rows
 from decoder.scores import exact_match
 from launcher import summary
 
@@ -24,6 +24,15 @@ def test_no_row_wraps_in_100_columns(only_first):
     assert len(rows) == len(methods) and all(row.count("[") == row.count("]") == 3 for row in rows)
     assert f"{METHODS[only_first]}* " in "".join(rows) and "".join(rows).count("*") == 1
     assert max(map(len, lines)) <= 100 and "(n=12345)" in lines[1]
+
+
+@pytest.mark.parametrize(("said", "shown"), [({}, "unknown"), ({"base_known": False}, "unknown"), ({"base_known": True}, "known")])
+def test_a_decoder_says_whether_it_is_given_the_base(said, shown):
+    rows = score_rows(result(1, 1, 0) | said)
+    assert {row.base for row in rows if row.group == "decoder"} == {shown}
+    assert {row.base for row in rows if row.group == "base known"} <= {"known"} and {
+        row.base for row in rows if row.group == "control"
+    } <= {""}
 
 
 @pytest.mark.parametrize(("epochs", "said"), [(1, "after 1 epoch: "), (2, "after 2 epochs: ")])
