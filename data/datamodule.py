@@ -19,7 +19,7 @@ from data.facts.fact import Fact, FactSet
 from data.facts.load import load_facts
 from data.facts.splits import assign, draw_splits
 from data.keys.probe import probe_keys, vocabulary_keys
-from data.own_terms import own_terms
+from data.own_terms import has_own_terms, own_terms
 from data.produce.plan import imported, prepare_editor, refuse_too_few, requested, settings_of
 from data.produce.shards import produce
 from data.store.fact_rows import one_fact_a_row
@@ -77,7 +77,7 @@ class EditDataModule(LightningDataModule):
     @property
     def is_apart(self) -> bool:
         """Whether hosts have several facts, each of which is learnt from as if it were alone."""
-        return self._learnt_from is not self.store
+        return has_own_terms(self.store)
 
     def _in_any_order(self, rows: list[int]) -> list[int]:
         """As they are, or shuffled where edits that plant something else come last."""

@@ -17,12 +17,18 @@ from decoder.edit import LowRankEdit, RankOneEdit
 from decoder.host import Host
 
 
+def has_own_terms(store: EditStore) -> bool:
+    """Whether a store has facts that are terms of a host's edit beside others."""
+    if isinstance(store, JoinedStores):
+        return any(map(has_own_terms, store.parts))
+    return isinstance(store, FactRows) and store.has_terms
+
+
 def own_terms(store: EditStore, host: Host) -> EditStore:
     """A view of a store in which every fact of several comes as its own term of its host's edit; the store itself if there are none."""
-    if isinstance(store, JoinedStores):
-        parts = [own_terms(part, host) for part in store.parts]
-        return store if all(own is part for own, part in zip(parts, store.parts, strict=True)) else JoinedStores(parts)
-    return OwnTerms(store, host) if isinstance(store, FactRows) and store.has_terms else store
+    if not has_own_terms(store):
+        return store
+    return JoinedStores([own_terms(part, host) for part in store.parts]) if isinstance(store, JoinedStores) else OwnTerms(store, host)
 
 
 class OwnTerms(FactRows):

@@ -148,6 +148,14 @@ def test_what_is_planted_on_top_is_among_fewer_training_edits_as_it_is_among_all
     assert shares[0] > 0.45 and abs(shares[1] - shares[0]) < 0.08
 
 
+def test_single_facts_are_not_told_apart_however_often_the_store_is_opened(opened):
+    edits = opened()
+    for _ in range(2):
+        assert not edits.is_apart and len(edits.factors("train").edits) == len(edits.rows["train"])
+        edits.prepare_data()  # as a trainer does before its tests
+        assert not edits.is_apart
+
+
 def test_seen_objects_and_kinds(opened):
     edits = opened()
     training = edits.table.iloc[edits.rows["train"]]
