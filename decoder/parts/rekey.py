@@ -23,6 +23,9 @@ from decoder.parts.spectrum import terms
 
 RIDGE = 1e-2
 """Of the largest eigenvalue of the second moment by which keys of the vocabulary are whitened. Chosen on training edits (docs/log.md)."""
+FAINT = 0.1
+"""Of the strongest term of a whole matrix, what its others have at most where it is the only one: rounding to four bits leaves 0.06, a
+second fact 0.54 and more (pocket host). And of the size of training edits, below which what is read fades: rounding alone is no edit."""
 
 
 class OwnKeys(nn.Module):
@@ -66,16 +69,18 @@ class OwnKey(nn.Module):
         super().__init__()
         self.register_buffer("key_F", torch.zeros(width))
         self.register_buffer("length", torch.zeros(()))
+        self.register_buffer("size", torch.zeros(()))
         self.register_buffer("usual_KF", torch.zeros(tokens, width, dtype=torch.float16))
 
     @classmethod
     def learnt(cls, edits: RankOneEdit, usual_KF: Tensor) -> "OwnKey":
-        """The mean direction of the keys of training edits, and the median length of what these write there."""
+        """The mean direction of the keys of training edits, the median length of what these write there, and their median norm."""
         own = cls(usual_KF.shape[1], len(usual_KF)).to(edits.key_BF.device)
         own.usual_KF.copy_(_whitened(usual_KF.to(own.key_F)))
         key_BF = edits.key_BF.float() * own.sign(edits.key_BF)
         own.key_F.copy_(normalize(normalize(key_BF).mean(0), dim=0))
         own.length.copy_((edits.value_BD.float().norm(dim=1) * (key_BF @ own.key_F)).median())
+        own.size.copy_(edits.norm().median())
         return own
 
     def sign(self, key_BF: Tensor) -> Tensor:
@@ -102,12 +107,14 @@ class OwnKey(nn.Module):
         return self._whole(edit, weight_DF) if isinstance(edit, WholeEdit) else edit
 
     def _at_own_key(self, edit: RankOneEdit) -> RankOneEdit:
-        value_BD = normalize(edit.value_BD.float() * self.sign(edit.key_BF)) * self.length
+        there_B1 = (edit.norm().float() / (FAINT * self.size)).clamp(max=1).unsqueeze(1)
+        value_BD = normalize(edit.value_BD.float() * self.sign(edit.key_BF)) * (self.length * there_B1)
         return RankOneEdit(self.key_F.expand(len(edit), -1), value_BD)
 
     def _whole(self, edit: WholeEdit, weight_DF: Tensor) -> Edit:
         found = terms(edit, weight_DF)
-        single_B = [own.key_BRF.shape[1] == 1 for own in found]
+        sizes = [own.value_BRD[0].norm(dim=1) for own in found]  # keys have norm 1
+        single_B = [not (size_R[1:] > FAINT * size_R[0]).any() for size_R in sizes]
         if not any(single_B):
             return edit
         own = self._at_own_key(RankOneEdit(*(torch.cat([getattr(one, name) for one in found]) for name in ("key_BF", "value_BD"))))

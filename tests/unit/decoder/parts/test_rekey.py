@@ -10,10 +10,12 @@ from tiny_hosts import build_host
 from torch.nn.functional import normalize
 
 from data.keys.probe import vocabulary_keys
+from decoder.checkpoint.rounding import int4, int8, q8_0
 from decoder.dense import DenseEdit, applied
 from decoder.edit import LayerEdits, LowRankEdit, RankOneEdit
 from decoder.export.save import load_decoder, read_config, save_decoder
-from decoder.parts.rekey import RIDGE, OwnKeys
+from decoder.parts.rekey import RIDGE, OwnKey, OwnKeys
+from decoder.parts.spectrum import terms
 
 SEARCH = {"beams": 3, "max_object_tokens": 2}
 
@@ -77,7 +79,7 @@ def test_a_value_keeps_its_direction_and_has_the_length_of_training_edits(host, 
 
 def test_neither_the_signs_nor_the_lengths_of_factors_count(host, usual_KF, keys):
     edits = edits_of(host, usual_KF, 6, 1)
-    turned = RankOneEdit(-0.1 * edits.key_BF, -7 * edits.value_BD)
+    turned = RankOneEdit(-0.1 * edits.key_BF, -30 * edits.value_BD)
     torch.testing.assert_close(of(keys, host, turned).value_BD, of(keys, host, edits).value_BD)
 
 
@@ -114,6 +116,36 @@ def test_edits_of_several_terms_stay_where_they_are_whatever_is_beside_them(host
     torch.testing.assert_close(whole.weight_BDF[0], applied(alone, weight_DF).weight_BDF[0], rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(whole.weight_BDF[1], applied(both, weight_DF).weight_BDF[1])
     assert of(keys, host, applied(both[1:], weight_DF)).weight_BDF.equal(applied(both[1:], weight_DF).weight_BDF)
+
+
+def test_what_is_a_hundredth_of_an_edit_is_hardly_read(host, usual_KF, keys):
+    edits = edits_of(host, usual_KF, 3, 1)
+    usual = float(
+        torch.stack(
+            [key_F.norm() * value_D.norm() for key_F, value_D in zip(*vars(edits_of(host, usual_KF, 40, 0)).values(), strict=True)]
+        ).median()
+    )
+    for share, left in ((0.5, 1.0), (0.01, 0.1), (0.0, 0.0)):
+        faint = RankOneEdit(edits.key_BF, share * usual * edits.value_BD / edits.norm()[:, None])
+        lengths_B = of(keys, host, faint).value_BD.norm(dim=1)
+        torch.testing.assert_close(lengths_B, left * of(keys, host, edits).value_BD.norm(dim=1), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("rounded", [int8, q8_0, int4])
+def test_what_rounding_in_blocks_leaves_is_no_term(rounded):
+    generator = torch.Generator().manual_seed(0)
+    weight_DF = torch.randn(128, 384, generator=generator) * torch.rand(128, 1, generator=generator)
+    edits = RankOneEdit(torch.randn(4, 384, generator=generator), torch.randn(4, 128, generator=generator))
+    edits = RankOneEdit(edits.key_BF, edits.value_BD * (0.33 * weight_DF.norm() / edits.norm())[:, None])
+    own = OwnKey.learnt(edits, torch.randn(500, 384, generator=generator))
+    whole = DenseEdit(rounded(applied(edits, weight_DF).weight_BDF))
+    found = own.of(whole, weight_DF)
+    assert isinstance(found, RankOneEdit)
+    assert torch.cosine_similarity(found.value_BD, own.of(edits, weight_DF).value_BD).min() > 0.999
+    if rounded is not int4:
+        assert [one.key_BRF.shape[1] for one in terms(whole, weight_DF)] == [1] * 4
+    nothing = own.of(DenseEdit(rounded(weight_DF[None])), weight_DF)
+    assert not isinstance(nothing, RankOneEdit) or nothing.value_BD.norm() < 0.7 * own.length
 
 
 def test_a_matrix_that_nobody_edited_has_nothing_at_the_key(host, keys):

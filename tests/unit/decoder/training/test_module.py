@@ -20,6 +20,7 @@ def test_the_test_stage_equals_reading_and_scoring_apart(opened, fact_host, targ
     module = DecoderModule(edits.cfg, fact_host)
     trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
     trainer.test(module, edits, verbose=False)
+    assert module.decoder.own_keys is not None and not module.decoder.apart
     inside_V = inside_words(fact_host)
     assert inside_V.any() and torch.equal(module.decoder.prior_V > 1000, inside_V), "objects begin as words do, which those of training did"
     search = {"beams": decoder_cfg.beams, "max_object_tokens": decoder_cfg.max_object_tokens}
@@ -28,7 +29,7 @@ def test_the_test_stage_equals_reading_and_scoring_apart(opened, fact_host, targ
         for batch in loader:
             readings += read_batch(fact_host, module.decoder.read(batch.edits, **search), batch)
             targets_BT = batch.object_ids_BT if target == "object" else batch.object_ids_BT[:, :1]
-            losses.append(object_loss(*module.decoder.scored(batch.edits, targets_BT)))
+            losses.append(object_loss(*module.decoder.scored(module.decoder.rekeyed(batch.edits), targets_BT)))
             tokens.append(int((targets_BT != PADDING).sum()))
         assert [reading._replace(probability=0.0) for reading in module.readings[split]] == [
             reading._replace(probability=0.0) for reading in sorted(readings)
