@@ -28,6 +28,11 @@ FAINT = 0.1
 second fact 0.54 and more (pocket host). And of the size of training edits, below which what is read fades: rounding alone is no edit."""
 
 
+COMMON = 0.1
+"""What keys of training edits must have in common, as the mean cosine with their mean direction: a prompt that learnt from keys which have
+less (AlphaEdit's 0.03 and 0.06 on two hosts, ROME's and MEMIT's 0.17 and 0.18) answers to no direction."""
+
+
 class OwnKeys(nn.Module):
     """Of each edited layer the key at which a decoder reads its edits."""
 
@@ -37,14 +42,15 @@ class OwnKeys(nn.Module):
 
     @classmethod
     def learnt(cls, edits: LayerEdits, usual: Mapping[int, Tensor]) -> "OwnKeys | None":
-        """From training edits; None if they are not of rank one in every layer.
+        """From training edits; None if they are not of rank one in every layer, or their keys have too little in common (`COMMON`).
 
         Args:
             usual: of each layer keys (K, F) of tokens of the host's vocabulary, as they come.
         """
         if not all(isinstance(own, RankOneEdit) for own in edits.by_layer.values()):
             return None
-        return cls({layer: OwnKey.learnt(own, usual[layer]) for layer, own in edits.by_layer.items()})
+        by_layer = {layer: OwnKey.learnt(own, usual[layer]) for layer, own in edits.by_layer.items()}
+        return None if any(own is None for own in by_layer.values()) else cls(by_layer)
 
     @property
     def tokens(self) -> int:
@@ -73,12 +79,15 @@ class OwnKey(nn.Module):
         self.register_buffer("usual_KF", torch.zeros(tokens, width, dtype=torch.float16))
 
     @classmethod
-    def learnt(cls, edits: RankOneEdit, usual_KF: Tensor) -> "OwnKey":
+    def learnt(cls, edits: RankOneEdit, usual_KF: Tensor) -> "OwnKey | None":
         """The mean direction of the keys of training edits, the median length of what these write there, and their median norm."""
         own = cls(usual_KF.shape[1], len(usual_KF)).to(edits.key_BF.device)
         own.usual_KF.copy_(_whitened(usual_KF.to(own.key_F)))
         key_BF = edits.key_BF.float() * own.sign(edits.key_BF)
-        own.key_F.copy_(normalize(normalize(key_BF).mean(0), dim=0))
+        mean_F = normalize(key_BF).mean(0)
+        if mean_F.norm() < COMMON:
+            return None
+        own.key_F.copy_(normalize(mean_F, dim=0))
         own.length.copy_((edits.value_BD.float().norm(dim=1) * (key_BF @ own.key_F)).median())
         own.size.copy_(edits.norm().median())
         return own

@@ -36,7 +36,9 @@ def edits_of(host, usual_KF, count, seed):
     token_B = torch.randperm(len(usual_KF), generator=generator)[:count]
     moment_FF = usual_KF.T @ usual_KF / len(usual_KF)
     ridge_FF = 1e-2 * torch.linalg.eigvalsh(moment_FF)[-1] * torch.eye(len(moment_FF))
+    # Subjects have more in common than the tokens of a host that was never trained.
     key_BF = torch.linalg.solve(moment_FF + ridge_FF, usual_KF[token_B].T).T
+    key_BF = key_BF + 0.3 * key_BF.norm(dim=1, keepdim=True) * normalize(usual_KF.mean(0), dim=0)
     return RankOneEdit(key_BF, torch.randn(count, host.hidden_size, generator=generator))
 
 
@@ -156,6 +158,18 @@ def test_a_matrix_that_nobody_edited_has_nothing_at_the_key(host, keys):
 def test_nothing_is_learnt_of_edits_that_are_no_rank_one(host, usual_KF):
     edits = edits_of(host, usual_KF, 4, 0)
     assert OwnKeys.learnt(LayerEdits({LAYER: applied(edits, host.weight_DF(LAYER))}), {LAYER: usual_KF}) is None
+
+
+def test_nothing_is_learnt_of_keys_that_have_nothing_in_common(host, usual_KF):
+    edits = edits_of(host, usual_KF, 40, 0)
+    pairs = RankOneEdit(torch.cat([edits.key_BF, -edits.key_BF]), edits.value_BD.repeat(2, 1))
+    assert OwnKeys.learnt(LayerEdits({LAYER: pairs}), {LAYER: usual_KF}) is not None, "signs mean nothing"
+    drawn = RankOneEdit(torch.randn(4000, host.mlp_size(LAYER), generator=torch.Generator().manual_seed(0)), torch.randn(4000, 32))
+    drawn = RankOneEdit(
+        drawn.key_BF * OwnKeys.learnt(LayerEdits({LAYER: edits}), {LAYER: usual_KF}).by_layer[str(LAYER)].sign(drawn.key_BF), drawn.value_BD
+    )
+    drawn = RankOneEdit(drawn.key_BF - drawn.key_BF.mean(0), drawn.value_BD)
+    assert OwnKeys.learnt(LayerEdits({LAYER: drawn}), {LAYER: usual_KF}) is None
 
 
 def test_a_decoder_reads_values_whoever_their_keys_are_of(host, usual_KF):
