@@ -4,8 +4,9 @@ An edit acts on an input as far as the input answers to its key, and a decoder's
 the host's own W_V is known, so W'_V - W_V = value ⊗ key is, and the value is one of its factors. At a key of the decoder's own it acts on
 the prompt as training edits do in the middle, whoever planted it: AlphaEdit's keys, which have nothing in common, among them.
 
-Factors are known but for their sign: value ⊗ key is -value ⊗ -key. Keys are made of activations of some subject, and answer to the
-activations of few tokens much and to those of most hardly; so what they answer to the host's vocabulary is skewed to the positive side.
+Factors are known but for their sign: value ⊗ key is -value ⊗ -key. Most keys say it by the direction that keys have in common. Of those
+that do not have it the host's vocabulary does: keys are made of activations of some subject, and answer to the activations of few tokens
+much and to those of most hardly; so what they answer to all tokens is skewed to the positive side.
 
 Shape letters: B edits, R terms, K tokens of the vocabulary, D hidden width, F MLP width.
 """
@@ -31,6 +32,11 @@ second fact 0.54 and more (pocket host). And of the size of training edits, belo
 COMMON = 0.1
 """What keys of training edits must have in common, as the mean cosine with their mean direction: a prompt that learnt from keys which have
 less (AlphaEdit's 0.03 and 0.06 on two hosts, ROME's and MEMIT's 0.17 and 0.18) answers to no direction."""
+
+
+CLEAR = 0.01
+"""Quantile of the cosines of training keys with their mean direction, from which on a cosine tells a key from its opposite. So it did for
+all edits of ROME and its kin on two hosts, of other seeds too; AlphaEdit's keys, and what is drawn, do not come near it."""
 
 
 class OwnKeys(nn.Module):
@@ -76,24 +82,35 @@ class OwnKey(nn.Module):
         self.register_buffer("key_F", torch.zeros(width))
         self.register_buffer("length", torch.zeros(()))
         self.register_buffer("size", torch.zeros(()))
+        self.register_buffer("clear", torch.zeros(()))
         self.register_buffer("usual_KF", torch.zeros(tokens, width, dtype=torch.float16))
 
     @classmethod
     def learnt(cls, edits: RankOneEdit, usual_KF: Tensor) -> "OwnKey | None":
-        """The mean direction of the keys of training edits, the median length of what these write there, and their median norm."""
+        """The mean direction of the keys of training edits, the median length of what these write there, and their median norm.
+
+        None if the keys have too little in common.
+        """
         own = cls(usual_KF.shape[1], len(usual_KF)).to(edits.key_BF.device)
         own.usual_KF.copy_(_whitened(usual_KF.to(own.key_F)))
-        key_BF = edits.key_BF.float() * own.sign(edits.key_BF)
-        mean_F = normalize(key_BF).mean(0)
+        key_BF = normalize(edits.key_BF.float() * own._skewness(edits.key_BF))
+        mean_F = key_BF.mean(0)
         if mean_F.norm() < COMMON:
             return None
         own.key_F.copy_(normalize(mean_F, dim=0))
-        own.length.copy_((edits.value_BD.float().norm(dim=1) * (key_BF @ own.key_F)).median())
+        cosine_B = (key_BF @ own.key_F).abs()
+        own.clear.copy_(cosine_B.quantile(CLEAR))
+        own.length.copy_((edits.norm().float() * cosine_B).median())
         own.size.copy_(edits.norm().median())
         return own
 
     def sign(self, key_BF: Tensor) -> Tensor:
-        """(B, 1): 1 where a key answers to what subjects answer to, -1 where its opposite does: the sign of the skewness of its answers."""
+        """(B, 1): 1 where a key answers to what subjects answer to, -1 where its opposite does."""
+        cosine_B1 = (normalize(key_BF.float()) @ self.key_F).unsqueeze(1)
+        return torch.where(torch.where(cosine_B1.abs() >= self.clear, cosine_B1, self._skewness(key_BF)) < 0, -1.0, 1.0)
+
+    def _skewness(self, key_BF: Tensor) -> Tensor:
+        """1 or -1 (B, 1): the sign of the skewness of what keys answer to the vocabulary."""
         answer_BK = key_BF.float() @ self.usual_KF.float().T
         third_B1 = (answer_BK - answer_BK.mean(1, keepdim=True)).pow(3).sum(1, keepdim=True)
         return torch.where(third_B1 < 0, -1.0, 1.0)

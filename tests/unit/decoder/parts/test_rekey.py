@@ -14,7 +14,7 @@ from decoder.checkpoint.rounding import int4, int8, q8_0
 from decoder.dense import DenseEdit, applied
 from decoder.edit import LayerEdits, LowRankEdit, RankOneEdit
 from decoder.export.save import load_decoder, read_config, save_decoder
-from decoder.parts.rekey import RIDGE, OwnKey, OwnKeys
+from decoder.parts.rekey import CLEAR, RIDGE, OwnKey, OwnKeys
 from decoder.parts.spectrum import terms
 
 SEARCH = {"beams": 3, "max_object_tokens": 2}
@@ -71,9 +71,15 @@ def test_a_value_keeps_its_direction_and_has_the_length_of_training_edits(host, 
     lengths = [
         value_D.norm() * (sign * key_F @ mean_F) for sign, key_F, value_D in zip(signs_N, training.key_BF, training.value_BD, strict=True)
     ]
+    cosines = sorted(abs(float(torch.cosine_similarity(key_F, mean_F, dim=0))) for key_F in training.key_BF)
+    clear = float(torch.tensor(cosines).quantile(CLEAR))
+    # One that the direction in common tells, and one that it does not.
+    edits.key_BF[0] += edits.key_BF[0].norm() * mean_F
+    edits.key_BF[1] -= (edits.key_BF[1] @ mean_F) * mean_F
     found = of(keys, host, edits)
     for b in range(len(edits)):
-        sign = plain_sign(edits.key_BF[b], usual_KF)
+        cosine = float(torch.cosine_similarity(edits.key_BF[b], mean_F, dim=0))
+        sign = plain_sign(edits.key_BF[b], usual_KF) if abs(cosine) < clear else 1.0 if cosine > 0 else -1.0
         value_D = sign * edits.value_BD[b] / edits.value_BD[b].norm() * torch.stack(lengths).median()
         torch.testing.assert_close(found.value_BD[b], value_D, rtol=1e-3, atol=1e-5)
         torch.testing.assert_close(found.key_BF[b], mean_F, rtol=1e-3, atol=1e-4)
