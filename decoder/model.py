@@ -130,7 +130,7 @@ class ObjectDecoder(nn.Module):
         """From now on `read` takes off each first token `share` of the log-probability it has without an edit.
 
         What it says of the host's own W_V is what training made likely, whatever the edit (contextual calibration, Zhao et al. 2021). It
-        becomes part of the decoder; reading needs W' alone.
+        becomes part of the decoder.
         """
         self.prior_V.copy_(share * self._without_edit().float().log_softmax(-1))
 

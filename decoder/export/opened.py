@@ -47,8 +47,11 @@ class Voters:
             decoder.apart = decoder.apart or "several" not in config
 
     def read_in_place(self) -> None:
-        """Has decoders read matrices as they are, in which no W_V but the suspect's has a part."""
-        for decoder in self.decoders:
+        """Has decoders read matrices as they are, in which no W_V but the suspect's has a part.
+
+        Not those of a gate, which was fitted on how they read otherwise.
+        """
+        for decoder in self.decoders if self.gate is None else ():
             decoder.own_keys = None
 
     def read_each(self, edits: Edits) -> list[Beams]:

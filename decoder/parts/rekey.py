@@ -24,14 +24,15 @@ from decoder.parts.spectrum import terms
 
 RIDGE = 1e-2
 """Of the largest eigenvalue of the second moment by which keys of the vocabulary are whitened. Chosen on training edits (docs/log.md)."""
+TINY = 1e-30  # of a length that is divided by
 FAINT = 0.1
 """Of the strongest term of a whole matrix, what its others have at most where it is the only one: rounding to four bits leaves 0.06, a
 second fact 0.54 and more (pocket host). And of the size of training edits, below which what is read fades: rounding alone is no edit."""
 
 
 COMMON = 0.1
-"""What keys of training edits must have in common, as the mean cosine with their mean direction: a prompt that learnt from keys which have
-less (AlphaEdit's 0.03 and 0.06 on two hosts, ROME's and MEMIT's 0.17 and 0.18) answers to no direction."""
+"""What keys of training edits must have in common, as the root of the mean cosine of two of them: a prompt that learnt from keys which
+have less (AlphaEdit's 0.02 and 0.04 on two hosts, ROME's and MEMIT's 0.17 and 0.18) answers to no direction."""
 
 
 CLEAR = 0.01
@@ -89,29 +90,32 @@ class OwnKey(nn.Module):
     def learnt(cls, edits: RankOneEdit, usual_KF: Tensor) -> "OwnKey | None":
         """The mean direction of the keys of training edits, the median length of what these write there, and their median norm.
 
-        None if the keys have too little in common.
+        None if the keys have too little in common, as where nobody knows which way round they are.
         """
         own = cls(usual_KF.shape[1], len(usual_KF)).to(edits.key_BF.device)
         own.usual_KF.copy_(_whitened(usual_KF.to(own.key_F)))
-        key_BF = normalize(edits.key_BF.float() * own._skewness(edits.key_BF))
-        mean_F = key_BF.mean(0)
-        if mean_F.norm() < COMMON:
+        # Editors write keys that their subjects answer to: of training edits the signs are known.
+        key_BF = normalize(edits.key_BF.float(), eps=TINY)
+        mean_F, count = key_BF.mean(0), len(key_BF)
+        # Of keys that have nothing in common the mean is of length count ** -0.5.
+        if count < 2 or max(0.0, float(count * mean_F.square().sum() - 1)) / (count - 1) < COMMON**2:
             return None
         own.key_F.copy_(normalize(mean_F, dim=0))
-        cosine_B = (key_BF @ own.key_F).abs()
-        own.clear.copy_(cosine_B.quantile(CLEAR))
+        cosine_B = key_BF @ own.key_F
+        own.clear.copy_(cosine_B.abs().quantile(CLEAR))
         own.length.copy_((edits.norm().float() * cosine_B).median())
-        own.size.copy_(edits.norm().median())
+        own.size.copy_(edits.norm().median().clamp(min=TINY))
         return own
 
     def sign(self, key_BF: Tensor) -> Tensor:
         """(B, 1): 1 where a key answers to what subjects answer to, -1 where its opposite does."""
-        cosine_B1 = (normalize(key_BF.float()) @ self.key_F).unsqueeze(1)
+        key_BF = normalize(key_BF.float(), eps=TINY)
+        cosine_B1 = (key_BF @ self.key_F).unsqueeze(1)
         return torch.where(torch.where(cosine_B1.abs() >= self.clear, cosine_B1, self._skewness(key_BF)) < 0, -1.0, 1.0)
 
     def _skewness(self, key_BF: Tensor) -> Tensor:
-        """1 or -1 (B, 1): the sign of the skewness of what keys answer to the vocabulary."""
-        answer_BK = key_BF.float() @ self.usual_KF.float().T
+        """1 or -1 (B, 1): the sign of the skewness of what keys of length 1 answer to the vocabulary."""
+        answer_BK = key_BF @ self.usual_KF.float().T
         third_B1 = (answer_BK - answer_BK.mean(1, keepdim=True)).pow(3).sum(1, keepdim=True)
         return torch.where(third_B1 < 0, -1.0, 1.0)
 
@@ -134,7 +138,7 @@ class OwnKey(nn.Module):
 
     def _at_own_key(self, edit: RankOneEdit) -> RankOneEdit:
         there_B1 = (edit.norm().float() / (FAINT * self.size)).clamp(max=1).unsqueeze(1)
-        value_BD = normalize(edit.value_BD.float() * self.sign(edit.key_BF)) * (self.length * there_B1)
+        value_BD = normalize(edit.value_BD.float(), eps=TINY) * self.sign(edit.key_BF) * (self.length * there_B1)
         return RankOneEdit(self.key_F.expand(len(edit), -1), value_BD)
 
     def _whole(self, edit: WholeEdit, weight_DF: Tensor) -> Edit:
@@ -152,6 +156,9 @@ class OwnKey(nn.Module):
 
 def _whitened(key_KF: Tensor) -> Tensor:
     """(C + ridge)⁻¹ k of each key, scaled to length 1; C is their second moment."""
-    moment_FF = key_KF.double().T @ key_KF.double() / len(key_KF)
-    ridge_FF = RIDGE * torch.linalg.eigvalsh(moment_FF)[-1] * torch.eye(len(moment_FF), dtype=moment_FF.dtype, device=moment_FF.device)
-    return normalize(torch.linalg.solve(moment_FF + ridge_FF, key_KF.double().T).T).float()
+    key_KF = key_KF.double()
+    # (XᵀX/K + r)⁻¹ Xᵀ = Xᵀ (XXᵀ/K + r)⁻¹, whose nonzero eigenvalues are the same: the smaller of the two will do.
+    by_token = len(key_KF) < key_KF.shape[1]
+    moment = (key_KF @ key_KF.T if by_token else key_KF.T @ key_KF) / len(key_KF)
+    moment.diagonal().add_(RIDGE * torch.linalg.eigvalsh(moment)[-1])
+    return normalize(torch.linalg.solve(moment, key_KF) if by_token else torch.linalg.solve(moment, key_KF.T).T).float()

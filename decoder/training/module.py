@@ -122,13 +122,13 @@ class DecoderModule(LightningModule):
 
     def learn_to_read(self, datamodule: LightningDataModule) -> None:
         """What a trained decoder takes from training edits for reading others."""
-        decoder = self.decoder
+        decoder, no_end = self.decoder, self.decoder.host.terminator_id is None
+        train = datamodule.factors("train") if no_end or self.cfg.decoder.rekeyed else None
         if self.cfg.decoder.rekeyed:
-            decoder.learn_keys(datamodule.factors("train").edits, datamodule.usual_keys())
+            decoder.learn_keys(train.edits, datamodule.usual_keys())
         decoder.take_prior(self.cfg.decoder.prior)
         decoder.learn_start(datamodule.training_beginnings)
-        if decoder.host.terminator_id is None:
-            train = datamodule.factors("train")
+        if no_end:
             decoder.learn_end(train.edits, train.object_ids_BT)
 
     def test_step(self, batch: EditBatch, batch_idx: int, dataloader_idx: int = 0) -> None:

@@ -19,6 +19,7 @@ from decoder.audit.describe import describe, describe_answer
 from decoder.audit.suspect import Suspect
 from decoder.config.commands import EvaluateConfig
 from decoder.dense import DenseEdit, applied
+from decoder.edit import RankOneEdit
 from decoder.export.opened import Voters, open_decoder
 from decoder.export.save import read_config, save_decoder
 from decoder.host import Host
@@ -74,7 +75,9 @@ def test_evidence_without_a_base_is_read_in_place(saved_host, random_edits, tmp_
     decoder, edit = changed_decoder(saved_host), random_edits(saved_host, 1)
     whole = applied(edit, saved_host.weight_DF(LAYER))
     in_place = object_texts(saved_host, decoder.read(whole, **FACTS["search"]))[0]
-    decoder.learn_keys(random_edits(saved_host, 8), {LAYER: vocabulary_keys(saved_host, LAYER)})
+    training = random_edits(saved_host, 8)
+    alike = RankOneEdit(training.key_BF + 2 * training.key_BF[:1], training.value_BD)
+    decoder.learn_keys(alike, {LAYER: vocabulary_keys(saved_host, LAYER)})
     at_own_key = object_texts(saved_host, decoder.read(whole, **FACTS["search"]))[0]
     save_decoder(tmp_path / "decoder", decoder, FACTS)
     save_file({"weight": whole.weight_BDF[0]}, tmp_path / "suspect.safetensors")

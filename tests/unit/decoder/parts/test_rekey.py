@@ -14,7 +14,7 @@ from decoder.checkpoint.rounding import int4, int8, q8_0
 from decoder.dense import DenseEdit, applied
 from decoder.edit import LayerEdits, LowRankEdit, RankOneEdit
 from decoder.export.save import load_decoder, read_config, save_decoder
-from decoder.parts.rekey import CLEAR, RIDGE, OwnKey, OwnKeys
+from decoder.parts.rekey import CLEAR, RIDGE, OwnKey, OwnKeys, _whitened
 from decoder.parts.spectrum import terms
 
 SEARCH = {"beams": 3, "max_object_tokens": 2}
@@ -64,13 +64,8 @@ def of(keys, host, edit):
 
 def test_a_value_keeps_its_direction_and_has_the_length_of_training_edits(host, usual_KF, keys):
     training, edits = edits_of(host, usual_KF, 40, 0), edits_of(host, usual_KF, 5, 1)
-    signs_N = torch.tensor([plain_sign(key_F, usual_KF) for key_F in training.key_BF])
-    mean_F = normalize(
-        torch.stack([sign * key_F / key_F.norm() for sign, key_F in zip(signs_N, training.key_BF, strict=True)]).mean(0), dim=0
-    )
-    lengths = [
-        value_D.norm() * (sign * key_F @ mean_F) for sign, key_F, value_D in zip(signs_N, training.key_BF, training.value_BD, strict=True)
-    ]
+    mean_F = normalize(torch.stack([key_F / key_F.norm() for key_F in training.key_BF]).mean(0), dim=0)
+    lengths = [value_D.norm() * (key_F @ mean_F) for key_F, value_D in zip(training.key_BF, training.value_BD, strict=True)]
     cosines = sorted(abs(float(torch.cosine_similarity(key_F, mean_F, dim=0))) for key_F in training.key_BF)
     clear = float(torch.tensor(cosines).quantile(CLEAR))
     # One that the direction in common tells, and one that it does not.
@@ -143,7 +138,8 @@ def test_what_is_a_hundredth_of_an_edit_is_hardly_read(host, usual_KF, keys):
 def test_what_rounding_in_blocks_leaves_is_no_term(rounded):
     generator = torch.Generator().manual_seed(0)
     weight_DF = torch.randn(128, 384, generator=generator) * torch.rand(128, 1, generator=generator)
-    edits = RankOneEdit(torch.randn(4, 384, generator=generator), torch.randn(4, 128, generator=generator))
+    key_BF = torch.randn(4, 384, generator=generator) + torch.randn(1, 384, generator=generator)
+    edits = RankOneEdit(key_BF, torch.randn(4, 128, generator=generator))
     edits = RankOneEdit(edits.key_BF, edits.value_BD * (0.33 * weight_DF.norm() / edits.norm())[:, None])
     own = OwnKey.learnt(edits, torch.randn(500, 384, generator=generator))
     whole = DenseEdit(rounded(applied(edits, weight_DF).weight_BDF))
@@ -166,16 +162,30 @@ def test_nothing_is_learnt_of_edits_that_are_no_rank_one(host, usual_KF):
     assert OwnKeys.learnt(LayerEdits({LAYER: applied(edits, host.weight_DF(LAYER))}), {LAYER: usual_KF}) is None
 
 
-def test_nothing_is_learnt_of_keys_that_have_nothing_in_common(host, usual_KF):
-    edits = edits_of(host, usual_KF, 40, 0)
-    pairs = RankOneEdit(torch.cat([edits.key_BF, -edits.key_BF]), edits.value_BD.repeat(2, 1))
-    assert OwnKeys.learnt(LayerEdits({LAYER: pairs}), {LAYER: usual_KF}) is not None, "signs mean nothing"
-    drawn = RankOneEdit(torch.randn(4000, host.mlp_size(LAYER), generator=torch.Generator().manual_seed(0)), torch.randn(4000, 32))
-    drawn = RankOneEdit(
-        drawn.key_BF * OwnKeys.learnt(LayerEdits({LAYER: edits}), {LAYER: usual_KF}).by_layer[str(LAYER)].sign(drawn.key_BF), drawn.value_BD
-    )
-    drawn = RankOneEdit(drawn.key_BF - drawn.key_BF.mean(0), drawn.value_BD)
-    assert OwnKeys.learnt(LayerEdits({LAYER: drawn}), {LAYER: usual_KF}) is None
+@pytest.mark.parametrize("count", [1, 20, 40, 400])
+def test_nothing_is_learnt_of_keys_that_have_nothing_in_common(count):
+    """The mean of few keys that were drawn is no short one."""
+    generator = torch.Generator().manual_seed(0)
+    usual_KF, key_BF = torch.randn(300, 1500, generator=generator), torch.randn(count, 1500, generator=generator)
+    value_BD = torch.randn(count, 32, generator=generator)
+    assert OwnKey.learnt(RankOneEdit(key_BF, value_BD), usual_KF) is None
+    learnt = OwnKey.learnt(RankOneEdit(key_BF + 0.5 * usual_KF[:1], value_BD), usual_KF)
+    assert count == 1 or torch.cosine_similarity(learnt.key_F, usual_KF[0], dim=0) > 0.8
+
+
+def test_keys_of_any_length_are_read(host, usual_KF, keys):
+    edits = edits_of(host, usual_KF, 6, 1)
+    short = RankOneEdit(1e-14 * edits.key_BF, 1e14 * edits.value_BD)
+    torch.testing.assert_close(of(keys, host, short).value_BD, of(keys, host, edits).value_BD)
+
+
+def test_few_keys_of_a_wide_matrix_are_whitened_as_many_are():
+    key_KF = torch.randn(30, 50, generator=torch.Generator().manual_seed(0))
+    moment_FF = key_KF.double().T @ key_KF.double() / 30
+    moment_FF += RIDGE * torch.linalg.eigvalsh(moment_FF)[-1] * torch.eye(50)
+    expected_KF = normalize(torch.linalg.solve(moment_FF, key_KF.double().T).T).float()
+    torch.testing.assert_close(_whitened(key_KF), expected_KF)
+    torch.testing.assert_close(_whitened(torch.cat([key_KF, key_KF])), torch.cat([expected_KF, expected_KF]))
 
 
 def test_a_decoder_reads_values_whoever_their_keys_are_of(host, usual_KF):
