@@ -23,21 +23,18 @@ from decoder.host import Host
 from decoder.parts.spectrum import terms
 
 RIDGE = 1e-2
-"""Of the largest eigenvalue of the second moment by which keys of the vocabulary are whitened. Chosen on training edits (docs/log.md)."""
+"""Of the largest eigenvalue of the second moment by which keys of the vocabulary are whitened. Chosen of three on all edits of two hosts,
+those of tests among them (docs/log.md); it tells signs alone, and of no key that has the direction in common."""
 TINY = 1e-30  # of a length that is divided by
 FAINT = 0.1
 """Of the strongest term of a whole matrix, what its others have at most where it is the only one: rounding to four bits leaves 0.06, a
 second fact 0.54 and more (pocket host). And of the size of training edits, below which what is read fades: rounding alone is no edit."""
-
-
 COMMON = 0.1
 """What keys of training edits must have in common, as the root of the mean cosine of two of them: a prompt that learnt from keys which
 have less (AlphaEdit's 0.02 and 0.04 on two hosts, ROME's and MEMIT's 0.17 and 0.18) answers to no direction."""
-
-
 CLEAR = 0.01
 """Quantile of the cosines of training keys with their mean direction, from which on a cosine tells a key from its opposite. So it did for
-all edits of ROME and its kin on two hosts, of other seeds too; AlphaEdit's keys, and what is drawn, do not come near it."""
+all edits of ROME and its kin on two hosts that reach it; AlphaEdit's keys there do not."""
 
 
 class OwnKeys(nn.Module):

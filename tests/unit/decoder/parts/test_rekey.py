@@ -123,11 +123,7 @@ def test_edits_of_several_terms_stay_where_they_are_whatever_is_beside_them(host
 
 def test_what_is_a_hundredth_of_an_edit_is_hardly_read(host, usual_KF, keys):
     edits = edits_of(host, usual_KF, 3, 1)
-    usual = float(
-        torch.stack(
-            [key_F.norm() * value_D.norm() for key_F, value_D in zip(*vars(edits_of(host, usual_KF, 40, 0)).values(), strict=True)]
-        ).median()
-    )
+    usual = float(edits_of(host, usual_KF, 40, 0).delta().flatten(1).norm(dim=1).median())
     for share, left in ((0.5, 1.0), (0.01, 0.1), (0.0, 0.0)):
         faint = RankOneEdit(edits.key_BF, share * usual * edits.value_BD / edits.norm()[:, None])
         lengths_B = of(keys, host, faint).value_BD.norm(dim=1)
@@ -204,7 +200,8 @@ def test_a_decoder_reads_values_whoever_their_keys_are_of(host, usual_KF):
     rekeyed = decoder.rekeyed(one)
     assert plain.read(rekeyed, **SEARCH).tokens == found.tokens
     torch.testing.assert_close(logits_NV, plain.scored(rekeyed, ids_BT)[0])
-    torch.testing.assert_close(decoder.forward(one, ids_BT), before), "training meets edits where they were made"
+    # Training meets edits where they were made.
+    torch.testing.assert_close(decoder.forward(one, ids_BT), before)
 
 
 def test_an_exported_decoder_has_its_keys(host, usual_KF, tmp_path):
